@@ -1,0 +1,164 @@
+//! One type for each kind of id, so that they cannot be mixed up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is no id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a {kind}: {reason}")]
+pub struct IdError {
+    kind: &'static str,
+    text: String,
+    reason: &'static str,
+}
+
+/// The id of one run: what its containers, networks and volumes are labelled with.
+///
+/// Lower-case letters, digits and `-`, at most 40 characters, so that it can stand in a container
+/// name, a DNS label and an image tag.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+impl RunId {
+    /// Longest run id, in characters.
+    pub const MAX_LEN: usize = 40;
+
+    /// Checks `text`.
+    pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
+        let text = text.into();
+        let reason = if text.is_empty() {
+            "it is empty"
+        } else if text.len() > Self::MAX_LEN {
+            "it is longer than 40 characters"
+        } else if !text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
+            "only lower-case letters, digits and `-` may be used"
+        } else if text.starts_with('-') || text.ends_with('-') {
+            "it must start and end with a letter or a digit"
+        } else {
+            return Ok(Self(text));
+        };
+        Err(IdError {
+            kind: "run id",
+            text,
+            reason,
+        })
+    }
+
+    /// A new id from 64 random bits: `r` and 12 characters of base 32.
+    pub fn from_random(bits: u64) -> Self {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let tail: String = (0..12)
+            .map(|i| char::from(ALPHABET[(bits >> (5 * i)) as usize & 31]))
+            .collect();
+        Self(format!("r{tail}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> Self {
+        id.0
+    }
+}
+
+/// The id of a step inside its task: unique there, and the step's DNS name on the run's network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StepId(String);
+
+impl StepId {
+    /// Checks `text`: not empty, no white space, and not `acb_root`, which the reference executor keeps for itself.
+    pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
+        let text = text.into();
+        let reason = if text.is_empty() {
+            "it is empty"
+        } else if text.contains(char::is_whitespace) {
+            "it contains white space"
+        } else if text == "acb_root" {
+            "this name is reserved"
+        } else {
+            return Ok(Self(text));
+        };
+        Err(IdError {
+            kind: "step id",
+            text,
+            reason,
+        })
+    }
+
+    /// The id of the step at `position` (from 0) that was given none: `acb_step_N`.
+    pub fn default_at(position: usize) -> Self {
+        Self(format!("acb_step_{position}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StepId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for StepId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+impl From<StepId> for String {
+    fn from(id: StepId) -> Self {
+        id.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_ids() {
+        for good in ["ca7", "r2026-11", "a"] {
+            assert_eq!(RunId::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "A", "a b", "-a", "a-", "a/b", &"x".repeat(41)] {
+            assert!(RunId::new(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(RunId::from_random(0).as_str(), "raaaaaaaaaaaa");
+        assert!(RunId::new(RunId::from_random(u64::MAX).to_string()).is_ok());
+    }
+
+    #[test]
+    fn step_ids() {
+        assert!(StepId::new("build-web").is_ok());
+        assert!(StepId::new("acb_root").is_err());
+        assert!(StepId::new("a b").is_err());
+        assert_eq!(StepId::default_at(3).as_str(), "acb_step_3");
+    }
+}

@@ -1,0 +1,99 @@
+//! The words of a build step, `docker build ARGS`, understood.
+
+use std::time::Duration;
+
+/// Where a build's files come from, as the line names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextRef {
+    /// A folder of the run's own context: `.`, `sub/folder`.
+    Path(String),
+    /// A git repository: `URL#ref:folder`.
+    Git(String),
+    /// A tarball, or a single Dockerfile, by URL.
+    Http(String),
+    /// An artifact in a registry: `oci://REF`.
+    Oci(String),
+    /// `-`: nothing but the Dockerfile, or what the run was given on standard input.
+    Stdin,
+}
+
+/// A build, as asked for by the flags of `docker build`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildLine {
+    /// The context.
+    pub context: ContextRef,
+    /// `-f`: relative to the context; `-` for standard input.
+    pub file: Option<String>,
+    /// `-t`, as written.
+    pub tags: Vec<String>,
+    /// `--build-arg NAME[=VALUE]`; a name alone takes its value from the step's environment.
+    pub build_args: Vec<(String, Option<String>)>,
+    /// `--label`.
+    pub labels: Vec<(String, String)>,
+    /// `--target`.
+    pub target: Option<String>,
+    /// `--platform`, split at commas.
+    pub platforms: Vec<String>,
+    /// `--no-cache`.
+    pub no_cache: bool,
+    /// `--no-cache-filter`, split at commas.
+    pub no_cache_filter: Vec<String>,
+    /// `--pull`.
+    pub pull: bool,
+    /// `--push`: push as part of the build.
+    pub push: bool,
+    /// `--secret`, each as its `key=value` pairs.
+    pub secrets: Vec<SecretSpec>,
+    /// `--ssh ID[=PATH,...]`.
+    pub ssh: Vec<String>,
+    /// `--cache-from`.
+    pub cache_from: Vec<CacheSpec>,
+    /// `--cache-to`.
+    pub cache_to: Vec<CacheSpec>,
+    /// `--network`.
+    pub network: Option<String>,
+    /// `--add-host HOST:IP`.
+    pub add_hosts: Vec<String>,
+    /// `--shm-size`, in bytes.
+    pub shm_size: Option<u64>,
+    /// `--ulimit`, as written.
+    pub ulimits: Vec<String>,
+    /// `--build-context NAME=VALUE`.
+    pub build_contexts: Vec<(String, String)>,
+    /// `--provenance` and `--attest type=provenance`: attributes, or `Some("false")` to turn it off.
+    pub provenance: Option<String>,
+    /// `--sbom` and `--attest type=sbom`.
+    pub sbom: Option<String>,
+    /// `--output`, each as written.
+    pub outputs: Vec<String>,
+    /// `--iidfile`: a file in the workspace.
+    pub iidfile: Option<String>,
+    /// `--metadata-file`: a file in the workspace.
+    pub metadata_file: Option<String>,
+    /// `--quiet`.
+    pub quiet: bool,
+    /// Flags that are accepted and do nothing here, each with the sentence to warn with.
+    pub ignored: Vec<(String, String)>,
+    /// Limit of the whole build, where a flag gives one.
+    pub timeout: Option<Duration>,
+}
+
+/// `--secret id=ID[,src=FILE|,env=NAME][,type=...]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretSpec {
+    /// Its id.
+    pub id: String,
+    /// A file in the workspace.
+    pub src: Option<String>,
+    /// A variable of the step's environment.
+    pub env: Option<String>,
+}
+
+/// `--cache-from` and `--cache-to`: `type=registry,ref=...`, or a bare reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// `registry`, `inline`, `local` ...
+    pub kind: String,
+    /// The other attributes, in order.
+    pub attrs: Vec<(String, String)>,
+}
