@@ -46,7 +46,7 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandKind {
     /// `[docker run flags] IMAGE [ARGS]`.
-    Container(ContainerLine),
+    Container(Box<ContainerLine>),
     /// `docker WORD ...`: carried out by the executor itself.
     Docker(Vec<Word>),
     /// `true false echo exit pwd ls cat date`.
