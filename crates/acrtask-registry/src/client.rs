@@ -1,0 +1,323 @@
+//! What one asks of a registry.
+
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+
+use acrtask_model::{Digest, ImageRef};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use reqwest::{Method, Response, header};
+
+use crate::{
+    credentials::Credentials,
+    error::RegistryError,
+    manifest::{ACCEPT, Hasher, Manifest, ManifestBody, Platform, platforms},
+    net::AddressPolicy,
+    transport::{Body, Call, Transport, read_limited},
+};
+
+/// Biggest manifest that is read, in bytes: what the distribution specification lets a registry refuse.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Biggest image configuration that is read, in bytes.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// How registries are reached.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Hosts to speak to without TLS, besides loopback.
+    pub insecure: Vec<String>,
+    /// Which addresses may be connected to.
+    pub addresses: AddressPolicy,
+}
+
+/// A client for all registries. Clones share their connections and tokens.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    pub(crate) transport: Arc<Transport>,
+}
+
+/// What a reference stands for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The digest of the index or manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A blob as it arrives. The last item is an error if the blob does not have its digest or exceeds the limit.
+pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, RegistryError>> + Send>>;
+
+impl Registry {
+    /// A client that uses `credentials`.
+    ///
+    /// # Errors
+    /// [`RegistryError::Setup`].
+    pub fn new(credentials: Credentials, settings: Settings) -> Result<Self, RegistryError> {
+        Ok(Self {
+            transport: Arc::new(Transport::new(credentials, settings)?),
+        })
+    }
+
+    /// What `reference` stands for. A reference with a digest is checked to exist. Without a tag and a
+    /// digest it means `latest`.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn resolve(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
+        let attempt = format!("resolve {reference}");
+        let response = match self
+            .manifest_call(reference, Method::HEAD, attempt.clone())
+            .await
+        {
+            Ok(response) => response,
+            // Some registries, and some proxies before them, know GET only.
+            Err(RegistryError::Refused {
+                status: 400 | 405 | 501,
+                ..
+            }) => return self.resolve_by_get(reference).await,
+            Err(error) => return Err(error),
+        };
+        let text = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let digest = text("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        let media_type = text("content-type")
+            .and_then(|text| text.split(';').next())
+            .map(str::trim);
+        let size = text("content-length").and_then(|text| text.parse().ok());
+        match (digest, media_type, size) {
+            (Some(digest), Some(media_type), Some(size)) if ACCEPT.contains(&media_type) => {
+                check_digest(&attempt, reference.digest(), &digest)?;
+                Ok(Resolved {
+                    digest,
+                    media_type: media_type.into(),
+                    size,
+                })
+            }
+            _ => self.resolve_by_get(reference).await,
+        }
+    }
+
+    async fn resolve_by_get(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
+        let manifest = self.manifest(reference).await?;
+        Ok(Resolved {
+            digest: manifest.digest,
+            media_type: manifest.media_type,
+            size: manifest.raw.len() as u64,
+        })
+    }
+
+    /// The index or manifest that `reference` stands for, checked against its digest.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn manifest(&self, reference: &ImageRef) -> Result<Manifest, RegistryError> {
+        let attempt = format!("read the manifest of {reference}");
+        let response = self
+            .manifest_call(reference, Method::GET, attempt.clone())
+            .await?;
+        let header = |name: &str| {
+            let value = response.headers().get(name)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        let content_type = header(header::CONTENT_TYPE.as_str());
+        let announced = header("docker-content-digest").and_then(|text| text.parse().ok());
+        let raw = read_limited(response, MAX_MANIFEST, &attempt, reference.registry()).await?;
+        let mut manifest = Manifest::parse(raw, content_type.as_deref()).map_err(|reason| {
+            RegistryError::Invalid {
+                attempt: attempt.clone(),
+                reason,
+            }
+        })?;
+        if let Some(wanted) = reference.digest().or(announced.as_ref()) {
+            let mut hasher = Hasher::like(wanted);
+            hasher.update(&manifest.raw);
+            manifest.digest = hasher.finish();
+            check_digest(&attempt, Some(wanted), &manifest.digest)?;
+        }
+        Ok(manifest)
+    }
+
+    async fn manifest_call(
+        &self,
+        reference: &ImageRef,
+        method: Method,
+        attempt: String,
+    ) -> Result<Response, RegistryError> {
+        let name = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => digest.as_str(),
+            (None, tag) => tag.unwrap_or("latest"),
+        };
+        let call = Call {
+            attempt,
+            host: reference.registry(),
+            method,
+            url: self
+                .transport
+                .url(reference, &format!("manifests/{name}"))?,
+            scopes: vec![pull(reference)],
+            accept: &ACCEPT,
+            body: Body::None,
+        };
+        self.transport.send(call).await
+    }
+
+    /// The images behind `reference` by platform, without attestations. Of a single image, its configuration says the
+    /// platform.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn platforms(
+        &self,
+        reference: &ImageRef,
+    ) -> Result<BTreeMap<Platform, Digest>, RegistryError> {
+        let manifest = self.manifest(reference).await?;
+        match &manifest.body {
+            ManifestBody::Index(index) => Ok(platforms(index)),
+            ManifestBody::Image(image) => {
+                let platform = self
+                    .config_platform(reference, &image.config.digest)
+                    .await?;
+                Ok(platform
+                    .map(|platform| (platform, manifest.digest))
+                    .into_iter()
+                    .collect())
+            }
+        }
+    }
+
+    /// The platform that an image's configuration names; none if it is not an image.
+    pub(crate) async fn config_platform(
+        &self,
+        reference: &ImageRef,
+        config: &Digest,
+    ) -> Result<Option<Platform>, RegistryError> {
+        let config = self.blob_bytes(reference, config, MAX_CONFIG).await?;
+        Ok(serde_json::from_slice(&config).ok())
+    }
+
+    /// A blob of the repository of `reference`, at most `limit` bytes of it.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; what goes wrong after the first byte is an item of the stream.
+    pub async fn blob(
+        &self,
+        reference: &ImageRef,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        let attempt = format!("read the blob {digest} of {}", reference.name());
+        let call = Call {
+            attempt: attempt.clone(),
+            host: reference.registry(),
+            method: Method::GET,
+            url: self.transport.url(reference, &format!("blobs/{digest}"))?,
+            scopes: vec![pull(reference)],
+            accept: &["*/*"],
+            body: Body::None,
+        };
+        let response = self.transport.send(call).await?;
+        Ok(verified(
+            response,
+            digest.clone(),
+            limit,
+            attempt,
+            reference.registry().into(),
+        ))
+    }
+
+    /// A whole blob in memory.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; [`RegistryError::TooLarge`] beyond `limit` bytes.
+    pub async fn blob_bytes(
+        &self,
+        reference: &ImageRef,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Bytes, RegistryError> {
+        let mut stream = self.blob(reference, digest, limit).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        Ok(bytes.into())
+    }
+}
+
+/// The stream of a response's body that ends in an error unless it has `digest`.
+fn verified(
+    response: Response,
+    digest: Digest,
+    limit: u64,
+    attempt: String,
+    host: String,
+) -> BlobStream {
+    struct State {
+        response: Response,
+        hasher: Hasher,
+        seen: u64,
+    }
+    let state = State {
+        response,
+        hasher: Hasher::like(&digest),
+        seen: 0,
+    };
+    let context = Arc::new((digest, limit, attempt, host));
+    Box::pin(futures::stream::try_unfold(Some(state), move |state| {
+        let context = context.clone();
+        async move {
+            let (digest, limit, attempt, host) = &*context;
+            let Some(mut state) = state else {
+                return Ok(None);
+            };
+            match state.response.chunk().await {
+                Ok(Some(chunk)) => {
+                    state.seen += chunk.len() as u64;
+                    if state.seen > *limit {
+                        return Err(RegistryError::TooLarge {
+                            attempt: attempt.clone(),
+                            limit: *limit,
+                        });
+                    }
+                    state.hasher.update(&chunk);
+                    Ok(Some((chunk, Some(state))))
+                }
+                Ok(None) => {
+                    check_digest(attempt, Some(digest), &state.hasher.finish())?;
+                    Ok(None)
+                }
+                Err(error) => Err(RegistryError::Unreachable {
+                    attempt: attempt.clone(),
+                    host: host.clone(),
+                    source: Box::new(error.without_url()),
+                }),
+            }
+        }
+    }))
+}
+
+fn check_digest(attempt: &str, wanted: Option<&Digest>, got: &Digest) -> Result<(), RegistryError> {
+    match wanted {
+        Some(wanted) if wanted != got => Err(RegistryError::Invalid {
+            attempt: attempt.to_owned(),
+            reason: format!("its digest should be {wanted} and is {got}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The scope that allows to read the repository.
+pub(crate) fn pull(reference: &ImageRef) -> String {
+    format!("repository:{}:pull", reference.repository())
+}
+
+/// The scope that allows to write the repository.
+pub(crate) fn push(reference: &ImageRef) -> String {
+    format!("repository:{}:pull,push", reference.repository())
+}

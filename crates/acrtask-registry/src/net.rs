@@ -1,0 +1,291 @@
+//! The HTTP client with a guard: which addresses may be connected to, and where redirects may lead.
+//!
+//! Invariants: under [`AddressPolicy::PublicOnly`] the address that was checked is the address that
+//! is connected to (the check sits in the connector's resolver, so a name is resolved once per
+//! connection and cannot be swapped afterwards), each hop of a redirect is checked again, and no proxy
+//! is used, since it would resolve names on its own. A redirect never leads from https to http.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use reqwest::{
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect,
+};
+use url::{Host, Url};
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence of a server while a response is read.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Hops of a redirect that are followed.
+const MAX_REDIRECTS: usize = 5;
+
+/// Which addresses a client may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AddressPolicy {
+    /// All: the operator named the host.
+    #[default]
+    Any,
+    /// No private, loopback, link-local (which metadata services use) or otherwise special address:
+    /// the host was named by somebody whom the operator need not trust, as in a task file.
+    PublicOnly,
+}
+
+/// An address that the policy refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host} is at {address}, which is not a public address")]
+pub struct ForbiddenAddress {
+    /// The host, as it was named.
+    pub host: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// Makes ring the process's provider for TLS, unless there is one already. Called by every
+/// constructor here; other users of rustls in the process may call it as often as they like.
+pub fn install_crypto_provider() {
+    // An error says that somebody else was first, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A client under `policy`. `follow` says whether redirects are followed at all.
+///
+/// # Errors
+/// When the platform's certificates cannot be set up.
+pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, reqwest::Error> {
+    install_crypto_provider();
+    let redirects = if follow {
+        redirect::Policy::custom(move |attempt| {
+            match next_hop(policy, attempt.previous(), attempt.url()) {
+                Ok(()) => attempt.follow(),
+                Err(reason) => attempt.error(reason),
+            }
+        })
+    } else {
+        redirect::Policy::none()
+    };
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("acrtask/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        // The address of a redirected download is often signed, which makes it a secret.
+        .referer(false)
+        .redirect(redirects);
+    match policy {
+        AddressPolicy::Any => builder,
+        AddressPolicy::PublicOnly => builder.no_proxy().dns_resolver(Arc::new(PublicResolver)),
+    }
+    .build()
+}
+
+/// Whether a redirect from the end of `previous` to `next` may be followed.
+fn next_hop(policy: AddressPolicy, previous: &[Url], next: &Url) -> Result<(), String> {
+    if previous.len() > MAX_REDIRECTS {
+        return Err(format!("more than {MAX_REDIRECTS} redirects"));
+    }
+    let was_https = previous.last().is_some_and(|url| url.scheme() == "https");
+    match next.scheme() {
+        "https" => {}
+        "http" if !was_https => {}
+        "http" => return Err("it redirects from https to http".into()),
+        other => return Err(format!("it redirects to `{other}:`")),
+    }
+    check_literal(policy, next).map_err(|error| format!("it redirects, and {error}"))
+}
+
+/// Refuses a URL whose host is written as an address that `policy` does not allow. Names are
+/// checked when they are resolved; addresses never pass a resolver, so whoever sends a request under
+/// a policy calls this for its first URL.
+///
+/// # Errors
+/// [`ForbiddenAddress`].
+pub fn check_literal(policy: AddressPolicy, url: &Url) -> Result<(), ForbiddenAddress> {
+    let address = match url.host() {
+        Some(Host::Ipv4(v4)) => IpAddr::V4(v4),
+        Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
+        Some(Host::Domain(_)) | None => return Ok(()),
+    };
+    if policy == AddressPolicy::PublicOnly && !is_public(address) {
+        return Err(ForbiddenAddress {
+            host: url.host_str().unwrap_or_default().to_owned(),
+            address,
+        });
+    }
+    Ok(())
+}
+
+/// Resolves `host` once, and gives the addresses back only if every one of them is public: a name with
+/// a private address among its addresses is not a name to trust.
+///
+/// # Errors
+/// [`ForbiddenAddress`], or what the system's resolver says.
+pub async fn resolve_public(
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    for address in &addresses {
+        if !is_public(address.ip()) {
+            return Err(Box::new(ForbiddenAddress {
+                host: host.to_owned(),
+                address: address.ip(),
+            }));
+        }
+    }
+    Ok(addresses)
+}
+
+/// The connector's resolver under [`AddressPolicy::PublicOnly`].
+struct PublicResolver;
+
+impl Resolve for PublicResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let addresses = resolve_public(name.as_str(), 0).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is reachable by everybody: none of the blocks of the IANA special-purpose
+/// registries (RFC 6890 and its successors), no multicast, and no IPv4 address inside an IPv6 one
+/// that would not be public itself.
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+fn is_public_v4(v4: Ipv4Addr) -> bool {
+    let [a, b, c, _] = v4.octets();
+    !(a == 0                                   // this network
+        || v4.is_private()
+        || (a == 100 && (b & 0xc0) == 64)      // carrier-grade NAT; some clouds' metadata
+        || v4.is_loopback()
+        || v4.is_link_local()                  // 169.254.169.254: metadata
+        || (a == 192 && b == 0 && c == 0)      // protocol assignments
+        || v4.is_documentation()
+        || (a == 192 && b == 88 && c == 99)    // 6to4 relays
+        || (a == 198 && (b & 0xfe) == 18)      // benchmarks
+        || v4 == Ipv4Addr::new(168, 63, 129, 16) // Azure's host, from inside a virtual machine
+        || a >= 224) // multicast, reserved, broadcast
+}
+
+fn is_public_v6(v6: Ipv6Addr) -> bool {
+    let s = v6.segments();
+    if let Some(v4) = v6.to_ipv4_mapped() {
+        return is_public_v4(v4);
+    }
+    // NAT64 (64:ff9b::/96) and 6to4 (2002::/16) carry an IPv4 address.
+    if s[0] == 0x64 && s[1] == 0xff9b && s[2..6] == [0; 4] {
+        return is_public_v4(embedded_v4(s[6], s[7]));
+    }
+    if s[0] == 0x2002 {
+        return is_public_v4(embedded_v4(s[1], s[2]));
+    }
+    // Only 2000::/3 is given out at all; inside it, protocol assignments and documentation.
+    (s[0] & 0xe000) == 0x2000
+        && !(s[0] == 0x2001 && s[1] < 0x200)
+        && !(s[0] == 0x2001 && s[1] == 0xdb8)
+        && !(s[0] == 0x3fff && s[1] < 0x1000)
+}
+
+fn embedded_v4(high: u16, low: u16) -> Ipv4Addr {
+    Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low))
+}
+
+/// Whether `host` (a name or an address, without a port) can only mean this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_public_addresses() {
+        for (address, public) in [
+            ("8.8.8.8", true),
+            ("1.1.1.1", true),
+            ("0.0.0.0", false),
+            ("10.1.2.3", false),
+            ("100.64.0.1", false),
+            ("100.100.100.200", false),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("172.16.0.1", false),
+            ("172.32.0.1", true),
+            ("192.0.0.192", false),
+            ("192.168.1.1", false),
+            ("198.18.0.1", false),
+            ("168.63.129.16", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("2606:4700::1", true),
+            ("::", false),
+            ("::1", false),
+            ("::ffff:10.0.0.1", false),
+            ("::ffff:8.8.8.8", true),
+            ("::7f00:1", false),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+            ("64:ff9b::7f00:1", false),
+            ("64:ff9b::808:808", true),
+            ("2002:7f00:1::", false),
+            ("2001:db8::1", false),
+            ("2001::1", false),
+        ] {
+            assert_eq!(is_public(address.parse().unwrap()), public, "{address}");
+        }
+    }
+
+    #[test]
+    fn checks_each_hop() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let from = [url("https://example.com/a")];
+        for (next, policy, ok) in [
+            ("https://other.example/b", AddressPolicy::PublicOnly, true),
+            ("http://other.example/b", AddressPolicy::Any, false),
+            ("file:///etc/passwd", AddressPolicy::Any, false),
+            ("https://127.0.0.1/b", AddressPolicy::Any, true),
+            ("https://127.0.0.1/b", AddressPolicy::PublicOnly, false),
+            ("https://[::1]/b", AddressPolicy::PublicOnly, false),
+            // The URL parser understands the spellings that get past a naive check.
+            ("https://2130706433/", AddressPolicy::PublicOnly, false),
+            ("https://0x7f.1/", AddressPolicy::PublicOnly, false),
+            (
+                "https://0251.0376.0251.0376/",
+                AddressPolicy::PublicOnly,
+                false,
+            ),
+        ] {
+            assert_eq!(next_hop(policy, &from, &url(next)).is_ok(), ok, "{next}");
+        }
+        let many = vec![url("https://example.com/a"); MAX_REDIRECTS + 1];
+        assert!(next_hop(AddressPolicy::Any, &many, &from[0]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_name_with_a_private_address_is_refused_by_the_connector() {
+        let client = client(AddressPolicy::PublicOnly, true).unwrap();
+        let error = client.get("http://localhost:1/").send().await.unwrap_err();
+        let mut text = String::new();
+        let mut source: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = source {
+            text += &error.to_string();
+            source = error.source();
+        }
+        assert!(text.contains("not a public address"), "{text}");
+    }
+}
