@@ -1,0 +1,87 @@
+//! What carries the plan out, and what it may do.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::values::{self, CredentialArg};
+
+/// The Docker engine, credentials, permissions.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// The Docker engine that runs containers: unix:///PATH or tcp://HOST:PORT [default: unix:///var/run/docker.sock]
+    #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
+    pub(crate) docker_host: Option<String>,
+
+    /// A login for a registry: HOST=USER:@FILE, HOST=USER:@- (standard input) or HOST=USER:env:NAME
+    ///
+    /// Where none is given, the Docker configuration (`docker login`) is asked. A password itself is
+    /// refused here: every process of the machine could read it.
+    #[arg(long, value_name = "HOST=USER:FROM", value_parser = values::credential_arg)]
+    pub(crate) credential: Vec<CredentialArg>,
+
+    /// Let steps have what can harm this machine; may be repeated
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    pub(crate) allow: Vec<Allowed>,
+}
+
+/// What steps are refused unless the operator allows it by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allowed {
+    /// The engine's socket, for `cmd: docker ...` words that acrtask does not carry out itself: root on this machine
+    DockerSocket,
+    /// `privileged: true`: root on this machine
+    Privileged,
+    /// The machine's own network
+    HostNetwork,
+}
+
+/// The BuildKit endpoint.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Builder")]
+pub(crate) struct BuilderArgs {
+    /// A buildkitd: unix:///PATH or tcp://HOST:PORT [default: the BuildKit inside the Docker engine] [env: ACRTASK_BUILDER, BUILDKIT_HOST]
+    #[arg(long, value_name = "URL")]
+    pub(crate) builder: Option<String>,
+
+    /// Certificates of the authorities that a tcp:// builder is trusted by (PEM)
+    #[arg(long, env = "ACRTASK_BUILDER_CA", value_name = "FILE")]
+    pub(crate) builder_ca: Option<PathBuf>,
+
+    /// Our own certificate for a tcp:// builder (PEM)
+    #[arg(
+        long,
+        env = "ACRTASK_BUILDER_CERT",
+        value_name = "FILE",
+        requires = "builder_key"
+    )]
+    pub(crate) builder_cert: Option<PathBuf>,
+
+    /// Its key (PEM)
+    #[arg(
+        long,
+        env = "ACRTASK_BUILDER_KEY",
+        value_name = "FILE",
+        requires = "builder_cert"
+    )]
+    pub(crate) builder_key: Option<PathBuf>,
+
+    /// The name in the builder's certificate, where it is not the URL's host
+    #[arg(long, env = "ACRTASK_BUILDER_SERVER_NAME", value_name = "NAME")]
+    pub(crate) builder_server_name: Option<String>,
+}
+
+impl BuilderArgs {
+    /// The builder's URL: the flag, then `ACRTASK_BUILDER`, then `BUILDKIT_HOST`, as `buildctl` reads it.
+    pub(crate) fn url(&self) -> Option<String> {
+        self.builder
+            .clone()
+            .or_else(|| {
+                ["ACRTASK_BUILDER", "BUILDKIT_HOST"]
+                    .iter()
+                    .find_map(|name| std::env::var(name).ok())
+            })
+            .filter(|url| !url.is_empty())
+    }
+}
