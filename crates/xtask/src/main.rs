@@ -1,2 +1,59 @@
-//! Being written.
-fn main() {}
+//! The project's own commands: `cargo xtask demo`, `test`, and what they are made of.
+//!
+//! Nothing here is part of the product. It prints what it does to standard error and data to standard output.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cache;
+mod engine;
+mod http;
+mod images;
+mod packages;
+mod process;
+mod registry;
+mod say;
+mod setup;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Commands for working on acrtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find or set up an engine, registries and base images.
+    Up,
+    /// Like `up`, and print the variables that name them, for `eval "$(cargo xtask env)"`.
+    Env,
+    /// Stop and remove everything that `up` set up.
+    Down,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::failed(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up => {
+            let environment = setup::up()?;
+            say::done("ready; these variables name it:");
+            print!("{}", environment.shell());
+        }
+        Command::Env => print!("{}", setup::up()?.shell()),
+        Command::Down => setup::down()?,
+    }
+    Ok(())
+}

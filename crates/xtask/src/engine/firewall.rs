@@ -1,0 +1,243 @@
+//! What our engine needs of the machine's network, and how that is taken away again.
+//!
+//! dockerd makes the bridge `docker0` and chains named `DOCKER*` in the machine's packet filter, sets the
+//! FORWARD policy to DROP, and leaves all of it behind when it ends. Since an engine of ours is started only where no
+//! other runs, these are ours; what was there before (the policy, a bridge) is written down first.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{self, Cache};
+use crate::http::{self, Address};
+use crate::say;
+
+/// Which packet filter the kernel has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Firewall {
+    /// nf_tables, through `iptables-nft`.
+    Nft,
+    /// The older tables, through `iptables-legacy`.
+    Legacy,
+}
+
+impl Firewall {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+        }
+    }
+}
+
+/// How the machine was before our engine started.
+#[derive(Debug, Serialize, Deserialize)]
+struct Before {
+    root: PathBuf,
+    firewall: Option<Firewall>,
+    /// The policy of the FORWARD chain: ACCEPT or DROP.
+    forward: Option<String>,
+    bridge: bool,
+    /// The content of /proc/sys/net/ipv4/ip_forward.
+    forwarding: String,
+}
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// The first packet filter that the kernel answers for. With none of them containers reach each other and
+/// the machine, but nothing beyond, and ports are published by proxy only.
+pub(super) fn choose(root: &Path) -> Option<Firewall> {
+    let answers = |firewall: &Firewall| {
+        iptables(root, *firewall, &["-t", "nat", "-S"]).is_ok()
+            && iptables(root, *firewall, &["-S"]).is_ok()
+    };
+    let found = [Firewall::Nft, Firewall::Legacy].into_iter().find(answers);
+    match found {
+        Some(firewall) => say::found(format!(
+            "the kernel's packet filter answers to {}",
+            firewall.program()
+        )),
+        None => say::found(
+            "the kernel has no packet filter: containers reach only each other and this machine",
+        ),
+    }
+    found
+}
+
+/// The `PATH` with which dockerd finds the right `iptables`.
+pub(super) fn search_path(root: &Path, firewall: Option<Firewall>) -> Result<String> {
+    let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let Some(firewall) = firewall else {
+        return Ok(usual.to_owned());
+    };
+    let dir = format!("/opt/{}", firewall.program());
+    let inside = root.join(dir.trim_start_matches('/'));
+    fs::create_dir_all(&inside).with_context(|| format!("cannot create {}", inside.display()))?;
+    let link = inside.join("iptables");
+    if !link.is_symlink() {
+        symlink(format!("/usr/sbin/{}", firewall.program()), &link)
+            .with_context(|| format!("cannot create {}", link.display()))?;
+    }
+    Ok(format!("{dir}:{usual}"))
+}
+
+/// Writes down how the machine is, before dockerd changes it; the first state counts.
+pub(super) fn remember(cache: &Cache, root: &Path, firewall: Option<Firewall>) -> Result<()> {
+    let path = cache.path("engine/before.json");
+    if path.exists() {
+        return Ok(());
+    }
+    let rules = firewall
+        .map(|firewall| iptables(root, firewall, &["-S", "FORWARD"]))
+        .transpose()?;
+    let policy = rules
+        .as_deref()
+        .and_then(|rules| rules.lines().next()?.strip_prefix("-P FORWARD "));
+    let before = Before {
+        root: root.to_owned(),
+        firewall,
+        forward: policy.map(str::to_owned),
+        bridge: Path::new("/sys/class/net/docker0").exists(),
+        forwarding: fs::read_to_string(IP_FORWARD).unwrap_or_default(),
+    };
+    cache::write_whole(&path, &serde_json::to_string_pretty(&before)?)
+}
+
+/// Puts the machine back to how it was before our engine started.
+pub(super) fn forget(cache: &Cache) -> Result<()> {
+    let path = cache.path("engine/before.json");
+    let Ok(text) = fs::read_to_string(&path) else {
+        return Ok(());
+    };
+    let before: Before =
+        serde_json::from_str(&text).with_context(|| format!("{} is not whole", path.display()))?;
+    if let Some(firewall) = before.firewall {
+        say::doing("Removing the engine's packet filter rules");
+        for table in ["filter", "nat"] {
+            let rules = iptables(&before.root, firewall, &["-t", table, "-S"])?;
+            for change in removals(&rules) {
+                let arguments: Vec<&str> = change.split(' ').collect();
+                iptables(
+                    &before.root,
+                    firewall,
+                    &[&["-t", table][..], &arguments].concat(),
+                )?;
+            }
+        }
+        if let Some(policy) = &before.forward {
+            iptables(&before.root, firewall, &["-P", "FORWARD", policy])?;
+        }
+    }
+    if !before.bridge && Path::new("/sys/class/net/docker0").exists() {
+        say::doing("Removing the bridge docker0");
+        let removed = Command::new("ip")
+            .args(["link", "delete", "docker0"])
+            .status();
+        if !removed.is_ok_and(|status| status.success()) {
+            bail!("cannot remove the bridge docker0: `ip link delete docker0` failed");
+        }
+    }
+    if !before.forwarding.is_empty() {
+        fs::write(IP_FORWARD, &before.forwarding)
+            .with_context(|| format!("cannot write {IP_FORWARD}"))?;
+    }
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Removes all containers and unused networks of our engine: their bridges would outlive it.
+pub(super) fn remove_networks(host: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Container {
+        #[serde(rename = "Id")]
+        id: String,
+    }
+    let address = Address::from_docker_host(host)?;
+    let ask = |method: &str, path: &str| {
+        http::request(&address, method, path, &[], b"", Duration::from_secs(60))
+    };
+    let list = ask("GET", "/containers/json?all=true")?;
+    let containers: Vec<Container> =
+        serde_json::from_slice(&list.body).context("cannot read the list of containers")?;
+    for Container { id } in containers {
+        ask("DELETE", &format!("/containers/{id}?force=true&v=true"))?;
+    }
+    ask("POST", "/networks/prune")?;
+    Ok(())
+}
+
+/// The arguments that undo dockerd's rules in one table, in the order in which iptables takes them:
+/// rules first, then the chains that are empty thereby.
+fn removals(rules: &str) -> Vec<String> {
+    let chains: BTreeSet<&str> = rules
+        .lines()
+        .filter_map(|line| line.strip_prefix("-N "))
+        .filter(|chain| *chain == "DOCKER" || chain.starts_with("DOCKER-"))
+        .collect();
+    let ours = |line: &&str| {
+        line.split(' ').any(|word| {
+            chains.contains(word)
+                || word == "docker0"
+                || word.strip_prefix("br-").is_some_and(is_network_id)
+        }) || line.contains("-s 172.17.0.0/16 ")
+    };
+    let deletions = rules
+        .lines()
+        .filter(ours)
+        .filter_map(|line| line.strip_prefix("-A "));
+    let mut changes: Vec<String> = deletions.map(|rule| format!("-D {rule}")).collect();
+    changes.extend(chains.iter().map(|chain| format!("-X {chain}")));
+    changes
+}
+
+/// dockerd names the bridges of networks `br-` and twelve hexadecimal digits of their id.
+fn is_network_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn iptables(root: &Path, firewall: Firewall, arguments: &[&str]) -> Result<String> {
+    let output = Command::new("chroot")
+        .arg(root)
+        .arg(format!("/usr/sbin/{}", firewall.program()))
+        .arg("--wait")
+        .args(arguments)
+        .output()
+        .context("cannot start chroot")?;
+    if !output.status.success() {
+        bail!(
+            "{} {} failed: {}",
+            firewall.program(),
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_engines_rules_are_removed() {
+        let rules = "-P FORWARD DROP\n-N DOCKER\n-N DOCKER-USER\n-N mine\n-A FORWARD -j DOCKER-USER\n\
+                     -A FORWARD -i docker0 -o docker0 -j ACCEPT\n-A FORWARD -i br-0123456789ab -j ACCEPT\n\
+                     -A FORWARD -i br-lan -j ACCEPT\n-A FORWARD -j mine\n-A DOCKER-USER -j RETURN\n";
+        assert_eq!(
+            removals(rules),
+            [
+                "-D FORWARD -j DOCKER-USER",
+                "-D FORWARD -i docker0 -o docker0 -j ACCEPT",
+                "-D FORWARD -i br-0123456789ab -j ACCEPT",
+                "-D DOCKER-USER -j RETURN",
+                "-X DOCKER",
+                "-X DOCKER-USER",
+            ]
+        );
+    }
+}

@@ -1,0 +1,121 @@
+//! Programs from Debian's packages, unpacked into the cache and not installed: nothing of the machine changes,
+//! no service starts, and no root is needed. `apt-get download` chooses and verifies what fits the machine's release.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, Lock, short_hash};
+use crate::process::run_logged;
+use crate::say;
+
+/// What is needed: the registry, the content of the base images, and the maker of root file systems.
+const PACKAGES: &[&str] = &[
+    "bash-static",
+    "busybox-static",
+    "debootstrap",
+    "docker-registry",
+];
+
+/// The folder with the unpacked programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Tools {
+    root: PathBuf,
+}
+
+impl Tools {
+    /// Unpacks the packages, unless an earlier command did.
+    pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<Self> {
+        let name = format!("tools-{}", short_hash(&PACKAGES.join(" ")));
+        let root = cache.dir_once(&name, |dir| {
+            if !Path::new("/usr/bin/apt-get").exists() || !Path::new("/usr/bin/dpkg-deb").exists() {
+                bail!(
+                    "this machine has no apt-get, so {} cannot be had from Debian's packages; \
+                     on other systems set ACRTASK_TEST_DOCKER_HOST to a Docker Engine with the containerd image \
+                     store and run this in a Debian container or machine",
+                    PACKAGES.join(", ")
+                );
+            }
+            say::doing(format!(
+                "Unpacking {} from Debian's packages into {} (nothing is installed)",
+                PACKAGES.join(", "),
+                cache.root().display()
+            ));
+            let log = cache.dir("logs")?.join("packages.log");
+            download(cache, dir, &log)?;
+            unpack(dir, &log)
+        })?;
+        Ok(Self { root })
+    }
+
+    /// A file of the packages, by its absolute path there.
+    pub(crate) fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+}
+
+fn download(cache: &Cache, into: &Path, log: &Path) -> Result<()> {
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .current_dir(into)
+            .args(["-qq", "-o", "APT::Sandbox::User=root"]);
+        command.args(args);
+        command
+    };
+    let mut fetch = vec!["download"];
+    fetch.extend(PACKAGES);
+    if run_logged(&mut apt(&fetch), log).is_ok() {
+        return Ok(());
+    }
+    // The machine's lists are missing or old. Ours go into the cache: the machine's stay as they are.
+    say::found("apt's package lists are missing or old: fetching fresh ones into the cache");
+    let state = format!(
+        "Dir::State={}",
+        cache
+            .dir("apt/state/lists/partial")?
+            .ancestors()
+            .nth(2)
+            .unwrap_or(into)
+            .display()
+    );
+    let archives = format!(
+        "Dir::Cache={}",
+        cache
+            .dir("apt/cache/archives/partial")?
+            .ancestors()
+            .nth(2)
+            .unwrap_or(into)
+            .display()
+    );
+    let own = [
+        "-o",
+        &state,
+        "-o",
+        "Dir::State::status=/var/lib/dpkg/status",
+        "-o",
+        &archives,
+    ];
+    let updated = run_logged(&mut apt(&[&own[..], &["update"]].concat()), log);
+    // One broken source among the machine's own makes `update` fail though Debian's lists came.
+    run_logged(&mut apt(&[&own[..], &fetch].concat()), log)
+        .or_else(|error| updated.and(Err(error)))
+        .context("cannot download Debian packages")
+}
+
+fn unpack(dir: &Path, log: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    for entry in entries {
+        let deb = entry.context("cannot list the packages")?.path();
+        if deb.extension().is_some_and(|extension| extension == "deb") {
+            run_logged(
+                Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(dir),
+                log,
+            )?;
+            fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! Processes that outlive the command that started them: started, found again, stopped.
+//!
+//! They are found by their name and command line, which holds a word that only ours has (`Cache::mark`),
+//! never by a stored process id: those are stale after a reboot and may by then belong to somebody else.
+//! So there is no pid file of ours that can be wrong.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Starts `command` in a session of its own with its output in `log`, and lets it go on.
+pub(crate) fn start_detached(mut command: Command, log: &Path) -> Result<Child> {
+    let output = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    let errors = output.try_clone().context("cannot share the log file")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .current_dir("/")
+        .spawn()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))
+}
+
+/// How the processes of one service of ours are told from all others.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    /// A word in the command line that nothing but this service has.
+    pub mark: String,
+    /// The names of its programs, or their beginnings.
+    pub programs: &'static [&'static str],
+}
+
+impl Service {
+    /// Its processes that live. One that has ended and only waits to be reaped does not.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        all().filter(|pid| self.owns(*pid)).collect()
+    }
+
+    fn owns(&self, pid: Pid) -> bool {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        self.programs
+            .iter()
+            .any(|program| name.starts_with(program))
+            && String::from_utf8_lossy(&arguments).contains(&self.mark)
+    }
+
+    /// Asks `first` (or, without one, all) to end and waits for `grace`; what is then left is killed,
+    /// with its children. Says whether there was anything to stop.
+    pub(crate) fn stop(&self, first: Option<Pid>, grace: Duration) -> Result<bool> {
+        let running = self.processes();
+        if running.is_empty() {
+            return Ok(false);
+        }
+        let children = descendants(&running);
+        let ended = || self.processes().is_empty();
+        match first {
+            Some(pid) => signal(pid, Signal::SIGTERM),
+            None => running.iter().for_each(|pid| signal(*pid, Signal::SIGTERM)),
+        }
+        if wait_until(grace, ended) {
+            return Ok(true);
+        }
+        for pid in self.processes().into_iter().chain(children) {
+            signal(pid, Signal::SIGKILL);
+        }
+        if !wait_until(Duration::from_secs(10), ended) {
+            bail!(
+                "processes {:?} do not end, not even when killed",
+                self.processes()
+            );
+        }
+        Ok(true)
+    }
+}
+
+/// Polls a condition until it holds or the time is over; says whether it held.
+pub(crate) fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The last lines of a log, for an error message.
+pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let text = text.unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Runs a program to its end with its output in `log`; on failure the error holds the log's end.
+pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot open {}", log.display()))?;
+    let errors = output.try_clone().context("cannot share the log file")?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!(
+            "{program} ended with {status}; the end of {}:\n{}",
+            log.display(),
+            log_tail(log, 15)
+        );
+    }
+    Ok(())
+}
+
+fn signal(pid: Pid, signal: Signal) {
+    // The process may have ended meanwhile, which is what was wanted.
+    let _ = kill(pid, signal);
+}
+
+/// All processes of the machine.
+fn all() -> impl Iterator<Item = Pid> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold blanks and parentheses itself.
+    let after_name = &stat[stat.rfind(')')? + 2..];
+    Some(Pid::from_raw(after_name.split(' ').nth(1)?.parse().ok()?))
+}
+
+fn descendants(roots: &[Pid]) -> BTreeSet<Pid> {
+    let pairs: Vec<(Pid, Pid)> = all().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found: BTreeSet<Pid> = roots.iter().copied().collect();
+    loop {
+        let before = found.len();
+        for (pid, parent) in &pairs {
+            if found.contains(parent) {
+                found.insert(*pid);
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}

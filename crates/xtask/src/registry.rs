@@ -1,0 +1,154 @@
+//! Real registries (distribution, from Debian's `docker-registry`) on loopback: an open one, and one
+//! that wants a password. They are our own processes with configurations of our own; the service that
+//! the package brings is not involved.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{self, Cache, Lock};
+use crate::http::{self, Address};
+use crate::packages::Tools;
+use crate::process::{Service, log_tail, start_detached, wait_until};
+use crate::say;
+
+/// One of the two registries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Anybody may push and pull.
+    Open,
+    /// Only [`USER`] with [`PASSWORD`] may.
+    Password,
+}
+
+/// The user of the registry with a password.
+pub(crate) const USER: &str = "tester";
+/// Not a secret: the registry listens on loopback and holds test images.
+pub(crate) const PASSWORD: &str = "correct-horse";
+/// [`USER`] and the bcrypt hash of [`PASSWORD`].
+const HTPASSWD: &str = "tester:$2b$04$DObTtG2d4UxvP4Rdg1n.I.SxXEveOJ3UwDmRLwyBY3NdxtrWHcO9S\n";
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Open => "registry",
+            Self::Password => "registry-auth",
+        }
+    }
+
+    fn service(self, cache: &Cache) -> Service {
+        Service {
+            mark: cache
+                .path(self.folder())
+                .join("config.yml")
+                .display()
+                .to_string(),
+            programs: &["docker-registry"],
+        }
+    }
+}
+
+/// The address, `127.0.0.1:PORT`, of a registry that runs; starts it when it does not.
+pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Result<String> {
+    let folder = cache.dir(kind.folder())?;
+    let service = kind.service(cache);
+    let port_file = folder.join("port");
+    let known = fs::read_to_string(&port_file)
+        .ok()
+        .and_then(|port| port.trim().parse::<u16>().ok());
+    if let Some(port) = known
+        && !service.processes().is_empty()
+        && answers(port, kind)
+    {
+        let address = format!("127.0.0.1:{port}");
+        say::found(format!(
+            "the {} set up earlier runs at {address}",
+            describe(kind)
+        ));
+        return Ok(address);
+    }
+    service.stop(None, Duration::from_secs(5))?;
+    let port = free_port(known)?;
+    let address = format!("127.0.0.1:{port}");
+    say::doing(format!("Starting a {} at {address}", describe(kind)));
+    let data = cache.dir(folder.join("data"))?;
+    let auth = match kind {
+        Kind::Open => String::new(),
+        Kind::Password => {
+            let file = folder.join("htpasswd");
+            cache::write_whole(&file, HTPASSWD)?;
+            format!(
+                "auth:\n  htpasswd:\n    realm: acrtask-test\n    path: {:?}\n",
+                file.display().to_string()
+            )
+        }
+    };
+    let configuration = format!(
+        "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {:?}\n  \
+         delete:\n    enabled: true\nhttp:\n  addr: {address}\n{auth}",
+        data.display().to_string(),
+    );
+    let file = folder.join("config.yml");
+    cache::write_whole(&file, &configuration)?;
+    cache::write_whole(&port_file, &format!("{port}\n"))?;
+    let log = cache.dir("logs")?.join(format!("{}.log", kind.folder()));
+    let mut command = Command::new("setsid");
+    command
+        .arg(tools.path("/usr/bin/docker-registry"))
+        .arg("serve")
+        .arg(&file);
+    // A variable like REGISTRY_HTTP_ADDR would override the configuration.
+    command.env_clear();
+    let mut child = start_detached(command, &log)?;
+    let mut ended = None;
+    wait_until(Duration::from_secs(20), || {
+        ended = child.try_wait().ok().flatten();
+        ended.is_some() || answers(port, kind)
+    });
+    if ended.is_some() || !answers(port, kind) {
+        bail!(
+            "the registry at {address} did not start; the end of {}:\n{}",
+            log.display(),
+            log_tail(&log, 10)
+        );
+    }
+    Ok(address)
+}
+
+/// Stops both registries, should they run.
+pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
+    for kind in [Kind::Open, Kind::Password] {
+        if kind.service(cache).stop(None, Duration::from_secs(5))? {
+            say::doing(format!("Stopped the {}", describe(kind)));
+        }
+    }
+    Ok(())
+}
+
+fn describe(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Open => "registry",
+        Kind::Password => "registry with a password",
+    }
+}
+
+fn answers(port: u16, kind: Kind) -> bool {
+    let expected = match kind {
+        Kind::Open => 200,
+        Kind::Password => 401,
+    };
+    let address = Address::Tcp(format!("127.0.0.1:{port}"));
+    http::request(&address, "GET", "/v2/", &[], b"", Duration::from_secs(5))
+        .is_ok_and(|answer| answer.status == expected)
+}
+
+/// The port of last time when nobody took it meanwhile, so that image names stay; else any free one.
+fn free_port(known: Option<u16>) -> Result<u16> {
+    let known = known.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let listener = known.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
+    let address = listener.and_then(|listener| listener.local_addr());
+    Ok(address.context("no port of 127.0.0.1 is free")?.port())
+}

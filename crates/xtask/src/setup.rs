@@ -1,0 +1,93 @@
+//! `up` and `down`: the engine, the registries and the base images together, and the variables that
+//! tell others where they are.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{self, Cache};
+use crate::packages::Tools;
+use crate::registry::{self, Kind, PASSWORD, USER};
+use crate::{engine, images, say};
+
+/// Everything that is set up, as environment variables.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    variables: Vec<(&'static str, String)>,
+    /// The open registry, `host:port`.
+    pub registry: String,
+    /// The engine's own `docker` program, where we set the engine up.
+    pub docker: Option<PathBuf>,
+}
+
+impl Environment {
+    /// The variables, for a child process.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The value of one variable.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.variables()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    /// As lines for a POSIX shell.
+    pub(crate) fn shell(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in self.variables() {
+            let _ = writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''"));
+        }
+        text
+    }
+}
+
+/// Finds or sets up all that the demo and the tests need.
+pub(crate) fn up() -> Result<Environment> {
+    let cache = Cache::locate()?;
+    let lock = cache.lock()?;
+    let tools = Tools::get(&cache, &lock)?;
+    let engine = engine::get(&cache, &lock, &tools)?;
+    let open = registry::get(&cache, &lock, &tools, Kind::Open)?;
+    let password = registry::get(&cache, &lock, &tools, Kind::Password)?;
+    images::put(&open, &tools)?;
+    let mut variables = vec![
+        ("DOCKER_HOST", engine.host.clone()),
+        ("ACRTASK_TEST_DOCKER_HOST", engine.host),
+        ("ACRTASK_TEST_REGISTRY", open.clone()),
+        ("ACRTASK_TEST_AUTH_REGISTRY", password),
+        ("ACRTASK_TEST_AUTH_USER", USER.to_owned()),
+        ("ACRTASK_TEST_AUTH_PASSWORD", PASSWORD.to_owned()),
+    ];
+    if let Some(docker) = &engine.cli {
+        variables.push(("ACRTASK_TEST_DOCKER", docker.display().to_string()));
+    }
+    let environment = Environment {
+        variables,
+        registry: open,
+        docker: engine.cli,
+    };
+    cache::write_whole(&cache.path("env"), &environment.shell())?;
+    Ok(environment)
+}
+
+/// Stops what `up` started and removes everything it made. What it only found stays.
+pub(crate) fn down() -> Result<()> {
+    let cache = Cache::locate()?;
+    if !cache.root().exists() {
+        say::done("nothing was set up");
+        return Ok(());
+    }
+    let lock = cache.lock()?;
+    engine::down(&cache, &lock)?;
+    registry::down(&cache, &lock)?;
+    say::doing(format!("Removing {}", cache.root().display()));
+    cache::remove_tree(cache.root())
+        .context("everything is stopped, but not all could be removed")?;
+    say::done("everything that was set up is gone");
+    Ok(())
+}
