@@ -4,6 +4,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cache;
+mod cargo;
+mod check;
+mod demo;
 mod engine;
 mod http;
 mod images;
@@ -12,6 +15,7 @@ mod process;
 mod registry;
 mod say;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build an image, run it as a test and push it, on a real engine and a real registry.
+    Demo,
+    /// Format, lints, project rules and every test.
+    Test,
+    /// Only the project's rules: dependency directions, sizes, headers.
+    Check,
     /// Find or set up an engine, registries and base images.
     Up,
     /// Like `up`, and print the variables that name them, for `eval "$(cargo xtask env)"`.
@@ -47,6 +57,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Demo => demo::demo()?,
+        Command::Test => test::test()?,
+        Command::Check => check::check()?,
         Command::Up => {
             let environment = setup::up()?;
             say::done("ready; these variables name it:");

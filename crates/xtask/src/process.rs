@@ -31,9 +31,9 @@ pub(crate) fn start_detached(mut command: Command, log: &Path) -> Result<Child> 
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     /// A word in the command line that nothing but this service has.
-    pub mark: String,
+    pub(crate) mark: String,
     /// The names of its programs, or their beginnings.
-    pub programs: &'static [&'static str],
+    pub(crate) programs: &'static [&'static str],
 }
 
 impl Service {

@@ -2,7 +2,6 @@
 //! tell others where they are.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -16,9 +15,7 @@ use crate::{engine, images, say};
 pub(crate) struct Environment {
     variables: Vec<(&'static str, String)>,
     /// The open registry, `host:port`.
-    pub registry: String,
-    /// The engine's own `docker` program, where we set the engine up.
-    pub docker: Option<PathBuf>,
+    pub(crate) registry: String,
 }
 
 impl Environment {
@@ -27,13 +24,6 @@ impl Environment {
         self.variables
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
-    }
-
-    /// The value of one variable.
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.variables()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value)
     }
 
     /// As lines for a POSIX shell.
@@ -69,7 +59,6 @@ pub(crate) fn up() -> Result<Environment> {
     let environment = Environment {
         variables,
         registry: open,
-        docker: engine.cli,
     };
     cache::write_whole(&cache.path("env"), &environment.shell())?;
     Ok(environment)

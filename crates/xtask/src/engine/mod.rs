@@ -27,9 +27,9 @@ pub(crate) use daemon::down;
 #[derive(Debug)]
 pub(crate) struct Engine {
     /// The value for `DOCKER_HOST`.
-    pub host: String,
+    pub(crate) host: String,
     /// Where the `docker` program of the same release is, when the engine is our own.
-    pub cli: Option<PathBuf>,
+    pub(crate) cli: Option<PathBuf>,
 }
 
 /// The part of the engine's `GET /info` that decides (Docker Engine API, SystemInfo).
