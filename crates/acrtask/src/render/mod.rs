@@ -14,6 +14,8 @@ pub(crate) mod text;
 pub(crate) mod view;
 
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{
