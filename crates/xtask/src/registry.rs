@@ -55,15 +55,12 @@ impl Kind {
 pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Result<String> {
     let folder = cache.dir(kind.folder())?;
     let service = kind.service(cache);
-    let port_file = folder.join("port");
-    let known = fs::read_to_string(&port_file)
-        .ok()
-        .and_then(|port| port.trim().parse::<u16>().ok());
+    let known = port_of_last_time(cache, kind);
     if let Some(port) = known
         && !service.processes().is_empty()
         && answers(port, kind)
     {
-        let address = format!("127.0.0.1:{port}");
+        let address = address(port);
         say::found(format!(
             "the {} set up earlier runs at {address}",
             describe(kind)
@@ -72,7 +69,7 @@ pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Res
     }
     service.stop(None, Duration::from_secs(5))?;
     let port = free_port(known)?;
-    let address = format!("127.0.0.1:{port}");
+    let address = address(port);
     say::doing(format!("Starting a {} at {address}", describe(kind)));
     let data = cache.dir(folder.join("data"))?;
     let auth = match kind {
@@ -93,7 +90,7 @@ pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Res
     );
     let file = folder.join("config.yml");
     cache::write_whole(&file, &configuration)?;
-    cache::write_whole(&port_file, &format!("{port}\n"))?;
+    cache::write_whole(&folder.join("port"), &format!("{port}\n"))?;
     let log = cache.dir("logs")?.join(format!("{}.log", kind.folder()));
     let mut command = Command::new("setsid");
     command
@@ -128,6 +125,20 @@ pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
     Ok(())
 }
 
+/// Where the open registry was when it ran last.
+pub(crate) fn address_of_last_time(cache: &Cache) -> Option<String> {
+    port_of_last_time(cache, Kind::Open).map(address)
+}
+
+fn port_of_last_time(cache: &Cache, kind: Kind) -> Option<u16> {
+    let file = cache.path(kind.folder()).join("port");
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
 fn describe(kind: Kind) -> &'static str {
     match kind {
         Kind::Open => "registry",
@@ -140,7 +151,7 @@ fn answers(port: u16, kind: Kind) -> bool {
         Kind::Open => 200,
         Kind::Password => 401,
     };
-    let address = Address::Tcp(format!("127.0.0.1:{port}"));
+    let address = Address::Tcp(address(port));
     http::request(&address, "GET", "/v2/", &[], b"", Duration::from_secs(5))
         .is_ok_and(|answer| answer.status == expected)
 }

@@ -42,9 +42,19 @@ pub(crate) fn up() -> Result<Environment> {
     let lock = cache.lock()?;
     let tools = Tools::get(&cache, &lock)?;
     let engine = engine::get(&cache, &lock, &tools)?;
-    let open = registry::get(&cache, &lock, &tools, Kind::Open)?;
+    let open = match named_registry(&cache) {
+        Some(address) => {
+            say::found(format!(
+                "the registry {address} is used, as ACRTASK_TEST_REGISTRY says"
+            ));
+            address
+        }
+        None => registry::get(&cache, &lock, &tools, Kind::Open)?,
+    };
     let password = registry::get(&cache, &lock, &tools, Kind::Password)?;
-    images::put(&open, &tools)?;
+    images::put(&open, &tools).with_context(|| {
+        format!("the registry at {open} cannot be used (unset ACRTASK_TEST_REGISTRY to have one started)")
+    })?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
@@ -53,7 +63,8 @@ pub(crate) fn up() -> Result<Environment> {
         ("ACRTASK_TEST_AUTH_USER", USER.to_owned()),
         ("ACRTASK_TEST_AUTH_PASSWORD", PASSWORD.to_owned()),
     ];
-    if let Some(docker) = &engine.cli {
+    if let Some(root) = &engine.root {
+        let docker = root.join("usr/bin/docker");
         variables.push(("ACRTASK_TEST_DOCKER", docker.display().to_string()));
     }
     let environment = Environment {
@@ -62,6 +73,13 @@ pub(crate) fn up() -> Result<Environment> {
     };
     cache::write_whole(&cache.path("env"), &environment.shell())?;
     Ok(environment)
+}
+
+/// The registry that the user named; not the one that an earlier `up` named through the same variable.
+fn named_registry(cache: &Cache) -> Option<String> {
+    let named = std::env::var("ACRTASK_TEST_REGISTRY").ok()?;
+    let own = registry::address_of_last_time(cache);
+    Some(named).filter(|named| !named.is_empty() && Some(named) != own.as_ref())
 }
 
 /// Stops what `up` started and removes everything it made. What it only found stays.

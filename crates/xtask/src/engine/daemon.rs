@@ -17,8 +17,9 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{Engine, ask, firewall};
+use super::{Engine, ask, firewall, rootfs};
 use crate::cache::{self, Cache, Lock};
+use crate::packages::Tools;
 use crate::process::{Service, log_tail, start_detached, wait_until};
 use crate::say;
 
@@ -67,7 +68,7 @@ pub(super) fn running(cache: &Cache) -> Result<Option<Engine>> {
     }
     Ok(Some(Engine {
         host,
-        cli: cli(cache)?,
+        root: Some(rootfs::folder(cache)),
     }))
 }
 
@@ -81,7 +82,7 @@ pub(super) fn foreign() -> Option<Pid> {
 }
 
 /// Starts dockerd and waits until it answers.
-pub(super) fn start(cache: &Cache, root: &Path) -> Result<Engine> {
+pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine> {
     let socket = socket(cache);
     // sockaddr_un holds 108 bytes with the final zero (unix(7)).
     if socket.as_os_str().as_bytes().len() > 107 {
@@ -155,7 +156,7 @@ pub(super) fn start(cache: &Cache, root: &Path) -> Result<Engine> {
             command.env(variable, value);
         }
     }
-    firewall::remember(cache, root, firewall)?;
+    firewall::remember(cache, root, tools, firewall)?;
     let begun = Instant::now();
     let mut child = start_detached(command, &log)?;
     let host = format!("unix://{}", socket.display());
@@ -192,7 +193,7 @@ pub(super) fn start(cache: &Cache, root: &Path) -> Result<Engine> {
     ));
     Ok(Engine {
         host,
-        cli: cli(cache)?,
+        root: Some(root.to_owned()),
     })
 }
 
@@ -218,15 +219,4 @@ fn main_process(cache: &Cache) -> Option<Pid> {
         ..service(cache)
     };
     service.processes().first().copied()
-}
-
-/// The `docker` program beside the engine, as a folder whose `docker` uses the plugins there.
-fn cli(cache: &Cache) -> Result<Option<PathBuf>> {
-    let entries = fs::read_dir(cache.root())
-        .with_context(|| format!("cannot list {}", cache.root().display()))?;
-    Ok(entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_none())
-        .map(|path| path.join("usr/bin/docker"))
-        .find(|path| path.exists()))
 }

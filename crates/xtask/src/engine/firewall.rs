@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{self, Cache};
 use crate::http::{self, Address};
+use crate::packages::Tools;
 use crate::say;
 
 /// Which packet filter the kernel has.
@@ -43,7 +44,10 @@ struct Before {
     firewall: Option<Firewall>,
     /// The policy of the FORWARD chain: ACCEPT or DROP.
     forward: Option<String>,
-    bridge: bool,
+    /// The network interfaces.
+    links: BTreeSet<String>,
+    /// A busybox, for its `ip`: not every machine has one.
+    busybox: PathBuf,
     /// The content of /proc/sys/net/ipv4/ip_forward.
     forwarding: String,
 }
@@ -88,7 +92,12 @@ pub(super) fn search_path(root: &Path, firewall: Option<Firewall>) -> Result<Str
 }
 
 /// Writes down how the machine is, before dockerd changes it; the first state counts.
-pub(super) fn remember(cache: &Cache, root: &Path, firewall: Option<Firewall>) -> Result<()> {
+pub(super) fn remember(
+    cache: &Cache,
+    root: &Path,
+    tools: &Tools,
+    firewall: Option<Firewall>,
+) -> Result<()> {
     let path = cache.path("engine/before.json");
     if path.exists() {
         return Ok(());
@@ -103,7 +112,8 @@ pub(super) fn remember(cache: &Cache, root: &Path, firewall: Option<Firewall>) -
         root: root.to_owned(),
         firewall,
         forward: policy.map(str::to_owned),
-        bridge: Path::new("/sys/class/net/docker0").exists(),
+        links: links()?,
+        busybox: tools.path("/bin/busybox"),
         forwarding: fs::read_to_string(IP_FORWARD).unwrap_or_default(),
     };
     cache::write_whole(&path, &serde_json::to_string_pretty(&before)?)
@@ -117,6 +127,12 @@ pub(super) fn forget(cache: &Cache) -> Result<()> {
     };
     let before: Before =
         serde_json::from_str(&text).with_context(|| format!("{} is not whole", path.display()))?;
+    if let Some(pid) = super::daemon::foreign() {
+        say::found(format!(
+            "the packet filter rules and bridges stay: another dockerd (process {pid}) uses the same names"
+        ));
+        return Ok(());
+    }
     if let Some(firewall) = before.firewall {
         say::doing("Removing the engine's packet filter rules");
         for table in ["filter", "nat"] {
@@ -134,13 +150,13 @@ pub(super) fn forget(cache: &Cache) -> Result<()> {
             iptables(&before.root, firewall, &["-P", "FORWARD", policy])?;
         }
     }
-    if !before.bridge && Path::new("/sys/class/net/docker0").exists() {
-        say::doing("Removing the bridge docker0");
-        let removed = Command::new("ip")
-            .args(["link", "delete", "docker0"])
-            .status();
-        if !removed.is_ok_and(|status| status.success()) {
-            bail!("cannot remove the bridge docker0: `ip link delete docker0` failed");
+    let made = |link: &String| is_bridge(link) && !before.links.contains(link);
+    for link in links()?.iter().filter(|link| made(link)) {
+        say::doing(format!("Removing the bridge {link}"));
+        let mut command = Command::new(&before.busybox);
+        let status = command.args(["ip", "link", "delete", link]).status();
+        if !status.is_ok_and(|status| status.success()) {
+            bail!("cannot remove the bridge {link}: `ip link delete {link}` failed");
         }
     }
     if !before.forwarding.is_empty() {
@@ -180,11 +196,9 @@ fn removals(rules: &str) -> Vec<String> {
         .filter(|chain| *chain == "DOCKER" || chain.starts_with("DOCKER-"))
         .collect();
     let ours = |line: &&str| {
-        line.split(' ').any(|word| {
-            chains.contains(word)
-                || word == "docker0"
-                || word.strip_prefix("br-").is_some_and(is_network_id)
-        }) || line.contains("-s 172.17.0.0/16 ")
+        line.split(' ')
+            .any(|word| chains.contains(word) || is_bridge(word))
+            || line.contains("-s 172.17.0.0/16 ")
     };
     let deletions = rules
         .lines()
@@ -195,9 +209,21 @@ fn removals(rules: &str) -> Vec<String> {
     changes
 }
 
-/// dockerd names the bridges of networks `br-` and twelve hexadecimal digits of their id.
-fn is_network_id(text: &str) -> bool {
-    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// Whether an interface has a name as dockerd gives it: `docker0`, or `br-` and twelve hexadecimal digits of
+/// a network's id.
+fn is_bridge(link: &str) -> bool {
+    let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    link == "docker0" || link.strip_prefix("br-").is_some_and(is_id)
+}
+
+/// The network interfaces (proc_pid_net(5): two lines of headings, then `NAME: figures`).
+fn links() -> Result<BTreeSet<String>> {
+    let table = fs::read_to_string("/proc/net/dev").context("cannot read /proc/net/dev")?;
+    let names = table
+        .lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'));
+    Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
 }
 
 fn iptables(root: &Path, firewall: Firewall, arguments: &[&str]) -> Result<String> {

@@ -28,8 +28,8 @@ pub(crate) use daemon::down;
 pub(crate) struct Engine {
     /// The value for `DOCKER_HOST`.
     pub(crate) host: String,
-    /// Where the `docker` program of the same release is, when the engine is our own.
-    pub(crate) cli: Option<PathBuf>,
+    /// The root file system it runs in, when it is our own.
+    pub(crate) root: Option<PathBuf>,
 }
 
 /// The part of the engine's `GET /info` that decides (Docker Engine API, SystemInfo).
@@ -75,9 +75,9 @@ pub(crate) fn get(cache: &Cache, lock: &Lock, tools: &Tools) -> Result<Engine> {
     }
     match whether_to_set_up() {
         Ok(()) => {
-            say::found("none found, and this is Debian and root: setting one up");
+            say::found("none runs; this is Debian and root, so one of our own is used");
             let root = rootfs::get(cache, lock, tools)?;
-            daemon::start(cache, &root)
+            daemon::start(cache, &root, tools)
         }
         Err(why_not) => Err(why_not.context(match unreachable {
             Some(error) => format!("no Docker Engine could be used ({error:#})"),
@@ -122,7 +122,9 @@ fn ask(host: &str) -> Result<Info> {
 }
 
 fn accept(host: String, info: &Info) -> Result<Engine> {
-    if !info.has_containerd_store() {
+    // With a separate buildkitd the engine only runs containers, which the classic store does as well.
+    let builds = std::env::var_os("BUILDKIT_HOST").is_none();
+    if builds && !info.has_containerd_store() {
         bail!(
             "the Docker Engine {} at {host} keeps its images in the classic store. The demo and the tests need the \
              containerd image store: put {{\"features\":{{\"containerd-snapshotter\":true}}}} into /etc/docker/daemon.json \
@@ -135,7 +137,7 @@ fn accept(host: String, info: &Info) -> Result<Engine> {
         "Docker Engine {} at {host} is used as it is",
         info.server_version
     ));
-    Ok(Engine { host, cli: None })
+    Ok(Engine { host, root: None })
 }
 
 fn whether_to_set_up() -> Result<()> {

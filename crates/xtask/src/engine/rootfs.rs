@@ -18,13 +18,19 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const PACKAGES: &str =
     "apparmor,ca-certificates,docker-buildx,docker-cli,docker.io,git,iptables,procps";
 
+fn name() -> String {
+    let recipe = format!("{RELEASE} {MIRROR} {PACKAGES}");
+    format!("rootfs-{}", short_hash(&recipe))
+}
+
+/// Where the root file system is or will be.
+pub(super) fn folder(cache: &Cache) -> PathBuf {
+    cache.path(name())
+}
+
 /// Makes the root file system, unless an earlier command did.
 pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf> {
-    let name = format!(
-        "rootfs-{}",
-        short_hash(&format!("{RELEASE} {MIRROR} {PACKAGES}"))
-    );
-    cache.dir_once(&name, |dir| {
+    cache.dir_once(&name(), |dir| {
         let log = cache.dir("logs")?.join("debootstrap.log");
         say::doing(format!(
             "Installing Debian {RELEASE} with {PACKAGES} into {} (about a minute; log: {})",
