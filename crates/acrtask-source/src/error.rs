@@ -1,0 +1,149 @@
+//! Why a context could not be had.
+
+use std::path::PathBuf;
+
+use acrtask_registry::RegistryError;
+
+/// What went wrong. Each text says what was attempted on what, and never shows a password or a signed
+/// URL; [`SourceError::help`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// There is no such folder or file.
+    #[error("cannot read the context {}", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The program `git` cannot be started.
+    #[error("cannot start the program `git` to fetch {url}")]
+    NoGit {
+        /// The repository.
+        url: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Git gave up.
+    #[error("cannot {attempt}: {message}")]
+    Git {
+        /// What was attempted on what.
+        attempt: String,
+        /// What git said.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// No branch, tag, commit or other reference of that name.
+    #[error("{url} has no branch, tag, commit or pull request `{reference}`")]
+    NoSuchReference {
+        /// The repository.
+        url: String,
+        /// The name.
+        reference: String,
+    },
+    /// There is no such folder in the context, or it is outside, or it is a file.
+    #[error("the folder `{folder}` of {context}: {reason}")]
+    SubFolder {
+        /// The context.
+        context: String,
+        /// The folder.
+        folder: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A download that did not come through.
+    #[error("cannot download {url}")]
+    Download {
+        /// The URL, for people.
+        url: String,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A server that answers, but not with the context.
+    #[error("cannot download {url}: {reason}")]
+    Answer {
+        /// The URL, for people.
+        url: String,
+        /// What it answers.
+        reason: String,
+    },
+    /// Not allowed, by a rule of ours.
+    #[error("the context {context} is refused: {reason}")]
+    Refused {
+        /// The context.
+        context: String,
+        /// The rule.
+        reason: String,
+        /// What to do instead.
+        help: String,
+    },
+    /// An archive that is broken, or that reaches out of its folder.
+    #[error("cannot unpack {context}: {}{reason}", entry.as_ref().map(|entry| format!("entry `{entry}`: ")).unwrap_or_default())]
+    Archive {
+        /// The context.
+        context: String,
+        /// The entry that is to blame.
+        entry: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Bigger than one of the limits.
+    #[error("{context} has more than {limit} {unit}")]
+    TooLarge {
+        /// The context.
+        context: String,
+        /// The limit.
+        limit: u64,
+        /// Of what: `bytes to download`.
+        unit: &'static str,
+    },
+    /// Not finished in time.
+    #[error("{context} could not be fetched within {} s", limit.as_secs())]
+    TimedOut {
+        /// The context.
+        context: String,
+        /// The limit.
+        limit: std::time::Duration,
+    },
+    /// A registry's answer.
+    #[error("cannot fetch {context}")]
+    Registry {
+        /// The context.
+        context: String,
+        /// What happened.
+        source: Box<RegistryError>,
+    },
+    /// The machine's own trouble.
+    #[error("cannot {attempt}")]
+    Io {
+        /// What was attempted on what.
+        attempt: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+impl SourceError {
+    /// What to do about it, where something can be done.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Missing { .. } => Some("name a folder, an archive, a git URL, oci://..., `-` or /dev/null".into()),
+            Self::NoGit { .. } => Some("install git 2.37 or newer".into()),
+            Self::Git { help, .. } => help.clone(),
+            Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; a short commit needs a server that shows its branch".into()),
+            Self::Refused { help, .. } => Some(help.clone()),
+            Self::Registry { source, .. } => source.help(),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody else's machine could not be reached, as opposed to a context that is wrong.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Download { .. } | Self::TimedOut { .. } => true,
+            Self::Registry { source, .. } => matches!(**source, RegistryError::Unreachable { .. }),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A context by URL.
+
+use std::{io, path::Path};
+
+use acrtask_registry::{AddressPolicy, net};
+use futures::{StreamExt as _, TryStreamExt as _};
+use reqwest::header;
+use tokio_util::io::StreamReader;
+use url::Url;
+
+use crate::{Options, Origin, Progress, archive, error::SourceError, spec::shown_url};
+
+/// Downloads `url` and unpacks it into `target` as it comes.
+pub(crate) async fn download(
+    url: &Url,
+    target: &Path,
+    options: &Options,
+) -> Result<(), SourceError> {
+    let shown = shown_url(url);
+    check_policy(url, options, &shown)?;
+    let failed = |error: reqwest::Error| SourceError::Download {
+        url: shown.clone(),
+        source: Box::new(error.without_url()),
+    };
+    let client = net::client(options.addresses(), true).map_err(failed)?;
+    // User and password of the URL become a header, which a redirect to another host does not get.
+    let response = client.get(url.clone()).send().await.map_err(failed)?;
+    let status = response.status();
+    let answer = |reason: String| SourceError::Answer {
+        url: shown.clone(),
+        reason,
+    };
+    if !status.is_success() {
+        return Err(answer(format!("the server answers {status}")));
+    }
+    let content_type = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    if content_type.is_some_and(|text| text.starts_with("text/html")) {
+        return Err(answer("it is a web page, neither an archive nor a Dockerfile; a git repository's URL ends with `.git`".into()));
+    }
+    let total = response.content_length();
+    if let Some(total) = total.filter(|total| *total > options.limits.download_bytes) {
+        tracing::debug!(total, "refused by its announced size");
+        return Err(SourceError::TooLarge {
+            context: shown,
+            limit: options.limits.download_bytes,
+            unit: "bytes to download",
+        });
+    }
+    let mut bytes = 0;
+    let stream = response
+        .bytes_stream()
+        .map_err(|error| io::Error::other(error.without_url()))
+        .inspect_ok(move |chunk| {
+            bytes += chunk.len() as u64;
+            options.report(Progress::Received { bytes, total });
+        });
+    archive::unpack(
+        StreamReader::new(stream.boxed()),
+        target,
+        &shown,
+        &options.limits,
+    )
+    .await?;
+    Ok(())
+}
+
+fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceError> {
+    let refuse = |reason: String, help: &str| {
+        Err(SourceError::Refused {
+            context: shown.into(),
+            reason,
+            help: help.into(),
+        })
+    };
+    let here = url.host_str().is_some_and(net::is_loopback);
+    if url.scheme() == "http" && options.origin == Origin::TaskFile && !here {
+        return refuse(
+            "http:// has neither encryption nor a way to know the server".into(),
+            "write https://",
+        );
+    }
+    if url.scheme() == "http" && !here && url.password().is_some() {
+        return refuse(
+            "its password would go over the network in clear".into(),
+            "write https://",
+        );
+    }
+    // Names are checked by the client when it resolves them.
+    match net::check_literal(options.addresses(), url) {
+        Err(error) => refuse(
+            error.to_string(),
+            "the operator of this machine can allow private addresses",
+        ),
+        Ok(()) if here && options.addresses() == AddressPolicy::PublicOnly => refuse(
+            "it is on this machine".into(),
+            "the operator of this machine can allow private addresses",
+        ),
+        Ok(()) => Ok(()),
+    }
+}
