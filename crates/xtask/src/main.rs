@@ -3,6 +3,7 @@
 //! Nothing here is part of the product. It prints what it does to standard error and data to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod cache;
 mod cargo;
 mod check;
@@ -37,6 +38,17 @@ enum Command {
     Test,
     /// Only the project's rules: dependency directions, sizes, headers.
     Check,
+    /// Compare with the `docker` command: all, or the named cases.
+    Bench {
+        /// What to compare.
+        cases: Vec<bench::Case>,
+    },
+    /// Run a command and print what it took: a part of `bench`.
+    #[command(hide = true)]
+    Measured {
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Find or set up an engine, registries and base images.
     Up,
     /// Like `up`, and print the variables that name them, for `eval "$(cargo xtask env)"`.
@@ -60,6 +72,8 @@ fn run(command: Command) -> Result<()> {
         Command::Demo => demo::demo()?,
         Command::Test => test::test()?,
         Command::Check => check::check()?,
+        Command::Bench { cases } => bench::bench(&cases)?,
+        Command::Measured { command } => bench::measured(&command)?,
         Command::Up => {
             let environment = setup::up()?;
             say::done("ready; these variables name it:");

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache::{Cache, Lock, short_hash};
+use crate::cache::{Cache, Lock, remove_tree, short_hash};
 use crate::process::run_logged;
 use crate::say;
 
@@ -102,7 +102,8 @@ fn download(cache: &Cache, into: &Path, log: &Path) -> Result<()> {
     // One broken source among the machine's own makes `update` fail though Debian's lists came.
     run_logged(&mut apt(&[&own[..], &fetch].concat()), log)
         .or_else(|error| updated.and(Err(error)))
-        .context("cannot download Debian packages")
+        .context("cannot download Debian packages")?;
+    remove_tree(&cache.path("apt"))
 }
 
 fn unpack(dir: &Path, log: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 //! tell others where they are.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -14,6 +15,7 @@ use crate::{engine, images, say};
 #[derive(Debug)]
 pub(crate) struct Environment {
     variables: Vec<(&'static str, String)>,
+    root: Option<PathBuf>,
     /// The open registry, `host:port`.
     pub(crate) registry: String,
 }
@@ -24,6 +26,11 @@ impl Environment {
         self.variables
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The root file system of the engine, when it is our own: it has a `docker` with its plugins.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
     }
 
     /// As lines for a POSIX shell.
@@ -70,6 +77,7 @@ pub(crate) fn up() -> Result<Environment> {
     let environment = Environment {
         variables,
         registry: open,
+        root: engine.root,
     };
     cache::write_whole(&cache.path("env"), &environment.shell())?;
     Ok(environment)

@@ -1,0 +1,184 @@
+//! `cargo xtask bench`: how the program compares with the `docker` command on the same engine, in the same run.
+//!
+//! Both sides do the same job in turn (A B A B ...) after one round that does not count; what is
+//! reported is the ratio within each round, so that a machine that is slow for a while is slow for both. The
+//! program is built for release. Absolute times are printed for scale only: compare within one run.
+
+mod cases;
+mod measure;
+
+pub(crate) use measure::measured;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::cache::{self, Cache};
+use crate::setup::{self, Environment};
+use crate::{cargo, say};
+
+/// What can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Case {
+    /// A build of ten layers that are all cached.
+    Cached,
+    /// A context of 100,000 small files.
+    Files,
+    /// A context of one file of 1 GiB.
+    Big,
+    /// Build, run and push, all cached.
+    Run,
+    /// The plan of the largest task file at hand.
+    Plan,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+struct Row {
+    what: String,
+    low: f64,
+    median: f64,
+    high: f64,
+    /// Which of the three must not be above `bound`.
+    decides: f64,
+    bound: f64,
+    /// Of all of these.
+    unit: &'static str,
+    /// Absolute figures behind it.
+    scale: String,
+}
+
+/// Everything that a case needs.
+#[derive(Debug)]
+struct Bench {
+    environment: Environment,
+    acrtask: PathBuf,
+    docker: PathBuf,
+    /// A `DOCKER_CONFIG` that knows the buildx plugin and no credentials.
+    docker_config: PathBuf,
+    /// Where contexts are made.
+    scratch: PathBuf,
+}
+
+/// Runs the named cases, or all.
+pub(crate) fn bench(cases: &[Case]) -> Result<()> {
+    let environment = setup::up()?;
+    say::doing("Building acrtask for release (some minutes the first time)");
+    let acrtask = cargo::build_acrtask("release")?;
+    let bench = Bench::new(environment, acrtask)?;
+    let all = Case::value_variants();
+    let mut rows = Vec::new();
+    for case in if cases.is_empty() { all } else { cases } {
+        rows.extend(bench.run(*case)?);
+    }
+    print!("{}", table(&rows));
+    Ok(())
+}
+
+impl Bench {
+    fn new(environment: Environment, acrtask: PathBuf) -> Result<Self> {
+        let cache = Cache::locate()?;
+        let scratch = cache.dir("bench")?;
+        let (docker, plugins) = match environment.root() {
+            Some(root) => (
+                root.join("usr/bin/docker"),
+                Some(root.join("usr/libexec/docker/cli-plugins")),
+            ),
+            None => (PathBuf::from("docker"), None),
+        };
+        let docker_config = cache.dir("bench/docker-config")?;
+        let config = serde_json::json!({ "cliPluginsExtraDirs": plugins });
+        cache::write_whole(&docker_config.join("config.json"), &config.to_string())?;
+        Ok(Self {
+            environment,
+            acrtask,
+            docker,
+            docker_config,
+            scratch,
+        })
+    }
+
+    /// Makes an empty folder for a context.
+    fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.scratch.join(name);
+        cache::remove_tree(&folder)?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The rows as a table; each with a verdict, because a bound that is missed is to be seen.
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<52} {:>9} {:>9} {:>9} {:>9}  {}\n",
+        "what", "bound", "min", "median", "max", "verdict"
+    );
+    for row in rows {
+        let figure = |value: f64| format!("{value:.2}{}", row.unit);
+        let verdict = if row.decides <= row.bound {
+            "ok".to_owned()
+        } else {
+            format!("missed by {:.0} %", (row.decides / row.bound - 1.0) * 100.0)
+        };
+        text.push_str(&format!(
+            "{:<52} {:>9} {:>9} {:>9} {:>9}  {verdict}{}\n",
+            row.what,
+            figure(row.bound),
+            figure(row.low),
+            figure(row.median),
+            figure(row.high),
+            if row.scale.is_empty() {
+                String::new()
+            } else {
+                format!("  ({})", row.scale)
+            },
+        ));
+    }
+    text
+}
+
+/// The lowest, the middle and the highest of some values.
+fn spread(values: &[f64]) -> Result<(f64, f64, f64)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.as_slice() {
+        [] => bail!("nothing was measured"),
+        [low, .., high] => Ok((*low, sorted[sorted.len() / 2], *high)),
+        [only] => Ok((*only, *only, *only)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_decides_and_a_miss_is_told() {
+        let row = |median| Row {
+            what: "x".to_owned(),
+            low: 0.5,
+            median,
+            decides: median,
+            high: 2.0,
+            bound: 1.0,
+            unit: "x",
+            scale: String::new(),
+        };
+        assert!(table(&[row(1.0)]).contains("2.00x  ok"));
+        assert!(table(&[row(1.1)]).contains("missed by 10 %"));
+    }
+
+    #[test]
+    fn spread_is_of_sorted_values() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]).unwrap(), (1.0, 2.0, 3.0));
+        assert_eq!(spread(&[4.0]).unwrap(), (4.0, 4.0, 4.0));
+        assert!(spread(&[]).is_err());
+    }
+}
