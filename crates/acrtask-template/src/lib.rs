@@ -1,1 +1,108 @@
-//! Being written.
+//! Go's `text/template` with Sprig's text functions, bounded in time, memory and output.
+//!
+//! A task file is such a template over the facts and values of its run. This crate is pure: it reads no clock, no file,
+//! no environment and no network, and the same template over the same data and [`Limits`] gives the same bytes.
+//!
+//! ```
+//! use acrtask_template::{Limits, Template};
+//!
+//! let template = Template::parse("acr-task.yaml", "image: {{.Run.Registry}}/app:{{.Values.tag | default \"latest\"}}")?;
+//! let data = serde_json::json!({"Run": {"Registry": "reg.example.com"}, "Values": {}});
+//! assert_eq!(template.render(&data, &Limits::default())?, "image: reg.example.com/app:latest");
+//! # Ok::<(), acrtask_template::TemplateError>(())
+//! ```
+//!
+//! # What differs from Go
+//!
+//! - A value that is missing writes nothing where Go writes `<no value>`: the reference executor takes those words out
+//!   of every rendering.
+//! - Texts are UTF-8. A function that would cut a character in two, or decode bytes that are no text, is refused.
+//! - The local time zone is UTC.
+//! - `keys` and `values` are in the order of the keys; Go's order changes from run to run.
+//! - Left out: complex numbers, other delimiters, and the functions in [`LEFT_OUT`], each with its reason.
+//! - Bounded: see [`Limits`]. A template also may have at most 1 MiB, and blocks and parentheses nest at most 100 deep.
+
+mod ast;
+mod error;
+mod exec;
+mod format;
+mod funcs;
+mod lexer;
+mod limits;
+mod literal;
+mod parse;
+mod source_map;
+mod value;
+
+pub use crate::{
+    error::{TemplateError, TemplateErrorKind},
+    funcs::{LEFT_OUT, function_names},
+    limits::Limits,
+    source_map::SourceMap,
+};
+
+/// A parsed template.
+#[derive(Debug)]
+pub struct Template {
+    name: String,
+    text: String,
+    trees: parse::Trees,
+}
+
+/// A rendering, and where each of its bytes came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// What the template wrote.
+    pub text: String,
+    /// From offsets in `text` to offsets in the template.
+    pub map: SourceMap,
+}
+
+impl Template {
+    /// Parses `text`. `name` is the name by which the template could call itself.
+    ///
+    /// # Errors
+    ///
+    /// The first fault in `text`, with the bytes that are to blame, as [`TemplateErrorKind::Parse`]; a text that is too
+    /// long or nests too deep as [`TemplateErrorKind::Limit`].
+    pub fn parse(name: &str, text: &str) -> Result<Self, TemplateError> {
+        let trees = parse::parse(name, text)?;
+        Ok(Self {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            trees,
+        })
+    }
+
+    /// Renders the template over `data`.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateErrorKind::Exec`] where the template does not fit the data or a function refuses its arguments,
+    /// [`TemplateErrorKind::Limit`] where it would take more than `limits` allow.
+    pub fn render(
+        &self,
+        data: &serde_json::Value,
+        limits: &Limits,
+    ) -> Result<String, TemplateError> {
+        self.render_mapped(data, limits)
+            .map(|rendered| rendered.text)
+    }
+
+    /// Renders the template over `data`, and says where each byte came from.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::render`].
+    pub fn render_mapped(
+        &self,
+        data: &serde_json::Value,
+        limits: &Limits,
+    ) -> Result<Rendered, TemplateError> {
+        let output = exec::execute(&self.text, &self.trees, &self.name, data, limits)?;
+        Ok(Rendered {
+            text: output.text,
+            map: output.map,
+        })
+    }
+}

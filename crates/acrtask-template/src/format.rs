@@ -1,0 +1,823 @@
+//! Go's `fmt`: `%v` for what an action writes, and `printf` with all its verbs and error forms.
+//!
+//! Left out: `%p`, which would print addresses, and `%b` of floats.
+
+use std::borrow::Cow;
+
+use crate::{
+    error::Fault,
+    funcs::{Env, date},
+    limits::Meter,
+    value::{Heap, Value},
+};
+
+/// How deep values may nest when they are printed. A map that holds itself goes past any depth.
+pub(crate) const MAX_PRINT_DEPTH: usize = 100;
+
+/// A text under construction; every byte is charged before it is added.
+pub(crate) struct Writer<'a> {
+    pub(crate) text: String,
+    meter: &'a mut Meter,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(meter: &'a mut Meter) -> Self {
+        Self {
+            text: String::new(),
+            meter,
+        }
+    }
+
+    pub(crate) fn push(&mut self, text: &str) -> Result<(), Fault> {
+        self.meter.grow(self.text.len(), text.len())?;
+        self.text.push_str(text);
+        Ok(())
+    }
+
+    pub(crate) fn push_char(&mut self, c: char) -> Result<(), Fault> {
+        self.push(c.encode_utf8(&mut [0; 4]))
+    }
+
+    /// Adds `text` `count` times; refused before anything is made where that is too long.
+    pub(crate) fn push_repeated(&mut self, text: &str, count: usize) -> Result<(), Fault> {
+        self.meter
+            .grow(self.text.len(), text.len().saturating_mul(count))?;
+        for _ in 0..count {
+            self.text.push_str(text);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn step(&mut self) -> Result<(), Fault> {
+        self.meter.step(1)
+    }
+}
+
+/// The value as an action writes it: `%v`.
+pub(crate) fn display<'v>(env: &mut Env, value: &'v Value) -> Result<Cow<'v, str>, Fault> {
+    if let Value::Text(text) = value {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut writer = Writer::new(&mut env.meter);
+    Printer {
+        heap: &env.heap,
+        out: &mut writer,
+    }
+    .verb('v', &Spec::default(), value, 0)?;
+    Ok(Cow::Owned(writer.text))
+}
+
+/// `fmt.Sprint`: spaces between operands where neither is a text.
+pub(crate) fn print(env: &mut Env, values: &[Value], line: bool) -> Result<String, Fault> {
+    let mut writer = Writer::new(&mut env.meter);
+    let mut previous_is_text = true;
+    for (index, value) in values.iter().enumerate() {
+        let is_text = matches!(value, Value::Text(_));
+        if index > 0 && (line || (!is_text && !previous_is_text)) {
+            writer.push(" ")?;
+        }
+        Printer {
+            heap: &env.heap,
+            out: &mut writer,
+        }
+        .verb('v', &Spec::default(), value, 0)?;
+        previous_is_text = is_text;
+    }
+    if line {
+        writer.push("\n")?;
+    }
+    Ok(writer.text)
+}
+
+/// `fmt.Sprintf`.
+pub(crate) fn printf(env: &mut Env, format: &str, values: &[Value]) -> Result<String, Fault> {
+    let mut writer = Writer::new(&mut env.meter);
+    let mut arguments = Arguments {
+        values,
+        next: 0,
+        reordered: false,
+        good: true,
+    };
+    let mut rest = format;
+    while let Some(percent) = rest.find('%') {
+        writer.push(&rest[..percent])?;
+        rest = &rest[percent + 1..];
+        writer.step()?;
+        rest = directive(&env.heap, &mut writer, &mut arguments, rest)?;
+    }
+    writer.push(rest)?;
+    if !arguments.reordered && arguments.next < values.len() {
+        writer.push("%!(EXTRA ")?;
+        for (index, value) in values[arguments.next..].iter().enumerate() {
+            if index > 0 {
+                writer.push(", ")?;
+            }
+            if value.is_nil() {
+                writer.push("<nil>")?;
+            } else {
+                writer.push(&value.type_name())?;
+                writer.push("=")?;
+                Printer {
+                    heap: &env.heap,
+                    out: &mut writer,
+                }
+                .verb('v', &Spec::default(), value, 0)?;
+            }
+        }
+        writer.push(")")?;
+    }
+    Ok(writer.text)
+}
+
+struct Arguments<'a> {
+    values: &'a [Value],
+    next: usize,
+    /// An index such as `%[2]d` was used: left over arguments are no error then.
+    reordered: bool,
+    /// The last index was well formed and in range.
+    good: bool,
+}
+
+impl Arguments<'_> {
+    /// Reads `[n]` and moves there; what follows.
+    fn index<'f>(&mut self, rest: &'f str) -> (&'f str, bool) {
+        let Some(inner) = rest.strip_prefix('[') else {
+            return (rest, false);
+        };
+        self.reordered = true;
+        let Some(close) = inner.find(']') else {
+            self.good = false;
+            return (inner, false);
+        };
+        match inner[..close].parse::<usize>() {
+            Ok(number) if (1..=self.values.len()).contains(&number) => {
+                self.next = number - 1;
+                (&inner[close + 1..], true)
+            }
+            _ => {
+                self.good = false;
+                (&inner[close + 1..], true)
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<&Value> {
+        let value = self.values.get(self.next)?;
+        self.next += 1;
+        Some(value)
+    }
+
+    /// The argument of a `*`, if it is an integer of a size that Go accepts.
+    fn star(&mut self) -> Option<i64> {
+        match self.take()? {
+            Value::Int(value) | Value::Int64(value) => {
+                Some(*value).filter(|value| value.abs() <= MAX_WIDTH)
+            }
+            Value::Uint8(value) => Some(i64::from(*value)),
+            _ => None,
+        }
+    }
+}
+
+/// Widths and precisions beyond this are errors in Go.
+const MAX_WIDTH: i64 = 1_000_000;
+
+fn directive<'f>(
+    heap: &Heap,
+    out: &mut Writer<'_>,
+    arguments: &mut Arguments<'_>,
+    mut rest: &'f str,
+) -> Result<&'f str, Fault> {
+    let mut spec = Spec::default();
+    arguments.good = true;
+    while let Some(c) = rest.chars().next() {
+        match c {
+            '#' => spec.sharp = true,
+            '0' => spec.zero = true,
+            '+' => spec.plus = true,
+            '-' => spec.minus = true,
+            ' ' => spec.space = true,
+            _ => break,
+        }
+        rest = &rest[1..];
+    }
+    let mut after_index;
+    (rest, after_index) = arguments.index(rest);
+    if let Some(after) = rest.strip_prefix('*') {
+        rest = after;
+        match arguments.star() {
+            Some(width) => {
+                if width < 0 {
+                    spec.minus = true;
+                    spec.zero = false;
+                }
+                spec.width = usize::try_from(width.unsigned_abs()).ok();
+            }
+            None => out.push("%!(BADWIDTH)")?,
+        }
+        after_index = false;
+    } else {
+        let (number, after) = digits(rest);
+        if after_index && number.is_some() {
+            arguments.good = false;
+        }
+        if let Some(number) = number {
+            if number > MAX_WIDTH {
+                out.push("%!(BADWIDTH)")?;
+            } else {
+                spec.width = usize::try_from(number).ok();
+            }
+        }
+        rest = after;
+    }
+    if let Some(after) = rest.strip_prefix('.') {
+        rest = after;
+        if after_index {
+            arguments.good = false;
+        }
+        (rest, after_index) = arguments.index(rest);
+        if let Some(after) = rest.strip_prefix('*') {
+            rest = after;
+            match arguments.star() {
+                Some(precision) if precision >= 0 => {
+                    spec.precision = usize::try_from(precision).ok()
+                }
+                // A negative precision counts as none.
+                Some(_) => {}
+                None => out.push("%!(BADPREC)")?,
+            }
+            after_index = false;
+        } else {
+            let (number, after) = digits(rest);
+            match number {
+                Some(number) if number > MAX_WIDTH => out.push("%!(BADPREC)")?,
+                number => spec.precision = usize::try_from(number.unwrap_or(0)).ok(),
+            }
+            rest = after;
+        }
+    }
+    if !after_index {
+        (rest, _) = arguments.index(rest);
+    }
+    let Some(verb) = rest.chars().next() else {
+        out.push("%!(NOVERB)")?;
+        return Ok(rest);
+    };
+    rest = &rest[verb.len_utf8()..];
+    if verb == '%' {
+        out.push("%")?;
+    } else if !arguments.good {
+        out.push("%!")?;
+        out.push_char(verb)?;
+        out.push("(BADINDEX)")?;
+    } else if let Some(value) = arguments.take() {
+        if spec.minus {
+            spec.zero = false;
+        }
+        if verb == 'v' {
+            spec.plus_v = std::mem::take(&mut spec.plus);
+            spec.sharp_v = std::mem::take(&mut spec.sharp);
+        }
+        Printer { heap, out }.verb(verb, &spec, value, 0)?;
+    } else {
+        out.push("%!")?;
+        out.push_char(verb)?;
+        out.push("(MISSING)")?;
+    }
+    Ok(rest)
+}
+
+fn digits(text: &str) -> (Option<i64>, &str) {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, rest) = text.split_at(end);
+    let value = if number.is_empty() {
+        None
+    } else {
+        Some(number.parse().unwrap_or(i64::MAX))
+    };
+    (value, rest)
+}
+
+/// Flags, width and precision of a directive.
+#[derive(Debug, Default, Clone)]
+struct Spec {
+    width: Option<usize>,
+    precision: Option<usize>,
+    plus: bool,
+    minus: bool,
+    sharp: bool,
+    space: bool,
+    zero: bool,
+    plus_v: bool,
+    sharp_v: bool,
+}
+
+struct Printer<'a, 'b> {
+    heap: &'a Heap,
+    out: &'a mut Writer<'b>,
+}
+
+impl Printer<'_, '_> {
+    fn verb(&mut self, verb: char, spec: &Spec, value: &Value, depth: usize) -> Result<(), Fault> {
+        self.out.step()?;
+        if depth > MAX_PRINT_DEPTH {
+            return Err(
+                Fault::limit(format!("a value nests deeper than {MAX_PRINT_DEPTH}"))
+                    .with_help("does a map hold itself?"),
+            );
+        }
+        if verb == 'T' {
+            return self.pad_text(spec, &value.type_name());
+        }
+        match value {
+            Value::Nil | Value::NilField => match verb {
+                'v' => self.pad(spec, "<nil>"),
+                // Inside a list or map nothing is written the same way for every verb.
+                _ if depth > 0 => self.out.push("<nil>"),
+                _ => self.bad_verb(verb, value),
+            },
+            Value::Bool(flag) => match verb {
+                't' | 'v' => self.pad(spec, if *flag { "true" } else { "false" }),
+                _ => self.bad_verb(verb, value),
+            },
+            Value::Int(number) | Value::Int64(number) => {
+                self.integer(verb, spec, i128::from(*number), value)
+            }
+            Value::Uint8(number) => self.unsigned(verb, spec, u64::from(*number), value),
+            Value::Uint64(number) => self.unsigned(verb, spec, *number, value),
+            Value::Float(number) => self.float(verb, spec, *number, value),
+            Value::Text(text) => self.text(verb, spec, text, value),
+            Value::List(list) => self.list(verb, spec, value, list, depth),
+            Value::Map(map) => {
+                let open = if spec.sharp_v {
+                    format!("{}{{", value.type_name())
+                } else {
+                    "map[".to_owned()
+                };
+                self.out.push(&open)?;
+                for (index, (key, item)) in self.heap.get(*map).iter().enumerate() {
+                    if index > 0 {
+                        self.out.push(if spec.sharp_v { ", " } else { " " })?;
+                    }
+                    self.text(verb, spec, key, &Value::Text(key.clone()))?;
+                    self.out.push(":")?;
+                    self.verb(verb, spec, item, depth + 1)?;
+                }
+                self.out.push(if spec.sharp_v { "}" } else { "]" })
+            }
+            Value::Time(_)
+            | Value::Duration(_)
+            | Value::Month(_)
+            | Value::Weekday(_)
+            | Value::Version(_) => self.stringer(verb, spec, value),
+        }
+    }
+
+    fn list(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        value: &Value,
+        list: &crate::value::List,
+        depth: usize,
+    ) -> Result<(), Fault> {
+        if spec.sharp_v && list.is_nil {
+            self.out.push(&value.type_name())?;
+            return self.out.push("(nil)");
+        }
+        let open = if spec.sharp_v {
+            format!("{}{{", value.type_name())
+        } else {
+            "[".to_owned()
+        };
+        self.out.push(&open)?;
+        for (index, item) in list.items().iter().enumerate() {
+            if index > 0 {
+                self.out.push(if spec.sharp_v { ", " } else { " " })?;
+            }
+            self.verb(verb, spec, item, depth + 1)?;
+        }
+        self.out.push(if spec.sharp_v { "}" } else { "]" })
+    }
+
+    /// Values with a `String` method: the verbs for texts print it, the others what lies beneath.
+    fn stringer(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
+        let text = match value {
+            Value::Time(time) => time.to_string(),
+            Value::Duration(nanoseconds) => date::duration_text(*nanoseconds),
+            Value::Month(month) => date::month_name(*month).to_owned(),
+            Value::Weekday(day) => date::weekday_name(*day).to_owned(),
+            Value::Version(version) => version.to_string(),
+            _ => String::new(),
+        };
+        match (verb, value) {
+            ('v' | 's' | 'q' | 'x' | 'X', _) => self.text(verb, spec, &text, value),
+            (_, Value::Duration(number)) => self.integer(verb, spec, i128::from(*number), value),
+            (_, Value::Month(number) | Value::Weekday(number)) => {
+                self.integer(verb, spec, i128::from(*number), value)
+            }
+            _ => self.bad_verb(verb, value),
+        }
+    }
+
+    fn bad_verb(&mut self, verb: char, value: &Value) -> Result<(), Fault> {
+        self.out.push("%!")?;
+        self.out.push_char(verb)?;
+        if value.is_nil() {
+            return self.out.push("(<nil>)");
+        }
+        self.out.push("(")?;
+        self.out.push(&value.type_name())?;
+        self.out.push("=")?;
+        self.verb('v', &Spec::default(), value, 0)?;
+        self.out.push(")")
+    }
+
+    /// Writes `text` in the width, counted in characters.
+    fn pad(&mut self, spec: &Spec, text: &str) -> Result<(), Fault> {
+        let missing = spec
+            .width
+            .map_or(0, |width| width.saturating_sub(text.chars().count()));
+        if spec.minus {
+            self.out.push(text)?;
+            return self.out.push_repeated(" ", missing);
+        }
+        self.out
+            .push_repeated(if spec.zero { "0" } else { " " }, missing)?;
+        self.out.push(text)
+    }
+
+    /// Writes `text` cut to the precision, in the width.
+    fn pad_text(&mut self, spec: &Spec, text: &str) -> Result<(), Fault> {
+        self.pad(spec, truncated(spec, text))
+    }
+
+    fn text(&mut self, verb: char, spec: &Spec, text: &str, value: &Value) -> Result<(), Fault> {
+        match verb {
+            'v' if spec.sharp_v => self.pad(spec, &quote(text)),
+            'v' | 's' => self.pad_text(spec, text),
+            'q' => {
+                let text = truncated(spec, text);
+                self.out.meter.text(text.len().saturating_mul(2))?;
+                let quoted = if spec.sharp
+                    && !text.contains(['`', '\u{feff}'])
+                    && text.chars().all(is_raw_char)
+                {
+                    format!("`{text}`")
+                } else if spec.plus {
+                    quote_ascii(text)
+                } else {
+                    quote(text)
+                };
+                self.pad(spec, &quoted)
+            }
+            'x' | 'X' => {
+                let bytes =
+                    &text.as_bytes()[..spec.precision.unwrap_or(text.len()).min(text.len())];
+                self.out.meter.text(bytes.len().saturating_mul(2))?;
+                let mut hex = String::with_capacity(bytes.len() * 2);
+                for (index, byte) in bytes.iter().enumerate() {
+                    if spec.space && index > 0 {
+                        hex.push(' ');
+                    }
+                    if spec.sharp && (spec.space || index == 0) {
+                        hex.push_str(if verb == 'x' { "0x" } else { "0X" });
+                    }
+                    hex.push_str(&if verb == 'x' {
+                        format!("{byte:02x}")
+                    } else {
+                        format!("{byte:02X}")
+                    });
+                }
+                self.pad(spec, &hex)
+            }
+            _ => self.bad_verb(verb, value),
+        }
+    }
+
+    fn unsigned(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        number: u64,
+        value: &Value,
+    ) -> Result<(), Fault> {
+        if verb == 'v' && spec.sharp_v {
+            let hex = Spec {
+                sharp: true,
+                sharp_v: false,
+                ..spec.clone()
+            };
+            return self.integer('x', &hex, i128::from(number), value);
+        }
+        self.integer(verb, spec, i128::from(number), value)
+    }
+
+    fn integer(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        number: i128,
+        value: &Value,
+    ) -> Result<(), Fault> {
+        let magnitude = number.unsigned_abs();
+        let digits = match verb {
+            'v' | 'd' => magnitude.to_string(),
+            'b' => format!("{magnitude:b}"),
+            'o' | 'O' => format!("{magnitude:o}"),
+            'x' => format!("{magnitude:x}"),
+            'X' => format!("{magnitude:X}"),
+            'c' => return self.pad(spec, &char_of(number).to_string()),
+            'q' => return self.pad(spec, &quote_char(char_of(number))),
+            'U' => {
+                let mut text = format!(
+                    "U+{magnitude:0width$X}",
+                    width = spec.precision.unwrap_or(4).clamp(4, 1 << 10)
+                );
+                if spec.sharp {
+                    text.push_str(&format!(" '{}'", char_of(number)));
+                }
+                return self.pad(
+                    &Spec {
+                        zero: false,
+                        ..spec.clone()
+                    },
+                    &text,
+                );
+            }
+            _ => return self.bad_verb(verb, value),
+        };
+        if spec.precision == Some(0) && number == 0 {
+            return self.pad(
+                &Spec {
+                    zero: false,
+                    ..spec.clone()
+                },
+                "",
+            );
+        }
+        let sign = sign_text(spec, number < 0);
+        let prefix = match verb {
+            'O' => "0o",
+            'b' if spec.sharp => "0b",
+            'o' if spec.sharp && !digits.starts_with('0') => "0",
+            'x' if spec.sharp => "0x",
+            'X' if spec.sharp => "0X",
+            _ => "",
+        };
+        // Zeros fill up to the precision, or to the width less the sign.
+        let wanted = match (spec.precision, spec.width) {
+            (Some(precision), _) => precision,
+            (None, Some(width)) if spec.zero && !spec.minus => width.saturating_sub(sign.len()),
+            _ => 0,
+        };
+        let zeros = wanted.saturating_sub(digits.len());
+        self.out.meter.text(zeros)?;
+        let text = format!("{sign}{prefix}{}{digits}", "0".repeat(zeros));
+        self.pad(
+            &Spec {
+                zero: false,
+                ..spec.clone()
+            },
+            &text,
+        )
+    }
+
+    fn float(&mut self, verb: char, spec: &Spec, number: f64, value: &Value) -> Result<(), Fault> {
+        let precision = spec.precision;
+        self.out
+            .meter
+            .text(precision.unwrap_or(0).saturating_add(400))?;
+        let magnitude = number.abs();
+        let body = if number.is_nan() {
+            "NaN".to_owned()
+        } else if number.is_infinite() {
+            "Inf".to_owned()
+        } else {
+            match verb {
+                'v' | 'g' | 'G' => float_general(magnitude, precision, spec.sharp),
+                'e' | 'E' => float_exponent(magnitude, Some(precision.unwrap_or(6))),
+                'f' | 'F' => format!("{magnitude:.prec$}", prec = precision.unwrap_or(6)),
+                _ => return self.bad_verb(verb, value),
+            }
+        };
+        if !matches!(verb, 'v' | 'g' | 'G' | 'e' | 'E' | 'f' | 'F') {
+            return self.bad_verb(verb, value);
+        }
+        let body = if matches!(verb, 'E' | 'G') && number.is_finite() {
+            body.to_uppercase()
+        } else {
+            body
+        };
+        let negative = number.is_sign_negative() && !number.is_nan();
+        let sign = if number.is_infinite() && !negative && !spec.space {
+            // Go writes an infinity with its sign.
+            "+"
+        } else {
+            sign_text(spec, negative)
+        };
+        if spec.zero && number.is_finite() && spec.width.is_some() {
+            self.out.push(sign)?;
+            let width = spec.width.map(|width| width.saturating_sub(sign.len()));
+            return self.pad(
+                &Spec {
+                    width,
+                    ..spec.clone()
+                },
+                &body,
+            );
+        }
+        self.pad(
+            &Spec {
+                zero: false,
+                ..spec.clone()
+            },
+            &format!("{sign}{body}"),
+        )
+    }
+}
+
+fn sign_text(spec: &Spec, negative: bool) -> &'static str {
+    match (negative, spec.plus, spec.space) {
+        (true, _, _) => "-",
+        (false, true, _) => "+",
+        (false, false, true) => " ",
+        _ => "",
+    }
+}
+
+fn truncated<'t>(spec: &Spec, text: &'t str) -> &'t str {
+    match spec
+        .precision
+        .and_then(|count| text.char_indices().nth(count))
+    {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+fn char_of(number: i128) -> char {
+    u32::try_from(number)
+        .ok()
+        .and_then(char::from_u32)
+        .unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+fn is_raw_char(c: char) -> bool {
+    c == '\t' || !c.is_control()
+}
+
+/// A positive float with an exponent of at least two digits: `1.5e+06`.
+fn float_exponent(number: f64, precision: Option<usize>) -> String {
+    let text = match precision {
+        Some(precision) => format!("{number:.precision$e}"),
+        None => format!("{number:e}"),
+    };
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, digits) = exponent
+        .strip_prefix('-')
+        .map_or(('+', exponent), |digits| ('-', digits));
+    format!("{mantissa}e{sign}{digits:0>2}")
+}
+
+/// `%g`: an exponent for very large and very small numbers, the shortest digits where no precision is asked for.
+fn float_general(number: f64, precision: Option<usize>, sharp: bool) -> String {
+    if number == 0.0 {
+        return if sharp {
+            "0.00000".to_owned()
+        } else {
+            "0".to_owned()
+        };
+    }
+    let significant = precision.map(|precision| precision.max(1));
+    let scientific = match significant {
+        Some(count) => format!("{number:.prec$e}", prec = count - 1),
+        None => format!("{number:e}"),
+    };
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let digits = mantissa.replace('.', "");
+    let digits = if sharp {
+        digits.as_str()
+    } else {
+        digits.trim_end_matches('0')
+    };
+    let digits = if digits.is_empty() { "0" } else { digits };
+    let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
+    // Without a precision, an exponent is used from the 7th digit on; with one, where it does not suffice.
+    let threshold = match significant {
+        Some(significant) => {
+            let significant = i32::try_from(significant).unwrap_or(i32::MAX);
+            if significant > count && count > exponent {
+                count
+            } else {
+                significant
+            }
+        }
+        None => 6,
+    };
+    if exponent < -4 || exponent >= threshold.max(1) {
+        let mut text = digits[..1].to_owned();
+        if digits.len() > 1 {
+            text.push('.');
+            text.push_str(&digits[1..]);
+        }
+        let sign = if exponent < 0 { '-' } else { '+' };
+        text.push_str(&format!("e{sign}{:02}", exponent.abs()));
+        return text;
+    }
+    if exponent < 0 {
+        let zeros = usize::try_from(-exponent - 1).unwrap_or(0);
+        return format!("0.{}{digits}", "0".repeat(zeros));
+    }
+    let whole = usize::try_from(exponent + 1).unwrap_or(1);
+    if digits.len() <= whole {
+        format!("{digits}{}", "0".repeat(whole - digits.len()))
+    } else {
+        format!("{}.{}", &digits[..whole], &digits[whole..])
+    }
+}
+
+/// A float as `%v` writes it.
+pub(crate) fn float_text(number: f64) -> String {
+    if number.is_nan() {
+        return "NaN".to_owned();
+    }
+    if number.is_infinite() {
+        return if number > 0.0 {
+            "+Inf".to_owned()
+        } else {
+            "-Inf".to_owned()
+        };
+    }
+    let sign = if number.is_sign_negative() { "-" } else { "" };
+    format!("{sign}{}", float_general(number.abs(), None, false))
+}
+
+/// `strconv.Quote`.
+pub(crate) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        escape(&mut out, c, '"', false);
+    }
+    out.push('"');
+    out
+}
+
+fn quote_ascii(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        escape(&mut out, c, '"', true);
+    }
+    out.push('"');
+    out
+}
+
+fn quote_char(c: char) -> String {
+    let mut out = String::from('\'');
+    escape(&mut out, c, '\'', false);
+    out.push('\'');
+    out
+}
+
+fn escape(out: &mut String, c: char, quote: char, ascii: bool) {
+    match c {
+        '\\' => out.push_str("\\\\"),
+        c if c == quote => {
+            out.push('\\');
+            out.push(c);
+        }
+        '\x07' => out.push_str("\\a"),
+        '\x08' => out.push_str("\\b"),
+        '\x0c' => out.push_str("\\f"),
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\x0b' => out.push_str("\\v"),
+        c if (c.is_ascii() || !ascii) && is_printable(c) => out.push(c),
+        c if u32::from(c) < 0x80 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+        c if u32::from(c) < 0x1_0000 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+        c => out.push_str(&format!("\\U{:08x}", u32::from(c))),
+    }
+}
+
+/// Go's `strconv.IsPrint`, as near as the standard library tells: of the spaces only U+0020.
+pub(crate) fn is_printable(c: char) -> bool {
+    match c {
+        ' ' => true,
+        c if c.is_control() || c.is_whitespace() => false,
+        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => {
+            false
+        }
+        '\u{e000}'..='\u{f8ff}'
+        | '\u{feff}'
+        | '\u{fff0}'..='\u{fffb}'
+        | '\u{fffe}'
+        | '\u{ffff}' => false,
+        c => u32::from(c) < 0xe_0000,
+    }
+}

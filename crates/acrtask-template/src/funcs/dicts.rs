@@ -1,0 +1,233 @@
+//! Maps. `set`, `unset`, `merge` and `mergeOverwrite` change the map they are given, and every variable sees it.
+
+use std::sync::Arc;
+
+use super::{
+    Env, Function, Outcome, functions, map_at, strings::text_of, text_at, types::is_empty, value_at,
+};
+use crate::{
+    error::Fault,
+    format::MAX_PRINT_DEPTH,
+    value::{ENTRY_BYTES, Element, Entries, List, MapRef, Value},
+};
+
+pub(crate) static TABLE: &[Function] = functions! {
+    "dict" (; Any) dict;
+    "get" (Dict, Text) |env, args| match map_at(args, 0).and_then(|map| env.heap.get(map).get(text_at(args, 1))) {
+        Some(value) => Ok(value.as_field()),
+        None => env.text(""),
+    };
+    "set" (Dict, Text, Any) set;
+    "unset" (Dict, Text) |env, args| {
+        if let Some(map) = map_at(args, 0) {
+            env.heap.get_mut(map).remove(text_at(args, 1));
+        }
+        Ok(value_at(args, 0).clone())
+    };
+    "hasKey" (Dict, Text) |env, args| {
+        Ok(Value::Bool(map_at(args, 0).is_some_and(|map| env.heap.get(map).contains_key(text_at(args, 1)))))
+    };
+    "pluck" (Text; Dict) |env, args| {
+        let maps = (1..args.len()).filter_map(|index| map_at(args, index));
+        let found = maps.filter_map(|map| env.heap.get(map).get(text_at(args, 0)).cloned()).collect();
+        env.list(Element::Any, found)
+    };
+    "keys" (; Dict) keys;
+    "values" (Dict) |env, args| {
+        let values = map_at(args, 0).map_or(Vec::new(), |map| env.heap.get(map).values().cloned().collect());
+        env.list(Element::Any, values)
+    };
+    "pick" (Dict; Text) |env, args| {
+        let mut picked = Entries::new();
+        if let Some(map) = map_at(args, 0) {
+            for index in 1..args.len() {
+                let key = text_at(args, index);
+                if let Some(value) = env.heap.get(map).get(key) {
+                    picked.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        env.map(Element::Any, picked)
+    };
+    "omit" (Dict; Text) |env, args| {
+        let mut kept = map_at(args, 0).map_or(Entries::new(), |map| env.heap.get(map).clone());
+        for index in 1..args.len() {
+            kept.remove(text_at(args, index));
+        }
+        env.map(Element::Any, kept)
+    };
+    "merge" (Dict; Dict) |env, args| merge_all(env, args, false);
+    "mustMerge" (Dict; Dict) |env, args| merge_all(env, args, false);
+    "mergeOverwrite" (Dict; Dict) |env, args| merge_all(env, args, true);
+    "mustMergeOverwrite" (Dict; Dict) |env, args| merge_all(env, args, true);
+    "deepCopy" (Any) |env, args| deep_copy(env, value_at(args, 0), 0);
+    "mustDeepCopy" (Any) |env, args| deep_copy(env, value_at(args, 0), 0);
+    "dig" (; Any) dig;
+};
+
+fn dict(env: &mut Env, args: &[Value]) -> Outcome {
+    let mut entries = Entries::new();
+    for pair in args.chunks(2) {
+        let key: Arc<str> = text_of(env, value_at(pair, 0))?.into();
+        env.meter.allocate(key.len())?;
+        // A last key without a value has the empty text.
+        let value = if pair.len() > 1 {
+            value_at(pair, 1).clone()
+        } else {
+            Value::text("")
+        };
+        entries.insert(key, value);
+    }
+    env.map(Element::Any, entries)
+}
+
+fn set(env: &mut Env, args: &[Value]) -> Outcome {
+    let map = map_at(args, 0).ok_or_else(|| Fault::call("assignment to entry in nil map"))?;
+    env.meter.allocate(ENTRY_BYTES)?;
+    env.heap
+        .get_mut(map)
+        .insert(text_at(args, 1).clone(), value_at(args, 2).clone());
+    Ok(value_at(args, 0).clone())
+}
+
+fn keys(env: &mut Env, args: &[Value]) -> Outcome {
+    let maps = (0..args.len()).filter_map(|index| map_at(args, index));
+    let keys = maps
+        .flat_map(|map| env.heap.get(map).keys().cloned().map(Value::Text))
+        .collect();
+    env.list(Element::Text, keys)
+}
+
+fn merge_all(env: &mut Env, args: &[Value], overwrites: bool) -> Outcome {
+    let Some(target) = map_at(args, 0) else {
+        // Sprig swallows the error of merging into a nil map.
+        return if args.len() > 1 {
+            env.text("")
+        } else {
+            Ok(Value::Nil)
+        };
+    };
+    for index in 1..args.len() {
+        if let Some(source) = map_at(args, index) {
+            merge(env, target, source, overwrites, 0)?;
+        }
+    }
+    Ok(value_at(args, 0).clone())
+}
+
+/// Maps are merged key by key all the way down. Elsewhere the source's value is taken where the target has none, or an
+/// empty one; with `overwrites` wherever the source's is not empty.
+fn merge(
+    env: &mut Env,
+    target: MapRef,
+    source: MapRef,
+    overwrites: bool,
+    depth: usize,
+) -> Result<(), Fault> {
+    if depth > MAX_PRINT_DEPTH {
+        return Err(Fault::limit(format!(
+            "a value nests deeper than {MAX_PRINT_DEPTH}"
+        )));
+    }
+    let entries: Vec<_> = env
+        .heap
+        .get(source)
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    env.meter.allocate(entries.len() * (ENTRY_BYTES + 48))?;
+    for (key, value) in entries {
+        env.meter.step(1)?;
+        let present = env.heap.get(target).get(&key).cloned();
+        match (&present, &value) {
+            (Some(Value::Map(inner)), Value::Map(from)) if inner.element == from.element => {
+                if !inner.is_same(*from) {
+                    merge(env, *inner, *from, overwrites, depth + 1)?;
+                }
+            }
+            (Some(present), value) => {
+                let takes = if overwrites {
+                    !is_empty(env, value)
+                } else {
+                    is_empty(env, present) && !is_empty(env, value)
+                };
+                if takes {
+                    env.heap.get_mut(target).insert(key, value.clone());
+                }
+            }
+            (None, value) => {
+                env.heap.get_mut(target).insert(key, value.clone());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn deep_copy(env: &mut Env, value: &Value, depth: usize) -> Outcome {
+    env.meter.step(1)?;
+    if depth > MAX_PRINT_DEPTH {
+        return Err(Fault::limit(format!(
+            "a value nests deeper than {MAX_PRINT_DEPTH}"
+        )));
+    }
+    match value {
+        Value::List(list) => {
+            let items = list
+                .items()
+                .iter()
+                .map(|item| deep_copy(env, item, depth + 1))
+                .collect::<Result<_, _>>()?;
+            let mut copy = List::new(&mut env.meter, list.element, items)?;
+            copy.is_nil = list.is_nil;
+            Ok(Value::List(copy))
+        }
+        Value::Map(map) => {
+            let entries: Vec<_> = env
+                .heap
+                .get(*map)
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            env.meter.allocate(entries.len() * 48)?;
+            let mut copy = Entries::new();
+            for (key, value) in entries {
+                copy.insert(key, deep_copy(env, &value, depth + 1)?);
+            }
+            env.map(map.element, copy)
+        }
+        value => Ok(value.clone()),
+    }
+}
+
+fn dig(env: &mut Env, args: &[Value]) -> Outcome {
+    let [keys @ .., default, dict] = args else {
+        return Err(Fault::call("dig needs at least three arguments"));
+    };
+    if keys.is_empty() {
+        return Err(Fault::call("dig needs at least three arguments"));
+    }
+    let wrong = |value: &Value, wanted: &str| {
+        let found = if value.is_nil() {
+            "nil".to_owned()
+        } else {
+            value.type_name()
+        };
+        Fault::call(format!(
+            "interface conversion: interface {{}} is {found}, not {wanted}"
+        ))
+    };
+    let mut value = dict.clone();
+    for key in keys {
+        let Value::Map(map) = &value else {
+            return Err(wrong(&value, "map[string]interface {}"));
+        };
+        let Value::Text(key) = key else {
+            return Err(wrong(key, "string"));
+        };
+        match env.heap.get(*map).get(key) {
+            Some(found) => value = found.clone(),
+            None => return Ok(default.clone()),
+        }
+    }
+    Ok(value)
+}

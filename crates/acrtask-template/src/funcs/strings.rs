@@ -1,0 +1,251 @@
+//! Texts: cutting, joining, replacing, quoting.
+
+use super::{Env, Function, Outcome, functions, int_at, text_at, value_at};
+use crate::{
+    error::Fault,
+    format::{self, Writer},
+    value::{Element, Entries, Value},
+};
+
+pub(crate) static TABLE: &[Function] = functions! {
+    "hello" () |env, _| env.text("Hello!");
+    "trim" (Text) |env, args| env.text(text_at(args, 0).trim());
+    "upper" (Text) |env, args| {
+        env.meter.read(text_at(args, 0).len() * 4)?;
+        env.text(text_at(args, 0).to_uppercase())
+    };
+    "lower" (Text) |env, args| {
+        env.meter.read(text_at(args, 0).len() * 4)?;
+        env.text(text_at(args, 0).to_lowercase())
+    };
+    "repeat" (Int, Text) repeat;
+    "trimall" (Text, Text) trim_all;
+    "trimAll" (Text, Text) trim_all;
+    "trimSuffix" (Text, Text) |env, args| {
+        let text = text_at(args, 1);
+        env.text(text.strip_suffix(&**text_at(args, 0)).unwrap_or(text))
+    };
+    "trimPrefix" (Text, Text) |env, args| {
+        let text = text_at(args, 1);
+        env.text(text.strip_prefix(&**text_at(args, 0)).unwrap_or(text))
+    };
+    "contains" (Text, Text) |_, args| Ok(Value::Bool(text_at(args, 1).contains(&**text_at(args, 0))));
+    "hasPrefix" (Text, Text) |_, args| Ok(Value::Bool(text_at(args, 1).starts_with(&**text_at(args, 0))));
+    "hasSuffix" (Text, Text) |_, args| Ok(Value::Bool(text_at(args, 1).ends_with(&**text_at(args, 0))));
+    "replace" (Text, Text, Text) replace;
+    "trunc" (Int, Text) trunc;
+    "substr" (Int, Int, Text) substr;
+    "quote" (; Any) |env, args| joined(env, args, |env, value| Ok(format::quote(&text_of(env, value)?)));
+    "squote" (; Any) |env, args| joined(env, args, |env, value| Ok(format!("'{}'", format::display(env, value)?)));
+    "cat" (; Any) |env, args| {
+        let text = joined(env, args, |env, value| Ok(format::display(env, value)?.into_owned()))?;
+        Ok(text)
+    };
+    "indent" (Int, Text) |env, args| indent(env, args, "");
+    "nindent" (Int, Text) |env, args| indent(env, args, "\n");
+    "plural" (Text, Text, Int) |_, args| Ok(value_at(args, usize::from(int_at(args, 2) != 1)).clone());
+    "toString" (Any) |env, args| text_of(env, value_at(args, 0)).and_then(|text| env.text(text));
+    "toStrings" (Any) |env, args| {
+        let texts = texts_of(env, value_at(args, 0))?;
+        env.texts(texts.iter().map(String::as_str))
+    };
+    "join" (Text, Any) join;
+    "split" (Text, Text) |env, args| {
+        let (separator, text) = (text_at(args, 0), text_at(args, 1));
+        numbered(env, split(text, separator, -1))
+    };
+    "splitn" (Text, Int, Text) |env, args| {
+        let (separator, text) = (text_at(args, 0), text_at(args, 2));
+        numbered(env, split(text, separator, int_at(args, 1)))
+    };
+    "splitList" (Text, Text) |env, args| {
+        let (separator, text) = (text_at(args, 0), text_at(args, 1));
+        env.texts(split(text, separator, -1))
+    };
+};
+
+/// A value as Sprig makes a text of it: what `%v` prints.
+pub(crate) fn text_of(env: &mut Env, value: &Value) -> Result<String, Fault> {
+    Ok(format::display(env, value)?.into_owned())
+}
+
+/// A value as a list of texts: of a list its elements that are not nothing, of nothing none.
+pub(crate) fn texts_of(env: &mut Env, value: &Value) -> Result<Vec<String>, Fault> {
+    match value {
+        Value::List(list) => list
+            .items()
+            .iter()
+            .filter(|item| !item.is_nil())
+            .map(|item| text_of(env, item))
+            .collect(),
+        value if value.is_nil() => Ok(Vec::new()),
+        value => Ok(vec![text_of(env, value)?]),
+    }
+}
+
+/// The arguments that are not nothing, each as `part` writes it, with spaces between.
+fn joined(
+    env: &mut Env,
+    args: &[Value],
+    part: fn(&mut Env, &Value) -> Result<String, Fault>,
+) -> Outcome {
+    let mut parts = Vec::new();
+    for value in args.iter().filter(|value| !value.is_nil()) {
+        env.meter.read(value.shallow_bytes(&env.heap) * 4)?;
+        let text = part(env, value)?;
+        env.meter.text(text.len())?;
+        parts.push(text);
+    }
+    env.text(parts.join(" "))
+}
+
+fn repeat(env: &mut Env, args: &[Value]) -> Outcome {
+    let count = usize::try_from(int_at(args, 0))
+        .map_err(|_| Fault::call("strings: negative Repeat count"))?;
+    env.write(|out| {
+        out.push_repeated(
+            text_at(args, 1),
+            if text_at(args, 1).is_empty() {
+                0
+            } else {
+                count
+            },
+        )
+    })
+}
+
+fn trim_all(env: &mut Env, args: &[Value]) -> Outcome {
+    let (cut, text) = (text_at(args, 0), text_at(args, 1));
+    env.meter
+        .step((text.len() as u64).saturating_mul(cut.len() as u64) / 64)?;
+    env.text(text.trim_matches(|c| cut.contains(c)))
+}
+
+fn replace(env: &mut Env, args: &[Value]) -> Outcome {
+    let (old, new, text) = (text_at(args, 0), text_at(args, 1), text_at(args, 2));
+    env.meter.read(text.len() * 4)?;
+    env.write(|out| replace_all(out, text, old, new))
+}
+
+fn replace_all(out: &mut Writer<'_>, text: &str, old: &str, new: &str) -> Result<(), Fault> {
+    let mut end = 0;
+    for (start, matched) in text.match_indices(old) {
+        out.push(&text[end..start])?;
+        out.push(new)?;
+        end = start + matched.len();
+    }
+    out.push(&text[end..])
+}
+
+/// The part of `text` between two byte offsets, refused as Go does, and where it would cut a character in two.
+fn cut(env: &mut Env, text: &str, start: i64, end: i64) -> Outcome {
+    let out_of_range = || {
+        Fault::call(format!(
+            "runtime error: slice bounds out of range [{start}:{end}]"
+        ))
+    };
+    let from = usize::try_from(start).map_err(|_| out_of_range())?;
+    let to = usize::try_from(end).map_err(|_| out_of_range())?;
+    if from > to || to > text.len() {
+        return Err(out_of_range());
+    }
+    match text.get(from..to) {
+        Some(part) => env.text(part),
+        None => Err(Fault::call(format!(
+            "[{start}:{end}] cuts a character of {} in two",
+            format::quote(text)
+        ))
+        .with_help("offsets count bytes; a character beyond ASCII has several")),
+    }
+}
+
+fn length(text: &str) -> i64 {
+    i64::try_from(text.len()).unwrap_or(i64::MAX)
+}
+
+fn trunc(env: &mut Env, args: &[Value]) -> Outcome {
+    let (count, text) = (int_at(args, 0), text_at(args, 1));
+    let length = length(text);
+    match count {
+        count if count < 0 && length.saturating_add(count) > 0 => {
+            cut(env, text, length + count, length)
+        }
+        count if count >= 0 && length > count => cut(env, text, 0, count),
+        _ => Ok(value_at(args, 1).clone()),
+    }
+}
+
+fn substr(env: &mut Env, args: &[Value]) -> Outcome {
+    let (start, end, text) = (int_at(args, 0), int_at(args, 1), text_at(args, 2));
+    let length = length(text);
+    if start < 0 {
+        cut(env, text, 0, end)
+    } else if end < 0 || end > length {
+        cut(env, text, start, length)
+    } else {
+        cut(env, text, start, end)
+    }
+}
+
+fn indent(env: &mut Env, args: &[Value], before: &str) -> Outcome {
+    let text = text_at(args, 1);
+    let count = usize::try_from(int_at(args, 0))
+        .map_err(|_| Fault::call("strings: negative Repeat count"))?;
+    env.write(|out| {
+        out.push(before)?;
+        for (index, line) in text.split('\n').enumerate() {
+            if index > 0 {
+                out.push("\n")?;
+            }
+            out.push_repeated(" ", count)?;
+            out.push(line)?;
+        }
+        Ok(())
+    })
+}
+
+fn join(env: &mut Env, args: &[Value]) -> Outcome {
+    let texts = texts_of(env, value_at(args, 1))?;
+    env.write(|out| {
+        for (index, text) in texts.iter().enumerate() {
+            if index > 0 {
+                out.push(text_at(args, 0))?;
+            }
+            out.push(text)?;
+        }
+        Ok(())
+    })
+}
+
+/// `strings.SplitN`: at most `limit` parts, all where it is negative; an empty separator splits into characters.
+pub(crate) fn split<'t>(text: &'t str, separator: &str, limit: i64) -> Vec<&'t str> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    if limit == 0 {
+        return Vec::new();
+    }
+    if separator.is_empty() {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            if parts.len() + 1 == limit {
+                parts.push(rest);
+                break;
+            }
+            let (first, after) = rest.split_at(c.len_utf8());
+            parts.push(first);
+            rest = after;
+        }
+        return parts;
+    }
+    text.splitn(limit, separator).collect()
+}
+
+/// Parts as a map from `_0`, `_1` and so on.
+fn numbered(env: &mut Env, parts: Vec<&str>) -> Outcome {
+    let mut entries = Entries::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        env.meter.allocate(part.len() + 8)?;
+        entries.insert(format!("_{index}").into(), Value::text(part));
+    }
+    env.map(Element::Text, entries)
+}
