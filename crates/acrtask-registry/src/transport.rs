@@ -544,7 +544,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 async fn wait(tries: u32, asked: Option<Duration>) {
-    tokio::time::sleep(asked.unwrap_or(BACK_OFF * 2u32.pow(tries.min(8)))).await;
+    tokio::time::sleep(asked.unwrap_or(BACK_OFF * 2u32.pow(tries.saturating_sub(1).min(8)))).await;
 }
 
 fn basic(username: &str, password: &Secret) -> Secret {

@@ -1,0 +1,286 @@
+//! The client against a real registry.
+//!
+//! `ACRTASK_TEST_REGISTRY` names an open one (`127.0.0.1:5000`), `ACRTASK_TEST_AUTH_REGISTRY` one with a password, which
+//! `ACRTASK_TEST_AUTH_USER` and `ACRTASK_TEST_AUTH_PASSWORD` have. `cargo xtask test` sets them.
+
+use std::collections::BTreeMap;
+
+use acrtask_model::{Digest, ImageRef, Secret};
+use acrtask_registry::{
+    Credentials, IndexEntry, ManifestBody, Registry, RegistryError, Settings,
+    attestation::PROVENANCE,
+    manifest::{OCI_INDEX, OCI_MANIFEST, sha256},
+};
+use serde_json::json;
+
+/// The variable's value. None only where the tests were told to do without an engine.
+fn setting(name: &str) -> Option<String> {
+    match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(_) if std::env::var("ACRTASK_TEST_SKIP_ENGINE").is_ok_and(|value| value == "1") => {
+            eprintln!("skipped: {name} is not set");
+            None
+        }
+        Err(_) => panic!(
+            "{name} is not set: run the tests with `cargo xtask test`, or set it to a registry's HOST:PORT; ACRTASK_TEST_SKIP_ENGINE=1 skips this test"
+        ),
+    }
+}
+
+/// A repository that no other test uses.
+fn repository(host: &str, test: &str) -> String {
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos();
+    format!(
+        "{host}/test-registry/{test}-{}-{nanos:x}",
+        std::process::id()
+    )
+}
+
+fn parsed(text: String) -> ImageRef {
+    text.parse().unwrap()
+}
+
+fn client(credentials: Credentials) -> Registry {
+    Registry::new(credentials, Settings::default()).unwrap()
+}
+
+/// Pushes an image for `architecture` whose one layer holds `content`.
+async fn push_image(
+    registry: &Registry,
+    target: &ImageRef,
+    architecture: &str,
+    content: &str,
+) -> Digest {
+    let config = json!({"os": "linux", "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": []}}).to_string();
+    let descriptor = |media_type: &str, text: &str| json!({"mediaType": media_type, "digest": sha256(text.as_bytes()), "size": text.len()});
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", content)],
+    })
+    .to_string();
+    registry.put_blob(target, config.into()).await.unwrap();
+    registry
+        .put_blob(target, content.to_owned().into())
+        .await
+        .unwrap();
+    registry
+        .put_manifest(target, OCI_MANIFEST, manifest.into())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn pushes_resolves_tags_and_reads_back() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let image = parsed(format!("{}:1", repository(&host, "push")));
+    let missing = registry.resolve(&image).await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing:?}");
+
+    let digest = push_image(&registry, &image, "amd64", "layer one").await;
+    let resolved = registry.resolve(&image).await.unwrap();
+    assert_eq!(resolved.digest, digest);
+    assert_eq!(resolved.media_type, OCI_MANIFEST);
+
+    assert_eq!(registry.tag(&image, "other").await.unwrap(), digest);
+    let other = registry
+        .resolve(&image.with_tag("other").unwrap())
+        .await
+        .unwrap();
+    assert_eq!(other.digest, digest);
+
+    let platforms = registry.platforms(&image.at(digest.clone())).await.unwrap();
+    let shown: Vec<String> = platforms
+        .iter()
+        .map(|(platform, digest)| format!("{platform}={digest}"))
+        .collect();
+    assert_eq!(shown, [format!("linux/amd64={digest}")]);
+
+    let layer = registry
+        .blob_bytes(&image, &sha256(b"layer one"), 100)
+        .await
+        .unwrap();
+    assert_eq!(&layer[..], b"layer one");
+}
+
+#[tokio::test]
+async fn builds_an_index_from_images_of_other_repositories() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let amd64 = parsed(format!("{}:1", repository(&host, "amd64")));
+    let arm64 = parsed(format!("{}:1", repository(&host, "arm64")));
+    let amd64_digest = push_image(&registry, &amd64, "amd64", "for amd64").await;
+    let arm64_digest = push_image(&registry, &arm64, "arm64", "for arm64").await;
+    let mut entries: Vec<IndexEntry> = Vec::new();
+    for source in [&amd64, &arm64] {
+        entries.extend(registry.entries(source).await.unwrap());
+    }
+    // `docker manifest annotate --variant v8`
+    entries[1].descriptor.platform.as_mut().unwrap().variant = Some("v8".into());
+
+    let target = parsed(format!("{}:multi", repository(&host, "index")));
+    let digest = registry
+        .put_index(&target, &entries, BTreeMap::new())
+        .await
+        .unwrap();
+    let resolved = registry.resolve(&target).await.unwrap();
+    assert_eq!(
+        (resolved.digest, resolved.media_type.as_str()),
+        (digest, OCI_INDEX)
+    );
+    let platforms = registry.platforms(&target).await.unwrap();
+    let shown: Vec<String> = platforms
+        .iter()
+        .map(|(platform, digest)| format!("{platform}={digest}"))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            format!("linux/amd64={amd64_digest}"),
+            format!("linux/arm64/v8={arm64_digest}")
+        ]
+    );
+    // The blobs have come along into the new repository.
+    let layer = registry
+        .blob_bytes(&target, &sha256(b"for arm64"), 100)
+        .await
+        .unwrap();
+    assert_eq!(&layer[..], b"for arm64");
+
+    let copy = parsed(format!("{}:copy", repository(&host, "copy")));
+    assert_eq!(
+        registry.copy(&target, &copy).await.unwrap(),
+        registry.resolve(&target).await.unwrap().digest
+    );
+    registry
+        .blob_bytes(&copy, &sha256(b"for amd64"), 100)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn reads_attestations() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let target = parsed(format!("{}:1", repository(&host, "attested")));
+    let image = push_image(&registry, &target, "amd64", "attested").await;
+    let statement =
+        json!({"_type": "https://in-toto.io/Statement/v0.1", "predicate": {"materials": []}})
+            .to_string();
+    let config = "{}";
+    let layer = |predicate: &str| {
+        json!({
+            "mediaType": "application/vnd.in-toto+json",
+            "digest": sha256(statement.as_bytes()),
+            "size": statement.len(),
+            "annotations": {"in-toto.io/predicate-type": predicate},
+        })
+    };
+    let attestation = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha256(config.as_bytes()), "size": config.len()},
+        "layers": [layer("https://slsa.dev/provenance/v0.2"), layer("https://spdx.dev/Document")],
+    })
+    .to_string();
+    registry
+        .put_blob(&target, statement.clone().into())
+        .await
+        .unwrap();
+    registry.put_blob(&target, config.into()).await.unwrap();
+    let attestation_size = attestation.len();
+    let attestation = registry
+        .put_manifest(
+            &target.at(sha256(attestation.as_bytes())),
+            OCI_MANIFEST,
+            attestation.into(),
+        )
+        .await
+        .unwrap();
+    let mut entries = registry.entries(&target.at(image.clone())).await.unwrap();
+    let mut companion = entries[0].clone();
+    companion.source = target.at(attestation.clone());
+    companion.descriptor.digest = attestation;
+    companion.descriptor.size = attestation_size as u64;
+    companion.descriptor.platform =
+        Some(serde_json::from_value(json!({"os": "unknown", "architecture": "unknown"})).unwrap());
+    companion.descriptor.annotations = BTreeMap::from([
+        (
+            "vnd.docker.reference.type".into(),
+            "attestation-manifest".into(),
+        ),
+        ("vnd.docker.reference.digest".into(), image.to_string()),
+    ]);
+    entries.push(companion);
+    let index = parsed(format!("{}:index", target.name()));
+    registry
+        .put_index(&index, &entries, BTreeMap::new())
+        .await
+        .unwrap();
+
+    assert_eq!(
+        registry.platforms(&index).await.unwrap().len(),
+        1,
+        "the attestation is no platform"
+    );
+    let found = registry.attestations(&index, PROVENANCE).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].image, image);
+    assert_eq!(
+        found[0].statement["_type"],
+        "https://in-toto.io/Statement/v0.1"
+    );
+    assert_eq!(registry.attestations(&index, "").await.unwrap().len(), 2);
+    assert!(registry.attestations(&target, "").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_with_a_password() {
+    let Some(open) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let Some(host) = setting("ACRTASK_TEST_AUTH_REGISTRY") else {
+        return;
+    };
+    let (Some(user), Some(password)) = (
+        setting("ACRTASK_TEST_AUTH_USER"),
+        setting("ACRTASK_TEST_AUTH_PASSWORD"),
+    ) else {
+        return;
+    };
+    let image = parsed(format!("{}:1", repository(&host, "private")));
+    let denied = client(Credentials::new())
+        .resolve(&image)
+        .await
+        .unwrap_err();
+    assert!(matches!(denied, RegistryError::Denied { .. }), "{denied:?}");
+    assert!(
+        denied.help().unwrap().contains("--credential"),
+        "{denied:?}"
+    );
+    let wrong = Credentials::new().with(&host, &user, Secret::new("not it"));
+    let denied = client(wrong).resolve(&image).await.unwrap_err();
+    assert!(
+        denied.help().unwrap().contains("wrong or expired"),
+        "{denied:?}"
+    );
+
+    let registry = client(Credentials::new().with(&host, &user, Secret::new(&password)));
+    let digest = push_image(&registry, &image, "amd64", "private").await;
+    // From one registry to another nothing can be mounted.
+    let copy = parsed(format!("{}:1", repository(&open, "from-private")));
+    assert_eq!(registry.copy(&image, &copy).await.unwrap(), digest);
+    let manifest = client(Credentials::new()).manifest(&copy).await.unwrap();
+    assert!(matches!(manifest.body, ManifestBody::Image(_)));
+}
