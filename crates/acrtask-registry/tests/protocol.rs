@@ -1,6 +1,8 @@
 //! The client against a scripted server: what it sends, what it makes of the answers, and what it never
 //! gives away.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use acrtask_model::{Digest, ImageRef, Secret};

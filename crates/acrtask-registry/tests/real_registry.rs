@@ -3,6 +3,8 @@
 //! `ACRTASK_TEST_REGISTRY` names an open one (`127.0.0.1:5000`), `ACRTASK_TEST_AUTH_REGISTRY` one with a password, which
 //! `ACRTASK_TEST_AUTH_USER` and `ACRTASK_TEST_AUTH_PASSWORD` have. `cargo xtask test` sets them.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 
 use acrtask_model::{Digest, ImageRef, Secret};
