@@ -85,11 +85,14 @@ impl Bench {
             "Measuring: context of {what}, sent for the first time ({rounds} rounds)"
         ));
         for round in 0..=rounds {
+            // What the run before wrote must not be written out during the next.
+            nix::unistd::sync();
             let context = rename(format!("{name}-{once}-{round}-a"))?;
             let a = take(
                 &self.ours_build(&image, &["--no-push"], &context),
                 &self.log(),
             )?;
+            nix::unistd::sync();
             let context = rename(format!("{name}-{once}-{round}-b"))?;
             let b = take(&self.docker_build(&image, &[], &context), &self.log())?;
             if round > 0 {
