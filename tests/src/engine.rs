@@ -1,0 +1,46 @@
+//! What the engine has of a run, asked of the engine itself.
+
+use std::collections::HashMap;
+
+use bollard::{
+    Docker,
+    query_parameters::{
+        ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder,
+    },
+};
+
+/// Everything on the engine that carries the id of `run`: `container NAME`, `network NAME`, `volume NAME`.
+pub fn things_of(run: &str) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
+    runtime
+        .block_on(list(run))
+        .unwrap_or_else(|e| panic!("the engine does not say what it has of {run}: {e}"))
+}
+
+async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {
+    let docker = Docker::connect_with_defaults()?.negotiate_version().await?;
+    let filters = HashMap::from([("label", vec![format!("io.acrtask.run={run}")])]);
+    let containers = ListContainersOptionsBuilder::new()
+        .all(true)
+        .filters(&filters)
+        .build();
+    let networks = ListNetworksOptionsBuilder::new().filters(&filters).build();
+    let volumes = ListVolumesOptionsBuilder::new().filters(&filters).build();
+    let mut things = Vec::new();
+    for container in docker.list_containers(Some(containers)).await? {
+        let names = container.names.unwrap_or_default().join(" ");
+        things.push(format!("container {names}"));
+    }
+    for network in docker.list_networks(Some(networks)).await? {
+        things.push(format!("network {}", network.name.unwrap_or_default()));
+    }
+    let volumes = docker.list_volumes(Some(volumes)).await?.volumes;
+    for volume in volumes.unwrap_or_default() {
+        things.push(format!("volume {}", volume.name));
+    }
+    things.sort();
+    Ok(things)
+}
