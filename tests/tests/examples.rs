@@ -1,0 +1,250 @@
+//! Every project in `examples/` does what its task file's first lines say, and `git` knows no project
+//! that is not tested here.
+
+use std::collections::BTreeSet;
+
+use acrtask_tests::{Outcome, World, checkout};
+
+fn run_example(world: &World, name: &str, more: &[&str]) -> Outcome {
+    let folder = checkout().join("examples").join(name);
+    world.acrtask(&folder, &[&["run", "-o", "json"], more, &["."]].concat())
+}
+
+fn assert_succeeded(outcome: &Outcome) {
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let finished = outcome.events_named("run_finished");
+    assert_eq!(finished.len(), 1, "{}", outcome.all());
+    assert_eq!(finished[0]["state"], "succeeded");
+    assert!(
+        finished[0]["left"].is_null(),
+        "something was left: {}",
+        finished[0]
+    );
+}
+
+/// What the run says it pushed is what the registry has.
+async fn assert_pushed(world: &World, outcome: &Outcome, expected: &[(&str, &str)]) {
+    let pushed = outcome.events_named("image_pushed");
+    let names: BTreeSet<String> = pushed
+        .iter()
+        .map(|event| event["name"].as_str().unwrap().to_owned())
+        .collect();
+    let wanted: BTreeSet<String> = expected
+        .iter()
+        .map(|(repository, tag)| format!("{}/{repository}:{tag}", world.registry))
+        .collect();
+    assert_eq!(names, wanted, "{}", outcome.all());
+    for (repository, tag) in expected {
+        let name = format!("{}/{repository}:{tag}", world.registry);
+        let event = pushed
+            .iter()
+            .find(|event| event["name"] == name.as_str())
+            .unwrap();
+        assert_eq!(
+            world.digest(repository, tag).await.as_deref(),
+            event["digest"].as_str(),
+            "{name}"
+        );
+    }
+}
+
+fn output_of(outcome: &Outcome, step: &str) -> String {
+    let of_step = outcome
+        .events_named("output")
+        .into_iter()
+        .filter(|event| event["step"] == step);
+    of_step
+        .map(|event| event["text"].as_str().unwrap().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn every_example_has_a_test() {
+    let source = include_str!("examples.rs");
+    for entry in std::fs::read_dir(checkout().join("examples")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            source.contains(&format!("run_example(&world, \"{name}\"")),
+            "examples/{name} is not run by a test"
+        );
+    }
+}
+
+#[test]
+fn hello() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(&world, "hello", &[]);
+    assert_succeeded(&outcome);
+    assert_eq!(
+        output_of(&outcome, "hello"),
+        format!("hello from run {}", outcome.run)
+    );
+}
+
+#[tokio::test]
+async fn build_test_push() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(&world, "build-test-push", &["--set", "greeting=Good day"]);
+    assert_succeeded(&outcome);
+    assert_pushed(
+        &world,
+        &outcome,
+        &[("demo/greeter", &outcome.run), ("demo/greeter", "latest")],
+    )
+    .await;
+    let built = outcome.events_named("image_built");
+    for pushed in outcome.events_named("image_pushed") {
+        assert_eq!(
+            pushed["digest"], built[0]["digest"],
+            "what was tested is not what was pushed"
+        );
+    }
+    let bases = outcome.events_named("base_used");
+    assert!(
+        bases.iter().any(|base| base["role"] == "runtime"
+            && base["name"].as_str().unwrap().contains("base/busybox")),
+        "{}",
+        outcome.all()
+    );
+}
+
+#[tokio::test]
+async fn parallel_tests() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(&world, "parallel-tests", &[]);
+    assert_succeeded(&outcome);
+    assert_pushed(&world, &outcome, &[("examples/site", &outcome.run)]).await;
+    // Side by side: the last of the tests began before the first of them ended.
+    let times = |name: &str| -> Vec<String> {
+        let of_tests = outcome.events_named(name).into_iter();
+        let of_tests =
+            of_tests.filter(|event| event["step"].as_str().unwrap().starts_with("test-"));
+        of_tests
+            .map(|event| event["time"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut begun = BTreeSet::new();
+    for event in outcome.events() {
+        match event["event"].as_str().unwrap() {
+            "step_started" if event["step"].as_str().unwrap().starts_with("test-") => {
+                begun.insert(event["step"].to_string());
+            }
+            "step_finished" if event["step"].as_str().unwrap().starts_with("test-") => break,
+            _ => {}
+        }
+    }
+    assert_eq!(
+        begun.len(),
+        3,
+        "{:?} {:?}",
+        times("step_started"),
+        times("step_finished")
+    );
+}
+
+#[tokio::test]
+async fn multi_stage() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(
+        &world,
+        "multi-stage",
+        &[
+            "--set",
+            "version=1.2.3",
+            "--set-secret",
+            "token=a-very-secret-token",
+        ],
+    );
+    assert_succeeded(&outcome);
+    assert!(
+        !outcome.all().contains("a-very-secret-token"),
+        "{}",
+        outcome.all()
+    );
+    assert_pushed(
+        &world,
+        &outcome,
+        &[("examples/report", &format!("1.2.3-{}", outcome.run))],
+    )
+    .await;
+    assert_eq!(
+        output_of(&outcome, "no-secret-inside"),
+        "report, version 1.2.3"
+    );
+}
+
+#[tokio::test]
+async fn monorepo() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(&world, "monorepo", &[]);
+    assert_succeeded(&outcome);
+    let run = outcome.run.clone();
+    assert_pushed(
+        &world,
+        &outcome,
+        &[("examples/mono-api", &run), ("examples/mono-web", &run)],
+    )
+    .await;
+    assert_eq!(output_of(&outcome, "test-api"), "the api");
+    assert_eq!(output_of(&outcome, "test-web"), "the web site");
+}
+
+#[tokio::test]
+async fn cache() {
+    let Some(world) = World::find() else { return };
+    let task = format!("cache-{}", acrtask_tests::new_run_id());
+    let first = run_example(&world, "cache", &["--task-name", &task]);
+    assert_succeeded(&first);
+    let tag = format!("cache_{task}_build");
+    assert!(
+        world.digest("examples/cached", &tag).await.is_some(),
+        "no cache in the registry: {}",
+        first.all()
+    );
+    let again = run_example(&world, "cache", &["--task-name", &task]);
+    assert_succeeded(&again);
+    let vertices = again.events_named("vertex");
+    let run = vertices
+        .iter()
+        .rev()
+        .find(|vertex| vertex["name"].as_str().unwrap().contains("RUN i=0"));
+    assert_eq!(
+        run.expect("the instruction is there")["cached"],
+        true,
+        "{}",
+        again.all()
+    );
+}
+
+#[tokio::test]
+async fn failing_test() {
+    let Some(world) = World::find() else { return };
+    let outcome = run_example(&world, "failing-test", &[]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+    assert_eq!(outcome.state("build"), "succeeded");
+    assert_eq!(outcome.state("test"), "failed");
+    assert_eq!(outcome.state("push"), "skipped");
+    assert_eq!(
+        world.digest("examples/broken", &outcome.run).await,
+        None,
+        "the image reached the registry"
+    );
+    let finished = outcome.events_named("step_finished");
+    let test = finished
+        .iter()
+        .find(|event| event["step"] == "test")
+        .unwrap();
+    assert_eq!(test["exit_code"], 3);
+    assert!(
+        test["log_tail"]
+            .to_string()
+            .contains("not ok 2 - expected 42, got 48"),
+        "{test}"
+    );
+    let push = finished
+        .iter()
+        .find(|event| event["step"] == "push")
+        .unwrap();
+    assert_eq!(push["because"]["step"], "test");
+}
