@@ -1,1 +1,67 @@
-//! Being written.
+//! A BuildKit client: connects to a buildkitd or to the BuildKit inside a Docker Engine, asks what it can do, and
+//! runs builds on it, serving files, credentials, secrets and SSH agents while they run.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use acrtask_buildkit::{BuildContext, BuildRequest, Client, Endpoint, Export};
+//!
+//! let client = Client::connect(Endpoint::parse("docker://")?).await?;
+//! let mut request = BuildRequest::new(BuildContext::Local { dir: ".".into() });
+//! request.exports = vec![Export::Load { names: vec!["hello:1".into()], archive: None }];
+//! let (events, mut told) = tokio::sync::mpsc::channel(64);
+//! tokio::spawn(async move { while let Some(event) = told.recv().await { println!("{event:?}") } });
+//! let outcome = client.build(request, events, Default::default()).await?;
+//! println!("{:?}", outcome.image_digest);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where to look: `endpoint` and `transport` connect; `capabilities` asks; `frontend` turns a request into BuildKit's
+//! attributes, and is pure; `session` is what the builder calls back, with `filesync` as its largest part; `solve`
+//! runs a build; `status`, `error`, `provenance` and `history` read what comes back.
+//!
+//! Invariants: what an endpoint cannot do is refused by name before anything runs; every event is delivered before the outcome; a canceled
+//! build has been told to stop before `build` returns; secrets are only in unprintable types.
+//!
+//! Left out: building from a low-level graph (LLB), interactive containers, cache pruning.
+
+mod capabilities;
+mod client;
+mod content_proto;
+mod endpoint;
+mod error;
+mod excerpt;
+mod filesync;
+mod frontend;
+mod history;
+mod provenance;
+mod request;
+mod session;
+mod solve;
+mod status;
+mod transport;
+
+pub use capabilities::{Capabilities, EndpointKind, Feature, Worker};
+pub use client::{BuildOutcome, Client};
+pub use endpoint::{Endpoint, EndpointError, TlsFiles};
+pub use error::{BuildError, BuildFailure, ConnectError};
+pub use excerpt::SourceExcerpt;
+pub use filesync::{BadPattern, PatternSet};
+pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
+pub use request::{
+    BuildContext, BuildRequest, CacheSpec, DockerfileSource, Export, ImageExport, NamedContext,
+    Network, NoCache, Provenance, Sink, SourcePin,
+};
+pub use session::{
+    Anonymous, BuildSecret, Credentials, MAX_SECRET_BYTES, RegistryCredential, SecretError,
+    SecretSource, SshSource, registry_key,
+};
+pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
+
+/// 25 characters that nobody guesses, in the alphabet of BuildKit's own ids.
+fn random_id() -> String {
+    const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    (0..25)
+        .map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]))
+        .collect()
+}

@@ -1,0 +1,467 @@
+//! What can go wrong, told apart by what the user does about it.
+//!
+//! BuildKit attaches facts to a failed call: a `google.rpc.Status` whose details are `Any` values, in JSON where the type
+//! URL ends in `+json`. They are read leniently: a detail that is not understood is passed over, the message stays.
+
+use std::io;
+use std::path::PathBuf;
+
+use base64::Engine;
+use bollard_buildkit_proto::google::rpc;
+use prost::Message;
+use serde_json::Value;
+use tonic::{Code, Status};
+
+use crate::excerpt::SourceExcerpt;
+use crate::session::SecretError;
+
+/// A BuildKit could not be reached or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers there.
+    #[error("cannot connect to BuildKit at {endpoint}")]
+    Unreachable {
+        /// The address.
+        endpoint: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Somebody answers, but not as BuildKit does.
+    #[error("{endpoint} does not answer as BuildKit: {question} failed")]
+    NotBuildKit {
+        /// The address.
+        endpoint: String,
+        /// What was asked.
+        question: &'static str,
+        /// Its answer.
+        source: Box<Status>,
+    },
+    /// Somebody answers, but not as a Docker Engine does.
+    #[error("{endpoint} does not answer as a Docker Engine: {question} failed")]
+    NotAnEngine {
+        /// The address.
+        endpoint: String,
+        /// What was asked.
+        question: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A build did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The build itself failed.
+    #[error("{0}")]
+    Failed(Box<BuildFailure>),
+    /// It was canceled by the caller's token.
+    #[error("the build was canceled")]
+    Canceled,
+    /// The connection broke.
+    #[error("lost the connection to BuildKit at {endpoint}")]
+    Transport {
+        /// The address.
+        endpoint: String,
+        /// What was seen.
+        source: Box<Status>,
+    },
+    /// The endpoint cannot do what was asked; found out before anything ran.
+    #[error("{endpoint} cannot do this: {feature}")]
+    Unsupported {
+        /// What it cannot do.
+        feature: String,
+        /// The address.
+        endpoint: String,
+        /// What the user can do.
+        help: String,
+    },
+    /// An image that the build itself runs on (a `# syntax=` frontend, an SBOM scanner) could not be fetched.
+    #[error("cannot fetch {image}, {role}")]
+    HelperImage {
+        /// The image.
+        image: String,
+        /// What it is for: the end of a sentence.
+        role: &'static str,
+        /// What the user can do.
+        help: String,
+        /// What the builder said.
+        message: String,
+    },
+    /// A secret cannot be given to the build.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The request contradicts itself.
+    #[error("the build cannot be started: {0}")]
+    Request(String),
+    /// Something of this machine cannot be used.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What BuildKit told of a failed build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildFailure {
+    /// The message, without the noise of the transport.
+    pub message: String,
+    /// The lines of the Dockerfile.
+    pub excerpt: Option<SourceExcerpt>,
+    /// The exit code, where a command failed.
+    pub exit_code: Option<i32>,
+    /// The digest of the vertex that failed.
+    pub vertex: Option<String>,
+    /// The last lines that the vertex printed.
+    pub log_tail: Vec<String>,
+}
+
+impl std::fmt::Display for BuildFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl BuildError {
+    /// The Dockerfile's lines as `docker build` shows them.
+    pub fn render_excerpt(&self) -> Option<String> {
+        match self {
+            Self::Failed(failure) => failure.excerpt.as_ref()?.render(),
+            _ => None,
+        }
+    }
+
+    /// What to do about it, where that is known.
+    pub fn help(&self) -> Option<&str> {
+        match self {
+            Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
+            _ => None,
+        }
+    }
+
+    /// Reads a failed `Solve`.
+    pub(crate) fn from_status(status: Status, endpoint: &str, helpers: &HelperImages) -> Self {
+        let details = Details::of(&status);
+        if details.is_empty() && is_transport(&status) {
+            return Self::Transport {
+                endpoint: endpoint.to_owned(),
+                source: Box::new(status),
+            };
+        }
+        if let Some(error) = helpers.blame(status.message()) {
+            return error;
+        }
+        Self::Failed(Box::new(BuildFailure {
+            message: clean_message(status.message()),
+            excerpt: details.excerpt,
+            exit_code: details.exit_code,
+            vertex: details.vertex,
+            log_tail: Vec::new(),
+        }))
+    }
+}
+
+/// Images that a build needs although no Dockerfile instruction names them.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct HelperImages {
+    /// From `# syntax=` or its override.
+    pub(crate) frontend: Option<String>,
+    pub(crate) sbom_scanner: Option<String>,
+}
+
+impl HelperImages {
+    /// Whether the message is about one of them.
+    fn blame(&self, message: &str) -> Option<BuildError> {
+        let unreachable = [
+            "failed to resolve source metadata",
+            "failed to do request",
+            "failed to resolve image",
+            "pull access denied",
+            "not found",
+        ]
+        .iter()
+        .any(|phrase| message.contains(phrase));
+        if !unreachable {
+            return None;
+        }
+        let mentioned = |image: &Option<String>| {
+            image
+                .as_ref()
+                .filter(|image| message.contains(bare(image)))
+                .cloned()
+        };
+        let message_text = clean_message(message);
+        if let Some(image) = mentioned(&self.frontend) {
+            return Some(BuildError::HelperImage {
+                image,
+                role: "the frontend that the Dockerfile's `# syntax=` line asks for",
+                help: "remove the `# syntax=` line to use the frontend that is built into BuildKit, or name one in a registry \
+                       that the builder can reach"
+                    .to_owned(),
+                message: message_text,
+            });
+        }
+        mentioned(&self.sbom_scanner).map(|image| BuildError::HelperImage {
+            image,
+            role: "the scanner that writes the SBOM",
+            help: "build without an SBOM attestation, or name a scanner in a registry that the builder can reach: \
+                   sbom: generator=REGISTRY/IMAGE"
+                .to_owned(),
+            message: message_text,
+        })
+    }
+}
+
+/// A reference without tag and digest, which is how it appears in messages of every kind.
+fn bare(image: &str) -> &str {
+    let image = image.split('@').next().unwrap_or(image);
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
+}
+
+fn is_transport(status: &Status) -> bool {
+    use std::error::Error;
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown | Code::Internal | Code::Cancelled => {
+            status.source().is_some()
+                || status.message().contains("h2 protocol error")
+                || status.message().contains("transport error")
+        }
+        _ => false,
+    }
+}
+
+/// Drops what the layers of gRPC put before a message: `rpc error: code = Unknown desc = `.
+pub(crate) fn clean_message(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find("rpc error: code = ") {
+        out.push_str(&rest[..at]);
+        let tail = &rest[at..];
+        match tail.find(" desc = ") {
+            Some(end) => rest = &tail[end + " desc = ".len()..],
+            None => {
+                out.push_str(tail);
+                return out;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The facts attached to a status.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Details {
+    excerpt: Option<SourceExcerpt>,
+    exit_code: Option<i32>,
+    vertex: Option<String>,
+}
+
+impl Details {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn of(status: &Status) -> Self {
+        let mut details = Self {
+            exit_code: exit_code_in(status.message()),
+            ..Self::default()
+        };
+        let Ok(decoded) = rpc::Status::decode(status.details()) else {
+            return details;
+        };
+        for any in &decoded.details {
+            let name = any.type_url.rsplit('/').next().unwrap_or_default();
+            let Ok(value) = serde_json::from_slice::<Value>(&any.value) else {
+                continue;
+            };
+            if name.ends_with("errdefs.Source+json") {
+                // An error can carry several, from the outermost frontend to the innermost: the last is the nearest.
+                details.excerpt = excerpt(&value).or(details.excerpt);
+            } else if name.ends_with("errdefs.Vertex+json") {
+                details.vertex = value["digest"]
+                    .as_str()
+                    .map(str::to_owned)
+                    .or(details.vertex);
+            } else if name.contains("ExitMessage")
+                && let Some(code) = value["Code"].as_i64().or_else(|| value["code"].as_i64())
+            {
+                details.exit_code = i32::try_from(code).ok().or(details.exit_code);
+            }
+        }
+        details
+    }
+}
+
+fn excerpt(value: &Value) -> Option<SourceExcerpt> {
+    let info = value.get("info")?;
+    let data = base64::engine::general_purpose::STANDARD
+        .decode(info["data"].as_str()?)
+        .ok()?;
+    let line = |position: &Value| {
+        position["line"]
+            .as_u64()
+            .and_then(|line| usize::try_from(line).ok())
+    };
+    let lines = value["ranges"]
+        .as_array()?
+        .iter()
+        .filter_map(|range| {
+            let start = line(&range["start"])?;
+            Some(start..=line(&range["end"]).unwrap_or(start).max(start))
+        })
+        .collect();
+    Some(SourceExcerpt {
+        filename: info["filename"].as_str().unwrap_or("Dockerfile").to_owned(),
+        lines,
+        data: String::from_utf8_lossy(&data).into_owned(),
+    })
+}
+
+/// `… did not complete successfully: exit code: 3`.
+fn exit_code_in(message: &str) -> Option<i32> {
+    let (_, rest) = message.rsplit_once("exit code: ")?;
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard_buildkit_proto::google::protobuf::Any;
+
+    use super::*;
+
+    fn status(message: &str, details: &[(&str, Value)]) -> Status {
+        let details = details
+            .iter()
+            .map(|(url, value)| Any {
+                type_url: (*url).into(),
+                value: value.to_string().into_bytes(),
+            })
+            .collect();
+        let encoded = rpc::Status {
+            code: 2,
+            message: message.into(),
+            details,
+        }
+        .encode_to_vec();
+        Status::with_details(Code::Unknown, message, encoded.into())
+    }
+
+    #[test]
+    fn facts_are_read_from_the_details() {
+        let data = base64::engine::general_purpose::STANDARD.encode("FROM a\nRUN false\n");
+        let status = status(
+            "failed to solve: process \"/bin/sh -c false\" did not complete successfully: exit code: 1",
+            &[
+                (
+                    "github.com/moby/buildkit/stack.Stack+json",
+                    serde_json::json!({"frames": []}),
+                ),
+                (
+                    "github.com/moby/buildkit/errdefs.Vertex+json",
+                    serde_json::json!({"digest": "sha256:ab"}),
+                ),
+                (
+                    "github.com/moby/buildkit/errdefs.Source+json",
+                    serde_json::json!({"info": {"filename": "Dockerfile", "data": data}, "ranges": [{"start": {"line": 2}, "end": {"line": 2}}]}),
+                ),
+                (
+                    "github.com/moby/buildkit/pb.ExitMessage+json",
+                    serde_json::json!({"Code": 7}),
+                ),
+            ],
+        );
+        let BuildError::Failed(failure) =
+            BuildError::from_status(status, "unix:///x", &HelperImages::default())
+        else {
+            panic!("not a failed build")
+        };
+        assert_eq!(failure.vertex.as_deref(), Some("sha256:ab"));
+        assert_eq!(failure.exit_code, Some(7));
+        assert_eq!(failure.excerpt.unwrap().lines, [2..=2]);
+    }
+
+    #[test]
+    fn rubbish_in_the_details_does_no_harm() {
+        let status = Status::with_details(
+            Code::Unknown,
+            "boom",
+            bytes::Bytes::from_static(b"\xff\xff"),
+        );
+        assert!(matches!(
+            BuildError::from_status(status, "e", &HelperImages::default()),
+            BuildError::Failed(_)
+        ));
+    }
+
+    #[test]
+    fn a_broken_connection_is_not_a_failed_build() {
+        let error = BuildError::from_status(
+            Status::unavailable("tcp connect error"),
+            "tcp://h:1",
+            &HelperImages::default(),
+        );
+        assert!(matches!(error, BuildError::Transport { .. }));
+    }
+
+    #[test]
+    fn layers_of_grpc_are_dropped_from_messages() {
+        assert_eq!(
+            clean_message(
+                "failed to solve: rpc error: code = Unknown desc = a: rpc error: code = NotFound desc = b"
+            ),
+            "failed to solve: a: b"
+        );
+        assert_eq!(
+            clean_message("rpc error: code = odd"),
+            "rpc error: code = odd"
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_found_in_messages() {
+        assert_eq!(
+            exit_code_in("x did not complete successfully: exit code: 137"),
+            Some(137)
+        );
+        assert_eq!(exit_code_in("exit code: 3: more"), Some(3));
+        assert_eq!(exit_code_in("no"), None);
+    }
+
+    #[test]
+    fn an_unreachable_helper_image_is_named() {
+        let helpers = HelperImages {
+            frontend: Some("docker/dockerfile:1".into()),
+            sbom_scanner: Some("scan.example/s:2".into()),
+        };
+        let about = |message: &str| BuildError::from_status(status(message, &[]), "e", &helpers);
+        let error = about(
+            "failed to solve: docker/dockerfile:1: failed to resolve source metadata for docker.io/docker/dockerfile:1: failed to do request",
+        );
+        assert!(
+            matches!(&error, BuildError::HelperImage { image, .. } if image == "docker/dockerfile:1"),
+            "{error}"
+        );
+        assert!(error.help().unwrap().contains("# syntax="));
+        let error = about("scan.example/s: failed to resolve source metadata");
+        assert!(
+            matches!(&error, BuildError::HelperImage { image, .. } if image == "scan.example/s:2"),
+            "{error}"
+        );
+        assert!(matches!(
+            about("failed to resolve source metadata for docker.io/library/absent"),
+            BuildError::Failed(_)
+        ));
+    }
+}

@@ -1,0 +1,488 @@
+//! `moby.filesync.v1.FileSync`: the builder asks for a folder, we describe its entries, it requests the files that it lacks.
+//!
+//! The exchange: we send a STAT packet for each entry, numbered from 0 in order, and an empty STAT at
+//! the end. The builder sends REQ with a number for each file it wants; we answer with DATA packets and an empty one.
+//! When it has all, it sends FIN and we echo it.
+//!
+//! Invariants:
+//! - Requests are taken off the wire at once and put in a queue of numbers, whatever the walk or the readers are doing: a
+//!   builder whose small frames pile up is cut off by HTTP/2's flood protection.
+//! - Memory does not depend on file sizes, and for each file it holds its name and 12 bytes.
+//! - A file that cannot be read any more is sent empty, as fsutil does.
+//!
+//! Left out: `TarStream`, which no current builder uses.
+
+mod follow;
+mod gopath;
+mod pattern;
+mod queue;
+mod walk;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bollard_buildkit_proto::fsutil::types::packet::PacketType;
+use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
+use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSync;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use gopath::BadPattern;
+pub use pattern::PatternSet;
+use queue::RequestQueue;
+use walk::{Filter, Visitor};
+pub(crate) use walk::{WalkError, mode};
+
+/// Files that are read at the same time.
+const READERS: usize = 4;
+/// Bytes of a DATA packet.
+const CHUNK: usize = 32 * 1024;
+/// Packets between the walk, the readers and the wire: with [`CHUNK`] this bounds the memory of a transfer.
+const PACKETS_IN_FLIGHT: usize = 128;
+
+/// What a name in a `local://` source stands for.
+#[derive(Debug, Clone)]
+pub(crate) enum Tree {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// Files that exist in memory only: name without a slash, content.
+    Memory(Arc<[(String, Vec<u8>)]>),
+}
+
+/// The folders that a build may read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FileSyncService {
+    trees: Arc<HashMap<String, Tree>>,
+}
+
+impl FileSyncService {
+    pub(crate) fn new(trees: HashMap<String, Tree>) -> Self {
+        Self {
+            trees: Arc::new(trees),
+        }
+    }
+}
+
+type PacketStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Packet, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl FileSync for FileSyncService {
+    type DiffCopyStream = PacketStream;
+    type TarStreamStream = PacketStream;
+
+    async fn diff_copy(
+        &self,
+        request: Request<Streaming<Packet>>,
+    ) -> Result<Response<PacketStream>, Status> {
+        let wish = Wish::from_metadata(request.metadata())?;
+        let tree = self.trees.get(&wish.name).cloned().ok_or_else(|| {
+            Status::not_found(format!("no access allowed to dir {:?}", wish.name))
+        })?;
+        tracing::debug!(name = wish.name, include = ?wish.include, exclude = ?wish.exclude, follow = ?wish.follow, "file sync");
+        let (packets, receiver) = mpsc::channel(PACKETS_IN_FLIGHT);
+        let transfer = Arc::new(Transfer {
+            packets,
+            index: Mutex::default(),
+            queue: RequestQueue::default(),
+            tree,
+        });
+        tokio::spawn(Arc::clone(&transfer).take_requests(request.into_inner()));
+        for _ in 0..READERS {
+            let transfer = Arc::clone(&transfer);
+            tokio::task::spawn_blocking(move || transfer.read_files());
+        }
+        tokio::task::spawn_blocking(move || transfer.send_stats(&wish));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn tar_stream(
+        &self,
+        _: Request<Streaming<Packet>>,
+    ) -> Result<Response<PacketStream>, Status> {
+        Err(Status::unimplemented("TarStream"))
+    }
+}
+
+/// What a builder asked for, in the headers of its call.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wish {
+    name: String,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    follow: Vec<String>,
+}
+
+impl Wish {
+    fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
+        let values = |key: &str| -> Result<Vec<String>, Status> {
+            let escaped = metadata
+                .get(format!("{key}-encoded"))
+                .is_some_and(|v| matches!(v.as_bytes(), b"1" | b"true"));
+            metadata
+                .get_all(key)
+                .iter()
+                .map(|value| {
+                    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| {
+                        Status::invalid_argument(format!("header {key} is not UTF-8"))
+                    })?;
+                    Ok(if escaped {
+                        query_unescape(text)
+                    } else {
+                        text.to_owned()
+                    })
+                })
+                .collect()
+        };
+        Ok(Self {
+            name: values("dir-name")?.into_iter().next().unwrap_or_default(),
+            include: values("include-patterns")?,
+            exclude: values("exclude-patterns")?,
+            follow: values("followpaths")?,
+        })
+    }
+}
+
+/// Undoes `application/x-www-form-urlencoded`, in which headers carry text that is not ASCII.
+fn query_unescape(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |i: usize| bytes.get(at + i).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[at], hex(1), hex(2)) {
+            (b'%', Some(high), Some(low)) => {
+                // Two hexadecimal digits are a byte.
+                out.push((high * 16 + low) as u8);
+                at += 3;
+                continue;
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// One running exchange.
+struct Transfer {
+    packets: mpsc::Sender<Result<Packet, Status>>,
+    index: Mutex<FileIndex>,
+    queue: RequestQueue,
+    tree: Tree,
+}
+
+impl Transfer {
+    /// Sends a packet from a thread that may block. `false` when nobody listens any more.
+    fn send(&self, packet: Packet) -> bool {
+        self.packets.blocking_send(Ok(packet)).is_ok()
+    }
+
+    fn fail(&self, message: &str) {
+        self.queue.close();
+        let _ = self.send(Packet {
+            r#type: PacketType::PacketErr.into(),
+            data: message.as_bytes().to_vec(),
+            ..Packet::default()
+        });
+        let _ = self
+            .packets
+            .blocking_send(Err(Status::failed_precondition(message)));
+    }
+
+    fn send_stats(&self, wish: &Wish) {
+        let sent = match &self.tree {
+            Tree::Folder(root) => {
+                Filter::following(root, &wish.include, &wish.exclude, &wish.follow)
+                    .and_then(|filter| walk::walk(root, &filter, &mut StatSender::new(self)))
+            }
+            Tree::Memory(files) => self.send_memory_stats(files, wish),
+        };
+        match sent {
+            Ok(()) => {
+                self.send(Packet {
+                    r#type: PacketType::PacketStat.into(),
+                    ..Packet::default()
+                });
+            }
+            Err(WalkError::Stopped) => {}
+            Err(error) => {
+                let message = error_chain(&error);
+                tracing::warn!(name = wish.name, %message, "file sync failed");
+                self.fail(&message);
+            }
+        }
+    }
+
+    fn send_memory_stats(&self, files: &[(String, Vec<u8>)], wish: &Wish) -> Result<(), WalkError> {
+        let mut include = wish.include.clone();
+        include.extend(wish.follow.iter().cloned());
+        let filter = Filter::new(&include, &wish.exclude)?;
+        let mut sender = StatSender::new(self);
+        for (name, data) in files.iter().filter(|(name, _)| filter.wants(name)) {
+            let size = i64::try_from(data.len()).unwrap_or(i64::MAX);
+            sender.visit(
+                Path::new(""),
+                Stat {
+                    path: name.clone(),
+                    mode: 0o644,
+                    size,
+                    ..Stat::default()
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    async fn take_requests(self: Arc<Self>, mut incoming: Streaming<Packet>) {
+        loop {
+            let packet = match incoming.message().await {
+                Ok(Some(packet)) => packet,
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(%status, "the builder ended a file sync");
+                    break;
+                }
+            };
+            match PacketType::try_from(packet.r#type) {
+                Ok(PacketType::PacketReq) => self.queue.push(packet.id),
+                Ok(PacketType::PacketFin) => {
+                    let _ = self
+                        .packets
+                        .send(Ok(Packet {
+                            r#type: PacketType::PacketFin.into(),
+                            ..Packet::default()
+                        }))
+                        .await;
+                    break;
+                }
+                Ok(PacketType::PacketErr) => {
+                    tracing::debug!(message = %String::from_utf8_lossy(&packet.data), "the builder refused a file sync");
+                    break;
+                }
+                Ok(PacketType::PacketStat | PacketType::PacketData) | Err(_) => {
+                    let status = Status::invalid_argument(format!(
+                        "unexpected packet of type {}",
+                        packet.r#type
+                    ));
+                    let _ = self.packets.send(Err(status)).await;
+                    break;
+                }
+            }
+        }
+        self.queue.close();
+    }
+
+    fn read_files(&self) {
+        let mut buffer = vec![0; CHUNK];
+        while let Some(id) = self.queue.pop() {
+            let Some(path) = self
+                .index
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .path(id)
+            else {
+                return self.fail(&format!("invalid file id {id}"));
+            };
+            let data = |data: Vec<u8>| Packet {
+                r#type: PacketType::PacketData.into(),
+                id,
+                data,
+                ..Packet::default()
+            };
+            match &self.tree {
+                Tree::Folder(_) => {
+                    if let Ok(mut file) = File::open(&path) {
+                        loop {
+                            match file.read(&mut buffer) {
+                                Ok(0) => break,
+                                Ok(n) => {
+                                    if !self.send(data(buffer[..n].to_vec())) {
+                                        return;
+                                    }
+                                }
+                                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                                Err(e) => {
+                                    return self
+                                        .fail(&format!("cannot read {}: {e}", path.display()));
+                                }
+                            }
+                        }
+                    }
+                }
+                Tree::Memory(files) => {
+                    let content = files
+                        .iter()
+                        .find(|(name, _)| Path::new(name) == path)
+                        .map(|(_, content)| content.as_slice());
+                    for chunk in content.unwrap_or_default().chunks(CHUNK) {
+                        if !self.send(data(chunk.to_vec())) {
+                            return;
+                        }
+                    }
+                }
+            }
+            if !self.send(data(Vec::new())) {
+                return;
+            }
+        }
+    }
+}
+
+/// Numbers the entries and sends their STAT packets.
+struct StatSender<'a> {
+    transfer: &'a Transfer,
+    folder: PathBuf,
+    started: bool,
+}
+
+impl<'a> StatSender<'a> {
+    fn new(transfer: &'a Transfer) -> Self {
+        Self {
+            transfer,
+            folder: PathBuf::new(),
+            started: false,
+        }
+    }
+}
+
+impl Visitor for StatSender<'_> {
+    fn visit(&mut self, folder: &Path, stat: Stat) -> Result<(), WalkError> {
+        {
+            let mut index = self
+                .transfer
+                .index
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if !self.started || self.folder != folder {
+                self.started = true;
+                folder.clone_into(&mut self.folder);
+                index.enter(folder);
+            }
+            let name = if stat.mode & mode::TYPE == 0 {
+                stat.path.rsplit('/').next().unwrap_or_default()
+            } else {
+                ""
+            };
+            index.push(name);
+        }
+        let packet = Packet {
+            r#type: PacketType::PacketStat.into(),
+            stat: Some(stat),
+            ..Packet::default()
+        };
+        if self.transfer.send(packet) {
+            Ok(())
+        } else {
+            Err(WalkError::Stopped)
+        }
+    }
+}
+
+/// From an entry's number to its path, compactly: the folders, and one buffer with all names.
+#[derive(Default)]
+struct FileIndex {
+    folders: Vec<Box<Path>>,
+    names: Vec<u8>,
+    entries: Vec<IndexEntry>,
+}
+
+/// `length` 0: nothing that can be requested.
+struct IndexEntry {
+    folder: u32,
+    start: u32,
+    length: u16,
+}
+
+impl FileIndex {
+    fn enter(&mut self, folder: &Path) {
+        self.folders.push(folder.into());
+    }
+
+    fn push(&mut self, name: &str) {
+        // 4 GiB of names cannot be reached before the 4 billion entries that the protocol's numbers allow,
+        // and a name is at most 255 bytes: saturating only keeps the arithmetic total.
+        let folder = u32::try_from(self.folders.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let start = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        let length = u16::try_from(name.len()).unwrap_or(0);
+        self.names.extend_from_slice(name.as_bytes());
+        self.entries.push(IndexEntry {
+            folder,
+            start,
+            length,
+        });
+    }
+
+    fn path(&self, id: u32) -> Option<PathBuf> {
+        let entry = self
+            .entries
+            .get(id as usize)
+            .filter(|entry| entry.length > 0)?;
+        let start = entry.start as usize;
+        let name = self.names.get(start..start + usize::from(entry.length))?;
+        Some(
+            self.folders
+                .get(entry.folder as usize)?
+                .join(OsStr::from_bytes(name)),
+        )
+    }
+}
+
+/// An error with its causes in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_unescaped_only_when_they_say_so() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("dir-name", "context".parse().unwrap());
+        metadata.append("followpaths", "a%20b".parse().unwrap());
+        metadata.append("exclude-patterns", "%C3%BC*+x".parse().unwrap());
+        metadata.append("exclude-patterns", "!keep".parse().unwrap());
+        metadata.insert("exclude-patterns-encoded", "1".parse().unwrap());
+        assert_eq!(
+            Wish::from_metadata(&metadata).unwrap(),
+            Wish {
+                name: "context".into(),
+                include: vec![],
+                exclude: vec!["ü* x".into(), "!keep".into()],
+                follow: vec!["a%20b".into()],
+            }
+        );
+    }
+
+    #[test]
+    fn the_index_finds_files_and_nothing_else() {
+        let mut index = FileIndex::default();
+        index.enter(Path::new("/r"));
+        index.push("");
+        index.push("b");
+        index.enter(Path::new("/r/a"));
+        index.push("c");
+        assert_eq!(index.path(0), None);
+        assert_eq!(index.path(1), Some("/r/b".into()));
+        assert_eq!(index.path(2), Some("/r/a/c".into()));
+        assert_eq!(index.path(3), None);
+        assert_eq!(size_of::<IndexEntry>(), 12);
+    }
+}

@@ -1,0 +1,471 @@
+//! The pattern language of `.dockerignore` and of BuildKit's include and exclude patterns.
+//!
+//! It is not gitignore's: patterns are anchored at the root, `**` crosses folders, the last matching
+//! pattern wins, and `!` re-includes even below an excluded folder. A pattern that matches a folder
+//! matches what is in it.
+//!
+//! Invariant: for each pattern and path the answer is that of moby/patternmatcher (its test tables are the
+//! tests here). The way there is the same too, because its answers depend on it: a pattern is
+//! first written as a regular expression of Go's dialect, oddities included.
+//! Left out: Windows separators.
+
+use regex::Regex;
+
+use super::gopath::{self, BadPattern};
+
+/// A list of patterns, in order.
+#[derive(Debug, Clone, Default)]
+pub struct PatternSet {
+    patterns: Vec<Pattern>,
+    has_exceptions: bool,
+}
+
+/// One pattern, compiled.
+#[derive(Debug, Clone)]
+pub(crate) struct Pattern {
+    text: String,
+    /// It began with `!`.
+    pub(crate) exception: bool,
+    test: Test,
+}
+
+/// The cheapest test that decides a pattern.
+#[derive(Debug, Clone)]
+enum Test {
+    Exact,
+    Prefix,
+    Suffix,
+    Regex(Regex),
+}
+
+/// What the patterns said of a folder: asked once, then used for everything in it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FolderMatch(Vec<bool>);
+
+impl PatternSet {
+    /// Compiles the patterns; empty ones are skipped.
+    pub fn new<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Result<Self, BadPattern> {
+        let mut set = Self::default();
+        for given in patterns {
+            let trimmed = given.as_ref().trim();
+            if trimmed.is_empty() {
+                continue;
+            }
+            let cleaned = gopath::clean(trimmed);
+            let (exception, text) = match cleaned.strip_prefix('!') {
+                Some("") => return Err(BadPattern::new(given.as_ref())),
+                Some(rest) => (true, rest.to_owned()),
+                None => (false, cleaned),
+            };
+            gopath::check(&text)?;
+            let test = compile(&text)?;
+            set.has_exceptions |= exception;
+            set.patterns.push(Pattern {
+                text,
+                exception,
+                test,
+            });
+        }
+        Ok(set)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    pub(crate) fn has_exceptions(&self) -> bool {
+        self.has_exceptions
+    }
+
+    pub(crate) fn patterns(&self) -> &[Pattern] {
+        &self.patterns
+    }
+
+    /// Whether the slash-separated path, or a folder above it, matches.
+    pub fn matches(&self, path: &str) -> bool {
+        self.matches_in(path, None).0
+    }
+
+    /// The same, given what [`Self::matches_in`] said of the path's folder, which saves looking at the parents again.
+    pub(crate) fn matches_in(
+        &self,
+        path: &str,
+        folder: Option<&FolderMatch>,
+    ) -> (bool, FolderMatch) {
+        let mut matched = false;
+        let mut each = vec![false; self.patterns.len()];
+        for (i, pattern) in self.patterns.iter().enumerate() {
+            let mut hit = folder.is_some_and(|folder| folder.0[i]);
+            if !hit {
+                // An exception can only undo a match, a plain pattern only make one.
+                if pattern.exception != matched {
+                    continue;
+                }
+                hit = pattern.is_match(path)
+                    || (folder.is_none() && parents(path).any(|parent| pattern.is_match(parent)));
+            }
+            each[i] = hit;
+            if hit {
+                matched = !pattern.exception;
+            }
+        }
+        (matched, FolderMatch(each))
+    }
+}
+
+/// `a`, `a/b` for `a/b/c`.
+fn parents(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(at, _)| &path[..at])
+}
+
+impl Pattern {
+    fn is_match(&self, path: &str) -> bool {
+        match &self.test {
+            Test::Exact => path == self.text,
+            Test::Prefix => path.starts_with(&self.text[..self.text.len() - 2]),
+            Test::Suffix => {
+                let suffix = &self.text[2..];
+                path.ends_with(suffix) || suffix.strip_prefix('/').is_some_and(|rest| rest == path)
+            }
+            Test::Regex(regex) => regex.is_match(path),
+        }
+    }
+
+    /// The pattern without a final `/**` and then without a final `/*`: the folder that it is about.
+    pub(crate) fn folder_text(&self) -> &str {
+        let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
+        text.strip_suffix("/*").unwrap_or(text)
+    }
+
+    /// Whether the folder part is a plain path, so that it can be compared with paths.
+    pub(crate) fn folder_is_plain(&self) -> bool {
+        !self.folder_text().contains(['*', '[', ']', '?', '^', '\\'])
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Exact,
+    Prefix,
+    Suffix,
+    Regex,
+}
+
+/// The kind of test for a cleaned pattern and its regular expression in Go's dialect.
+fn translate(pattern: &str) -> (Kind, String) {
+    let mut regex = String::from("^");
+    let mut kind = Kind::Exact;
+    let mut chars = pattern.chars().peekable();
+    let mut first = true;
+    while let Some(c) = chars.next() {
+        match c {
+            '*' if chars.peek() == Some(&'*') => {
+                chars.next();
+                // `**/` is as good as `**`.
+                if chars.peek() == Some(&'/') {
+                    chars.next();
+                }
+                if chars.peek().is_some() {
+                    regex.push_str("(.*/)?");
+                    kind = Kind::Regex;
+                } else if kind == Kind::Exact {
+                    kind = Kind::Prefix;
+                } else {
+                    regex.push_str(".*");
+                    kind = Kind::Regex;
+                }
+                if first {
+                    kind = Kind::Suffix;
+                }
+            }
+            '*' => {
+                regex.push_str("[^/]*");
+                kind = Kind::Regex;
+            }
+            '?' => {
+                regex.push_str("[^/]");
+                kind = Kind::Regex;
+            }
+            '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => {
+                regex.push('\\');
+                regex.push(c);
+            }
+            '\\' => {
+                regex.push('\\');
+                if let Some(next) = chars.next() {
+                    regex.push(next);
+                    kind = Kind::Regex;
+                }
+            }
+            '[' | ']' => {
+                regex.push(c);
+                kind = Kind::Regex;
+            }
+            c => regex.push(c),
+        }
+        first = false;
+    }
+    if kind == Kind::Regex {
+        regex.push('$');
+    }
+    (kind, regex)
+}
+
+fn compile(pattern: &str) -> Result<Test, BadPattern> {
+    Ok(match translate(pattern) {
+        (Kind::Exact, _) => Test::Exact,
+        (Kind::Prefix, _) => Test::Prefix,
+        (Kind::Suffix, _) => Test::Suffix,
+        (Kind::Regex, go) => {
+            let rust = from_go_dialect(&go).ok_or_else(|| BadPattern::new(pattern))?;
+            Test::Regex(Regex::new(&rust).map_err(|_| BadPattern::new(pattern))?)
+        }
+    })
+}
+
+/// Writes an expression of Go's dialect in that of the `regex` crate. They differ inside classes (where `[`, `&&`,
+/// `~~` have a meaning of their own here) and in some escapes. `None` for an escape that has no plain meaning.
+fn from_go_dialect(go: &str) -> Option<String> {
+    let mut out = String::with_capacity(go.len() + 8);
+    let mut chars = go.chars().peekable();
+    let mut in_class = false;
+    let mut class_is_empty = false;
+    while let Some(c) = chars.next() {
+        if c == '\\' {
+            let next = chars.next()?;
+            match next {
+                'd' => out.push_str(if in_class { "0-9" } else { "[0-9]" }),
+                'w' => out.push_str(if in_class {
+                    "0-9A-Za-z_"
+                } else {
+                    "[0-9A-Za-z_]"
+                }),
+                's' => out.push_str(if in_class {
+                    "\\t\\n\\f\\r "
+                } else {
+                    "[\\t\\n\\f\\r ]"
+                }),
+                next if next.is_ascii_alphanumeric() => return None,
+                next if next.is_ascii_punctuation() && next != '<' && next != '>' => {
+                    out.push('\\');
+                    out.push(next);
+                }
+                next => out.push(next),
+            }
+            class_is_empty = false;
+            continue;
+        }
+        if !in_class {
+            out.push(c);
+            if c == '[' {
+                in_class = true;
+                class_is_empty = true;
+                if chars.next_if_eq(&'^').is_some() {
+                    out.push('^');
+                }
+            }
+            continue;
+        }
+        match c {
+            ']' if !class_is_empty => {
+                out.push(']');
+                in_class = false;
+            }
+            '[' if chars.peek() == Some(&':') => {
+                out.push('[');
+                for c in chars.by_ref() {
+                    out.push(c);
+                    if c == ']' {
+                        break;
+                    }
+                }
+            }
+            '[' | ']' | '&' | '~' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+        class_is_empty = false;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(patterns: &[&str]) -> PatternSet {
+        PatternSet::new(patterns).unwrap()
+    }
+
+    /// Asks the way a walk does: folder by folder.
+    fn walked(set: &PatternSet, path: &str) -> bool {
+        let mut folder = None;
+        for parent in parents(path) {
+            folder = Some(set.matches_in(parent, folder.as_ref()).1);
+        }
+        set.matches_in(path, folder.as_ref()).0
+    }
+
+    #[test]
+    fn single_patterns() {
+        for (pattern, path, want) in [
+            ("**", "file", true),
+            ("**", "file/", true),
+            ("**/", "file", true),
+            ("**/", "file/", true),
+            ("**", "/", true),
+            ("**/", "/", true),
+            ("**", "dir/file", true),
+            ("**/", "dir/file", true),
+            ("**/**", "dir/file", true),
+            ("dir/**", "dir/file", true),
+            ("dir/**", "dir/file/", true),
+            ("dir/**", "dir/dir2/file", true),
+            ("**/dir", "dir", true),
+            ("**/dir", "dir/file", true),
+            ("**/dir2/*", "dir/dir2/file", true),
+            ("**/dir2/*", "dir/dir2/file/", true),
+            ("**/dir2/**", "dir/dir2/dir3/file", true),
+            ("**file", "file", true),
+            ("**file", "dir/file", true),
+            ("**/file", "dir/file", true),
+            ("**file", "dir/dir/file", true),
+            ("**/file*", "dir/dir/file.txt", true),
+            ("**/file*txt", "dir/dir/file.txt", true),
+            ("**/file*.txt*", "dir/dir/file.txt", true),
+            ("**/**/*.txt", "dir/dir/file.txt", true),
+            ("**/**/*.txt2", "dir/dir/file.txt", false),
+            ("**/*.txt", "file.txt", true),
+            ("**/**/*.txt", "file.txt", true),
+            ("a**/*.txt", "a/file.txt", true),
+            ("a**/*.txt", "a/dir/dir/file.txt", true),
+            ("a/*.txt", "a/dir/file.txt", false),
+            ("a/*.txt", "a/file.txt", true),
+            ("a/*.txt**", "a/file.txt", true),
+            ("a[b-d]e", "ae", false),
+            ("a[b-d]e", "ace", true),
+            ("a[b-d]e", "aae", false),
+            ("a[^b-d]e", "aze", true),
+            (".*", ".foo", true),
+            (".*", "foo", false),
+            ("abc.def", "abcdef", false),
+            ("abc.def", "abc.def", true),
+            ("abc.def", "abcZdef", false),
+            ("abc?def", "abcZdef", true),
+            ("abc?def", "abcdef", false),
+            ("a\\\\", "a\\", true),
+            ("**/foo/bar", "foo/bar", true),
+            ("**/foo/bar", "dir/foo/bar", true),
+            ("**/foo/bar", "dir/dir2/foo/bar", true),
+            ("abc/**", "abc", false),
+            ("abc/**", "abc/def/ghi", true),
+            ("**/.foo", ".foo", true),
+            ("**/.foo", "bar.foo", false),
+            ("a(b)c/def", "a(b)c/def", true),
+            ("a(b)c/def", "a(b)c/xyz", false),
+            ("a.|)$(}+{bc", "a.|)$(}+{bc", true),
+            (
+                "dist/*.whl",
+                "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl",
+                true,
+            ),
+            ("a\\*b", "a*b", true),
+            ("a*", "ab/c", true),
+            ("a*b*c*d*e*/f", "axbxcxdxe/xxx/f", false),
+            ("a[^a]b", "a☺b", true),
+            ("a???b", "a☺b", false),
+            ("[a-ζ]*", "α", true),
+            ("[\\]a]", "]", true),
+            ("[\\-x]", "-", true),
+            ("a[&~]b", "a&b", true),
+            ("*", "fileutils.go", true),
+        ] {
+            let set = set(&[pattern]);
+            assert_eq!(set.matches(path), want, "{pattern} on {path}");
+            assert_eq!(
+                walked(&set, path),
+                want,
+                "{pattern} on {path}, folder by folder"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_match_wins() {
+        let wheel = "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl";
+        for (patterns, path, want) in [
+            (
+                &["**", "!util/docker/web"][..],
+                "util/docker/web/foo",
+                false,
+            ),
+            (
+                &["**", "!util/docker/web", "util/docker/web/foo"],
+                "util/docker/web/foo",
+                true,
+            ),
+            (&["**", "!dist/*.whl"], wheel, false),
+            (&["!fileutils.go", "*.go"], "fileutils.go", true),
+            (&["*.go", "!fileutils.go"], "fileutils.go", false),
+            (&["docs", "!docs/README.md"], "docs/README.md", false),
+            (&["docs/", "!docs/README.md"], "docs/README.md", false),
+            (&["docs/*", "  !docs/README.md "], "docs/README.md", false),
+            (&[], "any/path", false),
+        ] {
+            let set = set(patterns);
+            assert_eq!(set.matches(path), want, "{patterns:?} on {path}");
+            assert_eq!(
+                walked(&set, path),
+                want,
+                "{patterns:?} on {path}, folder by folder"
+            );
+        }
+    }
+
+    #[test]
+    fn bad_patterns_are_named() {
+        for pattern in ["!", "[", "[]a]", "[-x]", "\\", "a[", "[Local-Only]"] {
+            assert_eq!(PatternSet::new([pattern]).unwrap_err().pattern, pattern);
+        }
+    }
+
+    #[test]
+    fn the_expression_is_that_of_the_original() {
+        for (pattern, kind, regex) in [
+            ("*", Kind::Regex, "^[^/]*$"),
+            ("a*/b", Kind::Regex, "^a[^/]*/b$"),
+            ("**", Kind::Suffix, ""),
+            ("**/**", Kind::Regex, "^(.*/)?.*$"),
+            ("dir/**", Kind::Prefix, ""),
+            ("**/dir", Kind::Suffix, ""),
+            ("**/dir2/*", Kind::Regex, "^(.*/)?dir2/[^/]*$"),
+            ("**file", Kind::Suffix, ""),
+            ("**/**/*.txt", Kind::Regex, "^(.*/)?(.*/)?[^/]*\\.txt$"),
+            ("a[b-d]e", Kind::Regex, "^a[b-d]e$"),
+            (".*", Kind::Regex, "^\\.[^/]*$"),
+            ("abc.def", Kind::Exact, ""),
+            ("a.|)$(}+{bc", Kind::Exact, ""),
+        ] {
+            let (got, text) = translate(pattern);
+            assert_eq!(got, kind, "{pattern}");
+            if kind == Kind::Regex {
+                assert_eq!(text, regex, "{pattern}");
+            }
+        }
+    }
+
+    proptest! {
+        /// Asking folder by folder and asking at once is the same without exceptions, and nothing panics. (With them the
+        /// original differs too: a walk does not ask an exception about a folder that nothing has excluded.)
+        #[test]
+        fn both_ways_agree(patterns in prop::collection::vec("[a-c*?/.]{1,6}", 0..5), path in "[a-c.]{1,2}(/[a-c.]{1,2}){0,3}") {
+            if let Ok(set) = PatternSet::new(&patterns) && !path.split('/').any(|part| part == "." || part == "..") {
+                prop_assert_eq!(set.matches(&path), walked(&set, &path));
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The files that the builder has asked for and nobody has read yet. Unbounded, because each is four bytes.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+#[derive(Default)]
+pub(super) struct RequestQueue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ids: VecDeque<u32>,
+    closed: bool,
+}
+
+impl RequestQueue {
+    pub(super) fn push(&self, id: u32) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ids
+            .push_back(id);
+        self.changed.notify_one();
+    }
+
+    /// Nothing more will come: readers end, also when requests are left over.
+    pub(super) fn close(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a request. `None` when the queue is closed.
+    pub(super) fn pop(&self) -> Option<u32> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(id) = state.ids.pop_front() {
+                return Some(id);
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! Walks a folder in the order that BuildKit wants and describes each entry as fsutil does.
+//!
+//! Invariants:
+//! - Entries come in order of their path components; a folder comes before what is in it, also when it is sent
+//!   only because something in it is.
+//! - An excluded folder is not read unless an exception could match below it.
+//! - Nothing is kept of an entry that was handed out, but the first path of each hard-linked file.
+//! - Owners are reset to 0, sockets become empty regular files, modes are Go's `os.FileMode`.
+//!
+//! What vanishes while it is being walked is left out, as if it had gone a moment before.
+//! Left out: names that are not UTF-8, which the protocol cannot carry; they are an error unless excluded.
+
+use std::collections::HashMap;
+use std::fs::{self, FileType, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use bollard_buildkit_proto::fsutil::types::Stat;
+
+use super::follow::{self, is_absent};
+use super::gopath::BadPattern;
+use super::pattern::{FolderMatch, PatternSet};
+
+/// Bits of Go's `os.FileMode` beside the nine permissions.
+pub(crate) mod mode {
+    pub(crate) const DIR: u32 = 1 << 31;
+    pub(crate) const SYMLINK: u32 = 1 << 27;
+    pub(crate) const DEVICE: u32 = 1 << 26;
+    pub(crate) const NAMED_PIPE: u32 = 1 << 25;
+    pub(crate) const SOCKET: u32 = 1 << 24;
+    pub(crate) const SETUID: u32 = 1 << 23;
+    pub(crate) const SETGID: u32 = 1 << 22;
+    pub(crate) const CHAR_DEVICE: u32 = 1 << 21;
+    pub(crate) const STICKY: u32 = 1 << 20;
+    pub(crate) const IRREGULAR: u32 = 1 << 19;
+    /// Any of the bits that say that something is not a regular file.
+    pub(crate) const TYPE: u32 =
+        DIR | SYMLINK | NAMED_PIPE | SOCKET | DEVICE | CHAR_DEVICE | IRREGULAR;
+}
+
+/// A context could not be walked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WalkError {
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("the name of {} is not UTF-8, which BuildKit's file transfer cannot carry; exclude it in .dockerignore or rename it", path.display())]
+    NotUtf8 { path: PathBuf },
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+    /// The one who asked for the entries has gone.
+    #[error("the receiver has gone")]
+    Stopped,
+}
+
+/// What of a folder is wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Filter {
+    include: PatternSet,
+    exclude: PatternSet,
+    /// Each include pattern is about a plain folder: what is elsewhere need not be read.
+    plain_includes: bool,
+    plain_exceptions: bool,
+}
+
+impl Filter {
+    pub(crate) fn new(include: &[String], exclude: &[String]) -> Result<Self, BadPattern> {
+        let include = PatternSet::new(include)?;
+        let exclude = PatternSet::new(exclude)?;
+        Ok(Self {
+            plain_includes: include
+                .patterns()
+                .iter()
+                .all(|p| p.exception || p.folder_is_plain()),
+            plain_exceptions: exclude
+                .patterns()
+                .iter()
+                .all(|p| !p.exception || p.folder_is_plain()),
+            include,
+            exclude,
+        })
+    }
+
+    /// Resolves `follow_paths` in `root` and adds them to the includes.
+    pub(crate) fn following(
+        root: &Path,
+        include: &[String],
+        exclude: &[String],
+        follow_paths: &[String],
+    ) -> Result<Self, WalkError> {
+        let mut include = include.to_vec();
+        if !follow_paths.is_empty()
+            && let Some(targets) =
+                follow::follow(root, follow_paths).map_err(|source| WalkError::Io {
+                    action: "follow links in",
+                    path: root.to_owned(),
+                    source,
+                })?
+        {
+            include.extend(targets);
+            include = follow::drop_nested(include).unwrap_or_default();
+        }
+        Ok(Self::new(&include, exclude)?)
+    }
+
+    /// Whether a path is wanted, with no folder to start from.
+    pub(crate) fn wants(&self, path: &str) -> bool {
+        (self.include.is_empty() || self.include.matches(path)) && !self.exclude.matches(path)
+    }
+
+    fn judge(&self, path: &str, is_dir: bool, folder: Option<&FolderState>) -> Judgement {
+        let mut wanted = true;
+        let mut state = FolderState::default();
+        if !self.include.is_empty() {
+            let (hit, matched) = self.include.matches_in(path, folder.map(|f| &f.include));
+            state.include = matched;
+            if !hit {
+                if is_dir && self.plain_includes && !self.any_below(&self.include, false, path) {
+                    return Judgement::Prune;
+                }
+                wanted = false;
+            }
+        }
+        if !self.exclude.is_empty() {
+            let (hit, matched) = self.exclude.matches_in(path, folder.map(|f| &f.exclude));
+            state.exclude = matched;
+            if hit {
+                if is_dir
+                    && self.plain_exceptions
+                    && !(self.exclude.has_exceptions() && self.any_below(&self.exclude, true, path))
+                {
+                    return Judgement::Prune;
+                }
+                wanted = false;
+            }
+        }
+        Judgement::Enter { wanted, state }
+    }
+
+    /// Whether a pattern of that kind is about something below the folder.
+    fn any_below(&self, set: &PatternSet, exceptions: bool, folder: &str) -> bool {
+        set.patterns()
+            .iter()
+            .filter(|p| p.exception == exceptions)
+            .any(|p| {
+                let text = p.folder_text();
+                text == folder
+                    || text
+                        .strip_prefix(folder)
+                        .is_some_and(|rest| rest.starts_with('/'))
+            })
+    }
+}
+
+enum Judgement {
+    /// Neither the entry nor anything in it.
+    Prune,
+    Enter {
+        wanted: bool,
+        state: FolderState,
+    },
+}
+
+#[derive(Default)]
+struct FolderState {
+    include: FolderMatch,
+    exclude: FolderMatch,
+}
+
+/// Where the walk tells what it found.
+pub(crate) trait Visitor {
+    /// `folder` is the absolute path of the folder that the entry is in. Called in order.
+    fn visit(&mut self, folder: &Path, stat: Stat) -> Result<(), WalkError>;
+}
+
+/// Walks everything below `root` that the filter wants. `root` must be a folder (a link to one is followed).
+pub(crate) fn walk(
+    root: &Path,
+    filter: &Filter,
+    visitor: &mut dyn Visitor,
+) -> Result<(), WalkError> {
+    let root = root.canonicalize().map_err(|source| WalkError::Io {
+        action: "resolve",
+        path: root.to_owned(),
+        source,
+    })?;
+    let mut walk = Walk {
+        filter,
+        visitor,
+        links: HashMap::new(),
+        pending: Vec::new(),
+    };
+    walk.folder(&root, "", None, true)
+}
+
+struct Walk<'a> {
+    filter: &'a Filter,
+    visitor: &'a mut dyn Visitor,
+    /// The first path that was handed out for a file with several names.
+    links: HashMap<(u64, u64), String>,
+    /// Folders on the way to here that have not been handed out: parent, relative path.
+    pending: Vec<(PathBuf, String)>,
+}
+
+impl Walk<'_> {
+    fn folder(
+        &mut self,
+        folder: &Path,
+        relative: &str,
+        above: Option<&FolderState>,
+        wanted: bool,
+    ) -> Result<(), WalkError> {
+        let entries = match read_sorted(folder) {
+            Ok(entries) => entries,
+            Err(e) if is_absent(&e) && !relative.is_empty() => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !wanted => return Ok(()),
+            Err(source) => {
+                return Err(WalkError::Io {
+                    action: "read the folder",
+                    path: folder.to_owned(),
+                    source,
+                });
+            }
+        };
+        for (name, kind) in entries {
+            let full = folder.join(&name);
+            let lossy = name.to_string_lossy();
+            let path = if relative.is_empty() {
+                lossy.clone().into_owned()
+            } else {
+                format!("{relative}/{lossy}")
+            };
+            let is_dir = kind.is_dir();
+            let Judgement::Enter { wanted, state } = self.filter.judge(&path, is_dir, above) else {
+                continue;
+            };
+            if wanted {
+                if name.to_str().is_none() {
+                    return Err(WalkError::NotUtf8 { path: full });
+                }
+                if !self.hand_out(folder, &full, &path)? {
+                    continue;
+                }
+            }
+            if is_dir {
+                if !wanted {
+                    self.pending.push((folder.to_owned(), path.clone()));
+                }
+                let depth = self.pending.len();
+                self.folder(&full, &path, Some(&state), wanted)?;
+                if !wanted && self.pending.len() == depth {
+                    self.pending.pop();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out the entry, after the folders above it. `false` when it has vanished.
+    fn hand_out(&mut self, folder: &Path, full: &Path, path: &str) -> Result<bool, WalkError> {
+        let Some(stat) = self.describe(full, path)? else {
+            return Ok(false);
+        };
+        for (above, relative) in std::mem::take(&mut self.pending) {
+            let name = relative.rsplit('/').next().unwrap_or(&relative);
+            if let Some(stat) = self.describe(&above.join(name), &relative)? {
+                self.visitor.visit(&above, stat)?;
+            }
+        }
+        self.visitor.visit(folder, stat)?;
+        Ok(true)
+    }
+
+    fn describe(&mut self, full: &Path, path: &str) -> Result<Option<Stat>, WalkError> {
+        let described =
+            fs::symlink_metadata(full).and_then(|metadata| self.stat(full, path, &metadata));
+        match described {
+            Ok(stat) => Ok(Some(stat)),
+            Err(e) if is_absent(&e) => Ok(None),
+            Err(source) => Err(WalkError::Io {
+                action: "look at",
+                path: full.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    fn stat(&mut self, full: &Path, path: &str, metadata: &Metadata) -> io::Result<Stat> {
+        let kind = metadata.file_type();
+        let mut stat = Stat {
+            path: path.to_owned(),
+            mode: go_mode(metadata) & !mode::SOCKET,
+            mod_time: metadata
+                .mtime()
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(metadata.mtime_nsec()),
+            ..Stat::default()
+        };
+        if !kind.is_dir() {
+            stat.size = i64::try_from(metadata.size()).unwrap_or(i64::MAX);
+            if kind.is_block_device() || kind.is_char_device() {
+                (stat.devmajor, stat.devminor) = device_numbers(metadata.rdev());
+            }
+            if kind.is_symlink() {
+                let target = fs::read_link(full)?;
+                stat.linkname = target.into_os_string().into_string().map_err(|_| {
+                    io::Error::new(io::ErrorKind::InvalidData, "the link's target is not UTF-8")
+                })?;
+            } else if metadata.nlink() > 1 {
+                match self.links.entry((metadata.dev(), metadata.ino())) {
+                    std::collections::hash_map::Entry::Occupied(first) => {
+                        stat.linkname.clone_from(first.get())
+                    }
+                    std::collections::hash_map::Entry::Vacant(slot) => {
+                        slot.insert(path.to_owned());
+                    }
+                }
+            }
+        }
+        for name in list_xattrs(full)? {
+            if !name.starts_with("com.apple.")
+                && let Ok(Some(value)) = xattr::get(full, &name)
+            {
+                stat.xattrs.insert(name, value);
+            }
+        }
+        Ok(stat)
+    }
+}
+
+/// The entries of a folder in byte order of their names.
+fn read_sorted(folder: &Path) -> io::Result<Vec<(std::ffi::OsString, FileType)>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type() {
+            Ok(kind) => entries.push((entry.file_name(), kind)),
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(entries)
+}
+
+/// The names of an entry's extended attributes; none on a file system that has no such thing.
+fn list_xattrs(path: &Path) -> io::Result<Vec<String>> {
+    match xattr::list(path) {
+        Ok(names) => Ok(names.filter_map(|name| name.into_string().ok()).collect()),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The mode as Go's `os.FileMode` writes it.
+pub(crate) fn go_mode(metadata: &Metadata) -> u32 {
+    let unix = metadata.mode();
+    let kind = metadata.file_type();
+    let mut go = unix & 0o777;
+    for (bit, flag) in [
+        (0o4000, mode::SETUID),
+        (0o2000, mode::SETGID),
+        (0o1000, mode::STICKY),
+    ] {
+        if unix & bit != 0 {
+            go |= flag;
+        }
+    }
+    go | if kind.is_dir() {
+        mode::DIR
+    } else if kind.is_symlink() {
+        mode::SYMLINK
+    } else if kind.is_fifo() {
+        mode::NAMED_PIPE
+    } else if kind.is_socket() {
+        mode::SOCKET
+    } else if kind.is_block_device() {
+        mode::DEVICE
+    } else if kind.is_char_device() {
+        mode::DEVICE | mode::CHAR_DEVICE
+    } else {
+        0
+    }
+}
+
+/// Major and minor number, split as fsutil splits them.
+fn device_numbers(device: u64) -> (i64, i64) {
+    let major = (device >> 8) & 0xfff;
+    let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
+    // Both are at most 20 bits wide.
+    (major as i64, minor as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Collect(Vec<Stat>);
+
+    impl Visitor for Collect {
+        fn visit(&mut self, _: &Path, stat: Stat) -> Result<(), WalkError> {
+            self.0.push(stat);
+            Ok(())
+        }
+    }
+
+    fn tree(files: &[&str]) -> TempDir {
+        let root = TempDir::new().unwrap();
+        for file in files {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, file).unwrap();
+        }
+        root
+    }
+
+    fn paths(root: &TempDir, include: &[&str], exclude: &[&str]) -> Vec<String> {
+        let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let filter = Filter::new(&owned(include), &owned(exclude)).unwrap();
+        let mut seen = Collect::default();
+        walk(root.path(), &filter, &mut seen).unwrap();
+        seen.0.into_iter().map(|stat| stat.path).collect()
+    }
+
+    #[test]
+    fn the_order_is_that_of_path_components() {
+        let root = tree(&["a/x", "a-b", "a.txt", "b", "a/b/c"]);
+        assert_eq!(
+            paths(&root, &[], &[]),
+            ["a", "a/b", "a/b/c", "a/x", "a-b", "a.txt", "b"]
+        );
+    }
+
+    #[test]
+    fn includes_and_excludes() {
+        let root = tree(&[
+            "bar",
+            "bar2",
+            "foo/a.txt",
+            "foo/b.log",
+            "foo/sub/c.txt",
+            "node_modules/x/y",
+            "docs/README.md",
+            "docs/z",
+        ]);
+        for (include, exclude, want) in [
+            (&["bar"][..], &[][..], &["bar"][..]),
+            (&["foo/sub"], &[], &["foo", "foo/sub", "foo/sub/c.txt"]),
+            (&["foo/*.txt"], &[], &["foo", "foo/a.txt"]),
+            (&["**/*.txt"], &["foo/sub"], &["foo", "foo/a.txt"]),
+            (&[], &["foo", "node_modules", "docs"], &["bar", "bar2"]),
+            (&[], &["**", "!docs/README.md"], &["docs", "docs/README.md"]),
+            (
+                &[],
+                &["*", "!foo/**/*.txt"],
+                &["foo", "foo/a.txt", "foo/sub", "foo/sub/c.txt"],
+            ),
+            (&["docs"], &["docs/*", "!docs/z"], &["docs", "docs/z"]),
+            (&["absent"], &[], &[]),
+        ] {
+            assert_eq!(
+                paths(&root, include, exclude),
+                want,
+                "include {include:?} exclude {exclude:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn kinds_and_modes() {
+        let root = tree(&["plain", "dir/f"]);
+        let at = |name: &str| root.path().join(name);
+        fs::set_permissions(at("plain"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::set_permissions(at("dir"), fs::Permissions::from_mode(0o1777)).unwrap();
+        symlink("plain", at("link")).unwrap();
+        fs::hard_link(at("plain"), at("same")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("sock")).unwrap();
+        let mut seen = Collect::default();
+        walk(root.path(), &Filter::default(), &mut seen).unwrap();
+        let by_path: HashMap<_, _> = seen
+            .0
+            .into_iter()
+            .map(|stat| (stat.path.clone(), stat))
+            .collect();
+        assert_eq!(by_path["plain"].mode, mode::SETUID | 0o755);
+        assert_eq!(by_path["plain"].linkname, "");
+        assert_eq!(by_path["same"].linkname, "plain");
+        assert_eq!(by_path["dir"].mode, mode::DIR | mode::STICKY | 0o777);
+        assert_eq!(by_path["dir"].size, 0);
+        assert_eq!(by_path["link"].linkname, "plain");
+        assert_eq!(by_path["link"].mode & mode::TYPE, mode::SYMLINK);
+        assert_eq!(by_path["sock"].mode & mode::TYPE, 0);
+        assert!(by_path.values().all(|stat| stat.uid == 0 && stat.gid == 0));
+    }
+
+    #[test]
+    fn a_hard_link_whose_first_name_is_excluded_is_a_file() {
+        let root = tree(&["a"]);
+        fs::hard_link(root.path().join("a"), root.path().join("b")).unwrap();
+        fs::hard_link(root.path().join("a"), root.path().join("c")).unwrap();
+        let filter = Filter::new(&[], &["a".to_owned()]).unwrap();
+        let mut seen = Collect::default();
+        walk(root.path(), &filter, &mut seen).unwrap();
+        let links: Vec<_> = seen
+            .0
+            .iter()
+            .map(|stat| (stat.path.as_str(), stat.linkname.as_str()))
+            .collect();
+        assert_eq!(links, [("b", ""), ("c", "b")]);
+    }
+
+    #[test]
+    fn extended_attributes_travel() {
+        let root = tree(&["f"]);
+        let path = root.path().join("f");
+        if xattr::set(&path, "user.note", b"kept").is_err() {
+            return; // The file system of the temporary folder has none.
+        }
+        let mut seen = Collect::default();
+        walk(root.path(), &Filter::default(), &mut seen).unwrap();
+        assert_eq!(seen.0[0].xattrs["user.note"], b"kept");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_is_refused_by_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tree(&["ok"]);
+        fs::write(
+            root.path().join(std::ffi::OsStr::from_bytes(b"bad\xff")),
+            "",
+        )
+        .unwrap();
+        let error = walk(root.path(), &Filter::default(), &mut Collect::default()).unwrap_err();
+        assert!(matches!(error, WalkError::NotUtf8 { .. }), "{error}");
+        let filter = Filter::new(&[], &["bad*".to_owned()]).unwrap();
+        walk(root.path(), &filter, &mut Collect::default()).unwrap();
+    }
+}

@@ -1,0 +1,608 @@
+//! From a request to what BuildKit is told: pure decisions, all refusals before anything runs.
+
+use std::collections::HashMap;
+
+use bollard_buildkit_proto::moby::buildkit::v1 as bk;
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy;
+
+use crate::capabilities::{Capabilities, EndpointKind, Feature};
+use crate::error::{BuildError, HelperImages};
+use crate::request::{
+    BuildContext, BuildRequest, CacheSpec, DockerfileSource, Export, ImageExport, NamedContext,
+    Network, NoCache, Provenance,
+};
+
+/// The name under which the builder asks for the context.
+pub(crate) const CONTEXT: &str = "context";
+/// The name under which it asks for the Dockerfile.
+pub(crate) const DOCKERFILE: &str = "dockerfile";
+/// The scanner that BuildKit uses when none is named.
+const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
+const DEFAULT_DOCKERFILE: &str = "Dockerfile";
+const HOST_GATEWAY: &str = "host-gateway";
+const ENTITLEMENT_HOST: &str = "network.host";
+
+type Attrs = HashMap<String, String>;
+
+/// The frontend, its attributes, and the entitlements that they need.
+pub(crate) struct Frontend {
+    pub(crate) name: &'static str,
+    pub(crate) attrs: Attrs,
+    pub(crate) entitlements: Vec<String>,
+}
+
+fn unsupported(capabilities: &Capabilities, feature: Feature) -> Result<(), BuildError> {
+    match capabilities.missing(feature) {
+        None => Ok(()),
+        Some(feature) => Err(BuildError::Unsupported {
+            feature,
+            endpoint: capabilities.endpoint().to_owned(),
+            help: capabilities.help(),
+        }),
+    }
+}
+
+/// Refuses what the endpoint cannot do.
+pub(crate) fn check(request: &BuildRequest, capabilities: &Capabilities) -> Result<(), BuildError> {
+    let needs = |feature| unsupported(capabilities, feature);
+    if request.platforms.len() > 1 {
+        needs(Feature::MultiPlatform)?;
+    }
+    if request.sbom.is_some() || matches!(request.provenance, Provenance::Attrs(_)) {
+        needs(Feature::Attestations)?;
+    }
+    if request
+        .cache_exports
+        .iter()
+        .any(|cache| cache.kind != "inline")
+    {
+        needs(Feature::CacheExport)?;
+    }
+    if request.exports.len() > 1 {
+        needs(Feature::SeveralExports)?;
+    }
+    for export in &request.exports {
+        match export {
+            Export::Image(image) => {
+                if image.push {
+                    needs(Feature::Push)?;
+                    if image.names.is_empty() {
+                        return Err(BuildError::Request(
+                            "an image that is pushed needs a name".to_owned(),
+                        ));
+                    }
+                }
+                if image.push_by_digest {
+                    needs(Feature::PushByDigest)?;
+                }
+            }
+            Export::Load { archive, .. } => {
+                if capabilities.kind == EndpointKind::Buildkitd && archive.is_none() {
+                    return Err(BuildError::Request(
+                        "a separate buildkitd cannot load an image into an engine by itself: its archive needs a sink".to_owned(),
+                    ));
+                }
+            }
+            Export::Oci { .. } => needs(Feature::ImageArchive)?,
+            Export::Local { .. } | Export::Tar(_) => {}
+        }
+    }
+    let mut ids: Vec<&str> = request
+        .secrets
+        .iter()
+        .map(|secret| secret.id.as_str())
+        .collect();
+    ids.sort_unstable();
+    if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(BuildError::Request(format!(
+            "the secret {:?} is given twice",
+            pair[0]
+        )));
+    }
+    for secret in &request.secrets {
+        secret.check()?;
+    }
+    Ok(())
+}
+
+/// The frontend's attributes. `stores`: for each named context in OCI layout, its store and digest.
+pub(crate) fn frontend(
+    request: &BuildRequest,
+    capabilities: &Capabilities,
+    layouts: &HashMap<String, String>,
+) -> Result<Frontend, BuildError> {
+    let mut attrs = Attrs::new();
+    let mut entitlements = Vec::new();
+    let mut set = |key: &str, value: String| {
+        attrs.insert(key.to_owned(), value);
+    };
+    match &request.context {
+        BuildContext::Remote { url, .. } => set(CONTEXT, url.clone()),
+        BuildContext::Local { .. } | BuildContext::None => {}
+    }
+    match &request.dockerfile {
+        DockerfileSource::InContext(path) => {
+            let name = match &request.context {
+                BuildContext::Local { .. } => file_name(path),
+                BuildContext::Remote { .. } | BuildContext::None => path.as_str(),
+            };
+            set("filename", name.to_owned());
+        }
+        DockerfileSource::Local { name, .. } => {
+            set("filename", name.clone());
+            set("dockerfilekey", DOCKERFILE.to_owned());
+        }
+        DockerfileSource::Inline(_) => {
+            set("filename", DEFAULT_DOCKERFILE.to_owned());
+            set("dockerfilekey", DOCKERFILE.to_owned());
+        }
+    }
+    if let Some(target) = &request.target {
+        set("target", target.clone());
+    }
+    if !request.platforms.is_empty() {
+        set("platform", request.platforms.join(","));
+    }
+    for (name, value) in &request.build_args {
+        if let Some(value) = value.clone().or_else(|| std::env::var(name).ok()) {
+            set(&format!("build-arg:{name}"), value);
+        }
+    }
+    for (name, value) in &request.labels {
+        set(&format!("label:{name}"), value.clone());
+    }
+    match &request.no_cache {
+        NoCache::UseCache => {}
+        NoCache::All => set("no-cache", String::new()),
+        NoCache::Stages(stages) => set("no-cache", stages.join(",")),
+    }
+    if request.pull {
+        set("image-resolve-mode", "pull".to_owned());
+    } else if capabilities.kind != EndpointKind::Buildkitd {
+        // An image that an earlier step built, and has not pushed, is a base for later ones.
+        set("image-resolve-mode", "local".to_owned());
+    }
+    if !request.add_hosts.is_empty() {
+        set("add-hosts", hosts(&request.add_hosts, capabilities)?);
+    }
+    match request.network {
+        Network::Default => {}
+        Network::None => set("force-network-mode", "none".to_owned()),
+        Network::Host => {
+            set("force-network-mode", "host".to_owned());
+            entitlements.push(ENTITLEMENT_HOST.to_owned());
+        }
+    }
+    if let Some(bytes) = request.shm_size {
+        set("shm-size", bytes.to_string());
+    }
+    if !request.ulimits.is_empty() {
+        set("ulimit", request.ulimits.join(","));
+    }
+    if let Some(parent) = &request.cgroup_parent {
+        set("cgroup-parent", parent.clone());
+    }
+    for (name, context) in &request.named_contexts {
+        let value = match context {
+            NamedContext::Local(_) => format!("local:{}", local_name(name)),
+            NamedContext::Reference(reference) => reference.clone(),
+            NamedContext::OciLayout { .. } => {
+                let reference = layouts.get(name).ok_or_else(|| {
+                    BuildError::Request(format!("the context {name:?} was not prepared"))
+                })?;
+                format!("oci-layout://{reference}")
+            }
+        };
+        set(&format!("context:{name}"), value);
+    }
+    if let Some(attestation) = provenance(&request.provenance, capabilities) {
+        set("attest:provenance", attestation);
+    }
+    if let Some(sbom) = &request.sbom {
+        let generator = if sbom.contains("generator=") {
+            sbom.clone()
+        } else {
+            join(&[sbom, &format!("generator={DEFAULT_SCANNER}")])
+        };
+        set("attest:sbom", generator);
+    }
+    if !request.cache_imports.is_empty() {
+        set("cache-imports", imports_json(&request.cache_imports));
+    }
+    let name = match &request.syntax {
+        None => "dockerfile.v0",
+        Some(syntax) => {
+            let image = syntax.split_whitespace().next().unwrap_or_default();
+            if image.is_empty() {
+                return Err(BuildError::Request(
+                    "the name of the frontend image is empty".to_owned(),
+                ));
+            }
+            set("source", image.to_owned());
+            set("cmdline", syntax.clone());
+            "gateway.v0"
+        }
+    };
+    Ok(Frontend {
+        name,
+        attrs,
+        entitlements,
+    })
+}
+
+fn provenance(wanted: &Provenance, capabilities: &Capabilities) -> Option<String> {
+    let can = capabilities.missing(Feature::Attestations).is_none();
+    match wanted {
+        Provenance::Off => None,
+        Provenance::Min => can.then(|| "mode=min".to_owned()),
+        Provenance::Max => can.then(|| "mode=max".to_owned()),
+        Provenance::Attrs(attrs) => Some(attrs.clone()),
+    }
+}
+
+fn join(parts: &[&str]) -> String {
+    parts
+        .iter()
+        .filter(|part| !part.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// The local name of a named context; two names are taken.
+pub(crate) fn local_name(name: &str) -> String {
+    if name == CONTEXT || name == DOCKERFILE {
+        format!("_{name}")
+    } else {
+        name.to_owned()
+    }
+}
+
+pub(crate) fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn hosts(hosts: &[(String, String)], capabilities: &Capabilities) -> Result<String, BuildError> {
+    let mut out = Vec::with_capacity(hosts.len());
+    for (host, address) in hosts {
+        let address = if address == HOST_GATEWAY {
+            capabilities.host_gateway().ok_or_else(|| BuildError::Unsupported {
+                feature: format!("the address {HOST_GATEWAY} for the host {host:?}: it does not tell its host's address"),
+                endpoint: capabilities.endpoint().to_owned(),
+                help: "write the address itself".to_owned(),
+            })?
+        } else {
+            address.trim_start_matches('[').trim_end_matches(']')
+        };
+        if address.parse::<std::net::IpAddr>().is_err() {
+            return Err(BuildError::Request(format!(
+                "{address:?} is not an address for the host {host:?}"
+            )));
+        }
+        out.push(format!("{host}={address}"));
+    }
+    Ok(out.join(","))
+}
+
+fn imports_json(imports: &[CacheSpec]) -> String {
+    let entries: Vec<_> = imports
+        .iter()
+        .map(|cache| serde_json::json!({"Type": cache.kind, "Attrs": cache.attrs}))
+        .collect();
+    serde_json::Value::from(entries).to_string()
+}
+
+pub(crate) fn cache_options(request: &BuildRequest) -> bk::CacheOptions {
+    let entry = |cache: &CacheSpec| bk::CacheOptionsEntry {
+        r#type: cache.kind.clone(),
+        attrs: cache.attrs.clone().into_iter().collect(),
+    };
+    bk::CacheOptions {
+        exports: request.cache_exports.iter().map(entry).collect(),
+        imports: request.cache_imports.iter().map(entry).collect(),
+        ..bk::CacheOptions::default()
+    }
+}
+
+/// What the exporter of an export is called at this endpoint, and its attributes.
+pub(crate) fn exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
+    let (name, attrs) = match export {
+        Export::Image(image) => (image_exporter(kind), image_attrs(image)),
+        Export::Load { names, .. } => match kind {
+            EndpointKind::Buildkitd => ("docker", named(names)),
+            EndpointKind::EngineContainerdStore | EndpointKind::EngineClassicStore => {
+                (image_exporter(kind), named(names))
+            }
+        },
+        Export::Local { .. } => ("local", Attrs::new()),
+        Export::Tar(_) => ("tar", Attrs::new()),
+        Export::Oci { names, .. } => ("oci", named(names)),
+    };
+    bk::Exporter {
+        r#type: name.to_owned(),
+        attrs,
+    }
+}
+
+/// An engine's own exporter tells the engine about the image; the plain one would not.
+fn image_exporter(kind: EndpointKind) -> &'static str {
+    match kind {
+        EndpointKind::Buildkitd => "image",
+        EndpointKind::EngineContainerdStore | EndpointKind::EngineClassicStore => "moby",
+    }
+}
+
+fn named(names: &[String]) -> Attrs {
+    if names.is_empty() {
+        Attrs::new()
+    } else {
+        Attrs::from([("name".to_owned(), names.join(","))])
+    }
+}
+
+fn image_attrs(image: &ImageExport) -> Attrs {
+    let mut attrs: Attrs = image.attrs.clone().into_iter().collect();
+    attrs.extend(named(&image.names));
+    for (key, on) in [
+        ("push", image.push),
+        ("push-by-digest", image.push_by_digest),
+        ("registry.insecure", image.insecure),
+    ] {
+        if on {
+            attrs.insert(key.to_owned(), "true".to_owned());
+        }
+    }
+    attrs
+}
+
+/// A policy that turns each pinned reference into one with its digest.
+pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Policy> {
+    if request.pins.is_empty() {
+        return None;
+    }
+    let rules = request.pins.iter().map(|pin| {
+        let name = pin.reference.split('@').next().unwrap_or(&pin.reference);
+        sourcepolicy::Rule {
+            action: sourcepolicy::PolicyAction::Convert.into(),
+            selector: Some(sourcepolicy::Selector {
+                identifier: format!("docker-image://{name}"),
+                match_type: sourcepolicy::MatchType::Exact.into(),
+                constraints: Vec::new(),
+            }),
+            updates: Some(sourcepolicy::Update {
+                identifier: format!("docker-image://{name}@{}", pin.digest),
+                attrs: HashMap::new(),
+            }),
+        }
+    });
+    Some(sourcepolicy::Policy {
+        version: 1,
+        rules: rules.collect(),
+    })
+}
+
+/// Images that the build needs beside those in the Dockerfile's instructions.
+pub(crate) fn helper_images(request: &BuildRequest, dockerfile: Option<&[u8]>) -> HelperImages {
+    let from_file = || dockerfile.and_then(syntax_directive);
+    HelperImages {
+        frontend: request
+            .syntax
+            .as_ref()
+            .and_then(|s| s.split_whitespace().next().map(str::to_owned))
+            .or_else(from_file),
+        sbom_scanner: request.sbom.as_ref().map(|attrs| {
+            let named = attrs
+                .split(',')
+                .find_map(|pair| pair.trim().strip_prefix("generator="));
+            named.unwrap_or(DEFAULT_SCANNER).to_owned()
+        }),
+    }
+}
+
+/// The image of a `# syntax=` line, which must come before anything but other directives.
+fn syntax_directive(dockerfile: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(dockerfile);
+    for line in text.trim_start_matches('\u{feff}').lines() {
+        let (key, value) = line.trim().strip_prefix('#')?.split_once('=')?;
+        if key.trim().eq_ignore_ascii_case("syntax") {
+            return value.split_whitespace().next().map(str::to_owned);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use acrtask_model::Secret;
+
+    use super::*;
+    use crate::request::{Sink, SourcePin};
+    use crate::session::{BuildSecret, SecretSource};
+
+    fn request() -> BuildRequest {
+        BuildRequest::new(BuildContext::Local { dir: "/ctx".into() })
+    }
+
+    fn attrs(request: &BuildRequest, kind: EndpointKind) -> Vec<String> {
+        let capabilities = Capabilities::of(kind, Some("v0.30.0"));
+        let frontend = frontend(request, &capabilities, &HashMap::new()).unwrap();
+        let mut list: Vec<_> = frontend
+            .attrs
+            .into_iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        list.sort();
+        list
+    }
+
+    #[test]
+    fn the_plain_build() {
+        assert_eq!(
+            attrs(&request(), EndpointKind::Buildkitd),
+            ["attest:provenance=mode=max", "filename=Dockerfile"]
+        );
+        assert_eq!(
+            attrs(&request(), EndpointKind::EngineClassicStore),
+            ["filename=Dockerfile", "image-resolve-mode=local"]
+        );
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let mut request = request();
+        request.dockerfile = DockerfileSource::InContext("docker/app.Dockerfile".into());
+        request.target = Some("final".into());
+        request.platforms = vec!["linux/amd64".into(), "linux/arm64".into()];
+        request.build_args = vec![
+            ("A".into(), Some("1".into())),
+            ("ACRTASK_SURELY_UNSET".into(), None),
+        ];
+        request.labels.insert("l".into(), "v".into());
+        request.no_cache = NoCache::Stages(vec!["a".into(), "b".into()]);
+        request.add_hosts = vec![
+            ("h".into(), "10.0.0.1".into()),
+            ("g".into(), "host-gateway".into()),
+        ];
+        request.network = Network::None;
+        request.shm_size = Some(64);
+        request.ulimits = vec!["nofile=1:2".into()];
+        request
+            .named_contexts
+            .insert("context".into(), NamedContext::Local("/x".into()));
+        request.named_contexts.insert(
+            "base".into(),
+            NamedContext::Reference("docker-image://b".into()),
+        );
+        request.provenance = Provenance::Min;
+        request.sbom = Some(String::new());
+        request.syntax = Some("my/frontend:1 extra".into());
+        request.cache_imports = vec![CacheSpec {
+            kind: "registry".into(),
+            attrs: [("ref".to_owned(), "r/c".to_owned())].into(),
+        }];
+        insta::assert_snapshot!(attrs(&request, EndpointKind::EngineContainerdStore).join("\n"), @r#"
+        add-hosts=h=10.0.0.1,g=172.17.0.1
+        attest:provenance=mode=min
+        attest:sbom=generator=docker/buildkit-syft-scanner:stable-1
+        build-arg:A=1
+        cache-imports=[{"Type":"registry","Attrs":{"ref":"r/c"}}]
+        cmdline=my/frontend:1 extra
+        context:base=docker-image://b
+        context:context=local:_context
+        filename=app.Dockerfile
+        force-network-mode=none
+        image-resolve-mode=local
+        label:l=v
+        no-cache=a,b
+        platform=linux/amd64,linux/arm64
+        shm-size=64
+        source=my/frontend:1
+        target=final
+        ulimit=nofile=1:2
+        "#);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let classic = Capabilities::of(EndpointKind::EngineClassicStore, None);
+        let refusal = |change: &dyn Fn(&mut BuildRequest)| {
+            let mut request = request();
+            change(&mut request);
+            check(&request, &classic).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(
+            [
+                refusal(&|r| r.cache_exports = vec![CacheSpec { kind: "registry".into(), attrs: Default::default() }]),
+                refusal(&|r| r.platforms = vec!["linux/amd64".into(), "linux/arm64".into()]),
+                refusal(&|r| r.sbom = Some(String::new())),
+                refusal(&|r| r.exports = vec![Export::Image(ImageExport { push: true, names: vec!["a".into()], ..Default::default() })]),
+                refusal(&|r| r.exports = vec![Export::Oci { names: vec![], archive: Sink::File("x".into()) }]),
+            ]
+            .join("\n"),
+            @r"
+        docker:///d.sock cannot do this: exporting a cache to a registry or a folder: the Docker Engine keeps its images in the classic store, not in containerd's
+        docker:///d.sock cannot do this: building for several platforms at once: the Docker Engine keeps its images in the classic store, not in containerd's
+        docker:///d.sock cannot do this: provenance and SBOM attestations: the Docker Engine keeps its images in the classic store, not in containerd's
+        docker:///d.sock cannot do this: pushing as part of a build: the Docker Engine keeps its images in the classic store, not in containerd's
+        docker:///d.sock cannot do this: writing an image archive (oci, docker): the Docker Engine keeps its images in the classic store, not in containerd's
+        "
+        );
+        let mut inline = request();
+        inline.cache_exports = vec![CacheSpec {
+            kind: "inline".into(),
+            attrs: Default::default(),
+        }];
+        check(&inline, &classic).unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let buildkitd = Capabilities::of(EndpointKind::Buildkitd, None);
+        let mut twice = request();
+        twice.secrets = vec![
+            BuildSecret {
+                id: "t".into(),
+                source: SecretSource::Text(Secret::new("v"))
+            };
+            2
+        ];
+        assert!(matches!(
+            check(&twice, &buildkitd),
+            Err(BuildError::Request(_))
+        ));
+        let mut unloadable = request();
+        unloadable.exports = vec![Export::Load {
+            names: vec![],
+            archive: None,
+        }];
+        assert!(matches!(
+            check(&unloadable, &buildkitd),
+            Err(BuildError::Request(_))
+        ));
+        let mut gateway = request();
+        gateway.add_hosts = vec![("h".into(), "host-gateway".into())];
+        assert!(matches!(
+            frontend(&gateway, &buildkitd, &HashMap::new()),
+            Err(BuildError::Unsupported { .. })
+        ));
+    }
+
+    #[test]
+    fn pins_become_a_policy() {
+        let mut request = request();
+        request.pins = vec![SourcePin {
+            reference: "docker.io/library/busybox:1.36".into(),
+            digest: "sha256:aa".into(),
+        }];
+        let policy = source_policy(&request).unwrap();
+        let rule = &policy.rules[0];
+        assert_eq!(
+            rule.selector.as_ref().unwrap().identifier,
+            "docker-image://docker.io/library/busybox:1.36"
+        );
+        assert_eq!(
+            rule.updates.as_ref().unwrap().identifier,
+            "docker-image://docker.io/library/busybox:1.36@sha256:aa"
+        );
+    }
+
+    #[test]
+    fn the_syntax_line() {
+        for (text, want) in [
+            (
+                "# syntax=docker/dockerfile:1\nFROM a",
+                Some("docker/dockerfile:1"),
+            ),
+            ("#escape=`\n# Syntax = a/b:2 x\n", Some("a/b:2")),
+            ("FROM a\n# syntax=x", None),
+            ("# a comment\n# syntax=x", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                syntax_directive(text.as_bytes()).as_deref(),
+                want,
+                "{text:?}"
+            );
+        }
+    }
+}

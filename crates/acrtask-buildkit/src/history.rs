@@ -1,0 +1,126 @@
+//! What a finished build used, from the endpoint's own record of it.
+//!
+//! BuildKit writes provenance for every build into its history, whether or not the image carries it, and
+//! hands out the blob through the content store that the same address serves.
+
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest, Descriptor,
+};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+
+use crate::content_proto as proto;
+use crate::provenance::{ProvenanceError, UsedSource, parse_provenance};
+use crate::transport::MAX_MESSAGE;
+
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
+const READ_PATH: &str = "/containerd.services.content.v1.Content/Read";
+/// How long a record may take to appear after its build has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of provenance that are read; one of a large build has a few hundred thousand.
+const MAX_PROVENANCE: usize = 32 * 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HistoryError {
+    #[error("the endpoint's build history cannot be read")]
+    Call(#[from] Status),
+    #[error("the endpoint has no record of the build")]
+    NoRecord,
+    #[error("the endpoint's record of the build has no provenance")]
+    NoProvenance,
+    #[error("the provenance has more than {MAX_PROVENANCE} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Provenance(#[from] ProvenanceError),
+}
+
+/// What the build used, over all its platforms; sorted, without duplicates.
+pub(crate) async fn used_sources(
+    channel: &Channel,
+    build_ref: &str,
+) -> Result<Vec<UsedSource>, HistoryError> {
+    let record = record(channel, build_ref).await?;
+    let descriptors = provenance_blobs(&record);
+    if descriptors.is_empty() {
+        return Err(HistoryError::NoProvenance);
+    }
+    let mut used = Vec::new();
+    for descriptor in descriptors {
+        used.extend(parse_provenance(
+            &read_blob(channel, &descriptor.digest).await?,
+        )?);
+    }
+    used.sort();
+    used.dedup();
+    Ok(used)
+}
+
+async fn record(channel: &Channel, build_ref: &str) -> Result<BuildHistoryRecord, HistoryError> {
+    let mut control = ControlClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+    // Not an early exit: the record may be written a moment after the build's end, and is then sent as an event.
+    let request = BuildHistoryRequest {
+        r#ref: build_ref.to_owned(),
+        ..BuildHistoryRequest::default()
+    };
+    let search = async {
+        let mut events = control.listen_build_history(request).await?.into_inner();
+        while let Some(event) = events.message().await? {
+            if event.r#type == i32::from(BuildHistoryEventType::Complete)
+                && let Some(record) = event.record.filter(|record| record.r#ref == build_ref)
+            {
+                return Ok(record);
+            }
+        }
+        Err(HistoryError::NoRecord)
+    };
+    tokio::time::timeout(PATIENCE, search)
+        .await
+        .unwrap_or(Err(HistoryError::NoRecord))
+}
+
+fn provenance_blobs(record: &BuildHistoryRecord) -> Vec<&Descriptor> {
+    let mut blobs: Vec<&Descriptor> = record
+        .result
+        .iter()
+        .chain(record.results.values())
+        .flat_map(|result| &result.attestations)
+        .filter(|blob| {
+            blob.annotations
+                .get(PREDICATE_TYPE)
+                .is_some_and(|kind| kind.contains("slsa.dev/provenance"))
+        })
+        .collect();
+    blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+    blobs.dedup_by(|a, b| a.digest == b.digest);
+    blobs
+}
+
+async fn read_blob(channel: &Channel, digest: &str) -> Result<Vec<u8>, HistoryError> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+    grpc.ready()
+        .await
+        .map_err(|e| Status::unavailable(e.to_string()))?;
+    let request = Request::new(proto::ReadRequest {
+        digest: digest.to_owned(),
+        offset: 0,
+        size: 0,
+    });
+    let codec = ProstCodec::<proto::ReadRequest, proto::ReadResponse>::default();
+    let mut pieces = grpc
+        .server_streaming(request, PathAndQuery::from_static(READ_PATH), codec)
+        .await?
+        .into_inner();
+    let mut blob = Vec::new();
+    while let Some(piece) = pieces.message().await? {
+        if blob.len() + piece.data.len() > MAX_PROVENANCE {
+            return Err(HistoryError::TooLarge);
+        }
+        blob.extend_from_slice(&piece.data);
+    }
+    Ok(blob)
+}

@@ -1,0 +1,211 @@
+//! What a build really used, read from SLSA provenance.
+//!
+//! Both generations are read (v0.2 with `materials`, v1 with `resolvedDependencies`), as a whole in-toto statement or
+//! as the bare predicate, which is how BuildKit's history keeps it.
+
+use serde_json::Value;
+
+/// Something that went into a build.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UsedSource {
+    /// An image as `name:tag`, or the URL of anything else.
+    pub reference: String,
+    /// `sha256:…` (images, files) or `sha1:…` (git commits); empty when the provenance has none.
+    pub digest: String,
+    /// `linux/amd64`, for images.
+    pub platform: Option<String>,
+    /// The URI as the provenance has it; for images a package URL.
+    pub purl: String,
+}
+
+impl UsedSource {
+    /// Whether this is a container image.
+    pub fn is_image(&self) -> bool {
+        self.purl.starts_with("pkg:docker/") || self.purl.starts_with("pkg:oci/")
+    }
+
+    /// From a reference with a digest, as the names of a build's steps have it.
+    pub(crate) fn from_pinned(pinned: &str) -> Option<Self> {
+        let (reference, digest) = pinned.split_once('@')?;
+        Some(Self {
+            reference: reference.to_owned(),
+            digest: digest.to_owned(),
+            platform: None,
+            purl: format!("pkg:docker/{reference}@{digest}"),
+        })
+    }
+}
+
+/// The text is not provenance.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvenanceError {
+    /// Not JSON.
+    #[error("the provenance is not JSON")]
+    Json(#[from] serde_json::Error),
+    /// JSON, but no list of what was used.
+    #[error("the provenance has neither `materials` (SLSA v0.2) nor `buildDefinition` (SLSA v1)")]
+    Unknown,
+}
+
+/// Reads an in-toto statement or its bare predicate. Sorted, without duplicates.
+pub fn parse_provenance(json: &[u8]) -> Result<Vec<UsedSource>, ProvenanceError> {
+    let value: Value = serde_json::from_slice(json)?;
+    let predicate = value.get("predicate").unwrap_or(&value);
+    let nothing = Vec::new();
+    let dependencies = match (predicate.get("buildDefinition"), predicate.get("materials")) {
+        (Some(definition), _) => definition
+            .get("resolvedDependencies")
+            .and_then(Value::as_array)
+            .unwrap_or(&nothing),
+        (None, Some(materials)) => materials.as_array().unwrap_or(&nothing),
+        // A build from scratch has no materials and may leave the key out.
+        (None, None) if predicate.get("buildType").is_some() => &nothing,
+        (None, None) => return Err(ProvenanceError::Unknown),
+    };
+    let mut sources: Vec<UsedSource> = dependencies.iter().filter_map(source).collect();
+    sources.sort();
+    sources.dedup();
+    Ok(sources)
+}
+
+fn source(dependency: &Value) -> Option<UsedSource> {
+    let uri = dependency.get("uri")?.as_str()?;
+    let digest = dependency
+        .get("digest")
+        .and_then(Value::as_object)
+        .and_then(|digests| {
+            let of = |algorithm: &str| {
+                Some(format!("{algorithm}:{}", digests.get(algorithm)?.as_str()?))
+            };
+            of("sha256")
+                .or_else(|| of("sha1"))
+                .or_else(|| of("gitCommit").map(|d| d.replace("gitCommit:", "sha1:")))
+        })
+        .unwrap_or_default();
+    let Some(package) = uri
+        .strip_prefix("pkg:docker/")
+        .or_else(|| uri.strip_prefix("pkg:oci/"))
+    else {
+        return Some(UsedSource {
+            reference: uri.to_owned(),
+            digest,
+            platform: None,
+            purl: uri.to_owned(),
+        });
+    };
+    let (path, query) = package.split_once('?').unwrap_or((package, ""));
+    let (name, version) = path.rsplit_once('@').unwrap_or((path, ""));
+    let parameter = |key: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == key))
+            .map(|(_, value)| percent_decode(value))
+    };
+    let name = percent_decode(name);
+    let version = percent_decode(version);
+    let reference = match version.as_str() {
+        "" => name,
+        digest if digest.starts_with("sha256:") => name,
+        tag => format!("{name}:{tag}"),
+    };
+    let digest = if digest.is_empty() {
+        parameter("digest").unwrap_or_default()
+    } else {
+        digest
+    };
+    Some(UsedSource {
+        reference,
+        digest,
+        platform: parameter("platform"),
+        purl: uri.to_owned(),
+    })
+}
+
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |i: usize| bytes.get(at + i).and_then(|b| char::from(*b).to_digit(16));
+        if let (b'%', Some(high), Some(low)) = (bytes[at], hex(1), hex(2)) {
+            // Two hexadecimal digits are a byte.
+            out.push((high * 16 + low) as u8);
+            at += 3;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: &Value) -> Vec<UsedSource> {
+        parse_provenance(value.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn both_generations_say_the_same() {
+        let dependencies = json!([
+            {"uri": "pkg:docker/127.0.0.1:5000/base/busybox@1.36?platform=linux%2Famd64", "digest": {"sha256": "aa"}},
+            {"uri": "pkg:docker/alpine@3.20?digest=sha256:bb&platform=linux%2Farm64", "digest": {"sha256": "bb"}},
+            {"uri": "https://example.com/r.git#main", "digest": {"sha1": "cc"}},
+            {"uri": "pkg:docker/alpine@3.20?digest=sha256:bb&platform=linux%2Farm64", "digest": {"sha256": "bb"}},
+        ]);
+        let old = parse(
+            &json!({"predicateType": "https://slsa.dev/provenance/v0.2", "predicate": {"materials": dependencies}}),
+        );
+        let new = parse(&json!({"buildDefinition": {"resolvedDependencies": dependencies}}));
+        assert_eq!(old, new);
+        let short: Vec<_> = old
+            .iter()
+            .map(|s| {
+                (
+                    s.reference.as_str(),
+                    s.digest.as_str(),
+                    s.platform.as_deref(),
+                    s.is_image(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            short,
+            [
+                (
+                    "127.0.0.1:5000/base/busybox:1.36",
+                    "sha256:aa",
+                    Some("linux/amd64"),
+                    true
+                ),
+                ("alpine:3.20", "sha256:bb", Some("linux/arm64"), true),
+                ("https://example.com/r.git#main", "sha1:cc", None, false),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_build_from_scratch_used_nothing() {
+        assert_eq!(
+            parse(&json!({"buildType": "https://mobyproject.org/buildkit@v1"})),
+            []
+        );
+        assert_eq!(parse(&json!({"buildDefinition": {}})), []);
+    }
+
+    #[test]
+    fn other_documents_are_refused() {
+        assert!(matches!(
+            parse_provenance(b"{"),
+            Err(ProvenanceError::Json(_))
+        ));
+        assert!(matches!(
+            parse_provenance(b"{\"predicate\": {}}"),
+            Err(ProvenanceError::Unknown)
+        ));
+    }
+}

@@ -1,0 +1,267 @@
+//! What to build, and where the result goes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use acrtask_model::Secret;
+use tokio::io::AsyncWrite;
+
+use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
+
+/// One build. Start from [`BuildRequest::new`] and set what differs.
+pub struct BuildRequest {
+    /// The files that `COPY` and `ADD` see.
+    pub context: BuildContext,
+    /// The Dockerfile.
+    pub dockerfile: DockerfileSource,
+    /// The stage to build; the last one when `None`.
+    pub target: Option<String>,
+    /// `linux/amd64`, `linux/arm64/v8`; the builder's own when empty.
+    pub platforms: Vec<String>,
+    /// Values for `ARG`. One without a value is taken from this process' environment, and left out when it is not there.
+    pub build_args: Vec<(String, Option<String>)>,
+    /// Labels of the image.
+    pub labels: BTreeMap<String, String>,
+    /// What must not come from the cache.
+    pub no_cache: NoCache,
+    /// Ask the registry for each base again, even when there is a local image of that name.
+    pub pull: bool,
+    /// `host` and address for the hosts file of `RUN`; the address `host-gateway` is the engine's host.
+    pub add_hosts: Vec<(String, String)>,
+    /// The network of `RUN`.
+    pub network: Network,
+    /// Bytes of `/dev/shm` in `RUN`.
+    pub shm_size: Option<u64>,
+    /// `nofile=1024:4096`.
+    pub ulimits: Vec<String>,
+    /// The cgroup that `RUN` is put under.
+    pub cgroup_parent: Option<String>,
+    /// Further contexts, by name.
+    pub named_contexts: BTreeMap<String, NamedContext>,
+    /// Secrets that `RUN --mount=type=secret` may use.
+    pub secrets: Vec<BuildSecret>,
+    /// Agents that `RUN --mount=type=ssh` may use.
+    pub ssh: Vec<SshSource>,
+    /// Caches to use.
+    pub cache_imports: Vec<CacheSpec>,
+    /// Caches to write.
+    pub cache_exports: Vec<CacheSpec>,
+    /// Whether the image carries provenance. What the build used is told in the outcome in any case.
+    pub provenance: Provenance,
+    /// Attributes of an SBOM attestation (`generator=IMAGE`, or nothing for the default scanner); no SBOM when `None`.
+    pub sbom: Option<String>,
+    /// A frontend image in place of the Dockerfile's `# syntax=` line.
+    pub syntax: Option<String>,
+    /// References that must be taken at exactly this digest.
+    pub pins: Vec<SourcePin>,
+    /// Where the result goes. Nowhere when empty: it is only built and cached.
+    pub exports: Vec<Export>,
+    /// Credentials for registries.
+    pub credentials: Arc<dyn Credentials>,
+    /// Tells contexts apart that are synchronized again and again: with the same key only changes are
+    /// sent. `None`: a key of the context folder's path.
+    pub shared_key: Option<String>,
+}
+
+impl BuildRequest {
+    /// A build of the context's own `Dockerfile`, with the result nowhere.
+    pub fn new(context: BuildContext) -> Self {
+        Self {
+            context,
+            dockerfile: DockerfileSource::InContext("Dockerfile".to_owned()),
+            target: None,
+            platforms: Vec::new(),
+            build_args: Vec::new(),
+            labels: BTreeMap::new(),
+            no_cache: NoCache::default(),
+            pull: false,
+            add_hosts: Vec::new(),
+            network: Network::default(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            cgroup_parent: None,
+            named_contexts: BTreeMap::new(),
+            secrets: Vec::new(),
+            ssh: Vec::new(),
+            cache_imports: Vec::new(),
+            cache_exports: Vec::new(),
+            provenance: Provenance::default(),
+            sbom: None,
+            syntax: None,
+            pins: Vec::new(),
+            exports: Vec::new(),
+            credentials: Arc::new(Anonymous),
+            shared_key: None,
+        }
+    }
+}
+
+/// The files that `COPY` and `ADD` see.
+#[derive(Debug, Clone)]
+pub enum BuildContext {
+    /// A folder of this machine.
+    Local {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Something that the builder fetches itself: a git or http URL.
+    Remote {
+        /// `https://example.com/r.git#branch:folder`.
+        url: String,
+        /// For a private git repository.
+        git_token: Option<Secret>,
+    },
+    /// No files.
+    None,
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfileSource {
+    /// A path relative to the context.
+    InContext(String),
+    /// A file of this machine.
+    Local {
+        /// Its folder; its own `NAME.dockerignore` is looked for there.
+        dir: PathBuf,
+        /// Its name.
+        name: String,
+    },
+    /// The text itself.
+    Inline(Vec<u8>),
+}
+
+/// What must not come from the cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NoCache {
+    /// Everything may.
+    #[default]
+    UseCache,
+    /// Nothing may.
+    All,
+    /// These stages may not.
+    Stages(Vec<String>),
+}
+
+/// The network of `RUN`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// The builder's sandbox network.
+    #[default]
+    Default,
+    /// The builder's host; needs the entitlement `network.host` there.
+    Host,
+    /// None.
+    None,
+}
+
+/// A further context, which the Dockerfile names in `FROM` or `COPY --from`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A folder of this machine.
+    Local(PathBuf),
+    /// `docker-image://…`, a git or http URL, `target:…`.
+    Reference(String),
+    /// An image in a folder with OCI layout.
+    OciLayout {
+        /// The folder.
+        dir: PathBuf,
+        /// The image's digest; the one that the index names when `None`.
+        digest: Option<String>,
+    },
+}
+
+/// A cache, as `docker build` writes it: `type=registry,ref=…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// `registry`, `inline`, `local`, or what else the builder knows.
+    pub kind: String,
+    /// `ref`, `mode`, `dest`, `src` and so on.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// Whether the image carries provenance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Provenance {
+    /// None.
+    Off,
+    /// What was used, without the build's arguments. For builds with confidential arguments.
+    Min,
+    /// Everything, the values of build arguments included, where the endpoint can attach it.
+    #[default]
+    Max,
+    /// Attributes as `docker build --provenance` takes them. Refused where the endpoint cannot attach it.
+    Attrs(String),
+}
+
+/// A reference that must be taken at exactly this digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourcePin {
+    /// `docker.io/library/busybox:1.36`, normalized.
+    pub reference: String,
+    /// `sha256:…`.
+    pub digest: String,
+}
+
+/// Where the result goes.
+#[derive(Debug)]
+pub enum Export {
+    /// An image: into the endpoint's own store, and with `push` to the registry that its names say.
+    Image(ImageExport),
+    /// Into a Docker Engine's store. The engine's own BuildKit does it itself; a separate buildkitd writes what `docker load` reads to the sink.
+    Load {
+        /// Names with tags.
+        names: Vec<String>,
+        /// Where a separate buildkitd's archive goes.
+        archive: Option<Sink>,
+    },
+    /// The file system of the result, as a folder.
+    Local {
+        /// The folder; what is there is merged with.
+        dir: PathBuf,
+    },
+    /// The file system of the result, as a tar.
+    Tar(Sink),
+    /// The image as a tar in OCI layout.
+    Oci {
+        /// Names with tags.
+        names: Vec<String>,
+        /// Where it goes.
+        archive: Sink,
+    },
+}
+
+/// An image export.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageExport {
+    /// Names with tags; with `push_by_digest` without.
+    pub names: Vec<String>,
+    /// Push to the registries of the names.
+    pub push: bool,
+    /// Push without tags.
+    pub push_by_digest: bool,
+    /// Plain HTTP, or a certificate that nobody signed.
+    pub insecure: bool,
+    /// Anything else that the exporter knows: `compression`, `annotation.…`, `oci-mediatypes`.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// Takes the bytes of an archive.
+pub enum Sink {
+    /// A file; what it held is replaced.
+    File(PathBuf),
+    /// Anything else: standard output, a request to an engine.
+    Writer(Pin<Box<dyn AsyncWrite + Send>>),
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Writer(_) => f.write_str("Writer"),
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Serves folders with OCI layout to the builder, as containerd content stores: caches of type `local`,
+//! and images that are named contexts.
+//!
+//! Invariant: a blob appears under its digest only when its bytes have that digest.
+//!
+//! Left out: listing, deleting and resuming, which no builder does here.
+
+mod layout;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use prost::Message;
+use prost_types::Timestamp;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::content_proto as proto;
+use crate::content_proto::{PREFIX, WriteAction};
+use crate::transport::MAX_MESSAGE;
+
+use layout::Ingest;
+pub(crate) use layout::{Layout, LayoutError};
+
+const STORE_HEADER: &str = "buildkit-attachable-store-id";
+const CHUNK: usize = 256 * 1024;
+
+/// For the session's announcement.
+pub(super) const METHODS: [&str; 9] = [
+    "/containerd.services.content.v1.Content/Info",
+    "/containerd.services.content.v1.Content/Update",
+    "/containerd.services.content.v1.Content/List",
+    "/containerd.services.content.v1.Content/Delete",
+    "/containerd.services.content.v1.Content/Read",
+    "/containerd.services.content.v1.Content/Status",
+    "/containerd.services.content.v1.Content/ListStatuses",
+    "/containerd.services.content.v1.Content/Write",
+    "/containerd.services.content.v1.Content/Abort",
+];
+
+/// The stores by the ids under which the builder asks for them.
+#[derive(Clone)]
+pub(crate) struct ContentService {
+    stores: Arc<HashMap<String, Layout>>,
+}
+
+impl ContentService {
+    pub(crate) fn new(stores: HashMap<String, Layout>) -> Self {
+        Self {
+            stores: Arc::new(stores),
+        }
+    }
+
+    fn store(&self, metadata: &MetadataMap) -> Result<Layout, Status> {
+        let id = metadata.get(STORE_HEADER).and_then(|v| v.to_str().ok());
+        let id = id.ok_or_else(|| {
+            Status::invalid_argument(format!("request lacks metadata {STORE_HEADER:?}"))
+        })?;
+        self.stores
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Status::not_found(format!("unknown store {id}")))
+    }
+
+    async fn info(
+        self,
+        request: Request<proto::InfoRequest>,
+    ) -> Result<Response<proto::InfoResponse>, Status> {
+        let store = self.store(request.metadata())?;
+        let info = info(&store, &request.get_ref().digest)?;
+        Ok(Response::new(proto::InfoResponse { info: Some(info) }))
+    }
+
+    /// Labels are for the builder's own garbage collection; a folder has nowhere to keep them.
+    async fn update(
+        self,
+        request: Request<proto::UpdateRequest>,
+    ) -> Result<Response<proto::InfoResponse>, Status> {
+        let store = self.store(request.metadata())?;
+        let asked = request.into_inner().info.unwrap_or_default();
+        let info = proto::Info {
+            labels: asked.labels,
+            ..info(&store, &asked.digest)?
+        };
+        Ok(Response::new(proto::InfoResponse { info: Some(info) }))
+    }
+
+    async fn read(
+        self,
+        request: Request<proto::ReadRequest>,
+    ) -> Result<Response<ReplyStream<proto::ReadResponse>>, Status> {
+        let store = self.store(request.metadata())?;
+        let wish = request.into_inner();
+        let (mut reader, size) = store.open(&wish.digest, wish.offset, wish.size)?;
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            use std::io::Read;
+            let (mut offset, mut left) = (wish.offset, size);
+            while left > 0 {
+                let mut data = vec![0; CHUNK.min(usize::try_from(left).unwrap_or(CHUNK))];
+                let read = reader.read(&mut data);
+                let reply = match read {
+                    Ok(0) => Err(Status::data_loss("the blob became shorter")),
+                    Ok(n) => {
+                        data.truncate(n);
+                        let reply = proto::ReadResponse { offset, data };
+                        offset += n as i64;
+                        left = left.saturating_sub(n as u64);
+                        Ok(reply)
+                    }
+                    Err(e) => Err(Status::unavailable(e.to_string())),
+                };
+                let failed = reply.is_err();
+                if sender.blocking_send(reply).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn status(
+        self,
+        request: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
+        Err(Status::not_found(format!(
+            "no write of {:?} is under way",
+            request.get_ref().r#ref
+        )))
+    }
+
+    async fn write(
+        self,
+        request: Request<Streaming<proto::WriteRequest>>,
+    ) -> Result<Response<ReplyStream<proto::WriteResponse>>, Status> {
+        let store = self.store(request.metadata())?;
+        let mut incoming = request.into_inner();
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut ingest: Option<Ingest> = None;
+            loop {
+                let message = match incoming.message().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) | Err(_) => return,
+                };
+                let reply = write_step(&store, &mut ingest, message);
+                let failed = reply.is_err();
+                if sender.send(reply).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+type ReplyStream<T> = ReceiverStream<Result<T, Status>>;
+
+fn info(store: &Layout, digest: &str) -> Result<proto::Info, Status> {
+    let size = store.size(digest)?;
+    Ok(proto::Info {
+        digest: digest.to_owned(),
+        size: i64::try_from(size).unwrap_or(i64::MAX),
+        created_at: Some(Timestamp::default()),
+        updated_at: Some(Timestamp::default()),
+        labels: HashMap::new(),
+    })
+}
+
+/// One message of a write. Pieces are at most a few MiB, so they are written in place.
+fn write_step(
+    store: &Layout,
+    ingest: &mut Option<Ingest>,
+    message: proto::WriteRequest,
+) -> Result<proto::WriteResponse, Status> {
+    let action = WriteAction::try_from(message.action)
+        .map_err(|_| Status::invalid_argument("unknown write action"))?;
+    if !message.expected.is_empty() && store.size(&message.expected).is_ok() {
+        return Err(Status::already_exists(format!(
+            "content {}: already exists",
+            message.expected
+        )));
+    }
+    let open = match ingest {
+        Some(open) => open,
+        None => ingest.insert(store.ingest()?),
+    };
+    if message.offset > 0
+        && !message.data.is_empty()
+        && u64::try_from(message.offset).ok() != Some(open.written())
+    {
+        return Err(Status::out_of_range(format!(
+            "write at {} where {} is next",
+            message.offset,
+            open.written()
+        )));
+    }
+    open.write(&message.data)?;
+    let written = i64::try_from(open.written()).unwrap_or(i64::MAX);
+    let mut reply = proto::WriteResponse {
+        action: message.action,
+        started_at: Some(Timestamp::default()),
+        updated_at: Some(Timestamp::default()),
+        offset: written,
+        total: message.total,
+        digest: String::new(),
+    };
+    if action == WriteAction::Commit {
+        if message.total > 0 && message.total != written {
+            return Err(Status::failed_precondition(format!(
+                "{written} bytes written, {} expected",
+                message.total
+            )));
+        }
+        let finished = ingest
+            .take()
+            .ok_or_else(|| Status::internal("a commit without a write"))?;
+        reply.digest = finished.commit(&message.expected)?;
+    }
+    Ok(reply)
+}
+
+impl From<LayoutError> for Status {
+    fn from(error: LayoutError) -> Self {
+        let message = crate::filesync::error_chain(&error);
+        match error {
+            LayoutError::NotFound { .. } => Self::not_found(message),
+            LayoutError::Digest { .. } => Self::invalid_argument(message),
+            LayoutError::Mismatch { .. } => Self::failed_precondition(message),
+            LayoutError::Io { .. } | LayoutError::Index { .. } => Self::unavailable(message),
+        }
+    }
+}
+
+impl tonic::server::NamedService for ContentService {
+    const NAME: &'static str = "containerd.services.content.v1.Content";
+}
+
+type HttpRequest = http::Request<tonic::body::Body>;
+type HttpResponse = http::Response<tonic::body::Body>;
+
+impl tower::Service<HttpRequest> for ContentService {
+    type Response = HttpResponse;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<HttpResponse, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequest) -> Self::Future {
+        let this = self.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            Ok(match path.strip_prefix(PREFIX).unwrap_or_default() {
+                "Info" => unary(request, move |r| this.info(r)).await,
+                "Update" => unary(request, move |r| this.update(r)).await,
+                "Status" => unary(request, move |r| this.status(r)).await,
+                "Abort" => {
+                    unary(request, |_: Request<proto::StatusRequest>| async {
+                        Ok(Response::new(proto::Empty {}))
+                    })
+                    .await
+                }
+                "Read" => server_streaming(request, move |r| this.read(r)).await,
+                "Write" => {
+                    let mut grpc = tonic::server::Grpc::new(ProstCodec::default())
+                        .max_decoding_message_size(MAX_MESSAGE);
+                    let write = tower::service_fn(move |r| this.clone().write(r));
+                    grpc.streaming(write, request).await
+                }
+                _ => Status::unimplemented(path).into_http(),
+            })
+        }
+        .boxed()
+    }
+}
+
+async fn unary<A, B, F>(
+    request: HttpRequest,
+    handler: impl FnOnce(Request<A>) -> F + Clone + Send + 'static,
+) -> HttpResponse
+where
+    A: Message + Default + Send + 'static,
+    B: Message + Default + Send + 'static,
+    F: Future<Output = Result<Response<B>, Status>> + Send + 'static,
+{
+    let mut grpc = tonic::server::Grpc::new(ProstCodec::<B, A>::default());
+    grpc.unary(
+        tower::service_fn(move |request| handler.clone()(request)),
+        request,
+    )
+    .await
+}
+
+async fn server_streaming<A, B, F, S>(
+    request: HttpRequest,
+    handler: impl FnOnce(Request<A>) -> F + Clone + Send + 'static,
+) -> HttpResponse
+where
+    A: Message + Default + Send + 'static,
+    B: Message + Default + Send + 'static,
+    S: Stream<Item = Result<B, Status>> + Send + 'static,
+    F: Future<Output = Result<Response<S>, Status>> + Send + 'static,
+{
+    let boxed = move |request| {
+        let handled = handler.clone()(request);
+        async move { handled.await.map(|response| response.map(StreamExt::boxed)) }
+    };
+    let mut grpc = tonic::server::Grpc::new(ProstCodec::<B, A>::default());
+    grpc.server_streaming(tower::service_fn(boxed), request)
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn message(action: WriteAction, data: &[u8], expected: &str) -> proto::WriteRequest {
+        proto::WriteRequest {
+            action: action.into(),
+            data: data.to_vec(),
+            expected: expected.into(),
+            ..Default::default()
+        }
+    }
+
+    const HELLO: &str = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+    #[test]
+    fn a_blob_is_written_once_and_verified() {
+        let folder = TempDir::new().unwrap();
+        let store = Layout::create(folder.path()).unwrap();
+        let mut ingest = None;
+        write_step(&store, &mut ingest, message(WriteAction::Stat, b"", HELLO)).unwrap();
+        write_step(
+            &store,
+            &mut ingest,
+            message(WriteAction::Write, b"hel", HELLO),
+        )
+        .unwrap();
+        let reply = write_step(
+            &store,
+            &mut ingest,
+            message(WriteAction::Commit, b"lo", HELLO),
+        )
+        .unwrap();
+        assert_eq!((reply.digest.as_str(), reply.offset), (HELLO, 5));
+        assert_eq!(info(&store, HELLO).unwrap().size, 5);
+        let again =
+            write_step(&store, &mut None, message(WriteAction::Stat, b"", HELLO)).unwrap_err();
+        assert_eq!(again.code(), tonic::Code::AlreadyExists);
+    }
+
+    #[test]
+    fn a_wrong_digest_leaves_nothing() {
+        let folder = TempDir::new().unwrap();
+        let store = Layout::create(folder.path()).unwrap();
+        let wrong = write_step(
+            &store,
+            &mut None,
+            message(WriteAction::Commit, b"other", HELLO),
+        )
+        .unwrap_err();
+        assert_eq!(wrong.code(), tonic::Code::FailedPrecondition);
+        assert_eq!(
+            info(&store, HELLO).unwrap_err().code(),
+            tonic::Code::NotFound
+        );
+        for digest in ["sha256:../../x", "md5:aa", "", "sha256:ABC"] {
+            assert_eq!(
+                info(&store, digest).unwrap_err().code(),
+                tonic::Code::InvalidArgument,
+                "{digest}"
+            );
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A folder with OCI image layout: blobs by digest, and an index that names some of them.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const INDEX: &str = "index.json";
+
+/// A folder with OCI image layout.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+/// The folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LayoutError {
+    #[error("content {digest}: not found")]
+    NotFound { digest: String },
+    #[error("{digest:?} is not a SHA-256 digest")]
+    Digest { digest: String },
+    #[error("the content has the digest {got}, not {expected}")]
+    Mismatch { expected: String, got: String },
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} names no image {wanted}", path.display())]
+    Index { path: PathBuf, wanted: String },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayoutError {
+    move |source| LayoutError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Layout {
+    /// A layout that is there already.
+    pub(crate) fn open_existing(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Makes what is missing.
+    pub(crate) fn create(root: &Path) -> Result<Self, LayoutError> {
+        for folder in ["blobs/sha256", "ingest"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        }
+        let marker = root.join("oci-layout");
+        fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#)
+            .map_err(io_error("write", &marker))?;
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+
+    fn blob(&self, digest: &str) -> Result<PathBuf, LayoutError> {
+        match digest.strip_prefix("sha256:") {
+            Some(hex)
+                if hex.len() == 64
+                    && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) =>
+            {
+                Ok(self.root.join("blobs/sha256").join(hex))
+            }
+            _ => Err(LayoutError::Digest {
+                digest: digest.to_owned(),
+            }),
+        }
+    }
+
+    pub(super) fn size(&self, digest: &str) -> Result<u64, LayoutError> {
+        let path = self.blob(digest)?;
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(LayoutError::NotFound {
+                digest: digest.to_owned(),
+            }),
+            Err(source) => Err(LayoutError::Io {
+                action: "look at",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// The blob from `offset` on, and how many bytes are to be read: `size` of them, or all when it is 0.
+    pub(super) fn open(
+        &self,
+        digest: &str,
+        offset: i64,
+        size: i64,
+    ) -> Result<(File, u64), LayoutError> {
+        let length = self.size(digest)?;
+        let path = self.blob(digest)?;
+        let mut file = File::open(&path).map_err(io_error("open", &path))?;
+        let offset = u64::try_from(offset).unwrap_or(0).min(length);
+        file.seek(SeekFrom::Start(offset))
+            .map_err(io_error("read", &path))?;
+        let left = length - offset;
+        Ok((
+            file,
+            u64::try_from(size)
+                .ok()
+                .filter(|size| *size > 0)
+                .map_or(left, |size| size.min(left)),
+        ))
+    }
+
+    pub(super) fn ingest(&self) -> Result<Ingest, LayoutError> {
+        let path = self.root.join("ingest").join(crate::random_id());
+        let file = File::create_new(&path).map_err(io_error("create", &path))?;
+        Ok(Ingest {
+            layout: self.clone(),
+            path,
+            file,
+            hash: Sha256::new(),
+            written: 0,
+        })
+    }
+
+    /// The digest that the index has under the tag, or the only one there is.
+    pub(crate) fn resolve(&self, tag: &str) -> Result<String, LayoutError> {
+        let path = self.root.join(INDEX);
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let index: Value = serde_json::from_slice(&text).map_err(|e| LayoutError::Io {
+            action: "read",
+            path: path.clone(),
+            source: e.into(),
+        })?;
+        let manifests = index["manifests"].as_array().cloned().unwrap_or_default();
+        let named = manifests
+            .iter()
+            .find(|m| m["annotations"][REF_NAME].as_str() == Some(tag));
+        let only = if manifests.len() == 1 {
+            manifests.first()
+        } else {
+            None
+        };
+        named
+            .or(only)
+            .and_then(|m| m["digest"].as_str())
+            .map(str::to_owned)
+            .ok_or_else(|| LayoutError::Index {
+                path,
+                wanted: tag.to_owned(),
+            })
+    }
+
+    /// Puts the descriptor into the index under the tag, in place of another one with that tag.
+    pub(crate) fn tag(&self, mut descriptor: Value, tag: &str) -> Result<(), LayoutError> {
+        let path = self.root.join(INDEX);
+        let mut index = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or(Value::Null),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Value::Null,
+            Err(source) => {
+                return Err(LayoutError::Io {
+                    action: "read",
+                    path,
+                    source,
+                });
+            }
+        };
+        if !index.is_object() {
+            index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []});
+        }
+        descriptor["annotations"][REF_NAME] = tag.into();
+        let mut manifests = index["manifests"].as_array().cloned().unwrap_or_default();
+        manifests.retain(|m| m["annotations"][REF_NAME].as_str() != Some(tag));
+        manifests.push(descriptor);
+        index["manifests"] = manifests.into();
+        let draft = self.root.join(format!("{INDEX}.{}", crate::random_id()));
+        fs::write(&draft, index.to_string()).map_err(io_error("write", &draft))?;
+        fs::rename(&draft, &path).map_err(io_error("replace", &path))
+    }
+}
+
+/// A blob that is being written; gone when it is dropped before its commit.
+pub(super) struct Ingest {
+    layout: Layout,
+    path: PathBuf,
+    file: File,
+    hash: Sha256,
+    written: u64,
+}
+
+impl Ingest {
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    pub(super) fn write(&mut self, data: &[u8]) -> Result<(), LayoutError> {
+        self.file
+            .write_all(data)
+            .map_err(io_error("write", &self.path))?;
+        self.hash.update(data);
+        self.written += data.len() as u64;
+        Ok(())
+    }
+
+    /// Moves the blob to its place. `expected` may be empty.
+    pub(super) fn commit(mut self, expected: &str) -> Result<String, LayoutError> {
+        let hash = std::mem::take(&mut self.hash).finalize();
+        let mut got = String::from("sha256:");
+        for byte in hash {
+            got.push_str(&format!("{byte:02x}"));
+        }
+        if !expected.is_empty() && expected != got {
+            return Err(LayoutError::Mismatch {
+                expected: expected.to_owned(),
+                got,
+            });
+        }
+        let target = self.layout.blob(&got)?;
+        fs::rename(&self.path, &target).map_err(io_error("create", &target))?;
+        Ok(got)
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        // Absent after a commit.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn tags_are_replaced_and_found() {
+        let folder = TempDir::new().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        layout.tag(json!({"digest": "sha256:a"}), "latest").unwrap();
+        layout.tag(json!({"digest": "sha256:b"}), "other").unwrap();
+        layout.tag(json!({"digest": "sha256:c"}), "latest").unwrap();
+        assert_eq!(layout.resolve("latest").unwrap(), "sha256:c");
+        assert_eq!(layout.resolve("other").unwrap(), "sha256:b");
+        assert!(matches!(
+            layout.resolve("absent"),
+            Err(LayoutError::Index { .. })
+        ));
+    }
+}

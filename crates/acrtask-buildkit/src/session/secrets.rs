@@ -1,0 +1,199 @@
+//! `RUN --mount=type=secret`: the builder asks for a secret by its id.
+//!
+//! Invariants: values live in unprintable types until they are encoded for the wire; an id that was not given to the build does not exist.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use acrtask_model::Secret;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::{
+    GetSecretRequest, GetSecretResponse, secrets_server::Secrets,
+};
+use tonic::{Request, Response, Status};
+
+/// Bytes that a builder accepts of one secret.
+pub const MAX_SECRET_BYTES: usize = 500 * 1024;
+
+/// A secret that a build may mount.
+#[derive(Debug, Clone)]
+pub struct BuildSecret {
+    /// The id by which the Dockerfile names it.
+    pub id: String,
+    /// Where its value is.
+    pub source: SecretSource,
+}
+
+/// Where a secret's value comes from.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// Text in memory.
+    Text(Secret),
+    /// Any bytes in memory.
+    Bytes(Arc<secrecy::SecretSlice<u8>>),
+    /// A file, read when the builder asks.
+    File(PathBuf),
+    /// A variable of this process.
+    Env(String),
+}
+
+/// A secret cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Too large for any builder.
+    #[error("the secret {id:?} has {bytes} bytes; BuildKit takes at most {MAX_SECRET_BYTES}")]
+    TooLarge {
+        /// Its id.
+        id: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Its file cannot be used.
+    #[error("cannot read the secret {id:?} from {}", path.display())]
+    File {
+        /// Its id.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Its variable is not set.
+    #[error("the secret {id:?} is to come from the environment variable {name}, which is not set")]
+    Env {
+        /// Its id.
+        id: String,
+        /// The variable.
+        name: String,
+    },
+}
+
+impl BuildSecret {
+    /// Finds out before the build whether the secret can be given.
+    pub(crate) fn check(&self) -> Result<(), SecretError> {
+        use secrecy::ExposeSecret;
+        let bytes = match &self.source {
+            SecretSource::Text(text) => text.expose().len() as u64,
+            SecretSource::Bytes(bytes) => bytes.expose_secret().len() as u64,
+            SecretSource::File(path) => std::fs::metadata(path)
+                .map_err(|e| self.file_error(path, e))?
+                .len(),
+            SecretSource::Env(name) => match std::env::var_os(name) {
+                Some(value) => value.len() as u64,
+                None => {
+                    return Err(SecretError::Env {
+                        id: self.id.clone(),
+                        name: name.clone(),
+                    });
+                }
+            },
+        };
+        if bytes > MAX_SECRET_BYTES as u64 {
+            return Err(SecretError::TooLarge {
+                id: self.id.clone(),
+                bytes,
+            });
+        }
+        Ok(())
+    }
+
+    fn file_error(&self, path: &Path, source: std::io::Error) -> SecretError {
+        SecretError::File {
+            id: self.id.clone(),
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    async fn read(&self) -> Result<Vec<u8>, SecretError> {
+        use secrecy::ExposeSecret;
+        use std::os::unix::ffi::OsStringExt;
+        Ok(match &self.source {
+            SecretSource::Text(text) => text.expose().as_bytes().to_vec(),
+            SecretSource::Bytes(bytes) => bytes.expose_secret().to_vec(),
+            SecretSource::File(path) => tokio::fs::read(path)
+                .await
+                .map_err(|e| self.file_error(path, e))?,
+            SecretSource::Env(name) => std::env::var_os(name)
+                .ok_or_else(|| SecretError::Env {
+                    id: self.id.clone(),
+                    name: name.clone(),
+                })?
+                .into_vec(),
+        })
+    }
+}
+
+pub(crate) struct SecretService(HashMap<String, BuildSecret>);
+
+impl SecretService {
+    pub(crate) fn new(secrets: &[BuildSecret]) -> Self {
+        Self(
+            secrets
+                .iter()
+                .map(|secret| (secret.id.clone(), secret.clone()))
+                .collect(),
+        )
+    }
+}
+
+#[tonic::async_trait]
+impl Secrets for SecretService {
+    async fn get_secret(
+        &self,
+        request: Request<GetSecretRequest>,
+    ) -> Result<Response<GetSecretResponse>, Status> {
+        let id = &request.get_ref().id;
+        let secret = self
+            .0
+            .get(id)
+            .ok_or_else(|| Status::not_found(format!("secret {id}: not found")))?;
+        let data = secret
+            .read()
+            .await
+            .map_err(|e| Status::failed_precondition(crate::filesync::error_chain(&e)))?;
+        Ok(Response::new(GetSecretResponse { data }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(id: &str, value: String) -> BuildSecret {
+        BuildSecret {
+            id: id.into(),
+            source: SecretSource::Text(Secret::new(value)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_found_by_its_id_only() {
+        let service = SecretService::new(&[text("token", "v".into())]);
+        let get = |id: &str| {
+            service.get_secret(Request::new(GetSecretRequest {
+                id: id.into(),
+                ..Default::default()
+            }))
+        };
+        assert_eq!(get("token").await.unwrap().into_inner().data, b"v");
+        assert_eq!(get("toke").await.unwrap_err().code(), tonic::Code::NotFound);
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_said_before_the_build() {
+        assert!(matches!(
+            text("big", "x".repeat(MAX_SECRET_BYTES + 1)).check(),
+            Err(SecretError::TooLarge { .. })
+        ));
+        let absent = BuildSecret {
+            id: "f".into(),
+            source: SecretSource::File("/absent/file".into()),
+        };
+        assert!(matches!(absent.check(), Err(SecretError::File { .. })));
+        assert_eq!(
+            format!("{:?}", text("t", "hidden".into())).contains("hidden"),
+            false
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! `RUN --mount=type=ssh`: what the builder sends goes to an SSH agent's socket, and back.
+//!
+//! Left out: private key files. They would make this program an agent; `ssh-add` them to one instead.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use bollard_buildkit_proto::moby::sshforward::v1::{
+    BytesMessage, CheckAgentRequest, CheckAgentResponse, ssh_server::Ssh,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The id of a mount that names none.
+const DEFAULT_ID: &str = "default";
+/// The header in which the builder names the agent that it wants.
+const ID_HEADER: &str = "buildkit.ssh.id";
+const CHUNK: usize = 32 * 1024;
+
+/// An SSH agent that a build may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshSource {
+    /// The id by which the Dockerfile names it; `default` when it names none.
+    pub id: String,
+    /// The agent's socket.
+    pub agent: PathBuf,
+}
+
+pub(crate) struct SshService(HashMap<String, PathBuf>);
+
+impl SshService {
+    pub(crate) fn new(sources: &[SshSource]) -> Self {
+        Self(
+            sources
+                .iter()
+                .map(|source| (source.id.clone(), source.agent.clone()))
+                .collect(),
+        )
+    }
+
+    fn agent(&self, id: &str) -> Result<&PathBuf, Status> {
+        let id = if id.is_empty() { DEFAULT_ID } else { id };
+        self.0
+            .get(id)
+            .ok_or_else(|| Status::not_found(format!("unset ssh forward key {id}")))
+    }
+}
+
+#[tonic::async_trait]
+impl Ssh for SshService {
+    type ForwardAgentStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<BytesMessage, Status>> + Send>>;
+
+    async fn check_agent(
+        &self,
+        request: Request<CheckAgentRequest>,
+    ) -> Result<Response<CheckAgentResponse>, Status> {
+        self.agent(&request.get_ref().id)?;
+        Ok(Response::new(CheckAgentResponse {}))
+    }
+
+    async fn forward_agent(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::ForwardAgentStream>, Status> {
+        let id = request
+            .metadata()
+            .get(ID_HEADER)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default();
+        let path = self.agent(id)?;
+        let socket = UnixStream::connect(path).await.map_err(|e| {
+            Status::failed_precondition(format!(
+                "cannot connect to the SSH agent at {}: {e}",
+                path.display()
+            ))
+        })?;
+        let (mut from_agent, mut to_agent) = socket.into_split();
+        let mut incoming = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                if to_agent.write_all(&message.data).await.is_err() {
+                    return;
+                }
+            }
+            let _ = to_agent.shutdown().await;
+        });
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; CHUNK];
+            loop {
+                let message = match from_agent.read(&mut buffer).await {
+                    Ok(0) => return,
+                    Ok(n) => Ok(BytesMessage {
+                        data: buffer[..n].to_vec(),
+                    }),
+                    Err(e) => Err(Status::unavailable(format!("the SSH agent went away: {e}"))),
+                };
+                let failed = message.is_err();
+                if sender.send(message).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
