@@ -302,15 +302,15 @@ impl Unpacker<'_> {
                 if to == path {
                     continue;
                 }
+                if let Some(parent) = to.parent() {
+                    self.check_parent(parent, &mut state.folders)
+                        .map_err(|reason| fail(&reason))?;
+                }
                 if self.target.join(&to).symlink_metadata().is_err() {
                     return Err(fail(&format!(
                         "a hard link to `{}`, which is not in the archive before it",
                         to.display()
                     )));
-                }
-                if let Some(parent) = to.parent() {
-                    self.check_parent(parent, &mut state.folders)
-                        .map_err(|reason| fail(&reason))?;
                 }
                 remove_file(&full).map_err(|error| self.io(&full, error))?;
             }

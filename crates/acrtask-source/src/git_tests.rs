@@ -1,1 +1,67 @@
+//! Choosing among a server's references.
 
+use super::*;
+
+#[test]
+fn chooses_as_git_checkout_does() {
+    let both = "1111111\trefs/heads/x\n2222222\trefs/tags/x\n2222223\trefs/tags/x^{}\n3333333\trefs/pull/1/head\n";
+    let head = "ref: refs/heads/main\tHEAD\n4444444\tHEAD\n";
+    for (reference, listed, expected) in [
+        ("x", both, Some(("refs/heads/x", Some("x"), None))),
+        ("refs/tags/x", both, Some(("refs/tags/x", None, Some("x")))),
+        ("tags/x", both, Some(("refs/tags/x", None, Some("x")))),
+        ("heads/x", both, Some(("refs/heads/x", Some("x"), None))),
+        (
+            "x",
+            "1\trefs/tags/x\n",
+            Some(("refs/tags/x", None, Some("x"))),
+        ),
+        ("pull/1/head", both, Some(("refs/pull/1/head", None, None))),
+        (
+            "refs/pull/1/head",
+            both,
+            Some(("refs/pull/1/head", None, None)),
+        ),
+        ("HEAD", head, Some(("HEAD", Some("main"), None))),
+        ("HEAD", "4444444\tHEAD\n", Some(("HEAD", None, None))),
+        // A server may list more than it was asked for.
+        ("y", "1\trefs/heads/team/refs/heads/y\n", None),
+        ("x", "", None),
+        ("x", "nonsense", None),
+    ] {
+        let found = choose(&candidates(reference), listed);
+        let expected = expected.map(|(name, branch, tag)| Found {
+            name: name.into(),
+            branch: branch.map(Into::into),
+            tag: tag.map(Into::into),
+        });
+        assert_eq!(found, expected, "{reference} in {listed:?}");
+    }
+}
+
+#[test]
+fn passwords_go_to_their_host_alone_and_never_in_clear() {
+    let mut options = Options::default();
+    options.git_credentials.push(crate::GitCredential {
+        host: "example.com".into(),
+        username: "u".into(),
+        password: Secret::new("given"),
+    });
+    for (url, expected) in [
+        ("https://example.com/a.git", Some("given")),
+        ("https://EXAMPLE.com/a.git", Some("given")),
+        ("https://example.com.evil.example/a.git", None),
+        ("https://sub.example.com/a.git", None),
+        ("https://me:own@example.com/a.git", Some("own")),
+        ("http://example.com/a.git", None),
+        ("http://me:own@example.com/a.git", None),
+        ("http://me:own@127.0.0.1:8080/a.git", Some("own")),
+        ("ssh://git@example.com/a.git", None),
+    ] {
+        let Ok(crate::ContextSpec::Git(git)) = crate::ContextSpec::parse(url) else {
+            panic!("{url}")
+        };
+        let got = credential(&git, &options).map(|(_, password)| password.expose().to_owned());
+        assert_eq!(got.as_deref(), expected, "{url}");
+    }
+}
