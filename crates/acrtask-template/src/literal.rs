@@ -237,11 +237,11 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
 }
 
 fn parse_hex_float(text: &str) -> Option<f64> {
-    let (mantissa, exponent) = text.split_once(['p', 'P'])?;
+    let plain = text.replace('_', "");
+    let (mantissa, exponent) = plain.split_once(['p', 'P'])?;
     let exponent: i32 = exponent.parse().ok()?;
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits: String = format!("{whole}{fraction}").replace('_', "");
-    let value = u64::from_str_radix(&digits, 16).ok()?;
+    let value = u64::from_str_radix(&format!("{whole}{fraction}"), 16).ok()?;
     let shift = exponent.checked_sub(i32::try_from(fraction.len()).ok()?.checked_mul(4)?)?;
     #[allow(
         clippy::cast_precision_loss,

@@ -290,22 +290,18 @@ fn modify(args: &[Value], strict: bool) -> Outcome {
 
 fn read(layout: &str, text: &str) -> Result<Time, String> {
     let reading = layout::parse(layout, text)?;
-    let (offset, zone) = match (reading.offset, reading.zone) {
-        (Some(0), None) => (0, Zone::Utc),
-        (Some(offset), zone) => match zone {
-            Some(name) if name == "UTC" && offset == 0 => (0, Zone::Utc),
-            zone => (offset, Zone::Fixed(offset, zone.unwrap_or_default())),
-        },
-        (None, None) => (0, Zone::Utc),
-        (None, Some(name)) if name == "UTC" => (0, Zone::Utc),
+    let (offset, zone) = match (reading.offset, reading.zone.as_deref()) {
+        (Some(0), None | Some("UTC")) | (None, None | Some("UTC")) => (0, Zone::Utc),
+        (Some(offset), name) => (
+            offset,
+            Zone::Fixed(offset, name.unwrap_or_default().to_owned()),
+        ),
         (None, Some(name)) => {
-            // An abbreviation alone has no known offset, but for GMT+3.
-            let offset = name
+            // An abbreviation alone says nothing about the moment; of `GMT-8` Go shows the offset all the same.
+            let hours = name
                 .strip_prefix("GMT")
-                .and_then(|hours| hours.parse::<i32>().ok())
-                .unwrap_or(0)
-                * 3600;
-            (offset, Zone::Fixed(offset, name))
+                .and_then(|hours| hours.parse::<i32>().ok());
+            (0, Zone::Fixed(hours.unwrap_or(0) * 3600, name.to_owned()))
         }
     };
     let tz = jiff::tz::Offset::from_seconds(offset).map_err(|error| error.to_string())?;
@@ -457,11 +453,17 @@ fn parse_duration(text: &str) -> Result<i64, String> {
             .checked_mul(scale)
             .and_then(|value| total.checked_add(value))
             .ok_or_else(invalid)?;
-        // Digits beyond the 18th are below a nanosecond of any unit.
+        // The fraction is computed as a float, as Go does; digits beyond the 18th do not count.
         let digits: String = fraction.chars().take(18).collect();
-        if let Ok(value) = digits.parse::<i128>() {
-            let divisor = 10_i128.pow(u32::try_from(digits.len()).unwrap_or(0));
-            total += value * scale / divisor;
+        if let Ok(value) = digits.parse::<i64>() {
+            let power = 10_f64.powi(i32::try_from(digits.len()).unwrap_or(0));
+            #[allow(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                reason = "as Go does"
+            )]
+            let nanoseconds = (value as f64 * (scale as f64 / power)) as i128;
+            total += nanoseconds;
         }
     }
     let total = if negative { -total } else { total };

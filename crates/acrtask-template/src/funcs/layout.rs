@@ -247,12 +247,8 @@ fn piece_text(piece: Piece, clock: &Clock) -> String {
             trims,
         } => {
             let nanoseconds = format!("{:09}", at.subsec_nanosecond());
-            // More digits than nanoseconds have are zeros in Go.
-            let mut fraction: String = nanoseconds
-                .chars()
-                .chain(std::iter::repeat('0'))
-                .take(digits)
-                .collect();
+            // There are no more digits than nanoseconds have.
+            let mut fraction: String = nanoseconds.chars().take(digits).collect();
             if trims {
                 fraction.truncate(fraction.trim_end_matches('0').len());
                 if fraction.is_empty() {

@@ -54,7 +54,7 @@ pub(crate) fn query_escape(text: &str) -> String {
     escape(text, Part::Query)
 }
 
-fn unescape(text: &str) -> Result<String, String> {
+fn unescape(text: &str, part: Part) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
@@ -66,11 +66,12 @@ fn unescape(text: &str) -> Result<String, String> {
         let code = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
         let code = code.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
         match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
+            // In a host only bytes beyond ASCII are escaped.
+            Some(byte) if part != Part::Host || !byte.is_ascii() => {
                 bytes.push(byte);
                 rest = &after[2..];
             }
-            None => {
+            _ => {
                 let shown = String::from_utf8_lossy(&rest[..rest.len().min(3)]).into_owned();
                 return Err(format!("invalid URL escape {}", quote(&shown)));
             }
@@ -98,7 +99,7 @@ impl Url {
         }
         let mut url = Self::default();
         let (rest, fragment) = text.split_once('#').unwrap_or((text, ""));
-        url.fragment = unescape(fragment)?;
+        url.fragment = unescape(fragment, Part::Fragment)?;
         let (scheme, rest) = split_scheme(rest)?;
         url.scheme = scheme.to_ascii_lowercase();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -123,7 +124,7 @@ impl Url {
         } else {
             rest
         };
-        url.path = unescape(path)?;
+        url.path = unescape(path, Part::Path)?;
         Ok(url)
     }
 
@@ -137,18 +138,31 @@ impl Url {
                     return Err("net/url: invalid userinfo".to_owned());
                 }
                 self.user = Some(match user.split_once(':') {
-                    Some((name, password)) => (unescape(name)?, Some(unescape(password)?)),
-                    None => (unescape(user)?, None),
+                    Some((name, password)) => (
+                        unescape(name, Part::User)?,
+                        Some(unescape(password, Part::User)?),
+                    ),
+                    None => (unescape(user, Part::User)?, None),
                 });
                 host
             }
         };
-        let after_host = match host.strip_prefix('[') {
+        let (name, after_host) = match host.strip_prefix('[') {
             Some(inner) => {
-                let (_, after) = inner.split_once(']').ok_or("missing ']' in host")?;
-                after
+                let (address, after) = inner.split_once(']').ok_or("missing ']' in host")?;
+                let (address, zone) = address.split_once("%25").unwrap_or((address, ""));
+                if address.parse::<std::net::Ipv6Addr>().is_err() {
+                    return Err("invalid IP-literal".to_owned());
+                }
+                let zone = unescape(zone, Part::User)?;
+                let percent = if zone.is_empty() { "" } else { "%" };
+                (format!("[{address}{percent}{zone}]"), after)
             }
-            None => &host[host.rfind(':').unwrap_or(host.len())..],
+            None if host.contains(['[', ']']) => return Err("invalid IP-literal".to_owned()),
+            None => {
+                let (name, port) = host.split_at(host.rfind(':').unwrap_or(host.len()));
+                (unescape(name, Part::Host)?, port)
+            }
         };
         let port_is_valid = after_host.is_empty()
             || after_host
@@ -160,7 +174,7 @@ impl Url {
         if host.contains(' ') {
             return Err("invalid character \" \" in host name".to_owned());
         }
-        self.host = unescape(host)?;
+        self.host = format!("{name}{after_host}");
         Ok(())
     }
 

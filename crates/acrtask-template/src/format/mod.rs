@@ -1,6 +1,9 @@
 //! Go's `fmt`: `%v` for what an action writes, and `printf` with all its verbs and error forms.
 //!
-//! Left out: `%p`, which would print addresses, and `%b` of floats.
+//! Left out: `%p`, which would print addresses, and `%b` and `%x` of floats.
+
+mod float;
+mod quote;
 
 use std::borrow::Cow;
 
@@ -10,6 +13,10 @@ use crate::{
     limits::Meter,
     value::{Heap, Value},
 };
+
+pub(crate) use float::float_text;
+use quote::quote_ascii;
+pub(crate) use quote::{is_printable, quote, quote_char};
 
 /// How deep values may nest when they are printed. A map that holds itself goes past any depth.
 pub(crate) const MAX_PRINT_DEPTH: usize = 100;
@@ -314,6 +321,15 @@ struct Spec {
     sharp_v: bool,
 }
 
+impl Spec {
+    fn without_zero(&self) -> Self {
+        Self {
+            zero: false,
+            ..self.clone()
+        }
+    }
+}
+
 struct Printer<'a, 'b> {
     heap: &'a Heap,
     out: &'a mut Writer<'b>,
@@ -336,11 +352,11 @@ impl Printer<'_, '_> {
                 'v' => self.pad(spec, "<nil>"),
                 // Inside a list or map nothing is written the same way for every verb.
                 _ if depth > 0 => self.out.push("<nil>"),
-                _ => self.bad_verb(verb, value),
+                _ => self.bad_verb(verb, spec, value),
             },
             Value::Bool(flag) => match verb {
                 't' | 'v' => self.pad(spec, if *flag { "true" } else { "false" }),
-                _ => self.bad_verb(verb, value),
+                _ => self.bad_verb(verb, spec, value),
             },
             Value::Int(number) | Value::Int64(number) => {
                 self.integer(verb, spec, i128::from(*number), value)
@@ -418,11 +434,11 @@ impl Printer<'_, '_> {
             (_, Value::Month(number) | Value::Weekday(number)) => {
                 self.integer(verb, spec, i128::from(*number), value)
             }
-            _ => self.bad_verb(verb, value),
+            _ => self.bad_verb(verb, spec, value),
         }
     }
 
-    fn bad_verb(&mut self, verb: char, value: &Value) -> Result<(), Fault> {
+    fn bad_verb(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
         self.out.push("%!")?;
         self.out.push_char(verb)?;
         if value.is_nil() {
@@ -431,7 +447,8 @@ impl Printer<'_, '_> {
         self.out.push("(")?;
         self.out.push(&value.type_name())?;
         self.out.push("=")?;
-        self.verb('v', &Spec::default(), value, 0)?;
+        // With the width that was asked for.
+        self.verb('v', spec, value, 0)?;
         self.out.push(")")
     }
 
@@ -493,7 +510,7 @@ impl Printer<'_, '_> {
                 }
                 self.pad(spec, &hex)
             }
-            _ => self.bad_verb(verb, value),
+            _ => self.bad_verb(verb, spec, value),
         }
     }
 
@@ -530,43 +547,27 @@ impl Printer<'_, '_> {
             'x' => format!("{magnitude:x}"),
             'X' => format!("{magnitude:X}"),
             'c' => return self.pad(spec, &char_of(number).to_string()),
-            'q' => return self.pad(spec, &quote_char(char_of(number))),
+            'q' => return self.pad(spec, &quote_char(char_of(number), spec.plus)),
             'U' => {
-                let mut text = format!(
-                    "U+{magnitude:0width$X}",
-                    width = spec.precision.unwrap_or(4).clamp(4, 1 << 10)
-                );
-                if spec.sharp {
+                // A negative number is shown as the bits that it has.
+                let code = if number < 0 {
+                    number + (1 << 64)
+                } else {
+                    number
+                };
+                let width = spec.precision.unwrap_or(4).clamp(4, 100);
+                let mut text = format!("U+{code:0width$X}");
+                if spec.sharp && is_printable(char_of(number)) {
                     text.push_str(&format!(" '{}'", char_of(number)));
                 }
-                return self.pad(
-                    &Spec {
-                        zero: false,
-                        ..spec.clone()
-                    },
-                    &text,
-                );
+                return self.pad(&spec.without_zero(), &text);
             }
-            _ => return self.bad_verb(verb, value),
+            _ => return self.bad_verb(verb, spec, value),
         };
         if spec.precision == Some(0) && number == 0 {
-            return self.pad(
-                &Spec {
-                    zero: false,
-                    ..spec.clone()
-                },
-                "",
-            );
+            return self.pad(&spec.without_zero(), "");
         }
         let sign = sign_text(spec, number < 0);
-        let prefix = match verb {
-            'O' => "0o",
-            'b' if spec.sharp => "0b",
-            'o' if spec.sharp && !digits.starts_with('0') => "0",
-            'x' if spec.sharp => "0x",
-            'X' if spec.sharp => "0X",
-            _ => "",
-        };
         // Zeros fill up to the precision, or to the width less the sign.
         let wanted = match (spec.precision, spec.width) {
             (Some(precision), _) => precision,
@@ -574,15 +575,17 @@ impl Printer<'_, '_> {
             _ => 0,
         };
         let zeros = wanted.saturating_sub(digits.len());
+        let prefix = match verb {
+            'O' => "0o",
+            'b' if spec.sharp => "0b",
+            'o' if spec.sharp && zeros == 0 && !digits.starts_with('0') => "0",
+            'x' if spec.sharp => "0x",
+            'X' if spec.sharp => "0X",
+            _ => "",
+        };
         self.out.meter.text(zeros)?;
         let text = format!("{sign}{prefix}{}{digits}", "0".repeat(zeros));
-        self.pad(
-            &Spec {
-                zero: false,
-                ..spec.clone()
-            },
-            &text,
-        )
+        self.pad(&spec.without_zero(), &text)
     }
 
     fn float(&mut self, verb: char, spec: &Spec, number: f64, value: &Value) -> Result<(), Fault> {
@@ -590,26 +593,8 @@ impl Printer<'_, '_> {
         self.out
             .meter
             .text(precision.unwrap_or(0).saturating_add(400))?;
-        let magnitude = number.abs();
-        let body = if number.is_nan() {
-            "NaN".to_owned()
-        } else if number.is_infinite() {
-            "Inf".to_owned()
-        } else {
-            match verb {
-                'v' | 'g' | 'G' => float_general(magnitude, precision, spec.sharp),
-                'e' | 'E' => float_exponent(magnitude, Some(precision.unwrap_or(6))),
-                'f' | 'F' => format!("{magnitude:.prec$}", prec = precision.unwrap_or(6)),
-                _ => return self.bad_verb(verb, value),
-            }
-        };
-        if !matches!(verb, 'v' | 'g' | 'G' | 'e' | 'E' | 'f' | 'F') {
-            return self.bad_verb(verb, value);
-        }
-        let body = if matches!(verb, 'E' | 'G') && number.is_finite() {
-            body.to_uppercase()
-        } else {
-            body
+        let Some(body) = float::digits(verb, number.abs(), precision, spec.sharp) else {
+            return self.bad_verb(verb, spec, value);
         };
         let negative = number.is_sign_negative() && !number.is_nan();
         let sign = if number.is_infinite() && !negative && !spec.space {
@@ -629,13 +614,7 @@ impl Printer<'_, '_> {
                 &body,
             );
         }
-        self.pad(
-            &Spec {
-                zero: false,
-                ..spec.clone()
-            },
-            &format!("{sign}{body}"),
-        )
+        self.pad(&spec.without_zero(), &format!("{sign}{body}"))
     }
 }
 
@@ -667,157 +646,4 @@ fn char_of(number: i128) -> char {
 
 fn is_raw_char(c: char) -> bool {
     c == '\t' || !c.is_control()
-}
-
-/// A positive float with an exponent of at least two digits: `1.5e+06`.
-fn float_exponent(number: f64, precision: Option<usize>) -> String {
-    let text = match precision {
-        Some(precision) => format!("{number:.precision$e}"),
-        None => format!("{number:e}"),
-    };
-    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    let (sign, digits) = exponent
-        .strip_prefix('-')
-        .map_or(('+', exponent), |digits| ('-', digits));
-    format!("{mantissa}e{sign}{digits:0>2}")
-}
-
-/// `%g`: an exponent for very large and very small numbers, the shortest digits where no precision is asked for.
-fn float_general(number: f64, precision: Option<usize>, sharp: bool) -> String {
-    if number == 0.0 {
-        return if sharp {
-            "0.00000".to_owned()
-        } else {
-            "0".to_owned()
-        };
-    }
-    let significant = precision.map(|precision| precision.max(1));
-    let scientific = match significant {
-        Some(count) => format!("{number:.prec$e}", prec = count - 1),
-        None => format!("{number:e}"),
-    };
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    let digits = mantissa.replace('.', "");
-    let digits = if sharp {
-        digits.as_str()
-    } else {
-        digits.trim_end_matches('0')
-    };
-    let digits = if digits.is_empty() { "0" } else { digits };
-    let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
-    // Without a precision, an exponent is used from the 7th digit on; with one, where it does not suffice.
-    let threshold = match significant {
-        Some(significant) => {
-            let significant = i32::try_from(significant).unwrap_or(i32::MAX);
-            if significant > count && count > exponent {
-                count
-            } else {
-                significant
-            }
-        }
-        None => 6,
-    };
-    if exponent < -4 || exponent >= threshold.max(1) {
-        let mut text = digits[..1].to_owned();
-        if digits.len() > 1 {
-            text.push('.');
-            text.push_str(&digits[1..]);
-        }
-        let sign = if exponent < 0 { '-' } else { '+' };
-        text.push_str(&format!("e{sign}{:02}", exponent.abs()));
-        return text;
-    }
-    if exponent < 0 {
-        let zeros = usize::try_from(-exponent - 1).unwrap_or(0);
-        return format!("0.{}{digits}", "0".repeat(zeros));
-    }
-    let whole = usize::try_from(exponent + 1).unwrap_or(1);
-    if digits.len() <= whole {
-        format!("{digits}{}", "0".repeat(whole - digits.len()))
-    } else {
-        format!("{}.{}", &digits[..whole], &digits[whole..])
-    }
-}
-
-/// A float as `%v` writes it.
-pub(crate) fn float_text(number: f64) -> String {
-    if number.is_nan() {
-        return "NaN".to_owned();
-    }
-    if number.is_infinite() {
-        return if number > 0.0 {
-            "+Inf".to_owned()
-        } else {
-            "-Inf".to_owned()
-        };
-    }
-    let sign = if number.is_sign_negative() { "-" } else { "" };
-    format!("{sign}{}", float_general(number.abs(), None, false))
-}
-
-/// `strconv.Quote`.
-pub(crate) fn quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        escape(&mut out, c, '"', false);
-    }
-    out.push('"');
-    out
-}
-
-fn quote_ascii(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        escape(&mut out, c, '"', true);
-    }
-    out.push('"');
-    out
-}
-
-fn quote_char(c: char) -> String {
-    let mut out = String::from('\'');
-    escape(&mut out, c, '\'', false);
-    out.push('\'');
-    out
-}
-
-fn escape(out: &mut String, c: char, quote: char, ascii: bool) {
-    match c {
-        '\\' => out.push_str("\\\\"),
-        c if c == quote => {
-            out.push('\\');
-            out.push(c);
-        }
-        '\x07' => out.push_str("\\a"),
-        '\x08' => out.push_str("\\b"),
-        '\x0c' => out.push_str("\\f"),
-        '\n' => out.push_str("\\n"),
-        '\r' => out.push_str("\\r"),
-        '\t' => out.push_str("\\t"),
-        '\x0b' => out.push_str("\\v"),
-        c if (c.is_ascii() || !ascii) && is_printable(c) => out.push(c),
-        c if u32::from(c) < 0x80 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-        c if u32::from(c) < 0x1_0000 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-        c => out.push_str(&format!("\\U{:08x}", u32::from(c))),
-    }
-}
-
-/// Go's `strconv.IsPrint`, as near as the standard library tells: of the spaces only U+0020.
-pub(crate) fn is_printable(c: char) -> bool {
-    match c {
-        ' ' => true,
-        c if c.is_control() || c.is_whitespace() => false,
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => {
-            false
-        }
-        '\u{e000}'..='\u{f8ff}'
-        | '\u{feff}'
-        | '\u{fff0}'..='\u{fffb}'
-        | '\u{fffe}'
-        | '\u{ffff}' => false,
-        c => u32::from(c) < 0xe_0000,
-    }
 }
