@@ -163,3 +163,67 @@ fn descendants(roots: &[Pid]) -> BTreeSet<Pid> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell that runs `script` and carries a mark of its own.
+    fn start(name: &str, script: &str) -> (Service, Child) {
+        let service = Service {
+            mark: format!("xtask-test-{name}-{}", std::process::id()),
+            programs: &["sh"],
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", script, &service.mark]);
+        let log = std::env::temp_dir().join(format!("{}.log", service.mark));
+        let child = start_detached(command, &log).unwrap();
+        fs::remove_file(log).unwrap();
+        assert!(wait_until(Duration::from_secs(10), || {
+            !service.processes().is_empty()
+        }));
+        (service, child)
+    }
+
+    #[test]
+    fn a_service_is_found_and_stopped_once() {
+        let (service, mut child) = start("polite", "while :; do sleep 0.01; done");
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        assert_eq!(service.processes(), [pid]);
+        assert!(service.stop(None, Duration::from_secs(10)).unwrap());
+        assert!(!service.stop(None, Duration::from_secs(10)).unwrap());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_does_not_end_is_killed_with_its_children() {
+        let script = "trap '' TERM; sleep 1000 & echo; while :; do sleep 0.01; done";
+        let (service, mut child) = start("stubborn", script);
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        let sleeper = || {
+            descendants(&[pid]).into_iter().find(|other| {
+                fs::read(format!("/proc/{other}/cmdline"))
+                    .is_ok_and(|args| args == b"sleep\x001000\0")
+            })
+        };
+        assert!(wait_until(Duration::from_secs(10), || sleeper().is_some()));
+        let sleeper = sleeper().unwrap();
+        assert!(service.stop(None, Duration::from_millis(100)).unwrap());
+        child.wait().unwrap();
+        let lives =
+            || fs::read(format!("/proc/{sleeper}/cmdline")).is_ok_and(|args| !args.is_empty());
+        assert!(wait_until(Duration::from_secs(10), || !lives()));
+    }
+
+    #[test]
+    fn another_program_with_the_mark_is_left_alone() {
+        let (service, mut child) = start("other", "while :; do sleep 0.01; done");
+        let registry = Service {
+            programs: &["docker-registry"],
+            ..service.clone()
+        };
+        assert!(!registry.stop(None, Duration::ZERO).unwrap());
+        assert!(service.stop(None, Duration::from_secs(10)).unwrap());
+        child.wait().unwrap();
+    }
+}
