@@ -1,1 +1,236 @@
-//! Being written.
+//! One Plan on one machine: the graph, the steps, events, logs, and the removal of everything a run made.
+//!
+//! [`Executor::connect`] finds out what the engine and the builder can do; [`Executor::run`] carries a
+//! [`Plan`](acrtask_spec::plan::Plan) out and tells everything as events while it does.
+//!
+//! Invariants:
+//! - No line of a task reaches a shell of this machine; no path of this machine is mounted anywhere.
+//! - Everything that a run makes on the engine carries its id as a label and is removed at its end; what a
+//!   killed process left is removed by [`Executor::remove_leftovers`].
+//! - What a push step reports is the digest that the registry has, and it is the one that was built.
+//! - Output is masked before it becomes an event, and held back rather than cut when nobody reads.
+//!
+//! Left out: running steps on several engines, and resuming a run.
+
+mod archive;
+mod builder;
+mod cmd;
+mod context;
+mod engine;
+mod error;
+mod graph;
+mod images;
+mod leftovers;
+mod output;
+pub mod owner;
+mod policy;
+mod run;
+mod steps;
+mod workspace;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use acrtask_model::{
+    Digest, Event, Outcome, RunId, StepId, StepState,
+    events::{BaseRole, Evidence},
+};
+use acrtask_registry::{Credentials, Registry, Settings};
+use acrtask_spec::plan::Plan;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use engine::{DockerEndpoint, EngineFacts};
+pub use error::{ConnectError, EngineError};
+
+use builder::Builder;
+use engine::Engine;
+use owner::Owner;
+
+/// How runs are executed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The engine that runs containers.
+    pub docker: DockerEndpoint,
+    /// The BuildKit that builds; nothing: the engine's own.
+    pub builder: Option<acrtask_buildkit::Endpoint>,
+    /// Credentials for registries. What a task file declares is added for its own run.
+    pub credentials: Credentials,
+    /// Registries without TLS, besides loopback.
+    pub insecure_registries: Vec<String>,
+    /// What tasks may do that lets them out of their containers.
+    pub allow: Allow,
+    /// Push steps push nothing and say so.
+    pub no_push: bool,
+    /// Reaches every container; also what `-e NAME`, `--build-arg NAME` and `--secret env=NAME` take values from.
+    pub env: Vec<(String, String)>,
+    /// Limit of a whole run; the plan's own limit holds where it is shorter.
+    pub timeout: Option<Duration>,
+    /// Where folders for scratch files are made.
+    pub scratch_root: PathBuf,
+    /// The SSH agent that `--ssh` hands to builds: the socket's path.
+    pub ssh_agent: Option<PathBuf>,
+}
+
+impl Options {
+    /// Docker's own defaults, no credentials, nothing allowed.
+    pub fn new(docker: DockerEndpoint) -> Self {
+        Self {
+            docker,
+            builder: None,
+            credentials: Credentials::new(),
+            insecure_registries: Vec::new(),
+            allow: Allow::default(),
+            no_push: false,
+            env: Vec::new(),
+            timeout: None,
+            scratch_root: std::env::temp_dir(),
+            ssh_agent: None,
+        }
+    }
+}
+
+/// What the operator allows tasks beyond their containers. Each of them gives the task the whole machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allow {
+    /// `--allow docker-socket`: the engine's socket in a step.
+    pub docker_socket: bool,
+    /// `--allow privileged`: privileged containers, added capabilities, the host's namespaces.
+    pub privileged: bool,
+    /// `--allow host-network`.
+    pub host_network: bool,
+}
+
+/// One run.
+#[derive(Debug)]
+pub struct RunRequest {
+    /// Its id: what its containers are labelled with. Unique on the engine.
+    pub id: RunId,
+    /// What to do.
+    pub plan: Plan,
+    /// The folder that `.` means: read, never written to. Nothing: an empty workspace.
+    pub context: Option<PathBuf>,
+    /// What `build -` and `build -f -` read.
+    pub stdin: Option<PathBuf>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Each step in file order: its final state, and how long it took.
+    pub steps: Vec<(StepId, StepState, Duration)>,
+    /// What build steps made.
+    pub built: Vec<BuiltImage>,
+    /// What reached a registry.
+    pub pushed: Vec<PushedImage>,
+    /// What images were made from, and which images ran.
+    pub bases: Vec<Base>,
+    /// What could not be removed, or was kept because the task said so.
+    pub left: Vec<String>,
+}
+
+/// An image that a build step made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuiltImage {
+    /// The step.
+    pub step: StepId,
+    /// Its names.
+    pub names: Vec<String>,
+    /// The digest of its manifest or index.
+    pub digest: Digest,
+}
+
+/// An image that reached its registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedImage {
+    /// The step.
+    pub step: StepId,
+    /// Full name with tag.
+    pub name: String,
+    /// As the registry has it.
+    pub digest: Digest,
+}
+
+/// An image that another one was made from, or that a step ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The step.
+    pub step: StepId,
+    /// What it was to the step.
+    pub role: BaseRole,
+    /// As it was asked for.
+    pub name: String,
+    /// What was used.
+    pub digest: Digest,
+    /// How that is known.
+    pub evidence: Evidence,
+}
+
+/// Executes runs on one engine.
+#[derive(Debug)]
+pub struct Executor {
+    options: Arc<Options>,
+    engine: Engine,
+    builder: Builder,
+    owner: Owner,
+}
+
+impl Executor {
+    /// Connects to the engine and the builder, and asks them what they can do.
+    ///
+    /// # Errors
+    /// [`ConnectError`] names the address that was tried and what to do about it.
+    pub async fn connect(options: Options) -> Result<Self, ConnectError> {
+        let (engine, builder) = tokio::join!(
+            Engine::connect(&options.docker),
+            Builder::connect(&options.docker, options.builder.as_ref()),
+        );
+        Ok(Self {
+            // Where both fail, the engine's address is the one to look at first.
+            engine: engine?,
+            builder: builder?,
+            options: Arc::new(options),
+            owner: Owner::this_process(),
+        })
+    }
+
+    /// What the engine says of itself.
+    pub fn engine(&self) -> &EngineFacts {
+        &self.engine.facts
+    }
+
+    /// Removes what runs left whose process is dead: containers, networks, volumes, images, scratch folders.
+    /// What belongs to a process that lives, or that cannot be judged from here, is not touched. Returns what
+    /// was removed, in words.
+    pub async fn remove_leftovers(&self) -> Vec<String> {
+        leftovers::remove(&self.engine, &self.owner, &self.options.scratch_root).await
+    }
+
+    /// Carries a plan out. `events` gets everything as it happens, first `RunStarted` and last
+    /// `RunFinished`; a receiver that is slow slows the run down, one that has gone away does not matter.
+    /// `cancel` stops the run: what runs is stopped and everything is removed before this returns.
+    ///
+    /// Dropping the future stops the run too; what it made is then removed in the background.
+    pub async fn run(
+        &self,
+        request: RunRequest,
+        events: mpsc::Sender<Event>,
+        cancel: CancellationToken,
+    ) -> Report {
+        run::run(self, request, events, cancel).await
+    }
+
+    fn registry(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Registry, acrtask_registry::RegistryError> {
+        Registry::new(
+            credentials.clone(),
+            Settings {
+                insecure: self.options.insecure_registries.clone(),
+                ..Default::default()
+            },
+        )
+    }
+}

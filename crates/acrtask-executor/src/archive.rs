@@ -1,0 +1,501 @@
+//! Tar streams between folders of this machine and volumes of an engine.
+//!
+//! Tar is read and written on blocking threads, one for each stream: a context of 100,000 small files
+//! would otherwise be as many hops to the thread pool. Memory is bounded by the channel between.
+//!
+//! Invariants: what is unpacked stays below its folder, whatever the archive says, and no device,
+//! socket or foreign owner comes out of it; what is packed belongs to root, so that two machines
+//! make the same workspace of the same files.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Read, Write},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use tar::{Archive, Builder, EntryType, Header, HeaderMode};
+use tokio::sync::mpsc;
+
+use crate::error::{EngineError, chain};
+
+/// Bytes of one chunk.
+const CHUNK: usize = 128 * 1024;
+/// Chunks that may wait between a thread and the connection.
+const CHANNEL: usize = 8;
+
+/// What is packed into one stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Pack {
+    /// Everything below a folder, as entries below `at` of the archive (empty: its root).
+    Folder { from: PathBuf, at: PathBuf },
+    /// One file by the name `at`.
+    File {
+        from: PathBuf,
+        at: PathBuf,
+        mode: u32,
+    },
+    /// A file with this content, which never touches this machine's disk.
+    Content {
+        at: PathBuf,
+        mode: u32,
+        content: Bytes,
+    },
+}
+
+/// Packs `parts` into one archive, while it is read.
+pub(crate) fn pack(parts: Vec<Pack>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let (sender, mut receiver) = mpsc::channel(CHANNEL);
+    tokio::task::spawn_blocking(move || {
+        let writer = BufWriter::with_capacity(CHUNK, ChannelWriter(sender.clone()));
+        if let Err(error) = write_all(parts, writer) {
+            // The other end may be gone: then nobody waits for the error either.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    futures::stream::poll_fn(move |cx| receiver.poll_recv(cx))
+}
+
+fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
+    let mut tar = Builder::new(writer);
+    tar.mode(HeaderMode::Complete);
+    for part in parts {
+        match part {
+            Pack::Folder { from, at } => pack_folder(&mut tar, &from, &at)?,
+            Pack::File { from, at, mode } => {
+                let file = File::open(&from).map_err(about("open", &from))?;
+                let size = file.metadata().map_err(about("look at", &from))?.len();
+                let mut header = header(EntryType::Regular, mode);
+                header.set_size(size);
+                tar.append_data(&mut header, &at, exactly(file, size))?;
+            }
+            Pack::Content { at, mode, content } => {
+                let mut header = header(EntryType::Regular, mode);
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, &at, content.as_ref())?;
+            }
+        }
+    }
+    tar.into_inner()?.flush()
+}
+
+fn pack_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Result<()> {
+    for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // It went away between the listing of its folder and the look at it.
+            Err(error) if error.io_error().is_some_and(is_gone) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let path = entry.path();
+        let relative = path.strip_prefix(from).unwrap_or(path);
+        if relative.as_os_str().is_empty() && at.as_os_str().is_empty() {
+            continue;
+        }
+        let name = at.join(relative);
+        let kind = entry.file_type();
+        let metadata = entry.metadata()?;
+        let mut header = header(EntryType::Regular, metadata.permissions().mode() & 0o7777);
+        header.set_mtime(modified(&metadata));
+        if kind.is_dir() {
+            header.set_entry_type(EntryType::Directory);
+            header.set_size(0);
+            tar.append_data(&mut header, &name, io::empty())?;
+        } else if kind.is_symlink() {
+            let target = fs::read_link(path).map_err(about("read link", path))?;
+            header.set_entry_type(EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, &name, &target)?;
+        } else if kind.is_file() {
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(about("open", path)(error)),
+            };
+            header.set_size(metadata.len());
+            tar.append_data(&mut header, &name, exactly(file, metadata.len()))?;
+        } else {
+            // Sockets, pipes and devices mean nothing elsewhere.
+            debug_assert!(
+                kind.is_socket()
+                    || kind.is_fifo()
+                    || kind.is_char_device()
+                    || kind.is_block_device()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+fn modified(metadata: &fs::Metadata) -> u64 {
+    metadata
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+        .map_or(0, |since| since.as_secs())
+}
+
+fn header(kind: EntryType, mode: u32) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+/// `size` bytes of a file that may be growing or shrinking: the header has promised that many.
+fn exactly(file: File, size: u64) -> impl Read {
+    file.take(size).chain(io::repeat(0)).take(size)
+}
+
+fn about(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    let path = path.to_owned();
+    move |error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot {what} {}: {error}", path.display()),
+        )
+    }
+}
+
+/// Unpacks an archive below `into`, without the first component of its names: an engine puts the
+/// name of the folder that was asked for before everything.
+pub(crate) async fn unpack_folder(
+    stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
+    into: &Path,
+) -> io::Result<()> {
+    let into = into.to_owned();
+    read_blocking(stream, move |reader| {
+        let mut archive = Archive::new(reader);
+        archive.set_preserve_permissions(true);
+        let mut folders = Vec::new();
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.into_owned();
+            let rest: PathBuf = path.components().skip(1).collect();
+            if rest.as_os_str().is_empty() {
+                continue;
+            }
+            match entry.header().entry_type() {
+                EntryType::Directory => {
+                    // Its mode is set last: a folder that nobody may write to can have content.
+                    let target = into.join(&rest);
+                    if !target.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+                        fs::create_dir_all(&target).map_err(about("make folder", &target))?;
+                    }
+                    folders.push((target, entry.header().mode()?));
+                }
+                EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                    place(&mut entry, &into, &rest)?;
+                }
+                EntryType::Symlink => place(&mut entry, &into, &rest)?,
+                EntryType::Link => {
+                    // The name of a hard link's other end has the same first component.
+                    let Some(other) = entry.link_name()? else {
+                        continue;
+                    };
+                    let other: PathBuf = other.components().skip(1).collect();
+                    if let (Some(from), Some(to)) = (inside(&into, &other), inside(&into, &rest)) {
+                        fs::hard_link(&from, &to).map_err(about("link", &to))?;
+                    }
+                }
+                // Devices and the like are not for a build context.
+                _ => {}
+            }
+        }
+        for (folder, mode) in folders.into_iter().rev() {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode & 0o7777))
+                .map_err(about("set the mode of", &folder))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Writes an entry to `into/rest`.
+fn place(entry: &mut tar::Entry<'_, impl Read>, into: &Path, rest: &Path) -> io::Result<()> {
+    let target = inside(into, rest).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the archive names {}, which is outside", rest.display()),
+        )
+    })?;
+    entry.unpack(&target).map(drop)
+}
+
+/// `into/rest`, where all of its parents are real folders below `into`.
+fn inside(into: &Path, rest: &Path) -> Option<PathBuf> {
+    let mut at = into.to_owned();
+    let mut parts = rest.components().peekable();
+    while let Some(part) = parts.next() {
+        let std::path::Component::Normal(name) = part else {
+            return None;
+        };
+        at.push(name);
+        if parts.peek().is_some() && !at.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+            return None;
+        }
+    }
+    (at != into).then_some(at)
+}
+
+/// An entry of an archive, without its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Without the first component; empty for what was asked for itself.
+    pub(crate) path: PathBuf,
+    pub(crate) is_folder: bool,
+    /// For a symbolic link, where it points.
+    pub(crate) link: Option<PathBuf>,
+}
+
+/// Every entry of an archive; contents are read over.
+pub(crate) async fn list(
+    stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
+) -> io::Result<Vec<Listed>> {
+    read_blocking(stream, |reader| {
+        let mut archive = Archive::new(reader);
+        let mut out = Vec::new();
+        for entry in archive.entries()? {
+            let entry = entry?;
+            let kind = entry.header().entry_type();
+            out.push(Listed {
+                path: entry.path()?.components().skip(1).collect(),
+                is_folder: kind.is_dir(),
+                link: if kind.is_symlink() {
+                    entry.link_name()?.map(|name| name.into_owned())
+                } else {
+                    None
+                },
+            });
+        }
+        Ok(out)
+    })
+    .await
+}
+
+/// What one file of an archive is.
+pub(crate) enum Opened {
+    /// A file, with its content.
+    File(mpsc::Receiver<io::Result<Bytes>>),
+    /// A symbolic link, with where it points.
+    Link(PathBuf),
+    /// A folder, or something without content.
+    Other,
+}
+
+/// The first entry of an archive: the file that was asked for.
+pub(crate) async fn open_file(
+    stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
+) -> io::Result<Opened> {
+    let (opened, first) = tokio::sync::oneshot::channel();
+    let read = read_blocking(stream, move |reader| {
+        let mut archive = Archive::new(reader);
+        let Some(entry) = archive.entries()?.next() else {
+            let _ = opened.send(Opened::Other);
+            return Ok(());
+        };
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        if kind.is_symlink() {
+            let target = entry.link_name()?.map(|name| name.into_owned());
+            let _ = opened.send(target.map_or(Opened::Other, Opened::Link));
+            return Ok(());
+        }
+        if !kind.is_file() {
+            let _ = opened.send(Opened::Other);
+            return Ok(());
+        }
+        let (sender, receiver) = mpsc::channel(CHANNEL);
+        if opened.send(Opened::File(receiver)).is_err() {
+            return Ok(());
+        }
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let read = entry.read(&mut chunk)?;
+            chunk.truncate(read);
+            if read == 0 || sender.blocking_send(Ok(chunk.into())).is_err() {
+                return Ok(());
+            }
+        }
+    });
+    let reading = tokio::spawn(read);
+    match first.await {
+        Ok(opened) => Ok(opened),
+        // The reader ended before it knew: it says why.
+        Err(_) => match reading.await {
+            Ok(Err(error)) => Err(error),
+            _ => Ok(Opened::Other),
+        },
+    }
+}
+
+/// Runs `work` on a blocking thread over the bytes of `stream`.
+async fn read_blocking<T: Send + 'static>(
+    stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
+    work: impl FnOnce(ChannelReader) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = mpsc::channel(CHANNEL);
+    let reader = ChannelReader {
+        receiver,
+        rest: Bytes::new(),
+    };
+    let working = tokio::task::spawn_blocking(move || work(reader));
+    let mut stream = std::pin::pin!(stream);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| io::Error::other(chain(&error)));
+        // A reader that has seen enough hangs up.
+        if sender.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    working.await.map_err(io::Error::other)?
+}
+
+struct ChannelWriter(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for ChannelWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .blocking_send(Ok(Bytes::copy_from_slice(bytes)))
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ChannelReader {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.rest = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    async fn bytes_of(parts: Vec<Pack>) -> Vec<Bytes> {
+        pack(parts).map(|chunk| chunk.unwrap()).collect().await
+    }
+
+    fn replay(chunks: Vec<Bytes>) -> impl Stream<Item = Result<Bytes, EngineError>> + Send {
+        futures::stream::iter(chunks.into_iter().map(Ok))
+    }
+
+    #[tokio::test]
+    async fn a_folder_goes_there_and_back() {
+        let from = tempfile::tempdir().unwrap();
+        fs::create_dir_all(from.path().join("a/b")).unwrap();
+        fs::write(from.path().join("a/b/file"), vec![7; 300_000]).unwrap();
+        let long = "n".repeat(180);
+        fs::write(from.path().join("a").join(&long), "long name").unwrap();
+        symlink("b/file", from.path().join("a/link")).unwrap();
+        fs::set_permissions(
+            from.path().join("a/b/file"),
+            fs::Permissions::from_mode(0o751),
+        )
+        .unwrap();
+        fs::set_permissions(from.path().join("a/b"), fs::Permissions::from_mode(0o555)).unwrap();
+        let pack = Pack::Folder {
+            from: from.path().into(),
+            at: "workspace".into(),
+        };
+        let to = tempfile::tempdir().unwrap();
+        unpack_folder(replay(bytes_of(vec![pack]).await), to.path())
+            .await
+            .unwrap();
+        assert_eq!(fs::read(to.path().join("a/b/file")).unwrap().len(), 300_000);
+        assert_eq!(
+            fs::read_to_string(to.path().join("a").join(long)).unwrap(),
+            "long name"
+        );
+        assert_eq!(
+            fs::read_link(to.path().join("a/link")).unwrap(),
+            Path::new("b/file")
+        );
+        let mode = |p: &str| {
+            fs::metadata(to.path().join(p))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o7777
+        };
+        assert_eq!((mode("a/b/file"), mode("a/b")), (0o751, 0o555));
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_the_folder() {
+        let outside = tempfile::tempdir().unwrap();
+        let mut tar = Builder::new(Vec::new());
+        let mut link = header(EntryType::Symlink, 0o777);
+        link.set_size(0);
+        tar.append_link(&mut link, "w/out", outside.path()).unwrap();
+        let mut file = header(EntryType::Regular, 0o644);
+        file.set_size(1);
+        tar.append_data(&mut file, "w/out/evil", &b"x"[..]).unwrap();
+        let bytes = Bytes::from(tar.into_inner().unwrap());
+        let to = tempfile::tempdir().unwrap();
+        assert!(unpack_folder(replay(vec![bytes]), to.path()).await.is_err());
+        assert!(!outside.path().join("evil").exists());
+        for (path, ok) in [
+            ("a", true),
+            ("../a", false),
+            ("a/../../b", false),
+            ("/a", false),
+            ("", false),
+        ] {
+            assert_eq!(inside(to.path(), Path::new(path)).is_some(), ok, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn lists_and_opens() {
+        let content = Pack::Content {
+            at: "w/f".into(),
+            mode: 0o600,
+            content: "hello".into(),
+        };
+        let chunks = bytes_of(vec![content]).await;
+        let listed = list(replay(chunks.clone())).await.unwrap();
+        assert_eq!(
+            listed,
+            [Listed {
+                path: "f".into(),
+                is_folder: false,
+                link: None
+            }]
+        );
+        let Opened::File(mut file) = open_file(replay(chunks)).await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(file.recv().await.unwrap().unwrap(), "hello");
+        assert!(file.recv().await.is_none());
+    }
+}

@@ -1,0 +1,375 @@
+//! One container of a line, from its image to its exit code.
+//!
+//! It is attached to before it is started, so that nothing that it prints is lost; it is removed while
+//! later steps run. Dropping the future leaves a container with the run's label, which the end of the run
+//! removes.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use acrtask_model::{
+    EventKind, ImageRef,
+    events::{BaseRole, Evidence, Stream},
+};
+use acrtask_spec::cmd_line::ContainerLine;
+use bollard::container::LogOutput;
+use futures::StreamExt;
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    body::{Definition, Pull, Setting, define},
+    io::{Exit, Input, Io, SharedSink},
+};
+use crate::{
+    context::{NamedContainer, STOP_GRACE, StepContext},
+    error::{EngineError, chain},
+    output::now,
+    workspace::WorkspaceError,
+};
+
+/// Numbers the containers of a process, so that no two have one name.
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// Runs a container; returns how it ended. Sinks are left to the caller to finish.
+pub(crate) async fn run(ctx: &StepContext, line: &ContainerLine, io: &mut Io) -> Exit {
+    let definition = match definition(ctx, line, io.stdin.is_some()) {
+        Ok(definition) => definition,
+        Err(why) => return Exit::refused(125, why),
+    };
+    for warning in &definition.warnings {
+        let step = Some(&ctx.step.id);
+        ctx.run.events.warn(step, warning.clone(), None).await;
+    }
+    match carry_out(ctx, definition, io).await {
+        Ok(exit) => exit,
+        Err(Failure::Start(error)) => could_not_start(&error),
+        Err(Failure::Other(why)) => Exit::refused(125, why),
+    }
+}
+
+enum Failure {
+    /// The program in it could not be started.
+    Start(EngineError),
+    Other(String),
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::Other(chain(&error))
+    }
+}
+
+impl From<WorkspaceError> for Failure {
+    fn from(error: WorkspaceError) -> Self {
+        Self::Other(chain(&error))
+    }
+}
+
+fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<Definition, String> {
+    let run = &ctx.run;
+    define(
+        line,
+        Setting {
+            step: &ctx.step,
+            labels: &run.labels,
+            allow: &run.options.allow,
+            env: &run.options.env,
+            workspace_mounts: run.workspace.mounts(),
+            workspace_volume: &run.workspace.volume(),
+            volumes: run.plan.volumes.iter().map(|v| v.name.as_str()).collect(),
+            scoped: &|name| match run.plan.networks.iter().find(|n| n.name == name) {
+                Some(network) => run.network_name(network),
+                None => run.scoped(name),
+            },
+            network: ctx.step.network.as_deref(),
+            networks: run.plan.networks.iter().map(|n| n.name.as_str()).collect(),
+            stdin,
+            now: now(),
+        },
+    )
+}
+
+async fn carry_out(
+    ctx: &StepContext,
+    definition: Definition,
+    io: &mut Io,
+) -> Result<Exit, Failure> {
+    let run = &ctx.run;
+    let detach = definition.detach;
+    let stays = ctx.step.container.keep;
+    // A container that a line put aside with `-d` lives on after its step.
+    let aside = detach && !ctx.step.container.detach;
+    let needs_volumes = definition.needs_volumes.clone();
+    let mounted: Vec<(String, String)> = mounted_volumes(&definition, &needs_volumes, ctx);
+    let named = NamedContainer {
+        id: String::new(),
+        names: std::iter::once(ctx.step.id.to_string())
+            .chain(definition.name.clone())
+            .collect(),
+        image: definition.image.clone(),
+    };
+    let network = async {
+        match &definition.needs_network {
+            Some(name) => run.ensure_network(name).await.map_err(Failure::from),
+            None => Ok(()),
+        }
+    };
+    let image = prepare_image(ctx, &definition);
+    let ((), image) = tokio::try_join!(network, image)?;
+    let id = create(ctx, &definition, image).await?;
+    run.remember(NamedContainer {
+        id: id.clone(),
+        ..named
+    });
+    run.workspace.fill_through(&id).await?;
+    for (name, path) in mounted {
+        run.fill_volume(&id, &name, &path).await?;
+    }
+    let writing = run.workspace.writing();
+    if aside {
+        run.engine
+            .start_container(&id)
+            .await
+            .map_err(Failure::Start)?;
+        let short = format!("{}\n", &id[..id.len().min(64)]);
+        let _ = io.stdout.lock().await.write(short.as_bytes()).await;
+        // It may write until the run ends: the workspace is never quiet again.
+        std::mem::forget(writing);
+        return Ok(Exit::OK);
+    }
+    let attached = run.engine.attach(&id, io.stdin.is_some()).await?;
+    if let Err(error) = run.engine.start_container(&id).await {
+        if !stays {
+            run.remove_in_background(id);
+        }
+        return Err(Failure::Start(error));
+    }
+    ctx.up.notify_one();
+    let feeding = io.stdin.take().map(|stdin| feed(stdin, attached.input));
+    let outcome = tokio::select! {
+        outcome = follow(attached.output, io, feeding) => Some(outcome),
+        () = ctx.cancel.cancelled() => None,
+    };
+    let exit = match outcome {
+        Some(Ok(())) => {
+            tokio::select! {
+                code = run.engine.wait_container(&id) => Exit::code(code?),
+                () = ctx.cancel.cancelled() => stop(ctx, &id).await,
+            }
+        }
+        Some(Err(Lost::Reader)) => {
+            // Nobody reads any more, as when `head` has seen enough: the program gets no further.
+            run.engine.kill_container(&id).await?;
+            Exit::code(141)
+        }
+        Some(Err(Lost::Engine(why))) => Exit::refused(125, why),
+        None => stop(ctx, &id).await,
+    };
+    drop(writing);
+    if stays {
+        tracing::debug!(container = %id, "kept");
+    } else {
+        run.remove_in_background(id);
+    }
+    Ok(exit)
+}
+
+/// Where the task's volumes are mounted in this container.
+fn mounted_volumes(
+    definition: &Definition,
+    names: &[String],
+    ctx: &StepContext,
+) -> Vec<(String, String)> {
+    let mounts = definition
+        .body
+        .host_config
+        .as_ref()
+        .and_then(|h| h.mounts.as_ref());
+    let mounts = mounts.map_or(&[][..], Vec::as_slice);
+    names
+        .iter()
+        .filter_map(|name| {
+            let scoped = ctx.run.scoped(name);
+            let mount = mounts.iter().find(|m| m.source.as_ref() == Some(&scoped))?;
+            Some((name.clone(), mount.target.clone()?))
+        })
+        .collect()
+}
+
+/// Stops the container of a step that is to end.
+async fn stop(ctx: &StepContext, id: &str) -> Exit {
+    match ctx.run.engine.stop_container(id, STOP_GRACE).await {
+        Ok(()) => Exit::code(137),
+        Err(error) => Exit::error(&error),
+    }
+}
+
+/// Sees to it that the image is there; returns what the engine is to make the container of.
+async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<String, Failure> {
+    let run = &ctx.run;
+    let name = definition.image.as_str();
+    let platform = definition.platform.as_deref();
+    if let Some(built) = run.images.find(name) {
+        run.images
+            .load_into_engine(ctx, &built)
+            .await
+            .map_err(Failure::Other)?;
+        return Ok(name.to_owned());
+    }
+    if definition.pull == Pull::Always {
+        super::super::images::pull(ctx, name, platform)
+            .await
+            .map_err(Failure::Other)?;
+    }
+    Ok(name.to_owned())
+}
+
+/// Makes the container; pulls its image where the engine does not have it.
+async fn create(
+    ctx: &StepContext,
+    definition: &Definition,
+    image: String,
+) -> Result<String, Failure> {
+    let run = &ctx.run;
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let name = container_name(&run.scoped(ctx.step.id.as_str()), serial);
+    let mut body = definition.body.clone();
+    body.image = Some(image.clone());
+    let platform = definition.platform.as_deref();
+    let id = match run
+        .engine
+        .create_container(&name, platform, body.clone())
+        .await
+    {
+        Err(error)
+            if error.status() == Some(404)
+                && error.engine_says().to_lowercase().contains("no such image")
+                && definition.pull != Pull::Never =>
+        {
+            crate::images::pull(ctx, &image, platform)
+                .await
+                .map_err(Failure::Other)?;
+            run.engine.create_container(&name, platform, body).await?
+        }
+        other => other?,
+    };
+    tell_image(ctx, &image);
+    Ok(id)
+}
+
+/// Tells which image is run, by digest, without holding the container up.
+fn tell_image(ctx: &StepContext, image: &str) {
+    if ctx.run.images.find(image).is_some() {
+        // The run's own image stands on its bases, which its build has told.
+        return;
+    }
+    let (ctx, image) = (ctx.clone(), image.to_owned());
+    let run = Arc::clone(&ctx.run);
+    run.background.spawn(async move {
+        let reference = image.parse::<ImageRef>().ok();
+        let Ok(Some(stored)) = ctx.run.engine.image(&image).await else {
+            return;
+        };
+        if let Some(digest) = stored.digest(&ctx.run.engine, reference.as_ref()) {
+            ctx.run
+                .events
+                .send(EventKind::BaseUsed {
+                    step: ctx.step.id.clone(),
+                    role: BaseRole::Ran,
+                    name: image,
+                    digest,
+                    evidence: Evidence::Engine,
+                })
+                .await;
+        }
+    });
+}
+
+/// A name of the characters that the engine allows; the serial number keeps attempts apart.
+fn container_name(scoped: &str, serial: u32) -> String {
+    let clean: String = scoped
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "_.-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    if serial == 0 {
+        clean
+    } else {
+        format!("{clean}_{serial}")
+    }
+}
+
+/// Feeds what is piped into a container to it, and tells it the end.
+async fn feed(mut stdin: Input, mut input: std::pin::Pin<Box<dyn tokio::io::AsyncWrite + Send>>) {
+    // A program that does not read to the end is no error.
+    let _ = tokio::io::copy(&mut stdin, &mut input).await;
+    let _ = input.shutdown().await;
+}
+
+enum Lost {
+    /// The end of the pipe that the output goes to.
+    Reader,
+    Engine(String),
+}
+
+/// Carries the output of a container to its sinks until it ends.
+async fn follow(
+    mut output: std::pin::Pin<
+        Box<dyn futures::Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>,
+    >,
+    io: &Io,
+    feeding: Option<impl Future<Output = ()> + Send + 'static>,
+) -> Result<(), Lost> {
+    // Ends with this function, so that a reader that waits for more does not outlive its container.
+    let mut feeder = tokio::task::JoinSet::new();
+    if let Some(feeding) = feeding {
+        feeder.spawn(feeding);
+    }
+    while let Some(frame) = output.next().await {
+        let frame = frame
+            .map_err(|e| Lost::Engine(format!("lost the container's output: {}", chain(&e))))?;
+        let (sink, bytes): (&SharedSink, _) = match frame {
+            LogOutput::StdErr { message } => (&io.stderr, message),
+            LogOutput::StdOut { message } | LogOutput::Console { message } => (&io.stdout, message),
+            LogOutput::StdIn { .. } => continue,
+        };
+        if sink.lock().await.write(&bytes).await.is_err() {
+            return Err(Lost::Reader);
+        }
+    }
+    Ok(())
+}
+
+/// The code that a shell would give for a program that cannot be run, and why.
+fn could_not_start(error: &EngineError) -> Exit {
+    let says = error.engine_says();
+    let code = if says.contains("executable file not found") || says.contains("no such file") {
+        127
+    } else if says.contains("permission denied") {
+        126
+    } else {
+        125
+    };
+    // The engine's own layers before the point are of no use to the author of a task.
+    let why = says
+        .rsplit_once("exec: ")
+        .map_or(says.as_str(), |(_, why)| why)
+        .trim_end_matches(": unknown");
+    Exit::refused(code, format!("the container could not be started: {why}"))
+}
+
+/// Says on the step's standard error why a command ended before it ran.
+pub(crate) async fn say_why(ctx: &StepContext, exit: &Exit) {
+    if let Some(why) = &exit.why {
+        ctx.output
+            .say(Stream::Stderr, &format!("acrtask: {why}"))
+            .await;
+    }
+}

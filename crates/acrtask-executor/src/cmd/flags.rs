@@ -1,0 +1,360 @@
+//! The flags of `docker run`, and which of them need the operator's word.
+//!
+//! A flag that would let a container out of its box (devices, capabilities, the host's namespaces, host
+//! paths) is refused with the `--allow` that permits it. A flag that the engine's API does not have is
+//! refused by name; nothing is dropped in silence.
+
+use std::collections::HashMap;
+
+use acrtask_spec::cmd_line::Word;
+use bollard::models::{Mount, PortBinding, ResourcesUlimits};
+
+use super::{
+    body::{Bindings, Extra, Pull, Setting},
+    words,
+};
+use crate::{
+    engine::volumes::mount,
+    workspace::{HOME, WORKSPACE, resolve_path},
+};
+
+/// Applies the flags that have no field of their own in the line.
+pub(crate) fn apply(flags: &[(String, Word)], setting: &Setting<'_>) -> Result<Extra, String> {
+    let mut out = Extra::default();
+    for (name, value) in flags {
+        let value = words::expand(value, setting.now)?;
+        one(&mut out, name.trim_start_matches('-'), &value, setting)?;
+    }
+    Ok(out)
+}
+
+fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Result<(), String> {
+    let host = &mut out.host;
+    let needs_privileged = |what: &str| {
+        if setting.allow.privileged {
+            return Ok(());
+        }
+        Err(format!(
+            "`--{what}` would let the container out of its box; an operator who trusts this task \
+             allows it with `--allow privileged`"
+        ))
+    };
+    match name {
+        // Removed at the end in any case; no terminal is there to be attached to.
+        "rm" | "i" | "interactive" | "t" | "tty" | "it" | "a" | "attach" | "sig-proxy" | "q"
+        | "quiet" | "detach-keys" => {}
+        "m" | "memory" => host.memory = Some(bytes(name, value)?),
+        "memory-reservation" => host.memory_reservation = Some(bytes(name, value)?),
+        "memory-swap" => host.memory_swap = Some(bytes(name, value)?),
+        "shm-size" => host.shm_size = Some(bytes(name, value)?),
+        "cpus" => host.nano_cpus = Some(nano_cpus(value)?),
+        "c" | "cpu-shares" => host.cpu_shares = Some(number(name, value)?),
+        "cpu-period" => host.cpu_period = Some(number(name, value)?),
+        "cpu-quota" => host.cpu_quota = Some(number(name, value)?),
+        "cpuset-cpus" => host.cpuset_cpus = Some(value.into()),
+        "cpuset-mems" => host.cpuset_mems = Some(value.into()),
+        "pids-limit" => host.pids_limit = Some(number(name, value)?),
+        "oom-score-adj" => host.oom_score_adj = Some(number(name, value)?),
+        "init" => host.init = Some(value != "false"),
+        "read-only" => host.readonly_rootfs = Some(value != "false"),
+        "P" | "publish-all" => host.publish_all_ports = Some(value != "false"),
+        "add-host" => host
+            .extra_hosts
+            .get_or_insert_default()
+            .push(value.replacen('=', ":", 1)),
+        "dns" => host.dns.get_or_insert_default().push(value.into()),
+        "dns-search" => host.dns_search.get_or_insert_default().push(value.into()),
+        "dns-option" | "dns-opt" => host.dns_options.get_or_insert_default().push(value.into()),
+        "group-add" => host.group_add.get_or_insert_default().push(value.into()),
+        "cap-drop" => host.cap_drop.get_or_insert_default().push(value.into()),
+        "tmpfs" => {
+            let (path, options) = value.split_once(':').unwrap_or((value, ""));
+            host.tmpfs
+                .get_or_insert_default()
+                .insert(path.into(), options.into());
+        }
+        "sysctl" => {
+            let (key, value) = pair(name, value)?;
+            host.sysctls.get_or_insert_default().insert(key, value);
+        }
+        "ulimit" => host.ulimits.get_or_insert_default().push(ulimit(value)?),
+        "log-driver" => {
+            host.log_config.get_or_insert_default().typ = Some(value.into());
+        }
+        "log-opt" => {
+            let (key, value) = pair(name, value)?;
+            let config = &mut host.log_config.get_or_insert_default().config;
+            config.get_or_insert_default().insert(key, value);
+        }
+        "hostname" | "h" => out.hostname = Some(value.into()),
+        "domainname" => out.domainname = Some(value.into()),
+        "stop-signal" => out.stop_signal = Some(value.into()),
+        "platform" => out.platform = Some(value.into()),
+        "pull" => {
+            out.pull = match value {
+                "always" => Pull::Always,
+                "never" => Pull::Never,
+                "missing" | "" => Pull::Missing,
+                other => return Err(format!("--pull is always, missing or never, not `{other}`")),
+            }
+        }
+        "cap-add" => {
+            needs_privileged(name)?;
+            host.cap_add.get_or_insert_default().push(value.into());
+        }
+        "security-opt" => {
+            if value != "no-new-privileges" && value != "no-new-privileges:true" {
+                needs_privileged(name)?;
+            }
+            host.security_opt.get_or_insert_default().push(value.into());
+        }
+        "pid" | "ipc" | "uts" | "userns" | "cgroupns"
+            if value == "private" || value == "shareable" => {}
+        "pid" => {
+            needs_privileged(name)?;
+            host.pid_mode = Some(value.into());
+        }
+        "ipc" => {
+            needs_privileged(name)?;
+            host.ipc_mode = Some(value.into());
+        }
+        "uts" => {
+            needs_privileged(name)?;
+            host.uts_mode = Some(value.into());
+        }
+        "userns" => {
+            needs_privileged(name)?;
+            host.userns_mode = Some(value.into());
+        }
+        "restart" if value == "no" => {}
+        "restart" | "cidfile" | "detach-after" => {
+            return Err(format!(
+                "`--{name}` is not for a step; `retries` repeats a step that fails"
+            ));
+        }
+        "device" | "gpus" | "device-cgroup-rule" | "cgroup-parent" | "runtime" | "volumes-from"
+        | "volume-driver" | "mount" => {
+            return Err(format!("`--{name}` is not supported in a task"));
+        }
+        other => {
+            return Err(format!(
+                "`--{other}` is not a flag of `docker run` that a step may have"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn pair(name: &str, value: &str) -> Result<(String, String), String> {
+    value
+        .split_once('=')
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .ok_or_else(|| format!("--{name} takes KEY=VALUE, not `{value}`"))
+}
+
+fn number(name: &str, value: &str) -> Result<i64, String> {
+    value
+        .parse()
+        .map_err(|_| format!("--{name} takes a whole number, not `{value}`"))
+}
+
+/// `512m`, `1.5g`, `1024`: as Docker reads sizes, in powers of 1024.
+fn bytes(name: &str, value: &str) -> Result<i64, String> {
+    let error = || format!("--{name} takes a size such as 512m, not `{value}`");
+    let lower = value.trim().to_ascii_lowercase();
+    if lower == "-1" {
+        return Ok(-1);
+    }
+    let digits = lower
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(lower.len());
+    let (amount, unit) = lower.split_at(digits);
+    let amount: f64 = amount.parse().map_err(|_| error())?;
+    let power = match unit.trim().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(error()),
+    };
+    let bytes = amount * 1024_f64.powi(power);
+    if !(0.0..9e18).contains(&bytes) {
+        return Err(error());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the range was checked above"
+    )]
+    Ok(bytes as i64)
+}
+
+/// A number of CPUs, in billionths.
+pub(crate) fn nano_cpus(value: &str) -> Result<i64, String> {
+    let error = || format!("cpus must be a number such as 0.5 or 2, not `{value}`");
+    let cpus: f64 = value.trim().parse().map_err(|_| error())?;
+    if !(cpus > 0.0 && cpus < 1e6) {
+        return Err(error());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the range was checked above"
+    )]
+    Ok((cpus * 1e9).round() as i64)
+}
+
+/// `nofile=1024:2048`.
+fn ulimit(value: &str) -> Result<ResourcesUlimits, String> {
+    let error = || format!("--ulimit takes NAME=SOFT[:HARD], not `{value}`");
+    let (name, limits) = value.split_once('=').ok_or_else(error)?;
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    Ok(ResourcesUlimits {
+        name: Some(name.into()),
+        soft: Some(soft.parse().map_err(|_| error())?),
+        hard: Some(hard.parse().map_err(|_| error())?),
+    })
+}
+
+/// What `-v` asks for.
+#[derive(Debug)]
+pub(crate) enum VolumeFlag {
+    /// A volume of the run, or a part of the workspace.
+    Mount {
+        mount: Box<Mount>,
+        /// The name of the task's volume, where it is one.
+        of_task: Option<String>,
+    },
+    /// A path of the engine's host, which the operator has allowed.
+    Bind(String),
+    /// A path that gets a volume of its own.
+    Anonymous(String),
+}
+
+/// The engine's socket, as lines name it.
+const SOCKET: &str = "/var/run/docker.sock";
+
+/// `SOURCE:TARGET[:OPTIONS]`.
+pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, String> {
+    let mut parts = value.split(':');
+    let (source, target, options) = (parts.next(), parts.next(), parts.next());
+    let (source, target) = match (source, target, parts.next()) {
+        (Some(path), None, _) if path.starts_with('/') => {
+            return Ok(VolumeFlag::Anonymous(path.into()));
+        }
+        (Some(source), Some(target), None) if target.starts_with('/') && !source.is_empty() => {
+            (source, target)
+        }
+        _ => return Err(format!("-v takes SOURCE:/TARGET[:ro], not `{value}`")),
+    };
+    let read_only = options.is_some_and(|o| o.split(',').any(|o| o == "ro"));
+    if matches!(source, SOCKET | "/run/docker.sock") {
+        if setting.allow.docker_socket {
+            return Ok(VolumeFlag::Bind(format!("{source}:{target}")));
+        }
+        return Err(
+            "the engine's socket is not given to steps: whoever has it owns the machine. \
+                    `cmd: docker ...` steps need no socket; an operator who trusts this task \
+                    allows it with `--allow docker-socket`"
+                .into(),
+        );
+    }
+    let whole_workspace = source == setting.workspace_volume;
+    let is_path = source.starts_with(['/', '.', '~']) || source.contains('/');
+    if whole_workspace || is_path {
+        let path = if whole_workspace {
+            WORKSPACE.to_owned()
+        } else {
+            let base = super::body::working_folder(setting.step);
+            resolve_path(&base, source).map_err(|error| {
+                format!("-v {value}: {error}; paths of the machine are never mounted")
+            })?
+        };
+        let (volume, root) = if path == HOME || path.starts_with(&format!("{HOME}/")) {
+            ((setting.scoped)("home"), HOME)
+        } else {
+            (setting.workspace_volume.to_owned(), WORKSPACE)
+        };
+        let sub = path[root.len()..].trim_start_matches('/');
+        let sub = (!sub.is_empty()).then_some(sub);
+        return Ok(VolumeFlag::Mount {
+            mount: Box::new(mount(&volume, target, read_only, sub, setting.labels)),
+            of_task: None,
+        });
+    }
+    let of_task = setting.volumes.contains(&source).then(|| source.to_owned());
+    Ok(VolumeFlag::Mount {
+        mount: Box::new(mount(
+            &(setting.scoped)(source),
+            target,
+            read_only,
+            None,
+            setting.labels,
+        )),
+        of_task,
+    })
+}
+
+/// Published ports, `[[IP:]HOST:]CONTAINER[/PROTOCOL]` with ranges, and what they expose.
+pub(crate) fn ports(specs: Vec<String>) -> Result<(Bindings, Vec<String>), String> {
+    let mut bindings: Bindings = HashMap::new();
+    let mut exposed = Vec::new();
+    for spec in specs {
+        let error = || format!("a port is [[IP:]HOST:]CONTAINER[/PROTOCOL], not `{spec}`");
+        let (rest, protocol) = spec.rsplit_once('/').unwrap_or((&spec, "tcp"));
+        let (host, container) = match rest.rsplit_once(':') {
+            Some((host, container)) => (Some(host), container),
+            None => (None, rest),
+        };
+        let (ip, host) = match host {
+            Some(host) => match host.rsplit_once(':') {
+                Some((ip, host)) => (Some(ip.trim_matches(['[', ']'])), Some(host)),
+                None => (None, Some(host)),
+            },
+            None => (None, None),
+        };
+        let containers = range(container).ok_or_else(error)?;
+        let hosts = match host {
+            Some("") | None => None,
+            Some(host) => Some(range(host).ok_or_else(error)?),
+        };
+        if hosts
+            .as_ref()
+            .is_some_and(|hosts| hosts.len() != containers.len())
+        {
+            return Err(format!(
+                "the two port ranges of `{spec}` have different lengths"
+            ));
+        }
+        for (i, port) in containers.clone().enumerate() {
+            let key = format!("{port}/{protocol}");
+            let host_port = hosts.clone().and_then(|mut hosts| hosts.nth(i));
+            exposed.push(key.clone());
+            bindings
+                .entry(key)
+                .or_insert_with(|| Some(Vec::new()))
+                .get_or_insert_default()
+                .push(PortBinding {
+                    host_ip: ip.map(str::to_owned),
+                    host_port: host_port.map(|port| port.to_string()),
+                });
+        }
+    }
+    Ok((bindings, exposed))
+}
+
+/// `8080`, `8080/udp`, `8080-8082`.
+pub(crate) fn exposed(spec: &str) -> Result<Vec<String>, String> {
+    let (ports, protocol) = spec.split_once('/').unwrap_or((spec, "tcp"));
+    let ports = range(ports).ok_or_else(|| format!("`{spec}` is not a port"))?;
+    Ok(ports.map(|port| format!("{port}/{protocol}")).collect())
+}
+
+fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first > 0 && first <= last).then_some(first..=last)
+}
+
+#[cfg(test)]
+#[path = "flags_tests.rs"]
+mod tests;

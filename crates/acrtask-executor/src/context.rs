@@ -1,0 +1,322 @@
+//! What all steps of one run share.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use acrtask_model::{RunId, mask::Patterns};
+use acrtask_registry::{Credentials, Registry};
+use acrtask_spec::plan::{Network, Plan, Step, Volume};
+use tokio::sync::OnceCell;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Options,
+    archive::{self, Pack},
+    builder::Builder,
+    engine::{Engine, Labels},
+    error::EngineError,
+    images::Images,
+    output::{Events, StepOutput, lock},
+    workspace::Workspace,
+};
+
+/// How long a process may take to end by itself when it is told to.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// Attempts at removing one thing at the end of a run.
+const REMOVE_ATTEMPTS: u32 = 5;
+
+/// What all steps of one run share.
+pub(crate) struct RunContext {
+    pub(crate) id: RunId,
+    pub(crate) options: Arc<Options>,
+    pub(crate) credentials: Credentials,
+    pub(crate) engine: Engine,
+    pub(crate) builder: Builder,
+    pub(crate) registry: Registry,
+    pub(crate) labels: Labels,
+    pub(crate) events: Events,
+    pub(crate) patterns: Patterns,
+    pub(crate) workspace: Arc<Workspace>,
+    pub(crate) images: Images,
+    /// What `-` of a build reads.
+    pub(crate) stdin: Option<PathBuf>,
+    pub(crate) plan: Plan,
+    networks: HashMap<String, OnceCell<()>>,
+    volumes: HashMap<String, OnceCell<()>>,
+    /// Containers that lines started with `-d`: by the name that they can be called by, the engine's id.
+    named: Mutex<Vec<NamedContainer>>,
+    /// Removals under way while later steps run.
+    pub(crate) background: TaskTracker,
+}
+
+/// A container that later lines can name.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedContainer {
+    pub(crate) id: String,
+    /// The step's id, and what `--name` said.
+    pub(crate) names: Vec<String>,
+    pub(crate) image: String,
+}
+
+/// What a run is made of beside its plan.
+pub(crate) struct Parts {
+    pub(crate) id: RunId,
+    pub(crate) options: Arc<Options>,
+    pub(crate) credentials: Credentials,
+    pub(crate) engine: Engine,
+    pub(crate) builder: Builder,
+    pub(crate) registry: Registry,
+    pub(crate) labels: Labels,
+    pub(crate) events: Events,
+    pub(crate) workspace: Arc<Workspace>,
+    pub(crate) stdin: Option<PathBuf>,
+}
+
+impl RunContext {
+    pub(crate) fn new(parts: Parts, plan: Plan) -> Self {
+        let cells = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(|name| (name.clone(), OnceCell::new())).collect()
+        };
+        let credentials = plan.credentials.iter();
+        let secrets = plan
+            .secrets
+            .iter()
+            .chain(credentials.map(|credential| &credential.password))
+            .chain(plan.volumes.iter().flat_map(|volume| volume.files.values()));
+        Self {
+            id: parts.id,
+            options: parts.options,
+            credentials: parts.credentials,
+            engine: parts.engine,
+            builder: parts.builder,
+            registry: parts.registry,
+            labels: parts.labels,
+            events: parts.events,
+            patterns: Patterns::new(secrets),
+            workspace: parts.workspace,
+            images: Images::default(),
+            stdin: parts.stdin,
+            networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
+            volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
+            named: Mutex::default(),
+            background: TaskTracker::new(),
+            plan,
+        }
+    }
+
+    /// The engine's name for a network or a volume of this run.
+    pub(crate) fn scoped(&self, name: &str) -> String {
+        format!("acrtask_{}_{name}", self.id)
+    }
+
+    /// Makes the network `name` of the plan, once.
+    pub(crate) async fn ensure_network(&self, name: &str) -> Result<(), EngineError> {
+        let Some(network) = self.plan.networks.iter().find(|n| n.name == name) else {
+            return Ok(());
+        };
+        self.networks[name]
+            .get_or_try_init(|| async {
+                if network.skip_creation {
+                    return Ok(());
+                }
+                self.create_network(network).await
+            })
+            .await
+            .copied()
+    }
+
+    async fn create_network(&self, network: &Network) -> Result<(), EngineError> {
+        self.engine
+            .create_network(&self.network_name(network), network, &self.labels)
+            .await
+    }
+
+    /// The engine's name for a network: one that the task says is there already keeps its own.
+    pub(crate) fn network_name(&self, network: &Network) -> String {
+        if network.skip_creation {
+            network.name.clone()
+        } else {
+            self.scoped(&network.name)
+        }
+    }
+
+    /// The networks that have been made.
+    pub(crate) fn made_networks(&self) -> Vec<String> {
+        self.plan
+            .networks
+            .iter()
+            .filter(|n| !n.skip_creation && self.networks[&n.name].initialized())
+            .map(|n| self.network_name(n))
+            .collect()
+    }
+
+    /// Puts the files of the volume `name` into it, once, through a container that mounts it at `path`
+    /// and has not been started. They go over the engine's connection into a volume that only root of the
+    /// engine's machine can look into, and never to a disk of this one.
+    pub(crate) async fn fill_volume(
+        &self,
+        container: &str,
+        name: &str,
+        path: &str,
+    ) -> Result<(), EngineError> {
+        let Some(volume) = self.plan.volumes.iter().find(|v| v.name == name) else {
+            return Ok(());
+        };
+        self.volumes[name]
+            .get_or_try_init(|| async {
+                self.engine
+                    .upload(container, path, archive::pack(secret_files(volume)))
+                    .await
+            })
+            .await
+            .copied()
+    }
+
+    /// Remembers a container by the names that later lines may use.
+    pub(crate) fn remember(&self, container: NamedContainer) {
+        lock(&self.named).push(container);
+    }
+
+    /// A container of this run by name, or by the beginning of its id.
+    pub(crate) fn container(&self, name: &str) -> Option<NamedContainer> {
+        let named = lock(&self.named);
+        let of_name = |c: &&NamedContainer| c.names.iter().any(|n| n == name);
+        let of_id = |c: &&NamedContainer| name.len() >= 4 && c.id.starts_with(name);
+        let found = named.iter().rev().find(of_name);
+        found.or_else(|| named.iter().rev().find(of_id)).cloned()
+    }
+
+    /// A container that is gone.
+    pub(crate) fn forget(&self, id: &str) {
+        lock(&self.named).retain(|c| c.id != id);
+    }
+
+    /// Removes a container while later steps run; the end of the run waits for it.
+    pub(crate) fn remove_in_background(self: &Arc<Self>, id: String) {
+        self.forget(&id);
+        let engine = self.engine.clone();
+        self.background.spawn(async move {
+            // What cannot be removed now is found by its label at the end of the run.
+            if let Err(error) = engine.remove_container(&id).await {
+                tracing::debug!(container = %id, error = %crate::error::chain(&error), "left for the end of the run");
+            }
+        });
+    }
+
+    /// Removes what this run made, all of it at once where nothing depends on the other; returns what is left.
+    pub(crate) async fn clean_up(&self) -> Vec<String> {
+        self.background.close();
+        self.background.wait().await;
+        remove_all(
+            &self.engine,
+            &self.labels,
+            self.workspace.keeper_image_if_made(),
+        )
+        .await
+    }
+}
+
+/// The files of a volume; `0444`, so that a step that runs as another user can read its own secrets.
+fn secret_files(volume: &Volume) -> Vec<Pack> {
+    volume
+        .files
+        .iter()
+        .map(|(name, content)| Pack::Content {
+            at: name.into(),
+            mode: 0o444,
+            content: content.expose().to_owned().into(),
+        })
+        .collect()
+}
+
+/// Removes everything with the run's label; returns what is left, in words.
+pub(crate) async fn remove_all(
+    engine: &Engine,
+    labels: &Labels,
+    image: Option<String>,
+) -> Vec<String> {
+    let mut left = Vec::new();
+    let label = labels.run_label();
+    let (containers, networks, volumes) = tokio::join!(
+        engine.list_containers(labels.filter()),
+        engine.list_networks(&label),
+        engine.list_volumes(&label),
+    );
+    for container in containers.unwrap_or_default() {
+        let Some(id) = container.id else { continue };
+        let name = container
+            .names
+            .unwrap_or_default()
+            .first()
+            .map_or(id.clone(), |name| name.trim_start_matches('/').to_owned());
+        let keep = container
+            .labels
+            .is_some_and(|labels| labels.contains_key(crate::owner::KEEP_LABEL));
+        if keep {
+            if let Err(error) = engine.stop_container(&id, STOP_GRACE).await {
+                tracing::warn!(container = %name, error = %crate::error::chain(&error), "could not be stopped");
+            }
+            left.push(format!("container {name} (kept)"));
+        } else if engine.remove_container(&id).await.is_err() {
+            left.push(format!("container {name}"));
+        }
+    }
+    let networks = networks.unwrap_or_default().into_iter().map(|n| n.name);
+    let networks = futures::future::join_all(networks.map(|name| async move {
+        let removed = insist(|| engine.remove_network(&name)).await;
+        (!removed).then(|| format!("network {name}"))
+    }));
+    let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.name);
+    let volumes = futures::future::join_all(volumes.map(|name| async move {
+        let removed = insist(|| engine.remove_volume(&name)).await;
+        (!removed).then(|| format!("volume {name}"))
+    }));
+    let image = async {
+        let name = image?;
+        let removed = insist(|| engine.remove_image(&name)).await;
+        (!removed).then(|| format!("image {name}"))
+    };
+    let (networks, volumes, image) = tokio::join!(networks, volumes, image);
+    left.extend(networks.into_iter().chain(volumes).flatten().chain(image));
+    left
+}
+
+/// Tries a removal a few times: an engine lets go of a network or a volume a moment after its last container.
+async fn insist<F>(mut attempt: impl FnMut() -> F) -> bool
+where
+    F: Future<Output = Result<(), EngineError>>,
+{
+    for round in 0..REMOVE_ATTEMPTS {
+        match attempt().await {
+            Ok(()) => return true,
+            // Held by a container that was kept: waiting does not help.
+            Err(error) if error.status() == Some(409) && error.engine_says().contains("in use") => {
+                if round > 0 {
+                    return false;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = %crate::error::chain(&error), "removal failed");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(40 << round)).await;
+    }
+    false
+}
+
+/// What one step's attempt works with.
+#[derive(Clone)]
+pub(crate) struct StepContext {
+    pub(crate) run: Arc<RunContext>,
+    pub(crate) step: Arc<Step>,
+    pub(crate) output: StepOutput,
+    /// The step is to end: its run was stopped, or its time is over.
+    pub(crate) cancel: CancellationToken,
+    /// A detached step's container is up.
+    pub(crate) up: Arc<tokio::sync::Notify>,
+}

@@ -1,0 +1,219 @@
+//! The Docker engine: one connection, and what is known about the engine behind it.
+//!
+//! The files beside this one hold what is done with each kind of its objects. Every object that is
+//! made here carries the labels of its run ([`crate::owner`]).
+
+pub(crate) mod containers;
+pub(crate) mod images;
+pub(crate) mod networks;
+pub(crate) mod volumes;
+
+use std::{collections::HashMap, path::PathBuf};
+
+use acrtask_model::RunId;
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::{
+    error::{ConnectError, EngineError},
+    owner::{OWNER_LABEL, Owner, RUN_LABEL},
+};
+
+/// Limit of one request's answer, in seconds. Long, because an upload of a large workspace is one
+/// request; whatever needs a shorter limit has its own.
+const REQUEST_TIMEOUT_SECS: u64 = 6 * 3600;
+
+/// Limit of the first request to an engine, in seconds.
+const CONNECT_TIMEOUT_SECS: u64 = 15;
+
+/// Where a Docker engine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerEndpoint {
+    /// `unix:///path`, `tcp://host:port`, `https://host:port`.
+    pub host: String,
+    /// Folder with `ca.pem`, `cert.pem` and `key.pem`; mutual TLS is used where it is given.
+    pub certificates: Option<PathBuf>,
+}
+
+impl DockerEndpoint {
+    /// The engine that Docker's own tools would use: `DOCKER_HOST`, with `DOCKER_CERT_PATH` where
+    /// `DOCKER_TLS_VERIFY` is set; else `/var/run/docker.sock`. `var` looks a variable up.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
+        Self {
+            host: set("DOCKER_HOST").unwrap_or_else(|| "unix:///var/run/docker.sock".into()),
+            certificates: set("DOCKER_TLS_VERIFY")
+                .and_then(|_| set("DOCKER_CERT_PATH"))
+                .map(PathBuf::from),
+        }
+    }
+
+    fn open(&self, timeout: u64) -> Result<Docker, bollard::errors::Error> {
+        if let Some(path) = self.host.strip_prefix("unix://") {
+            return Docker::connect_with_unix(path, timeout, API_DEFAULT_VERSION);
+        }
+        match &self.certificates {
+            Some(folder) => Docker::connect_with_ssl(
+                &self.host,
+                &folder.join("key.pem"),
+                &folder.join("cert.pem"),
+                &folder.join("ca.pem"),
+                timeout,
+                API_DEFAULT_VERSION,
+            ),
+            None => Docker::connect_with_http(&self.host, timeout, API_DEFAULT_VERSION),
+        }
+    }
+
+    fn error(&self, source: bollard::errors::Error) -> ConnectError {
+        ConnectError {
+            what: "the Docker engine",
+            address: self.host.clone(),
+            help: "start the engine, or name another one with DOCKER_HOST or --docker; \
+                   `docker version` with the same DOCKER_HOST shows whether it answers"
+                .into(),
+            source: source.into(),
+        }
+    }
+}
+
+/// What an engine says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// Its version.
+    pub version: String,
+    /// `linux/amd64`.
+    pub platform: String,
+    /// True where images live in containerd's store: what BuildKit builds is run and pushed as it is.
+    pub containerd_store: bool,
+    /// The API that is spoken with it: major, minor.
+    pub api: (usize, usize),
+}
+
+/// A connected engine.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    pub(crate) docker: Docker,
+    pub(crate) facts: EngineFacts,
+    pub(crate) endpoint: DockerEndpoint,
+}
+
+impl Engine {
+    /// Connects, and asks the engine what it is.
+    pub(crate) async fn connect(endpoint: &DockerEndpoint) -> Result<Self, ConnectError> {
+        let error = |source| endpoint.error(source);
+        let docker = endpoint
+            .open(CONNECT_TIMEOUT_SECS)
+            .map_err(error)?
+            .negotiate_version()
+            .await
+            .map_err(error)?;
+        let (version, info) = tokio::try_join!(docker.version(), docker.info()).map_err(error)?;
+        let containerd_store = info.driver_status.iter().flatten().any(|row| {
+            matches!(row.as_slice(), [key, value]
+                if key == "driver-type" && value.starts_with("io.containerd.snapshotter"))
+        });
+        let spoken = docker.client_version();
+        let facts = EngineFacts {
+            version: version.version.unwrap_or_else(|| "unknown".into()),
+            platform: format!(
+                "{}/{}",
+                version.os.as_deref().unwrap_or("linux"),
+                version.arch.as_deref().unwrap_or("amd64")
+            ),
+            containerd_store,
+            api: (spoken.major_version, spoken.minor_version),
+        };
+        Ok(Self {
+            docker: docker.with_timeout(std::time::Duration::from_secs(REQUEST_TIMEOUT_SECS)),
+            facts,
+            endpoint: endpoint.clone(),
+        })
+    }
+
+    /// One line for the first event of a run.
+    pub(crate) fn describe(&self) -> String {
+        let store = if self.facts.containerd_store {
+            "containerd store"
+        } else {
+            "classic store"
+        };
+        format!(
+            "Docker {} ({store}, {})",
+            self.facts.version, self.endpoint.host
+        )
+    }
+}
+
+/// The labels of everything that a run makes.
+#[derive(Debug, Clone)]
+pub(crate) struct Labels {
+    run: RunId,
+    owner: Owner,
+}
+
+impl Labels {
+    pub(crate) fn new(run: RunId, owner: Owner) -> Self {
+        Self { run, owner }
+    }
+
+    /// As the engine takes them.
+    pub(crate) fn map(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (RUN_LABEL.into(), self.run.to_string()),
+            (OWNER_LABEL.into(), self.owner.to_string()),
+        ])
+    }
+
+    /// `key=value` of the run's label.
+    pub(crate) fn run_label(&self) -> String {
+        format!("{RUN_LABEL}={}", self.run)
+    }
+
+    /// A filter that finds what this run made.
+    pub(crate) fn filter(&self) -> HashMap<String, Vec<String>> {
+        label_filter(&self.run_label())
+    }
+}
+
+/// A filter on one label.
+pub(crate) fn label_filter(label: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".into(), vec![label.into()])])
+}
+
+/// Ignores that a thing is already gone.
+pub(crate) fn gone_is_fine(result: Result<(), EngineError>) -> Result<(), EngineError> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoint_from_the_environment() {
+        let from = |vars: &[(&str, &str)]| {
+            let vars: HashMap<String, String> = vars
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect();
+            DockerEndpoint::from_env(|name| vars.get(name).cloned())
+        };
+        assert_eq!(from(&[]).host, "unix:///var/run/docker.sock");
+        assert_eq!(
+            from(&[("DOCKER_HOST", "")]).host,
+            "unix:///var/run/docker.sock"
+        );
+        let tls = from(&[
+            ("DOCKER_HOST", "tcp://h:2376"),
+            ("DOCKER_TLS_VERIFY", "1"),
+            ("DOCKER_CERT_PATH", "/c"),
+        ]);
+        assert_eq!(tls.host, "tcp://h:2376");
+        assert_eq!(tls.certificates, Some("/c".into()));
+        let plain = from(&[("DOCKER_HOST", "tcp://h:2375"), ("DOCKER_CERT_PATH", "/c")]);
+        assert_eq!(plain.certificates, None);
+    }
+}

@@ -1,0 +1,292 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(text: &str) -> StepId {
+    StepId::new(text).unwrap()
+}
+
+/// `name: before before`, `!` marks a detached step, `?` one with ignoreErrors.
+fn graph(lines: &[&str]) -> Graph {
+    Graph::new(
+        lines
+            .iter()
+            .map(|line| {
+                let (name, after) = line.split_once(':').unwrap();
+                Node {
+                    id: id(name.trim_end_matches(['!', '?'])),
+                    after: after.split_whitespace().map(id).collect(),
+                    detach: name.contains('!'),
+                    ignore_errors: name.contains('?'),
+                }
+            })
+            .collect(),
+    )
+}
+
+/// What the graph does with a script of `begin`, `NAME ok|fail|timeout|stopped|up`, `interrupt`.
+fn play(lines: &[&str], script: &[&str]) -> String {
+    let mut graph = graph(lines);
+    let mut out = String::new();
+    for step in script {
+        let input = match step.split_once(' ') {
+            None if *step == "begin" => Input::Begin,
+            None => Input::Stop(SkipReason::Interrupted),
+            Some((name, "up")) => Input::Up(id(name)),
+            Some((name, how)) => Input::Ended(
+                id(name),
+                match how {
+                    "ok" => End::Succeeded,
+                    "timeout" => End::TimedOut { after_secs: 9 },
+                    "stopped" => End::Stopped,
+                    _ => End::Failed {
+                        reason: "exit code 1".into(),
+                        exit_code: Some(1),
+                    },
+                },
+            ),
+        };
+        let actions: Vec<String> = graph
+            .on(input)
+            .iter()
+            .map(|action| match action {
+                Action::Start(id) => format!("start {id}"),
+                Action::Stop(id) => format!("stop {id}"),
+                Action::Settle(id, state) => match state {
+                    StepState::Skipped { because } | StepState::Canceled { because } => {
+                        format!("{id} {state} because {because}")
+                    }
+                    _ => format!("{id} {state}"),
+                },
+                Action::Finish(outcome) => match &outcome.reason {
+                    Some(reason) => format!("run {}: {reason}", outcome.state),
+                    None => format!("run {}", outcome.state),
+                },
+            })
+            .collect();
+        let done = if actions.is_empty() {
+            "nothing".into()
+        } else {
+            actions.join("; ")
+        };
+        out.push_str(&format!("{step} -> {done}\n"));
+    }
+    out
+}
+
+#[test]
+fn a_diamond_runs_side_by_side() {
+    insta::assert_snapshot!(
+        play(&["a:", "b:a", "c:a", "d:b c"], &["begin", "a ok", "c ok", "b ok", "d ok"]),
+        @r"
+    begin -> start a
+    a ok -> a succeeded; start b; start c
+    c ok -> c succeeded
+    b ok -> b succeeded; start d
+    d ok -> d succeeded; run succeeded
+    "
+    );
+}
+
+#[test]
+fn a_failure_stops_what_runs_and_skips_the_rest() {
+    insta::assert_snapshot!(
+        play(&["a:", "b:", "c:a"], &["begin", "a fail", "b stopped"]),
+        @r"
+    begin -> start a; start b
+    a fail -> a failed; stop b; c skipped because step a failed
+    b stopped -> b canceled because step a failed; run failed: step a failed: exit code 1
+    "
+    );
+}
+
+#[test]
+fn an_ignored_failure_lets_the_run_go_on() {
+    insta::assert_snapshot!(
+        play(&["a?:", "b?:a", "c:b"], &["begin", "a fail", "b timeout", "c ok"]),
+        @r"
+    begin -> start a
+    a fail -> a failed (ignored); start b
+    b timeout -> b failed (ignored); start c
+    c ok -> c succeeded; run succeeded
+    "
+    );
+}
+
+#[test]
+fn a_detached_step_is_stopped_at_the_end() {
+    insta::assert_snapshot!(
+        play(&["server!:", "test:server"], &["begin", "server up", "test ok", "server fail"]),
+        @r"
+    begin -> start server
+    server up -> start test
+    test ok -> test succeeded; stop server
+    server fail -> server canceled because the run ended; run succeeded
+    "
+    );
+}
+
+#[test]
+fn a_detached_step_that_cannot_start_fails_the_run() {
+    insta::assert_snapshot!(
+        play(&["server!:", "test:server"], &["begin", "server fail"]),
+        @r"
+    begin -> start server
+    server fail -> server failed; test skipped because step server failed; run failed: step server failed: exit code 1
+    "
+    );
+}
+
+#[test]
+fn a_detached_step_that_dies_on_its_own_fails_nothing() {
+    insta::assert_snapshot!(
+        play(&["server!:", "test:server"], &["begin", "server up", "server fail", "test ok"]),
+        @r"
+    begin -> start server
+    server up -> start test
+    server fail -> server failed (ignored)
+    test ok -> test succeeded; run succeeded
+    "
+    );
+}
+
+#[test]
+fn an_interrupt_stops_everything_once() {
+    insta::assert_snapshot!(
+        play(&["a:", "b:a"], &["begin", "interrupt", "interrupt", "a fail", "a ok"]),
+        @r"
+    begin -> start a
+    interrupt -> stop a; b skipped because the run was interrupted
+    interrupt -> nothing
+    a fail -> a canceled because the run was interrupted; run canceled: the run was interrupted
+    a ok -> nothing
+    "
+    );
+}
+
+#[test]
+fn nothing_to_do_is_done_at_once() {
+    assert_eq!(play(&[], &["begin"]), "begin -> run succeeded\n");
+}
+
+/// One arbitrary node: which of the earlier ones it waits for, and its two switches.
+fn nodes() -> impl Strategy<Value = Vec<Node>> {
+    proptest::collection::vec((any::<u16>(), any::<bool>(), any::<bool>()), 0..9).prop_map(|rows| {
+        rows.iter()
+            .enumerate()
+            .map(|(i, (mask, detach, ignore_errors))| Node {
+                id: StepId::default_at(i),
+                after: (0..i)
+                    .filter(|j| mask >> j & 1 == 1)
+                    .map(StepId::default_at)
+                    .collect(),
+                detach: *detach && mask % 3 == 0,
+                ignore_errors: *ignore_errors,
+            })
+            .collect()
+    })
+}
+
+/// The slow and obvious side: sets of names, recomputed from scratch each time.
+#[derive(Default)]
+struct Model {
+    started: BTreeSet<StepId>,
+    lets: BTreeSet<StepId>,
+    settled: BTreeMap<StepId, StepState>,
+    halted: bool,
+}
+
+impl Model {
+    fn check(&mut self, nodes: &[Node], actions: &[Action]) -> Result<bool, TestCaseError> {
+        let mut finished = false;
+        for action in actions {
+            match action {
+                Action::Start(id) => {
+                    prop_assert!(!self.halted, "{id} started after the run was halted");
+                    prop_assert!(self.started.insert(id.clone()), "{id} started twice");
+                    let node = nodes.iter().find(|n| n.id == *id).unwrap();
+                    for before in &node.after {
+                        prop_assert!(self.lets.contains(before), "{id} started before {before}");
+                    }
+                }
+                Action::Settle(id, state) => {
+                    prop_assert!(state.is_final());
+                    prop_assert!(
+                        self.settled.insert(id.clone(), state.clone()).is_none(),
+                        "{id} has two final states"
+                    );
+                    if state.lets_others_start() {
+                        self.lets.insert(id.clone());
+                    }
+                    if matches!(
+                        state,
+                        StepState::Failed { ignored: false, .. } | StepState::TimedOut { .. }
+                    ) {
+                        self.halted = true;
+                    }
+                    if matches!(state, StepState::Skipped { .. }) {
+                        prop_assert!(!self.started.contains(id), "{id} ran and was skipped");
+                    }
+                }
+                Action::Stop(id) => prop_assert!(self.started.contains(id)),
+                Action::Finish(_) => {
+                    prop_assert_eq!(self.settled.len(), nodes.len());
+                    finished = true;
+                }
+            }
+        }
+        if !self.halted {
+            for node in nodes {
+                let ready = node.after.iter().all(|b| self.lets.contains(b));
+                prop_assert_eq!(
+                    ready,
+                    self.started.contains(&node.id),
+                    "{} ready {}",
+                    node.id,
+                    ready
+                );
+            }
+        }
+        Ok(finished)
+    }
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_obvious_model(
+        nodes in nodes(),
+        picks in proptest::collection::vec((any::<u8>(), 0u8..12), 0..60),
+    ) {
+        let mut graph = Graph::new(nodes.clone());
+        let mut model = Model::default();
+        let mut finished = model.check(&nodes, &graph.on(Input::Begin))?;
+        // Beyond the picks, every step ends well, so that each run comes to its end.
+        for (pick, how) in picks.into_iter().chain(std::iter::repeat((0, 0))) {
+            if finished { break; }
+            let running: Vec<StepId> = model.started.iter()
+                .filter(|id| !model.settled.contains_key(*id)).cloned().collect();
+            prop_assert!(!running.is_empty(), "nothing runs and the run is not over");
+            let step = running[pick as usize % running.len()].clone();
+            let detached = nodes.iter().any(|n| n.id == step && n.detach);
+            let input = match how {
+                11 => { model.halted = true; Input::Stop(SkipReason::Interrupted) }
+                10 => Input::Ended(step, End::Failed { reason: "x".into(), exit_code: None }),
+                9 => Input::Ended(step, End::TimedOut { after_secs: 1 }),
+                8 => Input::Ended(step, End::Stopped),
+                5..8 if detached && !model.lets.contains(&step) => {
+                    if !model.halted { model.lets.insert(step.clone()); }
+                    Input::Up(step)
+                }
+                _ => Input::Ended(step, End::Succeeded),
+            };
+            if matches!(&input, Input::Ended(_, End::Stopped)) {
+                // Nobody is stopped without having been asked to.
+                if !model.halted { continue; }
+            }
+            finished = model.check(&nodes, &graph.on(input))?;
+        }
+        prop_assert!(finished);
+    }
+}

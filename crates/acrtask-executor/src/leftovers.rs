@@ -1,0 +1,123 @@
+//! What killed processes left behind, found by its labels and removed.
+//!
+//! Only what carries the label of a process that is certainly dead is touched ([`crate::owner`]); what a
+//! task asked to keep is kept.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use acrtask_model::RunId;
+
+use crate::{
+    context::remove_all,
+    engine::{Engine, Labels, label_filter},
+    owner::{Judgement, KEEP_LABEL, OWNER_LABEL, Owner, RUN_LABEL},
+    workspace::{OWNER_FILE, SCRATCH_PREFIX},
+};
+
+/// Removes what dead processes left; returns it in words.
+pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> Vec<String> {
+    let (containers, networks, volumes, images) = tokio::join!(
+        engine.list_containers(label_filter(RUN_LABEL)),
+        engine.list_networks(RUN_LABEL),
+        engine.list_volumes(RUN_LABEL),
+        engine.list_images(label_filter(RUN_LABEL)),
+    );
+    let kept = |labels: &HashMap<String, String>| labels.contains_key(KEEP_LABEL);
+    let containers = containers
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|c| c.labels);
+    let networks = networks.unwrap_or_default().into_iter().map(|n| n.labels);
+    let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.labels);
+    let images: Vec<_> = images.unwrap_or_default();
+    let all = containers
+        .filter(|labels| !kept(labels))
+        .chain(networks)
+        .chain(volumes)
+        .chain(images.iter().map(|image| image.labels.clone()));
+    let mut dead: BTreeMap<String, (Labels, usize)> = BTreeMap::new();
+    for labels in all {
+        if let Some((run, owner)) = dead_owner(&labels, me) {
+            let entry = dead.entry(run.to_string());
+            entry.or_insert_with(|| (Labels::new(run, owner), 0)).1 += 1;
+        }
+    }
+    let mut removed = Vec::new();
+    for (run, (labels, count)) in dead {
+        let image = images
+            .iter()
+            .find(|image| image.labels.get(RUN_LABEL) == Some(&run))
+            .map(|image| image.id.clone());
+        let left = remove_all(engine, &labels, image).await;
+        if left.len() < count {
+            let things = if count == 1 { "object" } else { "objects" };
+            removed.push(format!(
+                "run {run}: {} {things} of the engine",
+                count - left.len()
+            ));
+        }
+        for thing in left {
+            tracing::debug!(%run, thing, "left behind by a run that was killed");
+        }
+    }
+    let root = scratch_root.to_owned();
+    let me = me.clone();
+    let folders = tokio::task::spawn_blocking(move || remove_folders(&root, &me)).await;
+    removed.extend(folders.unwrap_or_default());
+    removed
+}
+
+/// The run and the owner that labels name, if that owner is dead.
+fn dead_owner(labels: &HashMap<String, String>, me: &Owner) -> Option<(RunId, Owner)> {
+    let run = RunId::new(labels.get(RUN_LABEL)?).ok()?;
+    let owner: Owner = labels.get(OWNER_LABEL)?.parse().ok()?;
+    (owner.judge_here(me) == Judgement::Dead).then_some((run, owner))
+}
+
+fn remove_folders(root: &Path, me: &Owner) -> Vec<String> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| {
+        let name = entry.file_name();
+        name.to_string_lossy().starts_with(SCRATCH_PREFIX)
+    });
+    ours.filter_map(|entry| {
+        let folder: PathBuf = entry.path();
+        let owner = std::fs::read_to_string(folder.join(OWNER_FILE)).ok()?;
+        let owner: Owner = owner.parse().ok()?;
+        if owner.judge_here(me) != Judgement::Dead {
+            return None;
+        }
+        std::fs::remove_dir_all(&folder).ok()?;
+        Some(format!("folder {}", folder.display()))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::Scratch;
+
+    #[test]
+    fn folders_of_the_living_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let me = Owner::this_process();
+        let run = RunId::new("r1").unwrap();
+        let mine = Scratch::new(root.path(), &run, &me).unwrap();
+        // A process with this one's id that started at another time: it is gone.
+        let mut label = me.to_string();
+        label.push('0');
+        let dead: Owner = label.parse().unwrap();
+        let theirs = Scratch::new(root.path(), &RunId::new("r2").unwrap(), &dead).unwrap();
+        std::fs::create_dir(root.path().join("acrtask-run-without-owner")).unwrap();
+        let removed = remove_folders(root.path(), &me);
+        assert_eq!(removed.len(), 1, "{removed:?}");
+        assert!(removed[0].contains("acrtask-run-r2-"));
+        assert!(mine.path().exists());
+        assert!(root.path().join("acrtask-run-without-owner").exists());
+        drop(theirs);
+    }
+}

@@ -1,0 +1,183 @@
+//! Push steps: every image to its registry, and the digest there is the one that was built and tested.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use acrtask_model::{Digest, EventKind, ImageRef, events::Stream};
+use acrtask_registry::ManifestBody;
+use acrtask_spec::plan::PushStep;
+
+use super::wait;
+use crate::{context::StepContext, error::chain, images::Built, policy::Attempt};
+
+/// Attempts at one image.
+const ATTEMPTS: u32 = 3;
+/// The wait after the first failed attempt; doubled after each.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+/// Pushes the images of a step, side by side.
+pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
+    let mut images = Vec::new();
+    for image in &step.images {
+        match image {
+            Ok(image) => images.push(image.clone()),
+            Err(refusal) => return Attempt::failed(refusal.message.clone()),
+        }
+    }
+    if ctx.run.options.no_push {
+        for image in &images {
+            let text = format!("not pushed, as --no-push asks: {image}");
+            ctx.output.say(Stream::Stderr, &text).await;
+        }
+        return Attempt::Succeeded;
+    }
+    let pushes = images.iter().map(|image| push(ctx, image));
+    let failures: Vec<String> = futures::future::join_all(pushes)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
+    if ctx.cancel.is_cancelled() {
+        return Attempt::Stopped;
+    }
+    if failures.is_empty() {
+        Attempt::Succeeded
+    } else {
+        Attempt::failed(failures.join("; "))
+    }
+}
+
+/// Pushes one image and checks what its registry has then.
+pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, String> {
+    let image = image.clone().or_latest();
+    let built = ctx.run.images.find(&image.to_string());
+    if built.is_none() {
+        let known = ctx.run.engine.image(&image.to_string()).await;
+        if known.map_err(|error| chain(&error))?.is_none() {
+            return Err(format!(
+                "there is no image {image} to push: no step of this run built it, and the engine does not have it"
+            ));
+        }
+    }
+    let mut delay = FIRST_DELAY;
+    for attempt in 1..=ATTEMPTS {
+        let pushed = tokio::select! {
+            pushed = push_once(ctx, &image, built.as_ref()) => pushed,
+            () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
+        };
+        let failure = match pushed {
+            Ok(digest) => return Ok(digest),
+            Err(failure) => failure,
+        };
+        if attempt == ATTEMPTS || !failure.again {
+            return Err(failure.why);
+        }
+        let text = format!(
+            "attempt {attempt} of {ATTEMPTS} failed: {}; another one in {} s",
+            failure.why,
+            delay.as_secs()
+        );
+        ctx.output.say(Stream::Stderr, &text).await;
+        if !wait(delay, &ctx.cancel).await {
+            return Err(failure.why);
+        }
+        delay *= 2;
+    }
+    unreachable!("the last attempt returns")
+}
+
+struct Failure {
+    why: String,
+    /// Another attempt may help.
+    again: bool,
+}
+
+impl Failure {
+    fn retryable(why: impl Into<String>) -> Self {
+        let why = why.into();
+        // A registry that refuses the credentials will go on refusing them.
+        let again = ![
+            "unauthorized",
+            "denied",
+            "no basic auth credentials",
+            "401",
+            "403",
+        ]
+        .iter()
+        .any(|sign| why.to_lowercase().contains(sign));
+        Self { why, again }
+    }
+
+    fn fatal(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            again: false,
+        }
+    }
+}
+
+async fn push_once(
+    ctx: &StepContext,
+    image: &ImageRef,
+    built: Option<&Arc<Built>>,
+) -> Result<Digest, Failure> {
+    let run = &ctx.run;
+    let text = format!("pushing {image}");
+    ctx.output.say(Stream::Stderr, &text).await;
+    let told = match built {
+        Some(built) if built.pushed => Some(built.digest.clone()),
+        Some(built) if !built.in_engine => Some(
+            run.builder
+                .push_from_cache(ctx, built, image)
+                .await
+                .map_err(Failure::retryable)?,
+        ),
+        _ => run
+            .engine
+            .push_image(image, &run.credentials, |line| {
+                tracing::debug!(%image, line, "push");
+            })
+            .await
+            .map_err(|error| Failure::retryable(chain(&error)))?,
+    };
+    // The registry has the last word.
+    let manifest = run
+        .registry
+        .manifest(image)
+        .await
+        .map_err(|error| Failure::retryable(chain(&error)))?;
+    let digest = manifest.digest;
+    if let Some(told) = &told
+        && *told != digest
+    {
+        return Err(Failure::fatal(format!(
+            "{image} was pushed as {told}, but the registry has {digest}: somebody else pushed the same tag"
+        )));
+    }
+    if let Some(built) = built
+        && built.digest != digest
+        && (built.in_engine && run.engine.facts.containerd_store || !built.in_engine)
+    {
+        return Err(Failure::fatal(format!(
+            "the registry has {digest} as {image}, but step {} built {}: what was tested is not what was pushed",
+            built.step, built.digest
+        )));
+    }
+    let platforms = match &manifest.body {
+        ManifestBody::Index(index) => acrtask_registry::manifest::platforms(index)
+            .into_iter()
+            .map(|(platform, digest)| (platform.to_string(), digest))
+            .collect(),
+        ManifestBody::Image(_) => BTreeMap::new(),
+    };
+    let text = format!("pushed {image} {digest}");
+    ctx.output.say(Stream::Stderr, &text).await;
+    run.events
+        .send(EventKind::ImagePushed {
+            step: ctx.step.id.clone(),
+            name: image.to_string(),
+            digest: digest.clone(),
+            platforms,
+        })
+        .await;
+    Ok(digest)
+}

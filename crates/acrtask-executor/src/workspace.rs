@@ -1,0 +1,399 @@
+//! The folder that the steps of a run share: `/workspace` in containers, the context of builds.
+//!
+//! It lives in a volume of the engine, filled through the engine's API, never in a mount of a folder
+//! of this machine. The reasons:
+//!
+//! - The engine may see another file system than this process does: a remote engine, one in a
+//!   virtual machine, one in a container or a changed root.
+//! - Containers write as root. In a folder of an ordinary user they would leave files that this
+//!   process can neither read for the next build nor remove at the end. The engine can do both.
+//! - A step must not change the folder that the user works in. It sees a copy, as with the reference
+//!   executor; a copy on this machine would cost as much as the one into the volume.
+//!
+//! So the volume costs nothing that a run could do without, and what can be avoided is: a run
+//! without containers never makes it, and builds before the first container read the user's folder as
+//! it is. The first container that needs the volume carries the files into it, before it is started.
+//! A build after that reads a mirror of the volume in a scratch folder, fetched again only when a
+//! container has run since.
+//!
+//! To reach the volume between containers there is the keeper: a container of an empty image that is made
+//! only when needed and never started. It has nothing in it but the volumes, so no path, link or race inside
+//! can lead anywhere else.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use acrtask_model::RunId;
+use bollard::models::{ContainerCreateBody, HostConfig, Mount};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::{
+    archive::{self, Opened, Pack},
+    engine::{Engine, Labels, volumes::mount},
+    error::{EngineError, chain},
+    owner::Owner,
+};
+
+/// Where the workspace is mounted.
+pub(crate) const WORKSPACE: &str = "/workspace";
+/// Where the shared home folder is mounted.
+pub(crate) const HOME: &str = "/acb/home";
+/// Links that are followed before a loop is assumed.
+const MAX_LINKS: usize = 16;
+/// Beginning of the name of each scratch folder.
+pub(crate) const SCRATCH_PREFIX: &str = "acrtask-run-";
+/// The file in a scratch folder that says whose it is.
+pub(crate) const OWNER_FILE: &str = ".acrtask-owner";
+
+/// Something about the workspace failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkspaceError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("could not {attempted}")]
+    Io {
+        attempted: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0}")]
+    Path(String),
+}
+
+fn io_error(attempted: impl Into<String>) -> impl FnOnce(io::Error) -> WorkspaceError {
+    let attempted = attempted.into();
+    move |source| WorkspaceError::Io { attempted, source }
+}
+
+/// A scratch folder, removed when it is dropped; a folder of a dead process is found by its owner file.
+#[derive(Debug)]
+pub(crate) struct Scratch(TempDir);
+
+impl Scratch {
+    pub(crate) fn new(root: &Path, run: &RunId, owner: &Owner) -> io::Result<Self> {
+        std::fs::create_dir_all(root)?;
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{SCRATCH_PREFIX}{run}-"))
+            .tempdir_in(root)?;
+        std::fs::write(folder.path().join(OWNER_FILE), owner.to_string())?;
+        std::fs::create_dir(folder.path().join("files"))?;
+        Ok(Self(folder))
+    }
+
+    /// Where files go.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("files")
+    }
+}
+
+/// The workspace of one run.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    engine: Engine,
+    labels: Labels,
+    run: RunId,
+    owner: Owner,
+    scratch_root: PathBuf,
+    /// The user's folder; only ever read. Nothing for a run without a context.
+    context: Option<PathBuf>,
+    filled: OnceCell<()>,
+    keeper: OnceCell<String>,
+    /// Containers that may be writing now.
+    writers: AtomicUsize,
+    /// Rises whenever the volume may have changed.
+    generation: AtomicU64,
+    mirror: Mutex<Option<(u64, Arc<Scratch>)>>,
+}
+
+/// What a build reads: keeps the mirror alive for as long as it is held.
+#[derive(Debug, Clone)]
+pub(crate) struct BuildFolder {
+    pub(crate) path: PathBuf,
+    _mirror: Option<Arc<Scratch>>,
+}
+
+/// Tells the workspace that a container may be writing, for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Writing(Arc<Workspace>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
+        self.0.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Workspace {
+    pub(crate) fn new(
+        engine: Engine,
+        labels: Labels,
+        run: RunId,
+        owner: Owner,
+        scratch_root: PathBuf,
+        context: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            engine,
+            labels,
+            run,
+            owner,
+            scratch_root,
+            context,
+            filled: OnceCell::new(),
+            keeper: OnceCell::new(),
+            writers: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
+            mirror: Mutex::new(None),
+        }
+    }
+
+    /// A new scratch folder of this run.
+    pub(crate) fn scratch(&self) -> Result<Scratch, WorkspaceError> {
+        Scratch::new(&self.scratch_root, &self.run, &self.owner).map_err(io_error(format!(
+            "make a scratch folder in {}",
+            self.scratch_root.display()
+        )))
+    }
+
+    /// The name of the volume.
+    pub(crate) fn volume(&self) -> String {
+        format!("acrtask_{}_workspace", self.run)
+    }
+
+    /// The mounts of every container that shares the workspace.
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
+        let home = format!("acrtask_{}_home", self.run);
+        vec![
+            mount(&self.volume(), WORKSPACE, false, None, &self.labels),
+            mount(&home, HOME, false, None, &self.labels),
+        ]
+    }
+
+    /// Puts the context into the volume, once, through a container that mounts it and has not been started.
+    pub(crate) async fn fill_through(&self, container: &str) -> Result<(), WorkspaceError> {
+        self.filled
+            .get_or_try_init(|| async {
+                let Some(context) = &self.context else {
+                    return Ok(());
+                };
+                let parts = vec![Pack::Folder {
+                    from: context.clone(),
+                    at: PathBuf::new(),
+                }];
+                self.engine
+                    .upload(container, WORKSPACE, archive::pack(parts))
+                    .await?;
+                Ok(())
+            })
+            .await
+            .copied()
+    }
+
+    /// To be held while a container runs that may write.
+    pub(crate) fn writing(self: &Arc<Self>) -> Writing {
+        self.writers.fetch_add(1, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        Writing(Arc::clone(self))
+    }
+
+    /// The folder that a build reads: the user's own, or a mirror of the volume once that has a life of its own.
+    pub(crate) async fn for_build(&self) -> Result<BuildFolder, WorkspaceError> {
+        if self.generation.load(Ordering::SeqCst) == 0 {
+            if let Some(context) = &self.context {
+                return Ok(BuildFolder {
+                    path: context.clone(),
+                    _mirror: None,
+                });
+            }
+            let empty = Arc::new(self.scratch()?);
+            return Ok(BuildFolder {
+                path: empty.path(),
+                _mirror: Some(empty),
+            });
+        }
+        // One at a time: builds that start together share one download.
+        let mut mirror = self.mirror.lock().await;
+        let generation = self.generation.load(Ordering::SeqCst);
+        let quiet = self.writers.load(Ordering::SeqCst) == 0;
+        let fresh = match mirror.as_ref() {
+            Some((of, scratch)) if *of == generation && quiet => Arc::clone(scratch),
+            _ => {
+                let scratch = Arc::new(self.scratch()?);
+                let keeper = self.keeper().await?;
+                archive::unpack_folder(self.engine.download(&keeper, WORKSPACE), &scratch.path())
+                    .await
+                    .map_err(io_error("copy the workspace for a build"))?;
+                *mirror = Some((generation, Arc::clone(&scratch)));
+                scratch
+            }
+        };
+        Ok(BuildFolder {
+            path: fresh.path(),
+            _mirror: Some(fresh),
+        })
+    }
+
+    /// Writes files below the folder `at` of the workspace, which must exist.
+    pub(crate) async fn put(&self, at: &str, parts: Vec<Pack>) -> Result<(), WorkspaceError> {
+        let keeper = self.keeper().await?;
+        self.engine
+            .upload(&keeper, at, archive::pack(parts))
+            .await?;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Opens a file of the workspace; links are followed as long as they stay inside.
+    pub(crate) async fn open(
+        &self,
+        path: &str,
+    ) -> Result<tokio::sync::mpsc::Receiver<io::Result<bytes::Bytes>>, WorkspaceError> {
+        let keeper = self.keeper().await?;
+        let mut at = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            let opened = archive::open_file(self.engine.download(&keeper, &at))
+                .await
+                .map_err(|error| missing(&at, &error))?;
+            match opened {
+                Opened::File(content) => return Ok(content),
+                Opened::Other => {
+                    return Err(WorkspaceError::Path(format!("{at} is a folder")));
+                }
+                Opened::Link(target) => {
+                    let base = Path::new(&at).parent().unwrap_or(Path::new("/"));
+                    at = resolve_path(&base.to_string_lossy(), &target.to_string_lossy())?;
+                }
+            }
+        }
+        Err(WorkspaceError::Path(format!(
+            "{path} leads through too many links"
+        )))
+    }
+
+    /// The entries below a folder, or the file itself.
+    pub(crate) async fn list(&self, path: &str) -> Result<Vec<archive::Listed>, WorkspaceError> {
+        let keeper = self.keeper().await?;
+        archive::list(self.engine.download(&keeper, path))
+            .await
+            .map_err(|error| missing(path, &error))
+    }
+
+    /// The container through which the volume is reached between the others.
+    async fn keeper(&self) -> Result<String, WorkspaceError> {
+        let keeper = self
+            .keeper
+            .get_or_try_init(|| async {
+                let image = self
+                    .engine
+                    .import_empty_image(&self.keeper_image(), &self.labels)
+                    .await?;
+                let body = ContainerCreateBody {
+                    image: Some(image),
+                    cmd: Some(vec!["never-started".into()]),
+                    labels: Some(self.labels.map()),
+                    host_config: Some(HostConfig {
+                        mounts: Some(self.mounts()),
+                        network_mode: Some("none".into()),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let name = format!("acrtask_{}_keeper", self.run);
+                self.engine.create_container(&name, None, body).await
+            })
+            .await?
+            .clone();
+        self.fill_through(&keeper).await?;
+        Ok(keeper)
+    }
+
+    /// The name of the empty image, if it has been made.
+    pub(crate) fn keeper_image_if_made(&self) -> Option<String> {
+        self.keeper.initialized().then(|| self.keeper_image())
+    }
+
+    fn keeper_image(&self) -> String {
+        format!("acrtask/keeper-{}", self.run)
+    }
+}
+
+/// The engine answers a missing path with a 404 whose text names its own paths: say it in ours.
+fn missing(path: &str, error: &io::Error) -> WorkspaceError {
+    let text = chain(error);
+    if text.contains("Could not find the file") || text.contains("no such file") {
+        WorkspaceError::Path(format!("{path}: no such file in the workspace"))
+    } else {
+        WorkspaceError::Path(format!("could not read {path}: {text}"))
+    }
+}
+
+/// `path`, seen from the folder `base`, as an absolute path inside the workspace or the home folder.
+pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceError> {
+    let mut parts: Vec<&str> = Vec::new();
+    let absolute = path.starts_with('/');
+    let all = if absolute { "" } else { base }
+        .split('/')
+        .chain(path.split('/'));
+    for part in all {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    let out = format!("/{}", parts.join("/"));
+    let below = |root: &str| out == root || out.starts_with(&format!("{root}/"));
+    if below(WORKSPACE) || below(HOME) {
+        Ok(out)
+    } else {
+        Err(WorkspaceError::Path(format!(
+            "{path} is outside {WORKSPACE} and {HOME}, which are all that a task can reach"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_inside() {
+        for (base, path, expected) in [
+            ("/workspace", "a/b", Some("/workspace/a/b")),
+            ("/workspace/x", "../b", Some("/workspace/b")),
+            ("/workspace/x", "./", Some("/workspace/x")),
+            ("/workspace", "/acb/home/.npmrc", Some("/acb/home/.npmrc")),
+            ("/workspace", "..", None),
+            ("/workspace", "../workspacex", None),
+            ("/workspace", "/etc/passwd", None),
+            ("/workspace", "a/../../../etc", None),
+        ] {
+            assert_eq!(
+                resolve_path(base, path).ok().as_deref(),
+                expected,
+                "{base} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_scratch_folder_says_whose_it_is_and_goes_away() {
+        let root = tempfile::tempdir().unwrap();
+        let me = Owner::this_process();
+        let scratch = Scratch::new(root.path(), &RunId::new("r1").unwrap(), &me).unwrap();
+        let folder = scratch.path().parent().unwrap().to_owned();
+        let owner = std::fs::read_to_string(folder.join(OWNER_FILE)).unwrap();
+        assert_eq!(owner.parse(), Ok(me));
+        drop(scratch);
+        assert!(!folder.exists());
+    }
+}
