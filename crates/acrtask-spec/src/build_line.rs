@@ -1,6 +1,14 @@
 //! The words of a build step, `docker build ARGS`, understood.
 
+//!
+//! Words are split as a shell does, but no shell sees them: see [`parse`]. Left out: what needs a shell
+//! (variables, `&&`, redirections), and flags that change what the command does (`--check`, `--call`).
+
 use std::time::Duration;
+
+mod parse;
+
+pub use parse::{from_words, parse};
 
 /// Where a build's files come from, as the line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

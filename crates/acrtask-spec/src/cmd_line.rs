@@ -5,6 +5,17 @@
 //! pipeline = command { "|" command }
 //! command  = container | docker-word | builtin, with redirections
 //! ```
+//!
+//! The first command is always a container or a `docker` word; a line break is a `;`. Later commands may
+//! also be one of [`BUILTINS`]. Everything else that a shell would do is refused, with the rewrite that
+//! gives the line to a shell inside the container.
+
+mod docker;
+mod parse;
+
+pub(crate) use docker::docker_word_name;
+pub use docker::docker_word_supported;
+pub use parse::{BUILTINS, container_from_words, parse};
 
 /// A whole line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +58,8 @@ pub struct Command {
 pub enum CommandKind {
     /// `[docker run flags] IMAGE [ARGS]`.
     Container(Box<ContainerLine>),
-    /// `docker WORD ...`: carried out by the executor itself.
+    /// `docker WORD ...`, without the word `docker`: carried out by the executor itself where
+    /// [`docker_word_supported`] says so.
     Docker(Vec<Word>),
     /// `true false echo exit pwd ls cat date`.
     Builtin(Vec<Word>),

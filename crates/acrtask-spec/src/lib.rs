@@ -1,5 +1,50 @@
 //! From the text of a task file to a [`plan::Plan`], or to diagnostics.
+//!
+//! The way of a file: its version is found, aliases are replaced, the text is rendered as a template, read
+//! as YAML, checked, and put in order; each build and cmd line is taken apart into types. [`resolve`] goes
+//! all of it; [`render_diagnostics`] and [`plan_text`] make pictures for people, [`plan_json`] and
+//! [`Diagnostic::to_json`] data for programs.
+//!
+//! Invariants: no I/O, no clock, no environment: what a file may ask for comes through [`Lookup`], and time
+//! through [`RunFacts`]. Every place in a diagnostic is one of the author's text. Work and memory are
+//! bounded, whatever the text. Left out: a JSON schema of the language.
 
 pub mod build_line;
 pub mod cmd_line;
 pub mod plan;
+
+mod alias;
+mod check;
+mod diagnostic;
+mod facts;
+mod flags;
+mod graph;
+mod json;
+mod origin;
+mod picture;
+mod read;
+mod render;
+mod resolve;
+mod task;
+mod version;
+mod words;
+mod yaml;
+
+pub use check::DEFAULT_NETWORK;
+pub use diagnostic::{Diagnostic, Label, Position, Severity};
+pub use facts::{
+    BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, values_from_yaml,
+};
+pub use json::plan_json;
+pub use picture::plan_text;
+pub use render::render_diagnostics;
+pub use resolve::{MAX_FILE, Resolution, resolve};
+
+/// A task file.
+#[derive(Debug, Clone, Default)]
+pub struct TaskSource {
+    /// Its path as it is shown.
+    pub name: String,
+    /// What it holds.
+    pub text: String,
+}

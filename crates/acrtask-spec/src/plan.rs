@@ -33,7 +33,8 @@ pub struct Plan {
     pub networks: Vec<Network>,
     /// The volumes that steps mount, by name.
     pub volumes: Vec<Volume>,
-    /// The registry credentials that the file itself declares.
+    /// The registry credentials that the file itself declares. Always empty today: the language has no key
+    /// for them, and the reference executor takes them from its command line alone.
     pub credentials: Vec<Credential>,
     /// The steps, in file order.
     pub steps: Vec<Step>,
@@ -108,12 +109,36 @@ pub struct Step {
     pub repeat: u32,
     /// A failure does not fail the run.
     pub ignore_errors: bool,
-    /// The network that its container joins; nothing: the default one.
+    /// The network that its container joins: the one the step names, else the task's default one. Nothing
+    /// where the file declares networks and marks none of them as the default: then the engine's own.
     pub network: Option<String>,
     /// Position of the step's first line in the file, from 1.
     pub line: usize,
     /// Everything that only containers use.
     pub container: ContainerOptions,
+}
+
+impl Plan {
+    /// Why steps cannot be run, each with its step. A run with one of these is refused before it starts; as
+    /// diagnostics with their places they are in [`crate::Resolution::refusals`].
+    pub fn refusals(&self) -> impl Iterator<Item = (&Step, &LineRefusal)> {
+        self.steps
+            .iter()
+            .flat_map(|step| step.refusals().map(move |refused| (step, refused)))
+    }
+}
+
+impl Step {
+    /// Why this step cannot be run.
+    pub fn refusals(&self) -> impl Iterator<Item = &LineRefusal> {
+        let (line, images) = match &self.kind {
+            StepKind::Build(build) => (build.line.as_ref().err(), [].as_slice()),
+            StepKind::Cmd(cmd) => (cmd.line.as_ref().err(), [].as_slice()),
+            StepKind::Push(push) => (None, push.images.as_slice()),
+        };
+        line.into_iter()
+            .chain(images.iter().filter_map(|image| image.as_ref().err()))
+    }
 }
 
 /// The kinds of steps.

@@ -1,0 +1,499 @@
+//! From the words of `docker build` to a [`BuildLine`].
+
+use std::ops::Range;
+
+use super::{BuildLine, CacheSpec, ContextRef, SecretSpec};
+use crate::{
+    cmd_line::Word,
+    flags::{self, Flag, FlagsEnd, Given, Placed, switch, value},
+    plan::LineRefusal,
+    words::{self, TokenKind, refusal},
+};
+
+/// `docker build` and `docker buildx build`, both.
+const FLAGS: [Flag; 56] = [
+    value("add-host"),
+    value("allow"),
+    value("annotation"),
+    value("attest"),
+    value("build-arg"),
+    value("build-context"),
+    value("builder"),
+    value("cache-from"),
+    value("cache-to"),
+    value("call"),
+    value("cgroup-parent"),
+    switch("check"),
+    switch("compress"),
+    value("cpu-period"),
+    value("cpu-quota"),
+    value("cpu-shares").or('c'),
+    value("cpuset-cpus"),
+    value("cpuset-mems"),
+    switch("debug").or('D'),
+    switch("disable-content-trust"),
+    value("file").or('f'),
+    switch("force-rm"),
+    value("iidfile"),
+    value("isolation"),
+    value("label"),
+    switch("load"),
+    value("memory").or('m'),
+    value("memory-swap"),
+    value("metadata-file"),
+    value("network"),
+    switch("no-cache"),
+    value("no-cache-filter"),
+    value("output").or('o'),
+    value("platform"),
+    value("policy"),
+    value("print"),
+    value("progress"),
+    value("provenance"),
+    switch("pull"),
+    switch("push"),
+    switch("quiet").or('q'),
+    switch("rm"),
+    value("root"),
+    value("sbom"),
+    value("secret"),
+    value("security-opt"),
+    value("server-config"),
+    value("shm-size"),
+    switch("squash"),
+    value("ssh"),
+    switch("stream"),
+    value("tag").or('t'),
+    value("target"),
+    value("ulimit"),
+    switch("use-config"),
+    switch("help").or('h'),
+];
+
+/// Reads `line`, the words after `docker build`.
+///
+/// # Errors
+///
+/// Says which word cannot be carried out, where, and what to write instead.
+pub fn parse(line: &str) -> Result<BuildLine, LineRefusal> {
+    let mut placed = Vec::new();
+    for token in words::split(line).map_err(helped)? {
+        match token.kind {
+            TokenKind::Word(word) => placed.push((word, token.span)),
+            // The end of the text, or a line that was not joined to the next one.
+            TokenKind::Operator(words::Operator::Newline)
+                if line[token.span.end..].trim().is_empty() => {}
+            TokenKind::Operator(words::Operator::Newline) => {
+                let mut refused = refusal("the line ends here, but the build goes on", token.span);
+                refused.help = Some("end the line with ` \\`, or write the text with `build: >`, which joins its lines".into());
+                return Err(refused);
+            }
+            _ => {
+                let mut refused = refusal(
+                    "a build step is one `docker build`, without a shell around it",
+                    token.span,
+                );
+                refused.help = Some("put what comes before or after into a step of its own".into());
+                return Err(refused);
+            }
+        }
+    }
+    parse_words(&placed, line.len())
+}
+
+/// Reads words that were split already, as for `docker build WORDS` in a cmd. Places in a refusal mean
+/// nothing then.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn from_words(words: &[Word]) -> Result<BuildLine, LineRefusal> {
+    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    parse_words(&placed, 0)
+}
+
+/// `end` is where a word that is missing would stand.
+fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
+    if let Some((_, span)) = words.iter().find(|(word, _)| word.literal().is_none()) {
+        return Err(helped(refusal(
+            "this is known only while a container runs",
+            span.clone(),
+        )));
+    }
+    let (given, others) = flags::read("docker build", &FLAGS, words, FlagsEnd::Anywhere)?;
+    let mut line = BuildLine {
+        context: context(&others, end)?,
+        ..empty()
+    };
+    for flag in given {
+        apply(&mut line, flag)?;
+    }
+    Ok(line)
+}
+
+fn helped(mut refused: LineRefusal) -> LineRefusal {
+    refused.help.get_or_insert_with(|| {
+        "write the value itself, a template like `{{.Run.ID}}` or `{{.Values.name}}`, or put the text in single quotes"
+            .to_owned()
+    });
+    refused
+}
+
+fn empty() -> BuildLine {
+    BuildLine {
+        context: ContextRef::Stdin,
+        file: None,
+        tags: Vec::new(),
+        build_args: Vec::new(),
+        labels: Vec::new(),
+        target: None,
+        platforms: Vec::new(),
+        no_cache: false,
+        no_cache_filter: Vec::new(),
+        pull: false,
+        push: false,
+        secrets: Vec::new(),
+        ssh: Vec::new(),
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
+        network: None,
+        add_hosts: Vec::new(),
+        shm_size: None,
+        ulimits: Vec::new(),
+        build_contexts: Vec::new(),
+        provenance: None,
+        sbom: None,
+        outputs: Vec::new(),
+        iidfile: None,
+        metadata_file: None,
+        quiet: false,
+        ignored: Vec::new(),
+        timeout: None,
+    }
+}
+
+fn context(others: &[Placed], end: usize) -> Result<ContextRef, LineRefusal> {
+    let (word, span) = match others {
+        [only] => only,
+        [] => {
+            let mut refused = refusal("the build has no context", end.saturating_sub(1)..end);
+            refused.help =
+                Some("end the line with the folder to build: ` .` for the whole context".into());
+            return Err(refused);
+        }
+        [(first, span), rest @ ..] => {
+            let first = first.literal().unwrap_or_default();
+            let as_flag = FLAGS.iter().find(|flag| {
+                flag.long == first || flag.short.is_some_and(|c| first.chars().eq([c]))
+            });
+            let (span, help) = match as_flag {
+                Some(_) if first.len() == 1 => (span.clone(), format!("write `-{first}`")),
+                Some(_) => (span.clone(), format!("write `--{first}`")),
+                None => {
+                    let (extra, span) = &rest[0];
+                    let extra = extra.literal().unwrap_or_default();
+                    (
+                        span.clone(),
+                        format!(
+                            "take `{extra}` away, or write the flag that it belongs to before it"
+                        ),
+                    )
+                }
+            };
+            return Err(LineRefusal {
+                message: format!(
+                    "`docker build` takes one context, and this line names {}",
+                    others.len()
+                ),
+                span,
+                help: Some(help),
+            });
+        }
+    };
+    let text = word.literal().unwrap_or_default();
+    if text.is_empty() {
+        return Err(refusal("the context is an empty text", span.clone()));
+    }
+    Ok(context_ref(text))
+}
+
+/// What kind of context `text` names, as `docker build` decides it.
+fn context_ref(text: String) -> ContextRef {
+    let lower = text.to_lowercase();
+    let is_http = lower.starts_with("http://") || lower.starts_with("https://");
+    let before_fragment = lower.split('#').next().unwrap_or_default();
+    let is_git_host = is_http
+        && before_fragment.contains("/_git/")
+        && (before_fragment.contains("dev.azure.com")
+            || before_fragment.contains(".visualstudio.com"));
+    let is_git = ["git://", "git@", "ssh://", "github.com/"]
+        .iter()
+        .any(|prefix| lower.starts_with(prefix))
+        || (is_http && before_fragment.ends_with(".git"))
+        || is_git_host;
+    if text == "-" {
+        ContextRef::Stdin
+    } else if lower.starts_with("oci://") {
+        ContextRef::Oci(text)
+    } else if is_git {
+        ContextRef::Git(text)
+    } else if is_http {
+        ContextRef::Http(text)
+    } else {
+        ContextRef::Path(text)
+    }
+}
+
+fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
+    let Given { name, value, span } = flag;
+    let text = value.literal().unwrap_or_default();
+    let commas = || {
+        text.split(',')
+            .map(|part| part.trim().to_owned())
+            .filter(|part| !part.is_empty())
+    };
+    match name {
+        "file" => line.file = Some(text),
+        "tag" => line.tags.push(text),
+        "build-arg" => line.build_args.push(match text.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (text, None),
+        }),
+        "label" => {
+            let (name, value) = text.split_once('=').unwrap_or((&text, ""));
+            line.labels.push((name.to_owned(), value.to_owned()));
+        }
+        "target" => line.target = Some(text),
+        "platform" => line.platforms.extend(commas()),
+        "no-cache" => line.no_cache = boolean(name, &text, &span)?,
+        "no-cache-filter" => line.no_cache_filter.extend(commas()),
+        "pull" => line.pull = boolean(name, &text, &span)?,
+        "push" => line.push = boolean(name, &text, &span)?,
+        "quiet" => line.quiet = boolean(name, &text, &span)?,
+        "secret" => line.secrets.push(secret(&text, &span)?),
+        "ssh" => line.ssh.push(text),
+        "cache-from" => line.cache_from.extend(cache(&text)),
+        "cache-to" => line.cache_to.extend(cache(&text)),
+        "network" => line.network = Some(text),
+        "add-host" => line.add_hosts.push(text),
+        "shm-size" => line.shm_size = Some(bytes(&text, &span)?),
+        "ulimit" => line.ulimits.push(text),
+        "build-context" => {
+            let (name, place) = text.split_once('=').ok_or_else(|| LineRefusal {
+                message: format!("`{text}` is no named context"),
+                span: span.clone(),
+                help: Some("write `--build-context NAME=PLACE`".into()),
+            })?;
+            line.build_contexts
+                .push((name.to_owned(), place.to_owned()));
+        }
+        "provenance" => line.provenance = Some(text),
+        "sbom" => line.sbom = Some(text),
+        "attest" => attest(line, &text, &span)?,
+        "output" => line.outputs.push(text),
+        "iidfile" => line.iidfile = Some(text),
+        "metadata-file" => line.metadata_file = Some(text),
+        "call" | "print" | "check" => {
+            return Err(LineRefusal {
+                message: format!("`--{name}` makes `docker build` build nothing"),
+                span,
+                help: Some("take it away".into()),
+            });
+        }
+        "help" => return Err(refusal("`--help` builds nothing", span)),
+        _ => {
+            if let Some(why) = ignored(name) {
+                line.ignored
+                    .push((format!("--{name}"), format!("`--{name}` is ignored: {why}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why a flag does nothing here; nothing for those whose wish is granted anyway.
+fn ignored(name: &str) -> Option<&'static str> {
+    Some(match name {
+        // Shown progress is the run's own; images are kept where the next steps find them; and
+        // BuildKit leaves no intermediate containers.
+        "progress" | "load" | "rm" | "force-rm" | "debug" => return None,
+        "squash" => "BuildKit does not squash layers",
+        "isolation" => "there is one kind of isolation on Linux",
+        "memory" | "memory-swap" | "cpu-period" | "cpu-quota" | "cpu-shares" | "cpuset-cpus"
+        | "cpuset-mems" | "cgroup-parent" => "BuildKit has no such limit for one build",
+        "security-opt" => "BuildKit takes no such option",
+        "compress" | "stream" => "BuildKit sends only the files that a build needs",
+        "disable-content-trust" => "images are trusted by digest",
+        "builder" | "root" | "server-config" | "use-config" => "the run's own endpoint builds",
+        "allow" => "the operator of the endpoint decides about that",
+        "annotation" => "annotations are not written yet",
+        _ => "it is of no use here",
+    })
+}
+
+fn boolean(name: &str, text: &str, span: &Range<usize>) -> Result<bool, LineRefusal> {
+    match text {
+        "true" | "1" | "t" | "T" | "TRUE" | "True" => Ok(true),
+        "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
+        _ => Err(LineRefusal {
+            message: format!("`--{name}` is on or off, not `{text}`"),
+            span: span.clone(),
+            help: Some(format!("write `--{name}`")),
+        }),
+    }
+}
+
+/// `KEY=VALUE` pairs between commas; quotes keep a comma in a value, as in a line of CSV.
+fn pairs(text: &str) -> Vec<(String, Option<String>)> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    for c in text.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            _ => {
+                if let Some(last) = fields.last_mut() {
+                    last.push(c);
+                }
+            }
+        }
+    }
+    fields
+        .into_iter()
+        .filter(|field| !field.trim().is_empty())
+        .map(|field| match field.split_once('=') {
+            Some((key, value)) => (key.trim().to_lowercase(), Some(value.to_owned())),
+            None => (field, None),
+        })
+        .collect()
+}
+
+fn secret(text: &str, span: &Range<usize>) -> Result<SecretSpec, LineRefusal> {
+    let mut spec = SecretSpec {
+        id: String::new(),
+        src: None,
+        env: None,
+    };
+    let refuse = |message: String| LineRefusal {
+        message,
+        span: span.clone(),
+        help: Some("write `--secret id=NAME,src=FILE` or `--secret id=NAME,env=VARIABLE`".into()),
+    };
+    let mut kind = String::new();
+    for (key, value) in pairs(text) {
+        let value = value.ok_or_else(|| refuse(format!("`{key}` has no value")))?;
+        match key.as_str() {
+            "id" => spec.id = value,
+            "src" | "source" => spec.src = Some(value),
+            "env" => spec.env = Some(value),
+            "type" => kind = value,
+            _ => return Err(refuse(format!("a secret has no `{key}`"))),
+        }
+    }
+    if spec.id.is_empty() {
+        return Err(refuse("the secret has no id".into()));
+    }
+    // `type=env` makes `src` the name of a variable.
+    if kind == "env" && spec.env.is_none() {
+        spec.env = spec.src.take().or_else(|| Some(spec.id.clone()));
+    }
+    Ok(spec)
+}
+
+/// One flag may name several images where it has no `type`.
+fn cache(text: &str) -> Vec<CacheSpec> {
+    let fields = pairs(text);
+    if fields.iter().all(|(_, value)| value.is_none()) {
+        return fields
+            .into_iter()
+            .map(|(reference, _)| CacheSpec {
+                kind: "registry".into(),
+                attrs: vec![("ref".into(), reference)],
+            })
+            .collect();
+    }
+    let mut spec = CacheSpec {
+        kind: "registry".into(),
+        attrs: Vec::new(),
+    };
+    for (key, value) in fields {
+        match (key.as_str(), value) {
+            ("type", Some(value)) => spec.kind = value,
+            (_, value) => spec.attrs.push((key, value.unwrap_or_default())),
+        }
+    }
+    vec![spec]
+}
+
+fn attest(line: &mut BuildLine, text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
+    let fields = pairs(text);
+    let disabled = fields
+        .iter()
+        .any(|(key, value)| key == "disabled" && value.as_deref() != Some("false"));
+    let kind = fields
+        .iter()
+        .find(|(key, _)| key == "type")
+        .and_then(|(_, value)| value.clone());
+    let rest: Vec<String> = fields
+        .iter()
+        .filter(|(key, _)| key != "type" && key != "disabled")
+        .map(|(key, value)| match value {
+            Some(value) => format!("{key}={value}"),
+            None => key.clone(),
+        })
+        .collect();
+    let attributes = match (disabled, rest.is_empty()) {
+        (true, _) => "false".to_owned(),
+        (false, true) => "true".to_owned(),
+        (false, false) => rest.join(","),
+    };
+    match kind.as_deref() {
+        Some("provenance") => line.provenance = Some(attributes),
+        Some("sbom") => line.sbom = Some(attributes),
+        _ => {
+            return Err(LineRefusal {
+                message: format!("`{text}` names no attestation"),
+                span: span.clone(),
+                help: Some(
+                    "write `--attest type=provenance,mode=max` or `--attest type=sbom`".into(),
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A size as Docker writes it: `64m`, `1.5g`, `1048576`; units are powers of 1024.
+fn bytes(text: &str, span: &Range<usize>) -> Result<u64, LineRefusal> {
+    let lower = text.trim().to_lowercase();
+    let split = lower
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(lower.len());
+    let factor: Option<u64> = match lower[split..]
+        .trim()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
+        "" => Some(1),
+        "k" => Some(1 << 10),
+        "m" => Some(1 << 20),
+        "g" => Some(1 << 30),
+        "t" => Some(1 << 40),
+        _ => None,
+    };
+    let number = lower[..split].parse::<f64>().ok();
+    match (number, factor) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a size: never negative, and whole bytes are near enough"
+        )]
+        (Some(number), Some(factor)) => Ok((number * factor as f64) as u64),
+        _ => Err(LineRefusal {
+            message: format!("`{text}` is no size"),
+            span: span.clone(),
+            help: Some("write for example `--shm-size 64m`".into()),
+        }),
+    }
+}

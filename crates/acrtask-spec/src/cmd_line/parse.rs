@@ -1,0 +1,482 @@
+//! From the text of a cmd to a [`CmdLine`].
+
+use std::ops::Range;
+
+use acrtask_model::ImageRef;
+
+use super::{
+    CmdLine, Command, CommandKind, ContainerLine, Joiner, Pipeline, Redirect, RunFlags, Word,
+};
+use crate::{
+    flags::{self, Flag, FlagsEnd, Given, Placed, switch, value},
+    plan::LineRefusal,
+    words::{self, Operator, Redirection, Token, TokenKind, refusal, single_quoted},
+};
+
+/// What the executor does itself, in a command after the first.
+pub const BUILTINS: [&str; 8] = ["true", "false", "echo", "exit", "pwd", "ls", "cat", "date"];
+
+/// Words that begin something only a shell can do.
+const SHELL_WORDS: [&str; 27] = [
+    "if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "{",
+    "}", "!", "[[", "function", "select", "cd", "export", "set", "unset", "source", ".", "eval",
+    "exec", "trap",
+];
+
+/// Programs that the reference executor's helper has, and that are nobody's image.
+const TOOLS: [&str; 30] = [
+    "[", "test", "sh", "sleep", "grep", "sed", "awk", "tr", "head", "tail", "tee", "xargs",
+    "mkdir", "rm", "cp", "mv", "touch", "chmod", "chown", "find", "sort", "uniq", "wc", "cut",
+    "printf", "env", "tar", "gzip", "wget", "which",
+];
+
+/// `docker run`.
+const RUN_FLAGS: [Flag; 94] = [
+    value("add-host"),
+    value("annotation"),
+    value("attach").or('a'),
+    value("blkio-weight"),
+    value("blkio-weight-device"),
+    value("cap-add"),
+    value("cap-drop"),
+    value("cgroup-parent"),
+    value("cgroupns"),
+    value("cidfile"),
+    value("cpu-period"),
+    value("cpu-quota"),
+    value("cpu-rt-period"),
+    value("cpu-rt-runtime"),
+    value("cpu-shares").or('c'),
+    value("cpus"),
+    value("cpuset-cpus"),
+    value("cpuset-mems"),
+    switch("detach").or('d'),
+    value("detach-keys"),
+    value("device"),
+    value("device-cgroup-rule"),
+    value("device-read-bps"),
+    value("device-read-iops"),
+    value("device-write-bps"),
+    value("device-write-iops"),
+    switch("disable-content-trust"),
+    value("dns"),
+    value("dns-option"),
+    value("dns-search"),
+    value("domainname"),
+    value("entrypoint"),
+    value("env").or('e'),
+    value("env-file"),
+    value("expose"),
+    value("gpus"),
+    value("group-add"),
+    value("health-cmd"),
+    value("health-interval"),
+    value("health-retries"),
+    value("health-start-period"),
+    value("health-timeout"),
+    switch("help"),
+    value("hostname").or('h'),
+    switch("init"),
+    switch("interactive").or('i'),
+    value("ip"),
+    value("ip6"),
+    value("ipc"),
+    value("isolation"),
+    value("label").or('l'),
+    value("label-file"),
+    value("link"),
+    value("link-local-ip"),
+    value("log-driver"),
+    value("log-opt"),
+    value("mac-address"),
+    value("memory").or('m'),
+    value("memory-reservation"),
+    value("memory-swap"),
+    value("memory-swappiness"),
+    value("mount"),
+    value("name"),
+    value("network"),
+    value("net"),
+    value("network-alias"),
+    value("net-alias"),
+    switch("no-healthcheck"),
+    switch("oom-kill-disable"),
+    value("oom-score-adj"),
+    value("pid"),
+    value("pids-limit"),
+    value("platform"),
+    switch("privileged"),
+    value("publish").or('p'),
+    switch("publish-all").or('P'),
+    value("pull"),
+    switch("quiet").or('q'),
+    switch("read-only"),
+    value("restart"),
+    switch("rm"),
+    value("runtime"),
+    value("security-opt"),
+    value("shm-size"),
+    value("stop-signal"),
+    value("stop-timeout"),
+    switch("sig-proxy"),
+    value("storage-opt"),
+    value("tmpfs"),
+    switch("tty").or('t'),
+    value("ulimit"),
+    value("user").or('u'),
+    value("volume").or('v'),
+    value("workdir").or('w'),
+];
+
+/// Reads `line`. `image_alias` says for the first word of a later command which image it stands for;
+/// for that of the line itself it has been asked already.
+///
+/// # Errors
+///
+/// Says what would need a shell or cannot be carried out, where, and what to write instead.
+pub fn parse(
+    line: &str,
+    image_alias: &dyn Fn(&str) -> Option<String>,
+) -> Result<CmdLine, LineRefusal> {
+    let tokens = words::split(line).map_err(|refused| rewritten(line, refused))?;
+    let mut parser = Parser {
+        line,
+        image_alias,
+        tokens: &tokens,
+        at: 0,
+    };
+    parser.line().map_err(|refused| rewritten(line, refused))
+}
+
+/// Reads the words of `docker run`: flags, image, arguments. Places in a refusal mean nothing.
+///
+/// # Errors
+///
+/// For an unknown flag, a missing value, a missing image, or an image that is no reference.
+pub fn container_from_words(words: &[Word]) -> Result<ContainerLine, LineRefusal> {
+    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    parse_container(&placed)
+}
+
+fn parse_container(words: &[Placed]) -> Result<ContainerLine, LineRefusal> {
+    let (given, mut others) = flags::read("docker run", &RUN_FLAGS, words, FlagsEnd::AtFirstWord)?;
+    let end = words.last().map_or(0, |(_, span)| span.end);
+    if others.is_empty() {
+        return Err(LineRefusal {
+            message: "the command names no image".into(),
+            span: end.saturating_sub(1)..end,
+            help: Some("write the image after the flags: `IMAGE ARGUMENTS`".into()),
+        });
+    }
+    let (image, span) = others.remove(0);
+    if let Some(text) = image.literal() {
+        check_image(&text, &span)?;
+    }
+    let mut flags = RunFlags::default();
+    for flag in given {
+        apply(&mut flags, flag)?;
+    }
+    Ok(ContainerLine {
+        flags,
+        image,
+        args: others.into_iter().map(|(word, _)| word).collect(),
+    })
+}
+
+fn check_image(text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
+    let Err(error) = text.parse::<ImageRef>() else {
+        return Ok(());
+    };
+    let help = if text.contains(char::is_whitespace) {
+        format!("take the quotes around the whole command away: `{text}`")
+    } else if text != text.to_lowercase() && text.to_lowercase().parse::<ImageRef>().is_ok() {
+        format!("write `{}`", text.to_lowercase())
+    } else if text.contains('=') {
+        "variables of a step are written as `env: [\"NAME=VALUE\"]`".to_owned()
+    } else {
+        "a cmd begins with an image, like `alpine:3` or `{{.Run.Registry}}/app`".to_owned()
+    };
+    Err(LineRefusal {
+        message: format!("`{text}` is no image: {}", error.reason),
+        span: span.clone(),
+        help: Some(help),
+    })
+}
+
+fn apply(flags: &mut RunFlags, flag: Given) -> Result<(), LineRefusal> {
+    let Given { name, value, span } = flag;
+    let on = !matches!(value.literal().as_deref(), Some("false" | "0" | "f"));
+    match name {
+        "env" => flags.env.push(value),
+        "volume" => flags.volumes.push(value),
+        "workdir" => flags.workdir = Some(value),
+        "entrypoint" => flags.entrypoint = Some(value),
+        "name" => flags.name = Some(value),
+        "user" => flags.user = Some(value),
+        "publish" => flags.ports.push(value),
+        "expose" => flags.expose.push(value),
+        "network" | "net" => flags.network = Some(value),
+        "network-alias" | "net-alias" => flags.network_aliases.push(value),
+        "label" => flags.labels.push(value),
+        "detach" => flags.detach = on,
+        "privileged" => flags.privileged = on,
+        // A step's container is removed at the end of the run whatever the line says.
+        "rm" => {}
+        "help" => return Err(refusal("`--help` runs nothing", span)),
+        _ => flags.other.push((name.to_owned(), value)),
+    }
+    Ok(())
+}
+
+struct Parser<'a> {
+    line: &'a str,
+    image_alias: &'a dyn Fn(&str) -> Option<String>,
+    tokens: &'a [Token],
+    at: usize,
+}
+
+impl Parser<'_> {
+    fn operator(&self) -> Option<Operator> {
+        match self.tokens.get(self.at)?.kind {
+            TokenKind::Operator(operator) => Some(operator),
+            _ => None,
+        }
+    }
+
+    fn skip_newlines(&mut self) {
+        while self.operator() == Some(Operator::Newline) {
+            self.at += 1;
+        }
+    }
+
+    fn line(&mut self) -> Result<CmdLine, LineRefusal> {
+        self.skip_newlines();
+        let first = self.pipeline(true)?;
+        let mut rest = Vec::new();
+        while let Some(operator) = self.operator() {
+            self.at += 1;
+            let joiner = match operator {
+                Operator::And => Joiner::And,
+                Operator::Or => Joiner::Or,
+                // `pipeline` takes every `|` itself.
+                Operator::Then | Operator::Newline | Operator::Pipe => Joiner::Then,
+            };
+            self.skip_newlines();
+            // The end of the line may be marked: `a;`
+            if self.at == self.tokens.len() && joiner == Joiner::Then {
+                break;
+            }
+            rest.push((joiner, self.pipeline(false)?));
+        }
+        Ok(CmdLine { first, rest })
+    }
+
+    fn pipeline(&mut self, first_of_line: bool) -> Result<Pipeline, LineRefusal> {
+        let mut commands = vec![self.command(first_of_line)?];
+        while self.operator() == Some(Operator::Pipe) {
+            self.at += 1;
+            self.skip_newlines();
+            commands.push(self.command(false)?);
+        }
+        Ok(Pipeline { commands })
+    }
+
+    fn command(&mut self, first_of_line: bool) -> Result<Command, LineRefusal> {
+        let mut words: Vec<Placed> = Vec::new();
+        let mut redirects = Vec::new();
+        while let Some(token) = self.tokens.get(self.at) {
+            match &token.kind {
+                TokenKind::Operator(_) => break,
+                TokenKind::Word(word) => words.push((word.clone(), token.span.clone())),
+                TokenKind::Duplicate { fd, onto } => {
+                    redirects.push(Redirect::Duplicate {
+                        fd: *fd,
+                        onto: *onto,
+                    });
+                }
+                TokenKind::Redirect { fd, how } => {
+                    let Some(Token {
+                        kind: TokenKind::Word(file),
+                        ..
+                    }) = self.tokens.get(self.at + 1)
+                    else {
+                        return Err(refusal(
+                            "a file name is missing after this",
+                            token.span.clone(),
+                        ));
+                    };
+                    self.at += 1;
+                    redirects.push(match how {
+                        Redirection::Input => Redirect::Input { from: file.clone() },
+                        how => Redirect::Output {
+                            fd: fd.unwrap_or(1),
+                            to: file.clone(),
+                            append: *how == Redirection::Append,
+                        },
+                    });
+                }
+            }
+            self.at += 1;
+        }
+        if words.is_empty() {
+            let span = self
+                .tokens
+                .get(self.at)
+                .map_or(self.line.len()..self.line.len(), |t| t.span.clone());
+            return Err(LineRefusal {
+                message: "a command is missing here".into(),
+                span,
+                help: Some(
+                    "a cmd is `IMAGE ARGUMENTS`; commands are joined with `&&`, `||`, `;` or `|`"
+                        .into(),
+                ),
+            });
+        }
+        Ok(Command {
+            kind: self.kind(words, first_of_line)?,
+            redirects,
+        })
+    }
+
+    fn kind(
+        &self,
+        mut words: Vec<Placed>,
+        first_of_line: bool,
+    ) -> Result<CommandKind, LineRefusal> {
+        let head = words[0].0.literal().unwrap_or_default();
+        let span = words[0].1.clone();
+        if !first_of_line {
+            if BUILTINS.contains(&head.as_str()) {
+                return Ok(CommandKind::Builtin(
+                    words.into_iter().map(|(word, _)| word).collect(),
+                ));
+            }
+            self.not_a_shell(&head, &span)?;
+            if let Some(image) = (self.image_alias)(&head) {
+                words[0].0 = Word::text(image);
+            }
+        }
+        if head == "docker" && words.len() > 1 {
+            return Ok(CommandKind::Docker(
+                words.into_iter().skip(1).map(|(word, _)| word).collect(),
+            ));
+        }
+        parse_container(&words).map(|container| CommandKind::Container(Box::new(container)))
+    }
+
+    /// Refuses what begins a later command and is neither an image nor a builtin.
+    fn not_a_shell(&self, head: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
+        if head.starts_with('-')
+            && self.line[..span.start]
+                .trim_end_matches([' ', '\t'])
+                .ends_with('\n')
+        {
+            return Err(LineRefusal {
+                message: "a line break ends the command, so this would be one of its own".into(),
+                span: span.clone(),
+                help: Some("end the line before with ` \\`, or write the text with `cmd: >`, which joins its lines".into()),
+            });
+        }
+        if SHELL_WORDS.contains(&head) {
+            return Err(refusal(
+                format!("`{head}` belongs to a shell"),
+                span.clone(),
+            ));
+        }
+        if TOOLS.contains(&head) {
+            return Err(refusal(
+                format!("`{head}` is a program of the machine, and a step runs nothing there"),
+                span.clone(),
+            ));
+        }
+        if let Some((name, _)) = head.split_once('=')
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
+            return Err(LineRefusal {
+                message: format!("`{name}=` sets a variable of a shell"),
+                span: span.clone(),
+                help: Some("variables of a step are written as `env: [\"NAME=VALUE\"]`".into()),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Adds the rewrite that gives the line to a shell inside the container, where nothing better is known.
+fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
+    if refused.help.is_some() {
+        return refused;
+    }
+    let trimmed = line.trim();
+    let offset = line.len() - line.trim_start().len();
+    let image = trimmed.split_whitespace().next().unwrap_or_default();
+    if image == "docker" {
+        refused.help = Some(
+            "acrtask carries out one `docker` word after the other: write the names themselves; what a run made is \
+             removed at its end"
+                .to_owned(),
+        );
+        return refused;
+    }
+    // A script in double quotes is in the wrong ones.
+    if let Some(quotes) = around(line, refused.span.start)
+        && is_script_flag(line[..quotes.start].split_whitespace().next_back())
+    {
+        let inner = &line[quotes.start + 1..quotes.end - 1];
+        let mut plain = inner.to_owned();
+        for c in ['"', '$', '`', '\\'] {
+            plain = plain.replace(&format!("\\{c}"), &c.to_string());
+        }
+        let word = single_quoted(&plain);
+        refused.help = Some(format!(
+            "in single quotes it is left for the shell inside the container: `cmd: {}{word}{}`",
+            &line[offset..quotes.start],
+            line[quotes.end..].trim_end(),
+        ));
+        return refused;
+    }
+    if image.starts_with('-') || refused.span.start < offset + image.len() {
+        refused.help = Some(
+            "begin with the image, and give the line to a shell inside it: `IMAGE sh -c '...'`"
+                .into(),
+        );
+        return refused;
+    }
+    let rest = trimmed[image.len()..].trim();
+    refused.help = Some(format!(
+        "give the line to a shell inside the container: `cmd: {image} sh -c {}`",
+        single_quoted(rest)
+    ));
+    refused
+}
+
+/// `-c`, `-ec`, `-Command`: what follows is a script.
+fn is_script_flag(word: Option<&str>) -> bool {
+    word.is_some_and(|word| {
+        word == "-Command"
+            || (word.starts_with('-') && !word.starts_with("--") && word.ends_with('c'))
+    })
+}
+
+/// The double quotes around the byte at `at`, if it stands between some.
+fn around(line: &str, at: usize) -> Option<Range<usize>> {
+    let mut start = None;
+    let mut single = false;
+    let mut escaped = false;
+    for (i, c) in line.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if !single => escaped = true,
+            '\'' if start.is_none() => single = !single,
+            '"' if !single => match start {
+                None if i > at => return None,
+                None => start = Some(i),
+                Some(begin) if i > at => return Some(begin..i + 1),
+                Some(_) => start = None,
+            },
+            _ => {}
+        }
+    }
+    None
+}

@@ -1,0 +1,451 @@
+//! Typed reading of YAML nodes: a wrong type is noted with what to write instead, and reading goes on.
+
+use std::{collections::HashSet, ops::Range, rc::Rc};
+
+use crate::{
+    diagnostic::{Diagnostic, nearest},
+    origin::Origin,
+    yaml::{Kind, Meaning, Node},
+};
+
+/// Collects problems; places are carried back to the author's text as they come.
+pub(crate) struct Report<'a> {
+    origin: Origin<'a>,
+    pub(crate) diagnostics: Vec<Diagnostic>,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) fn new(origin: Origin<'a>) -> Self {
+        Self {
+            origin,
+            diagnostics: Vec::new(),
+        }
+    }
+
+    /// Notes a problem whose spans are bytes of the text that is read now.
+    pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
+        let placed = self.placed(diagnostic);
+        self.diagnostics.push(placed);
+    }
+
+    /// The same problem at the author's places.
+    pub(crate) fn placed(&self, mut diagnostic: Diagnostic) -> Diagnostic {
+        for label in &mut diagnostic.labels {
+            label.span = self.origin.span(label.span.clone());
+        }
+        diagnostic
+    }
+
+    /// The author's bytes behind `span`.
+    pub(crate) fn author_span(&self, span: Range<usize>) -> Range<usize> {
+        self.origin.span(span)
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// A text and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Text {
+    pub(crate) value: String,
+    pub(crate) span: Range<usize>,
+}
+
+/// A number and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Int {
+    pub(crate) value: i64,
+    pub(crate) span: Range<usize>,
+}
+
+/// A map that is read key by key.
+pub(crate) struct Fields<'n, 'r, 'a> {
+    report: &'r mut Report<'a>,
+    /// The whole text, to show what was written.
+    source: &'r str,
+    entries: Vec<(&'n Node, &'n Node)>,
+    taken: HashSet<&'static str>,
+    pub(crate) span: Range<usize>,
+}
+
+impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
+    /// Opens `node` as a map; `what` says in a message what should have been one.
+    pub(crate) fn open(
+        node: &'n Node,
+        what: &str,
+        example: &str,
+        source: &'r str,
+        report: &'r mut Report<'a>,
+    ) -> Option<Self> {
+        if !matches!(node.kind, Kind::Map(_)) {
+            report.push(
+                Diagnostic::error(
+                    "wrong-type",
+                    format!(
+                        "{what} is a map of keys and values, this is {}",
+                        node.describe()
+                    ),
+                )
+                .at(
+                    first_line(node.span.clone(), source),
+                    "expected `key: value`",
+                )
+                .help(format!("write it like this:\n{example}")),
+            );
+            return None;
+        }
+        let mut entries = Vec::new();
+        let mut seen = HashSet::new();
+        merged_entries(node, &mut entries, &mut seen, report);
+        Some(Self {
+            report,
+            source,
+            entries,
+            taken: HashSet::new(),
+            span: node.span.clone(),
+        })
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<&'n Node> {
+        self.taken.insert(key);
+        self.entries
+            .iter()
+            .find(|(name, _)| name.scalar() == Some(key))
+            .map(|(_, value)| *value)
+            .filter(|value| !value.is_null())
+    }
+
+    /// Where the key itself stands.
+    pub(crate) fn key_span(&self, key: &str) -> Option<Range<usize>> {
+        self.entries
+            .iter()
+            .find(|(name, _)| name.scalar() == Some(key))
+            .map(|(name, _)| name.span.clone())
+    }
+
+    /// A node to be read by the caller.
+    pub(crate) fn node(&mut self, key: &'static str) -> Option<&'n Node> {
+        self.take(key)
+    }
+
+    /// All entries, for maps whose keys are the author's own.
+    pub(crate) fn pairs(&self) -> Vec<(&'n Node, &'n Node)> {
+        self.entries.clone()
+    }
+
+    /// A text; an empty one is as good as none.
+    pub(crate) fn text(&mut self, key: &'static str) -> Option<Text> {
+        let node = self.take(key)?;
+        text(node, key, self.source, self.report).filter(|text| !text.value.is_empty())
+    }
+
+    /// A list of texts.
+    pub(crate) fn texts(&mut self, key: &'static str) -> Vec<Text> {
+        let Some(node) = self.take(key) else {
+            return Vec::new();
+        };
+        let Kind::List(items) = &node.kind else {
+            let written = self
+                .source
+                .get(node.span.clone())
+                .unwrap_or_default()
+                .trim();
+            let help = match node.scalar() {
+                Some(value) if !value.contains('\n') => {
+                    format!("write a list: `{key}: [{}]`", quoted(value))
+                }
+                _ if written.starts_with('{') => format!("write a list: `{key}: ['{written}']`"),
+                _ => format!("write a list:\n{key}:\n  - ..."),
+            };
+            self.report.push(
+                Diagnostic::error(
+                    "wrong-type",
+                    format!("`{key}` takes a list of texts, this is {}", node.describe()),
+                )
+                .at(
+                    first_line(node.span.clone(), self.source),
+                    "expected a list",
+                )
+                .help(help),
+            );
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for item in items {
+            if item.is_null() {
+                texts.push(Text {
+                    value: String::new(),
+                    span: item.span.clone(),
+                });
+            } else if let Some(text) = text(item, key, self.source, self.report) {
+                texts.push(text);
+            }
+        }
+        texts
+    }
+
+    /// A list of nodes.
+    pub(crate) fn nodes(&mut self, key: &'static str, example: &str) -> &'n [Rc<Node>] {
+        match self.take(key) {
+            None => &[],
+            Some(Node {
+                kind: Kind::List(items),
+                ..
+            }) => items,
+            Some(node) => {
+                self.report.push(
+                    Diagnostic::error(
+                        "wrong-type",
+                        format!("`{key}` takes a list, this is {}", node.describe()),
+                    )
+                    .at(
+                        first_line(node.span.clone(), self.source),
+                        "expected a list",
+                    )
+                    .help(format!("begin each entry with a dash:\n{example}")),
+                );
+                &[]
+            }
+        }
+    }
+
+    /// A whole number.
+    pub(crate) fn int(&mut self, key: &'static str) -> Option<Int> {
+        let node = self.take(key)?;
+        let value = match node.meaning() {
+            Some(Meaning::Int(int)) => int,
+            // The reference executor cuts the fraction off.
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "checked against the range of i64"
+            )]
+            Some(Meaning::Float(float)) if float.abs() < 9.0e18 => float as i64,
+            _ => {
+                let meant = node.scalar().and_then(seconds).map_or_else(
+                    || format!("write a number: `{key}: 5`"),
+                    |number| format!("write the bare number: `{key}: {number}`"),
+                );
+                self.report.push(
+                    Diagnostic::error(
+                        "wrong-type",
+                        format!("`{key}` takes a whole number, this is {}", node.describe()),
+                    )
+                    .at(
+                        first_line(node.span.clone(), self.source),
+                        "expected a number",
+                    )
+                    .help(meant),
+                );
+                return None;
+            }
+        };
+        Some(Int {
+            value,
+            span: node.span.clone(),
+        })
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let node = self.take(key)?;
+        if let Some(Meaning::Bool(value)) = node.meaning() {
+            return Some(value);
+        }
+        let meant = match node.scalar().map(str::to_lowercase).as_deref() {
+            Some("false" | "no" | "off" | "0" | "disabled") => "false",
+            _ => "true",
+        };
+        self.report.push(
+            Diagnostic::error(
+                "wrong-type",
+                format!("`{key}` takes true or false, this is {}", node.describe()),
+            )
+            .at(
+                first_line(node.span.clone(), self.source),
+                "expected true or false",
+            )
+            .help(format!("write `{key}: {meant}`")),
+        );
+        None
+    }
+
+    /// Ends the reading: warns about every key that nobody took. `elsewhere` may say for a key what it
+    /// is, where it is known but means nothing here.
+    pub(crate) fn finish(self, what: &str, elsewhere: impl Fn(&str) -> Option<String>) {
+        for (key, _) in &self.entries {
+            let Some(name) = key.scalar() else {
+                self.report.push(
+                    Diagnostic::warning("unknown-key", format!("{what} has a key that is no text"))
+                        .at(first_line(key.span.clone(), self.source), "it is ignored"),
+                );
+                continue;
+            };
+            if self.taken.contains(name) {
+                continue;
+            }
+            let warning = Diagnostic::warning("unknown-key", format!("{what} has no key `{name}`"))
+                .at(key.span.clone(), "it is ignored");
+            let mut known: Vec<&str> = self.taken.iter().copied().collect();
+            known.sort_unstable();
+            self.report.push(match elsewhere(name) {
+                Some(help) => warning.help(help),
+                None => match nearest(name, known.iter().copied()) {
+                    Some(near) => warning.help(format!("write `{near}`")),
+                    None => warning.help(format!("the keys here are: {}", known.join(", "))),
+                },
+            });
+        }
+    }
+
+    /// Notes a problem.
+    pub(crate) fn report(&mut self, diagnostic: Diagnostic) {
+        self.report.push(diagnostic);
+    }
+
+    /// Opens a part of this map as a map.
+    pub(crate) fn inner<'s>(
+        &'s mut self,
+        node: &'n Node,
+        what: &str,
+        example: &str,
+    ) -> Option<Fields<'n, 's, 'a>> {
+        Fields::open(node, what, example, self.source, self.report)
+    }
+
+    /// Reads a part of this map as text.
+    pub(crate) fn text_of(&mut self, node: &Node, key: &str) -> Option<Text> {
+        text(node, key, self.source, self.report)
+    }
+}
+
+/// The entries of a map with those of its `<<` merged in: own keys win, then earlier merges. The
+/// last of a key that is written twice counts, as in the reference executor.
+fn merged_entries<'n>(
+    node: &'n Node,
+    entries: &mut Vec<(&'n Node, &'n Node)>,
+    seen: &mut HashSet<&'n str>,
+    report: &mut Report<'_>,
+) {
+    let Kind::Map(pairs) = &node.kind else {
+        return;
+    };
+    let is_merge =
+        |key: &Node| matches!(&key.kind, Kind::Scalar { text, plain: true } if text == "<<");
+    let outer = seen.clone();
+    for (key, value) in pairs.iter().rev().filter(|(key, _)| !is_merge(key)) {
+        match key.scalar() {
+            Some(name) if outer.contains(name) => {}
+            Some(name) if !seen.insert(name) => report.push(
+                Diagnostic::warning(
+                    "duplicate-key",
+                    format!("`{name}` is written twice; the last one counts"),
+                )
+                .at(key.span.clone(), "this one is ignored"),
+            ),
+            _ => entries.push((key, value)),
+        }
+    }
+    for (_, value) in pairs.iter().filter(|(key, _)| is_merge(key)) {
+        let sources: Vec<&Node> = match &value.kind {
+            Kind::List(items) => items.iter().map(Rc::as_ref).collect(),
+            _ => vec![value],
+        };
+        for source in sources {
+            if matches!(source.kind, Kind::Map(_)) {
+                merged_entries(source, entries, seen, report);
+            } else {
+                report.push(
+                    Diagnostic::error(
+                        "wrong-type",
+                        format!("`<<` merges maps, this is {}", source.describe()),
+                    )
+                    .at(source.span.clone(), "expected an alias of a map")
+                    .help("write `<<: *name`, where `&name` stands before a map"),
+                );
+            }
+        }
+    }
+}
+
+/// A scalar as the text that was written.
+fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option<Text> {
+    if let Some(value) = node.scalar() {
+        return Some(Text {
+            value: if node.is_null() {
+                String::new()
+            } else {
+                value.to_owned()
+            },
+            span: node.span.clone(),
+        });
+    }
+    let help = match &node.kind {
+        Kind::List(items) => {
+            let words: Option<Vec<&str>> = items.iter().map(|item| item.scalar()).collect();
+            words.filter(|words| !words.is_empty()).map(|words| {
+                let one = words.join(" ");
+                if words.len() > 1 && key == "cmd" {
+                    format!(
+                        "write one text, or one step for each: `{key}: {}`",
+                        quoted(&one)
+                    )
+                } else {
+                    format!("write one text: `{key}: {}`", quoted(&one))
+                }
+            })
+        }
+        _ => source
+            .get(node.span.clone())
+            .map(str::trim)
+            .filter(|written| !written.contains('\n') && !written.is_empty())
+            .map(|written| {
+                format!(
+                    "put it in quotes: `{key}: '{}'`",
+                    written.replace('\'', "''")
+                )
+            }),
+    };
+    report.push(
+        Diagnostic::error(
+            "wrong-type",
+            format!("`{key}` takes text, this is {}", node.describe()),
+        )
+        .at(first_line(node.span.clone(), source), "expected text")
+        .help(help.unwrap_or_else(|| format!("write one text: `{key}: ...`"))),
+    );
+    None
+}
+
+/// A number of seconds, as people write it where a bare number is wanted.
+fn seconds(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..split].parse().ok()?;
+    let unit = match text[split..].trim() {
+        "" | "s" | "sec" | "seconds" => 1,
+        "m" | "min" | "minutes" => 60,
+        "h" | "hours" => 3600,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+/// `value` as YAML takes it inside `[...]` or after a colon.
+pub(crate) fn quoted(value: &str) -> String {
+    if value.contains(['\\', '\n']) || value.contains('\'') && !value.contains('"') {
+        format!("{:?}", value)
+    } else {
+        format!("'{}'", value.replace('\'', "''"))
+    }
+}
+
+/// A span cut at the end of its first line, so that a label does not cover half the file.
+pub(crate) fn first_line(span: Range<usize>, source: &str) -> Range<usize> {
+    let text = source.get(span.clone()).unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default().trim_end();
+    span.start..span.start + line.len().max(usize::from(!text.is_empty()))
+}

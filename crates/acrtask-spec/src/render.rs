@@ -1,0 +1,137 @@
+//! Diagnostics as pictures for people: the line, a label under it, and what to write instead.
+
+use std::fmt;
+
+use miette::{
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode, ThemeCharacters,
+    ThemeStyles,
+};
+
+use crate::{
+    TaskSource,
+    diagnostic::{Diagnostic, Severity},
+};
+
+/// All `diagnostics`, each with its place in `source`, and a line that counts them. `width` is that of the
+/// terminal, in columns.
+pub fn render_diagnostics(
+    source: &TaskSource,
+    diagnostics: &[Diagnostic],
+    color: bool,
+    width: usize,
+) -> String {
+    let styles = if color {
+        ThemeStyles::ansi()
+    } else {
+        ThemeStyles::none()
+    };
+    let theme = GraphicalTheme {
+        characters: ThemeCharacters::unicode(),
+        styles,
+    };
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_width(width)
+        .with_links(false)
+        .with_context_lines(1)
+        .with_wrap_lines(true)
+        .with_break_words(false)
+        .without_cause_chain();
+    let code = NamedSource::new(&source.name, source.text.clone());
+    let mut out = String::new();
+    for diagnostic in diagnostics {
+        let shown = Shown {
+            diagnostic,
+            code: &code,
+        };
+        if handler.render_report(&mut out, &shown).is_err() {
+            // A place outside the text; the words are still worth showing.
+            out.push_str(&diagnostic.message);
+        }
+        out.push('\n');
+    }
+    out.push_str(&count(diagnostics));
+    out
+}
+
+/// `2 errors, 1 warning`; nothing where there are none.
+fn count(diagnostics: &[Diagnostic]) -> String {
+    let errors = diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.is_error())
+        .count();
+    let counted = |number: usize, word: &str| match number {
+        0 => None,
+        1 => Some(format!("1 {word}")),
+        number => Some(format!("{number} {word}s")),
+    };
+    let parts: Vec<String> = [
+        counted(errors, "error"),
+        counted(diagnostics.len() - errors, "warning"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!("{}\n", parts.join(", "))
+    }
+}
+
+/// A diagnostic as miette wants it.
+struct Shown<'a> {
+    diagnostic: &'a Diagnostic,
+    code: &'a NamedSource<String>,
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.diagnostic, f)
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diagnostic.message)
+    }
+}
+
+impl std::error::Error for Shown<'_> {}
+
+impl miette::Diagnostic for Shown<'_> {
+    fn code<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
+        Some(Box::new(self.diagnostic.code))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.diagnostic.severity {
+            Severity::Error => miette::Severity::Error,
+            Severity::Warning => miette::Severity::Warning,
+        })
+    }
+
+    fn help<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
+        let help = self.diagnostic.help.as_ref()?;
+        Some(Box::new(help))
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        (!self.diagnostic.labels.is_empty()).then_some(self.code)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let len = self.code.inner().len();
+        Some(Box::new(self.diagnostic.labels.iter().enumerate().map(
+            move |(i, label)| {
+                let start = label.span.start.min(len);
+                let text = Some(label.text.clone()).filter(|text| !text.is_empty());
+                let span = (start, label.span.end.min(len) - start);
+                if i == 0 {
+                    LabeledSpan::new_primary_with_span(text, span)
+                } else {
+                    LabeledSpan::new_with_span(text, span)
+                }
+            },
+        )))
+    }
+}

@@ -1,0 +1,326 @@
+//! The whole way from the text of a task file to a [`Plan`].
+
+use std::collections::BTreeMap;
+
+use acrtask_model::{Secret, mask::Patterns};
+use acrtask_template::{Limits, Rendered, Template};
+
+use crate::{
+    TaskSource,
+    alias::{self, Aliases},
+    check,
+    diagnostic::{Diagnostic, Severity},
+    facts::{Lookup, RunFacts},
+    origin::{Origin, Patched},
+    plan::Plan,
+    read::Report,
+    task::{self, RawTask},
+    version, yaml,
+};
+
+/// Largest task file, in bytes. The largest real one has 8,000.
+pub const MAX_FILE: usize = 1 << 20;
+
+/// What became of a task file.
+#[derive(Debug)]
+pub struct Resolution {
+    /// The plan; nothing where a diagnostic is an error.
+    pub plan: Option<Plan>,
+    /// Errors and warnings, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Lines that the plan holds and no run can carry out: errors for `acrtask run`.
+    pub refusals: Vec<Diagnostic>,
+}
+
+impl Resolution {
+    /// What `acrtask plan` shows: refused lines are warnings there.
+    pub fn for_plan(&self) -> Vec<Diagnostic> {
+        let refused = self.refusals.iter().cloned().map(|diagnostic| Diagnostic {
+            severity: Severity::Warning,
+            ..diagnostic
+        });
+        in_order(self.diagnostics.iter().cloned().chain(refused).collect())
+    }
+
+    /// What `acrtask run` shows; with an error among them nothing is started.
+    pub fn for_run(&self) -> Vec<Diagnostic> {
+        in_order(
+            self.diagnostics
+                .iter()
+                .chain(&self.refusals)
+                .cloned()
+                .collect(),
+        )
+    }
+}
+
+/// Reads `source` for a run with these facts. All problems that can be told apart are in the result: those of
+/// the version, of YAML and of the checks together; a template that cannot be rendered, or text that is no
+/// YAML, hides what would come after it.
+///
+/// Does no I/O but through `lookup`.
+pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Resolution {
+    let mut secrets = Secrets {
+        known: facts.secrets.iter().cloned().collect(),
+        order: facts.secrets.iter().map(|(id, _)| id.clone()).collect(),
+    };
+    let mut problems = Vec::new();
+    let done = run(source, facts, lookup, &mut secrets, &mut problems);
+    let (plan, refusals) = done.unwrap_or_default();
+    let patterns = Patterns::new(secrets.known.values());
+    let masked = |diagnostics: Vec<Diagnostic>| {
+        in_order(
+            diagnostics
+                .into_iter()
+                .map(|diagnostic| diagnostic.map_texts(|text| patterns.mask(text)))
+                .collect(),
+        )
+    };
+    let diagnostics = masked(problems);
+    Resolution {
+        plan: plan.filter(|_| !diagnostics.iter().any(Diagnostic::is_error)),
+        diagnostics,
+        refusals: masked(refusals),
+    }
+}
+
+fn in_order(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    diagnostics.sort_by_key(Diagnostic::start);
+    diagnostics.dedup();
+    diagnostics
+}
+
+/// The values of secrets, as they become known.
+struct Secrets {
+    known: BTreeMap<String, Secret>,
+    order: Vec<String>,
+}
+
+impl Secrets {
+    fn values(&self) -> Vec<Secret> {
+        self.order
+            .iter()
+            .filter_map(|id| self.known.get(id))
+            .cloned()
+            .collect()
+    }
+
+    fn data(&self, facts: &RunFacts) -> serde_json::Value {
+        facts.template_data(self.known.iter().map(|(id, secret)| (id.as_str(), secret)))
+    }
+}
+
+type Planned = (Option<Plan>, Vec<Diagnostic>);
+
+/// The steps of the way; nothing where one of them ends it. What is wrong goes to `problems`.
+fn run(
+    source: &TaskSource,
+    facts: &RunFacts,
+    lookup: &dyn Lookup,
+    secrets: &mut Secrets,
+    problems: &mut Vec<Diagnostic>,
+) -> Option<Planned> {
+    if source.text.len() > MAX_FILE {
+        problems.push(
+            Diagnostic::error(
+                "too-large",
+                format!("the file has more than {} KiB", MAX_FILE >> 10),
+            )
+            .help("a task file holds steps; data belongs into the context"),
+        );
+        return None;
+    }
+    // A byte order mark is no part of the text.
+    let mut whole = Patched::default();
+    let mark = if source.text.starts_with('\u{feff}') {
+        '\u{feff}'.len_utf8()
+    } else {
+        0
+    };
+    whole.copy(&source.text, mark..source.text.len());
+    let origin = Origin::default().patched(&whole);
+
+    if !version::find(&whole.text).is_some_and(version::has_aliases) {
+        let task = Task {
+            template: &whole.text,
+            origin: &origin,
+            aliases: None,
+            author: &source.text,
+        };
+        return task.resolve(facts, lookup, secrets, problems);
+    }
+    let separated = alias::separate(&whole.text);
+    let block_origin = origin.patched(&separated.block);
+    let aliases = {
+        let data = secrets.data(facts);
+        let (text, map) = rendered(
+            &separated.block.text,
+            &data,
+            &limits(facts),
+            &block_origin,
+            problems,
+        )?;
+        let mut report = Report::new(block_origin.rendered(&separated.block.text, &map));
+        let aliases = alias::read(&text, facts, lookup, &mut report);
+        problems.append(&mut report.diagnostics);
+        aliases
+    };
+    let rest_origin = origin.patched(&separated.rest);
+    let replaced = match alias::replace(&separated.rest.text, &aliases) {
+        Ok(replaced) => replaced,
+        Err(diagnostic) => {
+            problems.push(Report::new(rest_origin).placed(diagnostic));
+            return None;
+        }
+    };
+    let origin = rest_origin.patched(&replaced);
+    let task = Task {
+        template: &replaced.text,
+        origin: &origin,
+        aliases: Some(&aliases),
+        author: &source.text,
+    };
+    task.resolve(facts, lookup, secrets, problems)
+}
+
+fn limits(facts: &RunFacts) -> Limits {
+    Limits {
+        now: Some(facts.date),
+        ..Limits::default()
+    }
+}
+
+/// The text of a task once its aliases are replaced.
+struct Task<'t> {
+    template: &'t str,
+    origin: &'t Origin<'t>,
+    aliases: Option<&'t Aliases>,
+    author: &'t str,
+}
+
+impl Task<'_> {
+    fn resolve(
+        &self,
+        facts: &RunFacts,
+        lookup: &dyn Lookup,
+        secrets: &mut Secrets,
+        problems: &mut Vec<Diagnostic>,
+    ) -> Option<Planned> {
+        let limits = limits(facts);
+        // A file that declares secrets is rendered once to find them, and again with their values.
+        if self.template.contains("secrets") {
+            let data = secrets.data(facts);
+            let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
+            let mut report = Report::new(self.origin.rendered(self.template, &map));
+            let found = read(&text, &mut report);
+            let Some(found) = found else {
+                problems.append(&mut report.diagnostics);
+                return None;
+            };
+            // Everything but the secrets is read again below; its problems would be noted twice.
+            report.diagnostics.clear();
+            check::secrets(&found.secrets, &mut report);
+            if !report.has_errors() {
+                ask(&found, lookup, secrets, &mut report);
+            }
+            problems.append(&mut report.diagnostics);
+        }
+        let data = secrets.data(facts);
+        let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
+        let mut report = Report::new(self.origin.rendered(self.template, &map));
+        let values = secrets.values();
+        let context = check::Context {
+            facts,
+            aliases: self.aliases,
+            source: &text,
+            author: self.author,
+            secrets: &values,
+        };
+        let planned =
+            read(&text, &mut report).map(|task| check::plan(&task, &context, &mut report));
+        problems.append(&mut report.diagnostics);
+        planned
+    }
+}
+
+/// Gets the values of the secrets that nobody set.
+fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut Report<'_>) {
+    for raw in &task.secrets {
+        let (Some(declared), Some(id)) = (raw.declaration(), &raw.id) else {
+            continue;
+        };
+        if secrets.known.contains_key(&declared.id) {
+            continue;
+        }
+        let why = match lookup.secret(&declared) {
+            Ok(Some(value)) => {
+                secrets.order.push(declared.id.clone());
+                secrets.known.insert(declared.id, value);
+                continue;
+            }
+            Ok(None) => "nothing here reads its source".to_owned(),
+            Err(why) => why,
+        };
+        report.push(
+            Diagnostic::error(
+                "secret-unresolved",
+                format!("the secret `{}` has no value: {why}", declared.id),
+            )
+            .at(id.span.clone(), "declared here")
+            .help(format!(
+                "give its value: `--set-secret {0}=VALUE` or `--secret-file {0}=PATH`",
+                declared.id
+            )),
+        );
+    }
+}
+
+/// Renders `template`; `origin` is the way from it to the author's text.
+fn rendered(
+    template: &str,
+    data: &serde_json::Value,
+    limits: &Limits,
+    origin: &Origin<'_>,
+    problems: &mut Vec<Diagnostic>,
+) -> Option<(String, acrtask_template::SourceMap)> {
+    let result =
+        Template::parse("task", template).and_then(|parsed| parsed.render_mapped(data, limits));
+    match result {
+        Ok(Rendered { text, map, .. }) => Some((text, map)),
+        Err(error) => {
+            let diagnostic = Diagnostic {
+                help: error.help,
+                ..Diagnostic::error("template", error.message)
+            };
+            let report = Report::new(origin.clone());
+            problems.push(report.placed(diagnostic.at(error.span, "in this template")));
+            None
+        }
+    }
+}
+
+/// Reads a rendered task; nothing where it is no YAML.
+fn read(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
+    let document = match yaml::parse(text) {
+        Ok(document) => document,
+        Err(diagnostic) => {
+            report.push(diagnostic);
+            return None;
+        }
+    };
+    if let Some(span) = document.second {
+        report.push(
+            Diagnostic::warning("no-effect", "only the first document of the file is read")
+                .at(span, "from here on nothing is read")
+                .help("take the line `---` away, or make two files"),
+        );
+    }
+    let Some(root) = document.root else {
+        report.push(
+            Diagnostic::warning("no-steps", "the file is empty, so there is nothing to do")
+                .help("write for example:\nsteps:\n  - cmd: alpine echo hello"),
+        );
+        return Some(RawTask::default());
+    };
+    Some(task::read(&root, text, report))
+}

@@ -1,0 +1,543 @@
+//! YAML as a tree that knows where each node was written.
+//!
+//! The events come from `granit-parser`; what they mean follows YAML 1.1, as the reference executor
+//! reads it: `yes` and `off` are booleans, `010` is eight, `<<` merges, anchors may be used again, and of
+//! several documents the first one counts.
+//!
+//! Invariants: an alias shares the node it names, so that memory grows with the text and not with
+//! what it expands to; a tree that would expand to more than [`MAX_NODES`] or nest deeper than
+//! [`MAX_DEPTH`] is refused. Left out: `!!binary`, sets, ordered maps and time stamps, which no key of a
+//! task file takes.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    ops::Range,
+    rc::Rc,
+};
+
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Tag};
+
+use crate::diagnostic::Diagnostic;
+
+/// Nodes that a file may expand to. The largest real file has under a thousand.
+pub(crate) const MAX_NODES: u64 = 100_000;
+
+/// Deepest nesting, aliases followed.
+pub(crate) const MAX_DEPTH: u32 = 200;
+
+/// A node and where it stands.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) kind: Kind,
+    /// Bytes of the text that was read. Of an alias: those of the node it names.
+    pub(crate) span: Range<usize>,
+    /// Nodes in it, aliases expanded.
+    weight: u64,
+    depth: u32,
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    Scalar {
+        text: String,
+        /// Written without quotes and without a tag that makes it text.
+        plain: bool,
+    },
+    List(Vec<Rc<Node>>),
+    Map(Vec<(Rc<Node>, Rc<Node>)>),
+}
+
+/// What a scalar means.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Meaning {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text,
+}
+
+impl Node {
+    /// The scalar's text, where it is one.
+    pub(crate) fn scalar(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// What a scalar means; a list or a map is no scalar and means `Text` to nobody.
+    pub(crate) fn meaning(&self) -> Option<Meaning> {
+        match &self.kind {
+            Kind::Scalar { text, plain: true } => Some(meaning_of(text)),
+            Kind::Scalar { .. } => Some(Meaning::Text),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing was written.
+    pub(crate) fn is_null(&self) -> bool {
+        self.meaning() == Some(Meaning::Null)
+    }
+
+    /// What it is, for a message.
+    pub(crate) fn describe(&self) -> &'static str {
+        match &self.kind {
+            Kind::List(_) => "a list",
+            Kind::Map(_) => "a map",
+            Kind::Scalar { .. } => match self.meaning() {
+                Some(Meaning::Null) => "nothing",
+                Some(Meaning::Bool(_)) => "a boolean",
+                Some(Meaning::Int(_) | Meaning::Float(_)) => "a number",
+                _ => "text",
+            },
+        }
+    }
+}
+
+/// YAML 1.1's reading of a plain scalar.
+fn meaning_of(text: &str) -> Meaning {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Meaning::Null,
+        "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+            return Meaning::Bool(true);
+        }
+        "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+            return Meaning::Bool(false);
+        }
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => {
+            return Meaning::Float(f64::INFINITY);
+        }
+        "-.inf" | "-.Inf" | "-.INF" => return Meaning::Float(f64::NEG_INFINITY),
+        ".nan" | ".NaN" | ".NAN" => return Meaning::Float(f64::NAN),
+        _ => {}
+    }
+    if !text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) {
+        return Meaning::Text;
+    }
+    let digits = text.replace('_', "");
+    if let Some(int) = integer(&digits) {
+        return Meaning::Int(int);
+    }
+    let float_like = digits
+        .bytes()
+        .all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
+        && !digits.ends_with('.');
+    match digits.parse() {
+        Ok(float) if float_like => Meaning::Float(float),
+        _ => Meaning::Text,
+    }
+}
+
+/// Decimal, `0x`, `0b`, `0o` and, as YAML 1.1 has it, octal after a plain `0`.
+fn integer(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.as_bytes().first()? {
+        b'-' => ("-", &text[1..]),
+        b'+' => ("", &text[1..]),
+        _ => ("", text),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let (radix, digits) = match digits.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &digits[2..]),
+        [b'0', b'b' | b'B', ..] => (2, &digits[2..]),
+        [b'0', b'o' | b'O', ..] => (8, &digits[2..]),
+        [b'0', _, ..] => (8, &digits[1..]),
+        _ => (10, digits),
+    };
+    if digits.starts_with(['+', '-']) {
+        return None;
+    }
+    i64::from_str_radix(&format!("{sign}{digits}"), radix).ok()
+}
+
+/// What was read: the first document, and what is odd about the rest.
+#[derive(Debug)]
+pub(crate) struct Document {
+    /// Nothing where the text holds no document, or an empty one.
+    pub(crate) root: Option<Rc<Node>>,
+    /// Where a second document begins, which nobody reads.
+    pub(crate) second: Option<Range<usize>>,
+}
+
+/// Reads the first document of `text`. The spans of the diagnostic are bytes of `text`.
+pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
+    // `[-]` is a list of one `-` to libyaml, and an error to the parser. A letter of the same length
+    // stands in for such a dash, and is taken out again.
+    let mut patched = Cow::Borrowed(text);
+    let mut dashes = HashSet::new();
+    loop {
+        match parse_events(&patched, text, &dashes) {
+            Err(Stop::Dash(at)) if dashes.len() * text.len() < MAX_REREAD && dashes.insert(at) => {
+                patched.to_mut().replace_range(at..at + 1, "x");
+            }
+            Err(Stop::Dash(at)) => {
+                return Err(
+                    Diagnostic::error("yaml", "this is not YAML: a `-` alone in a list")
+                        .at(at..at + 1, "it stops making sense here")
+                        .help("put it in quotes: `[\"-\"]`"),
+                );
+            }
+            Err(Stop::Refused(diagnostic)) => return Err(*diagnostic),
+            Ok(document) => return Ok(document),
+        }
+    }
+}
+
+/// Bytes that may be read again to put bare dashes right.
+const MAX_REREAD: usize = 8 << 20;
+
+/// Why reading stopped.
+enum Stop {
+    /// At a dash in a flow list, which a letter may stand in for.
+    Dash(usize),
+    Refused(Box<Diagnostic>),
+}
+
+impl From<Diagnostic> for Stop {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self::Refused(Box::new(diagnostic))
+    }
+}
+
+/// Reads `text`, which is `original` but for the `dashes`.
+fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<Document, Stop> {
+    let options = granit_parser::options! { emit_comments: false };
+    let mut builder = Builder::default();
+    let mut done = false;
+    for event in Parser::new_from_str_with_options(text, options) {
+        if done {
+            // What follows the first document is not held to be YAML.
+            if let Ok((Event::DocumentStart(..), span)) = &event {
+                let start = span.start.byte_offset().unwrap_or(text.len());
+                let line = text[start..].find('\n').map_or(text.len(), |i| start + i);
+                return Ok(Document {
+                    root: builder.root,
+                    second: Some(start..line),
+                });
+            }
+            if event.is_err() {
+                break;
+            }
+            continue;
+        }
+        let (event, span) = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let at = error.marker().byte_offset().unwrap_or(0);
+                let dash = error.kind() == &ErrorKind::PlainScalarStartsWithDashFlowIndicator;
+                return Err(match dash.then(|| dash_at(text, at)).flatten() {
+                    Some(at) => Stop::Dash(at),
+                    None => scan_error(original, &error).into(),
+                });
+            }
+        };
+        let span = span.byte_range().unwrap_or(text.len()..text.len());
+        match event {
+            Event::Scalar(value, style, anchor, tag) => {
+                let plain = style == ScalarStyle::Plain && !is_text_tag(tag.as_deref());
+                let mut value = value.into_owned();
+                if dashes.contains(&span.start) {
+                    "-".clone_into(&mut value);
+                }
+                // Where the file ends without a line break, so does a block.
+                if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
+                    && span.end >= text.len()
+                    && !text.ends_with('\n')
+                    && value.ends_with('\n')
+                {
+                    value.pop();
+                }
+                let kind = Kind::Scalar { text: value, plain };
+                builder.add(kind, span, anchor)?;
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                builder.open(Kind::List(Vec::new()), span, anchor, text)?;
+            }
+            Event::MappingStart(_, anchor, _) => {
+                builder.open(Kind::Map(Vec::new()), span, anchor, text)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => builder.close(span)?,
+            Event::Alias(id) => builder.alias(id, span)?,
+            Event::DocumentEnd => done = true,
+            _ => {}
+        }
+    }
+    Ok(Document {
+        root: builder.root,
+        second: None,
+    })
+}
+
+/// The dash that the parser stumbled over at `at`, or just before it.
+fn dash_at(text: &str, at: usize) -> Option<usize> {
+    let bytes = text.as_bytes();
+    [Some(at), at.checked_sub(1)]
+        .into_iter()
+        .flatten()
+        .find(|at| bytes.get(*at) == Some(&b'-'))
+}
+
+/// `!!str`, `!` and tags of somebody's own make a plain scalar text.
+fn is_text_tag(tag: Option<&Tag>) -> bool {
+    tag.is_some_and(|tag| !matches!(tag.core_suffix(), Some("null" | "bool" | "int" | "float")))
+}
+
+#[derive(Default)]
+struct Builder {
+    open: Vec<Open>,
+    anchors: HashMap<usize, Option<Rc<Node>>>,
+    root: Option<Rc<Node>>,
+}
+
+struct Open {
+    kind: Kind,
+    span: Range<usize>,
+    anchor: usize,
+    /// A key that still lacks its value.
+    key: Option<Rc<Node>>,
+}
+
+impl Builder {
+    fn add(&mut self, kind: Kind, span: Range<usize>, anchor: usize) -> Result<(), Diagnostic> {
+        let children: Box<dyn Iterator<Item = &Rc<Node>>> = match &kind {
+            Kind::Scalar { .. } => Box::new(std::iter::empty()),
+            Kind::List(items) => Box::new(items.iter()),
+            Kind::Map(pairs) => Box::new(pairs.iter().flat_map(|(key, value)| [key, value])),
+        };
+        let (weight, depth) = children.fold((1u64, 0u32), |(weight, depth), child| {
+            (weight.saturating_add(child.weight), depth.max(child.depth))
+        });
+        let node = Rc::new(Node {
+            kind,
+            span,
+            weight,
+            depth: depth + 1,
+        });
+        if anchor != 0 {
+            self.anchors.insert(anchor, Some(node.clone()));
+        }
+        self.place(node.clone(), node.span.clone())
+    }
+
+    /// Puts a finished node where it belongs. `at` is where it was named.
+    fn place(&mut self, node: Rc<Node>, at: Range<usize>) -> Result<(), Diagnostic> {
+        if node.weight > MAX_NODES {
+            return Err(Diagnostic::error(
+                "too-large",
+                format!("the file expands to more than {MAX_NODES} values"),
+            )
+            .at(at, "with this")
+            .help("use fewer aliases (`*name`) of nodes that hold aliases themselves"));
+        }
+        if node.depth > MAX_DEPTH {
+            return Err(too_deep(at));
+        }
+        match self.open.last_mut() {
+            None => self.root = Some(node),
+            Some(Open {
+                kind: Kind::List(items),
+                ..
+            }) => items.push(node),
+            Some(Open {
+                kind: Kind::Map(pairs),
+                key,
+                ..
+            }) => match key.take() {
+                Some(key) => pairs.push((key, node)),
+                None => *key = Some(node),
+            },
+            Some(Open {
+                kind: Kind::Scalar { .. },
+                ..
+            }) => {}
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        kind: Kind,
+        span: Range<usize>,
+        anchor: usize,
+        text: &str,
+    ) -> Result<(), Diagnostic> {
+        if self.open.len() >= MAX_DEPTH as usize {
+            let end = text.ceil_char_boundary((span.start + 1).min(text.len()));
+            return Err(too_deep(span.start..end));
+        }
+        if anchor != 0 {
+            self.anchors.insert(anchor, None);
+        }
+        self.open.push(Open {
+            kind,
+            span,
+            anchor,
+            key: None,
+        });
+        Ok(())
+    }
+
+    fn close(&mut self, end: Range<usize>) -> Result<(), Diagnostic> {
+        let Some(done) = self.open.pop() else {
+            return Ok(());
+        };
+        // A block ends where its last child does, not where the next line begins.
+        let last = match &done.kind {
+            Kind::List(items) => items.last(),
+            Kind::Map(pairs) => pairs.last().map(|(_, value)| value),
+            Kind::Scalar { .. } => None,
+        };
+        let end = match last {
+            Some(child) if end.is_empty() && child.span.start >= done.span.start => child.span.end,
+            _ => end.end,
+        };
+        self.add(
+            done.kind,
+            done.span.start..end.max(done.span.end),
+            done.anchor,
+        )
+    }
+
+    fn alias(&mut self, id: usize, at: Range<usize>) -> Result<(), Diagnostic> {
+        match self.anchors.get(&id) {
+            Some(Some(node)) => {
+                let node = node.clone();
+                self.place(node, at)
+            }
+            _ => Err(
+                Diagnostic::error("yaml", "an alias is used inside the node that it names")
+                    .at(at, "this would never end")
+                    .help("name a node that ends before this one"),
+            ),
+        }
+    }
+}
+
+fn too_deep(at: Range<usize>) -> Diagnostic {
+    Diagnostic::error(
+        "too-deep",
+        format!("the file nests deeper than {MAX_DEPTH} levels"),
+    )
+    .at(at, "here")
+    .help("a task file needs five levels")
+}
+
+/// The scanner's complaint, with what most likely caused it.
+fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
+    if error.kind() == &ErrorKind::RecursionLimitExceeded {
+        let at = error.marker().byte_offset().unwrap_or(0).min(text.len());
+        return too_deep(at..at);
+    }
+    let marker = error.marker();
+    let at = marker.byte_offset().unwrap_or(text.len()).min(text.len());
+    let at = text.floor_char_boundary(at);
+    let line_start = text[..at].rfind('\n').map_or(0, |i| i + 1);
+    let line_end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+    let line = text[line_start..line_end].trim_end();
+    let end = text[at..line_end]
+        .chars()
+        .next()
+        .map_or(at, |c| at + c.len_utf8());
+    let mut diagnostic = Diagnostic::error("yaml", format!("this is not YAML: {}", error.info()))
+        .at(at..end, "it stops making sense here");
+    let help = if line.starts_with(|c: char| c.is_whitespace())
+        && line[..line.len() - line.trim_start().len()].contains('\t')
+    {
+        Some("indent with spaces; YAML does not take a tab there".to_owned())
+    } else if let Some(value) = quoted_candidate(line) {
+        Some(value)
+    } else {
+        Some(
+            "look at the indentation of this line and of the one before it: \
+             what belongs together starts in the same column"
+                .to_owned(),
+        )
+    };
+    diagnostic.help = help;
+    diagnostic
+}
+
+/// A line `key: value` whose value YAML takes apart: the line with the value in quotes.
+fn quoted_candidate(line: &str) -> Option<String> {
+    let (key, value) = line.split_once(": ")?;
+    let value = value.trim();
+    let key_start = key.trim_start().trim_start_matches("- ");
+    let simple = !key_start.is_empty() && key_start.bytes().all(|b| b.is_ascii_alphanumeric());
+    let confusing = value
+        .starts_with(['@', '`', '%', '&', '*', '!', '|', '>', '{', '[', '"', '\''])
+        || value.contains(": ")
+        || value.ends_with(':');
+    (simple && confusing && !value.starts_with('\'')).then(|| {
+        format!(
+            "put the value in quotes: `{}: '{}'`",
+            key.trim_start(),
+            value.replace('\'', "''")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalars_mean_what_yaml_1_1_says() {
+        for (text, meaning) in [
+            ("", Meaning::Null),
+            ("~", Meaning::Null),
+            ("yes", Meaning::Bool(true)),
+            ("Off", Meaning::Bool(false)),
+            ("010", Meaning::Int(8)),
+            ("0x1F", Meaning::Int(31)),
+            ("0b11", Meaning::Int(3)),
+            ("1_000", Meaning::Int(1000)),
+            ("-5", Meaning::Int(-5)),
+            ("+5", Meaning::Int(5)),
+            ("1.5", Meaning::Float(1.5)),
+            ("1e3", Meaning::Float(1000.0)),
+            (".5", Meaning::Float(0.5)),
+            ("1.0.0", Meaning::Text),
+            ("v1", Meaning::Text),
+            ("-", Meaning::Text),
+            ("--x", Meaning::Text),
+            ("08", Meaning::Float(8.0)),
+            ("infinity", Meaning::Text),
+        ] {
+            assert_eq!(meaning_of(text), meaning, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn aliases_share_and_bombs_are_refused() {
+        let document = parse("a: &x [1, 2]\nb: *x\n").unwrap();
+        let Kind::Map(pairs) = &document.root.as_ref().unwrap().kind else {
+            panic!("a map")
+        };
+        assert!(Rc::ptr_eq(&pairs[0].1, &pairs[1].1));
+
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+        for i in 1..30 {
+            let previous = format!("*a{}, ", i - 1).repeat(9);
+            bomb += &format!("a{i}: &a{i} [{previous}]\n");
+        }
+        assert_eq!(parse(&bomb).unwrap_err().code, "too-large");
+        let mut chain = String::from("a0: &a0 [x]\n");
+        for i in 1..5000 {
+            chain += &format!("a{i}: &a{i} [*a{}]\n", i - 1);
+        }
+        assert_eq!(parse(&chain).unwrap_err().code, "too-deep");
+        assert_eq!(parse(&"[".repeat(5000)).unwrap_err().code, "too-deep");
+        assert_eq!(parse("a: &a [*a]").unwrap_err().code, "yaml");
+    }
+
+    #[test]
+    fn only_the_first_document_is_read() {
+        let document = parse("a: 1\n---\nb: [\n").unwrap();
+        assert!(document.second.is_some());
+        assert!(parse("").unwrap().root.is_none());
+    }
+}

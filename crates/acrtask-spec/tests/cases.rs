@@ -1,0 +1,91 @@
+//! Task files in `tests/cases`, each with its diagnostics, its plan as JSON and as a picture.
+
+mod common;
+
+use std::path::Path;
+
+use acrtask_spec::{TaskSource, plan_json, plan_text, render_diagnostics, resolve};
+use common::{World, facts};
+
+fn snapshot(name: &str, text: String) {
+    let source = TaskSource {
+        name: format!("{name}.yaml"),
+        text,
+    };
+    let resolution = resolve(&source, &facts(), &World);
+    let mut out = render_diagnostics(&source, &resolution.for_plan(), false, 100);
+    if let Some(plan) = &resolution.plan {
+        out += &format!("\n{}", plan_text(plan, false, 100));
+        out += "\n";
+        for step in plan_json(plan)["steps"].as_array().unwrap() {
+            // Only what differs from an empty value: the corpus shows every key.
+            let shown: Vec<String> = step
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(_, value)| {
+                    let text = value.to_string();
+                    !["\"\"", "[]", "false", "0"].contains(&text.as_str())
+                })
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            out += &format!("{}\n", shown.join(" "));
+        }
+    }
+    assert_eq!(
+        resolution.plan.is_none(),
+        resolution
+            .diagnostics
+            .iter()
+            .any(acrtask_spec::Diagnostic::is_error)
+    );
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false, snapshot_path => "cases" }, {
+        insta::assert_snapshot!(name, out);
+    });
+}
+
+#[test]
+fn files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut paths: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
+        .collect();
+    paths.sort();
+    assert!(paths.len() > 20, "the cases are there");
+    for path in paths {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        snapshot(&name, std::fs::read_to_string(&path).unwrap());
+    }
+}
+
+/// Bytes that an editor would change.
+#[test]
+fn odd_bytes() {
+    snapshot(
+        "byte-order-mark",
+        "\u{feff}version: v1.1.0\nsteps:\n  - cmd: bash echo $ID\n    When: [x]\n".into(),
+    );
+    snapshot(
+        "crlf",
+        "version: v1.1.0\r\n# a comment\r\nsteps:\r\n  - cmd: |\r\n      bash echo one \\\r\n        two $ID\r\n    tiemout: 5\r\n".into(),
+    );
+    snapshot(
+        "crlf-v1.0.0",
+        "version: v1.0.0\r\nsteps:\r\n  - build: >\r\n      -t app\r\n      .\r\n".into(),
+    );
+    snapshot("tabs", "steps:\n\t- cmd: alpine\n".into());
+    snapshot(
+        "tab-in-step",
+        "steps:\n  - cmd: alpine\n\t  timeout: 5\n".into(),
+    );
+    snapshot("empty", String::new());
+    snapshot(
+        "no-end-of-line",
+        "steps:\n  - build: |\n      -t app .".into(),
+    );
+}

@@ -1,0 +1,110 @@
+//! Every file of the corpus against what the reference executor made of it.
+
+mod common;
+
+use acrtask_spec::{TaskSource, plan_json, render_diagnostics, resolve};
+use common::{World, cases, corpus, facts};
+use serde_json::Value;
+
+/// Where `docker build` is right and the naive splitter behind `expect` is not.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "e-unknown-repo__id55258685993",
+        "context",
+        "the file is for Windows; a shell on Linux takes the backslash of `C:\\build` away",
+    ),
+    ("e-unknown-repo__id55258685993", "dockerfile", "as above"),
+];
+
+fn differences(name: &str, expected: &Value, got: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for key in ["version", "networks"] {
+        if expected[key] != got[key] {
+            found.push(format!(
+                "{name}: {key}: expected {}, got {}",
+                expected[key], got[key]
+            ));
+        }
+    }
+    let empty = Vec::new();
+    let expected = expected["steps"].as_array().unwrap_or(&empty);
+    let got = got["steps"].as_array().unwrap_or(&empty);
+    if expected.len() != got.len() {
+        found.push(format!(
+            "{name}: expected {} steps, got {}",
+            expected.len(),
+            got.len()
+        ));
+    }
+    for (expected, got) in expected.iter().zip(got) {
+        let (expected, got) = (expected.as_object().unwrap(), got.as_object().unwrap());
+        let mut keys: Vec<&String> = expected.keys().chain(got.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        for key in keys {
+            if expected.get(key) == got.get(key) {
+                continue;
+            }
+            if EXCEPTIONS
+                .iter()
+                .any(|(file, excepted, _)| *file == name && excepted == key)
+            {
+                continue;
+            }
+            found.push(format!(
+                "{name}: {}: {key}: expected {:?}, got {:?}",
+                got["id"],
+                expected.get(key),
+                got.get(key)
+            ));
+        }
+    }
+    found
+}
+
+#[test]
+fn agrees_with_the_reference_executor() {
+    let Some(folder) = corpus() else { return };
+    let cases = cases(&folder);
+    assert_eq!(cases.len(), 299);
+    let mut found = Vec::new();
+    for case in &cases {
+        let facts = acrtask_spec::RunFacts {
+            set: case.set.clone(),
+            ..facts()
+        };
+        let source = TaskSource {
+            name: format!("{}.yaml", case.name),
+            text: case.text.clone(),
+        };
+        let resolution = resolve(&source, &facts, &World);
+        let shown = || render_diagnostics(&source, &resolution.for_plan(), false, 100);
+        match (&resolution.plan, case.expect["ok"].as_bool().unwrap()) {
+            (Some(plan), true) => {
+                found.extend(differences(&case.name, &case.expect, &plan_json(plan)))
+            }
+            (None, false) => {
+                for diagnostic in resolution.diagnostics.iter().filter(|d| d.is_error()) {
+                    if diagnostic.labels.is_empty() || diagnostic.help.is_none() {
+                        found.push(format!(
+                            "{}: an error without a place or help:\n{}",
+                            case.name,
+                            shown()
+                        ));
+                    }
+                }
+            }
+            (Some(_), false) => found.push(format!(
+                "{}: should be refused: {}",
+                case.name, case.expect["error"]
+            )),
+            (None, true) => found.push(format!("{}: should be accepted:\n{}", case.name, shown())),
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "{} differences:\n{}",
+        found.len(),
+        found.join("\n")
+    );
+}
