@@ -1,40 +1,213 @@
-//! The BuildKit that builds for a run.
+//! The BuildKit that builds for a run: the engine's own, or a separate one.
+//!
+//! What differs between them is where an image is afterwards. The engine's own BuildKit puts it into the
+//! store that containers are made from and pushes are read from. A separate one keeps it in its cache: it is
+//! loaded into the engine once, as a stream, when a step needs it there, and pushed from the cache.
 
-use acrtask_model::{Digest, ImageRef};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
-use crate::{context::StepContext, engine::DockerEndpoint, error::ConnectError, images::Built};
+use acrtask_buildkit::{
+    BuildOutcome, BuildRequest, Client, Endpoint, EndpointKind, Export, ImageExport, Provenance,
+    RegistryCredential, Sink,
+};
+use acrtask_model::{Digest, ImageRef, StepId};
+use acrtask_registry::{Credential, Credentials};
+use tokio::sync::mpsc;
 
-/// A connected builder.
+use crate::{
+    context::StepContext,
+    engine::DockerEndpoint,
+    error::{ConnectError, chain},
+    images::Built,
+    output::lock,
+    steps::build,
+};
+
+/// Bytes on their way from a separate BuildKit to the engine.
+const LOAD_BUFFER: usize = 1 << 20;
+
+/// A connected builder. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Builder {
-    endpoint: String,
+    pub(crate) client: Client,
 }
 
 impl Builder {
+    /// Connects to `endpoint`, or to the BuildKit inside the engine.
     pub(crate) async fn connect(
         docker: &DockerEndpoint,
-        endpoint: Option<&acrtask_buildkit::Endpoint>,
+        endpoint: Option<&Endpoint>,
     ) -> Result<Self, ConnectError> {
-        Ok(Self {
-            endpoint: endpoint.map_or_else(|| docker.host.clone(), ToString::to_string),
-        })
+        let endpoint = match endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => match docker.host.strip_prefix("unix://") {
+                Some(socket) => Endpoint::DockerEngine {
+                    socket: socket.into(),
+                },
+                None => {
+                    return Err(ConnectError {
+                        what: "the engine's BuildKit",
+                        address: docker.host.clone(),
+                        help: "name a buildkitd with --builder, or reach the engine by its unix socket \
+                               (ssh can forward one: `ssh -L /tmp/docker.sock:/var/run/docker.sock HOST`)"
+                            .into(),
+                        source: "the BuildKit inside a Docker engine is reached by a unix socket only".into(),
+                    });
+                }
+            },
+        };
+        let address = endpoint.to_string();
+        match Client::connect(endpoint).await {
+            Ok(client) => Ok(Self { client }),
+            Err(source) => Err(ConnectError {
+                what: "BuildKit",
+                address,
+                help:
+                    "start it, or name another one with --builder (unix:///path, tcp://host:port, \
+                       docker:///path)"
+                        .into(),
+                source: source.into(),
+            }),
+        }
     }
+
+    /// One line for the first event of a run.
     pub(crate) fn describe(&self) -> String {
-        self.endpoint.clone()
+        let capabilities = self.client.capabilities();
+        let kind = match capabilities.kind {
+            EndpointKind::Buildkitd => "buildkitd",
+            EndpointKind::EngineContainerdStore | EndpointKind::EngineClassicStore => {
+                "the engine's BuildKit"
+            }
+        };
+        match &capabilities.buildkit_version {
+            Some(version) => format!("{kind} {version} ({})", capabilities.endpoint()),
+            None => format!("{kind} ({})", capabilities.endpoint()),
+        }
     }
+
+    /// True where what is built is at once what containers are made of.
+    pub(crate) fn is_engine(&self) -> bool {
+        self.client.capabilities().images_are_runnable()
+    }
+
+    /// Runs a build whose progress goes to the step's events.
+    pub(crate) async fn build(
+        &self,
+        ctx: &StepContext,
+        request: BuildRequest,
+    ) -> Result<BuildOutcome, acrtask_buildkit::BuildError> {
+        let (sender, told) = mpsc::channel(64);
+        let build = self.client.build(request, sender, ctx.cancel.clone());
+        let (outcome, ()) = tokio::join!(build, build::progress::follow(ctx, told));
+        outcome
+    }
+
+    /// Loads an image of a separate BuildKit into the engine, from its cache, without a file between.
     pub(crate) async fn load_into_engine(
         &self,
-        _ctx: &StepContext,
-        _built: &Built,
+        ctx: &StepContext,
+        built: &Built,
     ) -> Result<(), String> {
-        Err("not yet".into())
+        let message = format!("loading {} into the engine", built.names[0]);
+        ctx.run
+            .events
+            .send(acrtask_model::EventKind::Progress { message })
+            .await;
+        let (writer, reader) = tokio::io::duplex(LOAD_BUFFER);
+        let mut request = self.again(ctx, built).await?;
+        request.provenance = Provenance::Off;
+        request.exports = vec![Export::Load {
+            names: built.names.iter().map(ToString::to_string).collect(),
+            archive: Some(Sink::Writer(Box::pin(writer))),
+        }];
+        let archive = tokio_util::io::ReaderStream::with_capacity(reader, LOAD_BUFFER);
+        let (solved, loaded) = tokio::join!(
+            self.build(ctx, request),
+            ctx.run.engine.load_images(archive)
+        );
+        solved.map_err(|error| {
+            format!("could not take the image from BuildKit: {}", chain(&error))
+        })?;
+        loaded.map_err(|error| chain(&error))
     }
+
+    /// Pushes an image of a separate BuildKit from its cache; returns the digest that it pushed.
     pub(crate) async fn push_from_cache(
         &self,
-        _ctx: &StepContext,
-        _built: &Built,
-        _image: &ImageRef,
+        ctx: &StepContext,
+        built: &Built,
+        image: &ImageRef,
     ) -> Result<Digest, String> {
-        Err("not yet".into())
+        let mut request = self.again(ctx, built).await?;
+        request.exports = vec![Export::Image(ImageExport {
+            names: vec![image.to_string()],
+            push: true,
+            insecure: ctx.run.is_insecure(image.registry()),
+            ..Default::default()
+        })];
+        let outcome = self
+            .build(ctx, request)
+            .await
+            .map_err(|error| chain(&error))?;
+        let digest = outcome.image_digest.unwrap_or_default();
+        digest
+            .parse()
+            .map_err(|_| format!("BuildKit gave no digest for {image}"))
+    }
+
+    /// The request that made an image, once more: everything of it is in the cache.
+    async fn again(&self, ctx: &StepContext, built: &Built) -> Result<BuildRequest, String> {
+        let recipe = ctx.run.recipes.find(&built.step);
+        let recipe =
+            recipe.ok_or_else(|| format!("step {} has not been built here", built.step))?;
+        let mut request = recipe.request(ctx)?;
+        // Nothing is to be built anew, whatever the step said the first time.
+        request.no_cache = acrtask_buildkit::NoCache::UseCache;
+        request.pull = false;
+        request.cache_exports.clear();
+        Ok(request)
+    }
+}
+
+/// How the images of a run were built, so that a separate BuildKit can be asked for them again.
+#[derive(Debug, Default)]
+pub(crate) struct Recipes(Mutex<HashMap<StepId, Arc<build::Recipe>>>);
+
+impl Recipes {
+    pub(crate) fn add(&self, step: StepId, recipe: Arc<build::Recipe>) {
+        lock(&self.0).insert(step, recipe);
+    }
+
+    fn find(&self, step: &StepId) -> Option<Arc<build::Recipe>> {
+        lock(&self.0).get(step).cloned()
+    }
+}
+
+/// The run's credentials, as the builder asks for them.
+pub(crate) struct ForBuilder(pub(crate) Credentials);
+
+#[tonic::async_trait]
+impl acrtask_buildkit::Credentials for ForBuilder {
+    async fn for_host(&self, host: &str) -> Option<RegistryCredential> {
+        match self.0.for_host(host).await {
+            Ok(credential) => credential.map(|credential| match credential {
+                Credential::Password { username, password } => RegistryCredential {
+                    username,
+                    secret: password,
+                },
+                Credential::IdentityToken(token) => RegistryCredential {
+                    username: String::new(),
+                    secret: token,
+                },
+            }),
+            Err(error) => {
+                tracing::warn!(host, error = %chain(&error), "no credential for the builder");
+                None
+            }
+        }
     }
 }

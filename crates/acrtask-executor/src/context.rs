@@ -16,7 +16,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Options,
     archive::{self, Pack},
-    builder::Builder,
+    builder::{Builder, Recipes},
+    cmd::body::pairs,
     engine::{Engine, Labels},
     error::EngineError,
     images::Images,
@@ -43,6 +44,7 @@ pub(crate) struct RunContext {
     pub(crate) patterns: Patterns,
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) images: Images,
+    pub(crate) recipes: Recipes,
     /// What `-` of a build reads.
     pub(crate) stdin: Option<PathBuf>,
     pub(crate) plan: Plan,
@@ -100,6 +102,7 @@ impl RunContext {
             patterns: Patterns::new(secrets),
             workspace: parts.workspace,
             images: Images::default(),
+            recipes: Recipes::default(),
             stdin: parts.stdin,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
@@ -107,6 +110,30 @@ impl RunContext {
             background: TaskTracker::new(),
             plan,
         }
+    }
+
+    /// True for a registry that is spoken to without TLS.
+    pub(crate) fn is_insecure(&self, registry: &str) -> bool {
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+            || self
+                .options
+                .insecure_registries
+                .iter()
+                .any(|r| r == registry)
+    }
+
+    /// A variable of the step's environment, else of the run's; never one of this process.
+    pub(crate) fn variable(&self, step: &Step, name: &str) -> Option<String> {
+        let of_step = pairs(&step.env).filter(|(key, _)| key == name).last();
+        let of_run = || {
+            self.options
+                .env
+                .iter()
+                .rfind(|(key, _)| key == name)
+                .cloned()
+        };
+        of_step.or_else(of_run).map(|(_, value)| value)
     }
 
     /// The engine's name for a network or a volume of this run.

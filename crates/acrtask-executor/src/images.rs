@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use acrtask_model::{Digest, ImageRef, StepId};
+use acrtask_model::{Digest, ImageRef, ReferenceError, StepId};
 use tokio::sync::OnceCell;
 
 use crate::{context::StepContext, error::chain, output::lock, steps};
@@ -20,6 +20,8 @@ pub(crate) struct Built {
     pub(crate) names: Vec<ImageRef>,
     /// The digest of its manifest or index, as the builder gave it.
     pub(crate) digest: Digest,
+    /// The digest of its configuration, for one platform.
+    pub(crate) config: Option<Digest>,
     /// True where the engine has it as it is.
     pub(crate) in_engine: bool,
     /// True where the build itself has pushed it.
@@ -32,6 +34,7 @@ impl Built {
         step: StepId,
         names: Vec<ImageRef>,
         digest: Digest,
+        config: Option<Digest>,
         in_engine: bool,
         pushed: bool,
     ) -> Self {
@@ -39,6 +42,7 @@ impl Built {
             step,
             names,
             digest,
+            config,
             in_engine,
             pushed,
             loaded: OnceCell::new(),
@@ -95,7 +99,7 @@ pub(crate) async fn pull(
 ) -> Result<(), String> {
     let reference: ImageRef = name
         .parse()
-        .map_err(|error| chain(&error as &(dyn std::error::Error + 'static)))?;
+        .map_err(|error: ReferenceError| chain(&error))?;
     let reference = reference.or_latest();
     let options = &ctx.step.container;
     let mut attempt = 0;
@@ -149,6 +153,7 @@ mod tests {
             step("a"),
             names(&["r.io/x:1", "y"]),
             digest("a"),
+            None,
             true,
             false,
         ));
@@ -156,6 +161,7 @@ mod tests {
             step("b"),
             names(&["r.io/x:1"]),
             digest("b"),
+            None,
             true,
             false,
         ));

@@ -121,7 +121,17 @@ impl StepOutput {
 
     /// A sink for one stream of one process.
     pub(crate) fn line_sink(&self, stream: Stream) -> LineSink {
+        self.sink(stream, None)
+    }
+
+    /// A sink for one stream of one vertex of a build.
+    pub(crate) fn vertex_sink(&self, stream: Stream, vertex: String) -> LineSink {
+        self.sink(stream, Some(vertex))
+    }
+
+    fn sink(&self, stream: Stream, vertex: Option<String>) -> LineSink {
         LineSink {
+            vertex,
             masker: Masker::new(self.patterns.clone()),
             stream,
             pending: Vec::new(),
@@ -135,13 +145,6 @@ impl StepOutput {
         self.watch_text(text.as_bytes());
         let text = self.patterns.mask(text);
         self.emit(stream, None, text).await;
-    }
-
-    /// A chunk that a vertex of a build printed, already cut into lines.
-    pub(crate) async fn say_of_vertex(&self, stream: Stream, vertex: &str, text: &str) {
-        self.watch_text(text.as_bytes());
-        let text = self.patterns.mask(text);
-        self.emit(stream, Some(vertex.to_owned()), text).await;
     }
 
     /// `text` with every secret masked.
@@ -184,6 +187,7 @@ impl StepOutput {
 pub(crate) struct LineSink {
     output: StepOutput,
     stream: Stream,
+    vertex: Option<String>,
     masker: Masker,
     /// Masked bytes of a line that has no end yet.
     pending: Vec<u8>,
@@ -234,7 +238,9 @@ impl LineSink {
         // terminal would show at the end, but a log keeps everything.
         let text = text.replace("\r\n", "\n");
         let text = text.strip_suffix('\r').unwrap_or(&text).to_owned();
-        self.output.emit(self.stream, None, text).await;
+        self.output
+            .emit(self.stream, self.vertex.clone(), text)
+            .await;
     }
 
     fn watch(&mut self, chunk: &[u8]) {

@@ -145,7 +145,7 @@ async fn push_once(
         .manifest(image)
         .await
         .map_err(|error| Failure::retryable(chain(&error)))?;
-    let digest = manifest.digest;
+    let digest = manifest.digest.clone();
     if let Some(told) = &told
         && *told != digest
     {
@@ -154,8 +154,7 @@ async fn push_once(
         )));
     }
     if let Some(built) = built
-        && built.digest != digest
-        && (built.in_engine && run.engine.facts.containerd_store || !built.in_engine)
+        && !is_built(built, &manifest.digest, &manifest.body)
     {
         return Err(Failure::fatal(format!(
             "the registry has {digest} as {image}, but step {} built {}: what was tested is not what was pushed",
@@ -180,4 +179,23 @@ async fn push_once(
         })
         .await;
     Ok(digest)
+}
+
+/// Whether what a registry has is the image that was built. Its digest says so; where the image was attested
+/// only when it was pushed, the digest of the manifest inside; where the builder knows no manifest (the classic
+/// store), that of the configuration.
+fn is_built(built: &Built, digest: &Digest, body: &ManifestBody) -> bool {
+    if built.digest == *digest {
+        return true;
+    }
+    match body {
+        ManifestBody::Index(index) => index
+            .manifests
+            .iter()
+            .any(|entry| entry.is_image() && entry.digest == built.digest),
+        ManifestBody::Image(image) => {
+            image.config.digest == built.digest
+                || built.config.as_ref() == Some(&image.config.digest)
+        }
+    }
 }

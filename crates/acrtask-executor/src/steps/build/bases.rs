@@ -1,0 +1,296 @@
+//! What each image that a build used is to it: the base of the final stage, of another one, or the frontend.
+//!
+//! Names and digests come from the build's provenance. The role comes from the Dockerfile: the final stage is
+//! followed through the stages that it is made from until an image is met. Where there is no Dockerfile to read
+//! (a remote context), a single image is the base, and of several none is called one.
+
+use std::collections::BTreeMap;
+
+use acrtask_buildkit::UsedSource;
+use acrtask_model::{
+    EventKind, ImageRef,
+    events::{BaseRole, Evidence},
+};
+use parse_dockerfile::Instruction;
+
+use super::Recipe;
+use crate::context::StepContext;
+
+/// Tells every image that a build used.
+pub(crate) async fn tell(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]) {
+    let text = recipe.dockerfile_text();
+    let roots = text.as_deref().and_then(|text| {
+        let args = recipe
+            .build_args()
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
+        Roots::of(text, recipe.target(), args.collect())
+    });
+    let images: Vec<&UsedSource> = used.iter().filter(|source| source.is_image()).collect();
+    for source in &images {
+        let Ok(digest) = source.digest.parse() else {
+            continue;
+        };
+        ctx.run
+            .events
+            .send(EventKind::BaseUsed {
+                step: ctx.step.id.clone(),
+                role: role(&source.reference, roots.as_ref(), images.len()),
+                name: source.reference.clone(),
+                digest,
+                evidence: Evidence::Provenance,
+            })
+            .await;
+    }
+}
+
+fn role(reference: &str, roots: Option<&Roots>, count: usize) -> BaseRole {
+    let Some(roots) = roots else {
+        return if count == 1 {
+            BaseRole::Runtime
+        } else {
+            BaseRole::BuildTime
+        };
+    };
+    let same = |name: &Option<String>| name.as_deref().is_some_and(|name| is_same(name, reference));
+    if same(&roots.runtime) {
+        BaseRole::Runtime
+    } else if same(&roots.frontend) {
+        BaseRole::Frontend
+    } else {
+        BaseRole::BuildTime
+    }
+}
+
+/// Whether two texts name one image: completed as Docker does, digests aside.
+fn is_same(a: &str, b: &str) -> bool {
+    let complete = |text: &str| {
+        let text = text.split('@').next().unwrap_or(text);
+        Some(text.parse::<ImageRef>().ok()?.or_latest())
+    };
+    match (complete(a), complete(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// What a Dockerfile says of roles.
+#[derive(Debug, PartialEq, Eq)]
+struct Roots {
+    /// The image that the final stage stands on; nothing for `scratch`.
+    runtime: Option<String>,
+    /// The image of `# syntax=`.
+    frontend: Option<String>,
+}
+
+impl Roots {
+    fn of(text: &str, target: Option<&str>, given: BTreeMap<String, String>) -> Option<Self> {
+        let dockerfile = parse_dockerfile::parse(text).ok()?;
+        let mut args = BTreeMap::new();
+        for instruction in &dockerfile.instructions {
+            match instruction {
+                Instruction::Arg(arg) => {
+                    for (name, default) in declared(&arg.arguments.value) {
+                        let value = given.get(&name).cloned();
+                        let value = value.or_else(|| default.map(|text| expand(&text, &args)));
+                        if let Some(value) = value {
+                            args.insert(name, value);
+                        }
+                    }
+                }
+                // What stands before the first stage is all that a FROM sees.
+                Instruction::From(_) => break,
+                _ => {}
+            }
+        }
+        let stages: Vec<(String, Option<String>)> = dockerfile
+            .stages()
+            .map(|stage| {
+                let name = stage
+                    .from
+                    .as_
+                    .as_ref()
+                    .map(|(_, name)| name.value.to_lowercase());
+                (expand(&stage.from.image.value, &args), name)
+            })
+            .collect();
+        let mut at = match target {
+            None => stages.len().checked_sub(1)?,
+            Some(target) => stages
+                .iter()
+                .position(|(_, name)| name.as_deref() == Some(&target.to_lowercase()))
+                .or_else(|| target.parse().ok().filter(|n| *n < stages.len()))?,
+        };
+        // Each stage can only be made from an earlier one, so this ends.
+        let image = loop {
+            let (image, _) = &stages[at];
+            let earlier = stages[..at]
+                .iter()
+                .rposition(|(_, name)| name.as_deref() == Some(&image.to_lowercase()));
+            match earlier {
+                Some(earlier) => at = earlier,
+                None => break image.clone(),
+            }
+        };
+        Some(Self {
+            runtime: (image != "scratch").then_some(image),
+            frontend: dockerfile
+                .parser_directives
+                .syntax
+                .as_ref()
+                .map(|syntax| syntax.value.value.to_string()),
+        })
+    }
+}
+
+/// `NAME[=DEFAULT] ...`.
+fn declared(arguments: &str) -> Vec<(String, Option<String>)> {
+    let words = shell_words::split(arguments).unwrap_or_default();
+    words
+        .into_iter()
+        .map(|word| match word.split_once('=') {
+            Some((name, default)) => (name.to_owned(), Some(default.to_owned())),
+            None => (word, None),
+        })
+        .collect()
+}
+
+/// `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and `${NAME:+OTHER}`, as in a FROM.
+fn expand(text: &str, args: &BTreeMap<String, String>) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        if let Some(body) = after.strip_prefix('{') {
+            let Some(end) = closing(body) else {
+                out.push('$');
+                rest = after;
+                continue;
+            };
+            out.push_str(&braced(&body[..end], args));
+            rest = &body[end + 1..];
+        } else {
+            let end = after
+                .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                .unwrap_or(after.len());
+            if end == 0 {
+                out.push('$');
+            } else if let Some(value) = args.get(&after[..end]) {
+                out.push_str(value);
+            }
+            rest = &after[end..];
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+fn closing(body: &str) -> Option<usize> {
+    let mut depth = 1;
+    body.char_indices().find_map(|(i, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        (depth == 0).then_some(i)
+    })
+}
+
+fn braced(body: &str, args: &BTreeMap<String, String>) -> String {
+    let value = |name: &str| args.get(name).cloned().unwrap_or_default();
+    let split = |by: &str| {
+        body.split_once(by)
+            .map(|(name, other)| (value(name), other))
+    };
+    if let Some((value, other)) = split(":-") {
+        return if value.is_empty() {
+            expand(other, args)
+        } else {
+            value
+        };
+    }
+    if let Some((value, other)) = split(":+") {
+        return if value.is_empty() {
+            String::new()
+        } else {
+            expand(other, args)
+        };
+    }
+    if let Some((name, other)) = body.split_once('-') {
+        return args
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| expand(other, args));
+    }
+    value(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roots(text: &str, target: Option<&str>, args: &[(&str, &str)]) -> Roots {
+        let args = args
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect();
+        Roots::of(text, target, args).unwrap()
+    }
+
+    #[test]
+    fn follows_the_final_stage() {
+        let text = "# syntax=docker/dockerfile:1\nARG V=1 REG=r.io\nFROM golang:$V AS build\nRUN go\n\
+                    FROM ${REG:-x}/base:${V} AS base\nFROM base AS Final\nCOPY --from=build /a /a\n";
+        let all = roots(text, None, &[]);
+        assert_eq!(all.runtime.as_deref(), Some("r.io/base:1"));
+        assert_eq!(all.frontend.as_deref(), Some("docker/dockerfile:1"));
+        let given = roots(text, Some("build"), &[("V", "2")]);
+        assert_eq!(given.runtime.as_deref(), Some("golang:2"));
+        assert_eq!(roots("FROM scratch\nCOPY a /\n", None, &[]).runtime, None);
+        assert_eq!(
+            Roots::of("FROM a\n", Some("missing"), BTreeMap::new()),
+            None
+        );
+    }
+
+    #[test]
+    fn gives_roles() {
+        let roots = Roots {
+            runtime: Some("alpine".into()),
+            frontend: Some("docker/dockerfile:1".into()),
+        };
+        assert_eq!(
+            role("docker.io/library/alpine:latest", Some(&roots), 3),
+            BaseRole::Runtime
+        );
+        assert_eq!(
+            role("docker/dockerfile:1", Some(&roots), 3),
+            BaseRole::Frontend
+        );
+        assert_eq!(role("golang:1", Some(&roots), 3), BaseRole::BuildTime);
+        assert_eq!(role("golang:1", None, 1), BaseRole::Runtime);
+        assert_eq!(role("golang:1", None, 2), BaseRole::BuildTime);
+    }
+
+    #[test]
+    fn expands_arguments() {
+        let args = BTreeMap::from([
+            ("A".to_owned(), "x".to_owned()),
+            ("E".to_owned(), String::new()),
+        ]);
+        for (text, expected) in [
+            ("$A-b", "x-b"),
+            ("${A}b", "xb"),
+            ("${N:-d}", "d"),
+            ("${E:-d}", "d"),
+            ("${E-d}", ""),
+            ("${A:+y}", "y"),
+            ("${N:-${A}}", "x"),
+            ("a$", "a$"),
+            ("$N", ""),
+        ] {
+            assert_eq!(expand(text, &args), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Build steps: from the words of the line to images in the right place.
+
+mod bases;
+mod outputs;
+pub(crate) mod progress;
+mod recipe;
+
+pub(crate) use recipe::Recipe;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use acrtask_buildkit::{
+    BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport, Provenance,
+};
+use acrtask_model::{Digest, EventKind, ImageRef, ReferenceError, events::Stream};
+use acrtask_spec::{build_line::BuildLine, plan::BuildStep};
+
+use super::Trace;
+use crate::{
+    archive::Pack, cmd::body::working_folder, context::StepContext, error::chain, images::Built,
+    policy::Attempt, workspace::resolve_path,
+};
+
+/// Builds what the line says.
+pub(crate) async fn run(
+    ctx: &StepContext,
+    step: &BuildStep,
+    line: &BuildLine,
+    trace: &mut Trace,
+) -> Attempt {
+    match build(ctx, step, line, trace).await {
+        Ok(()) => Attempt::Succeeded,
+        Err(_) if ctx.cancel.is_cancelled() => Attempt::Stopped,
+        Err(failed) => failed,
+    }
+}
+
+async fn build(
+    ctx: &StepContext,
+    step: &BuildStep,
+    line: &BuildLine,
+    trace: &mut Trace,
+) -> Result<(), Attempt> {
+    for (_, warning) in &line.ignored {
+        ctx.run
+            .events
+            .warn(Some(&ctx.step.id), warning.clone(), None)
+            .await;
+    }
+    let names = names(&line.tags).map_err(Attempt::failed)?;
+    let mut recipe = Recipe::prepare(ctx, line).await.map_err(Attempt::failed)?;
+    if let Some(cache) = &step.cache {
+        step_cache(ctx, cache, &mut recipe).await;
+    }
+    let recipe = Arc::new(recipe);
+    let mut request = recipe.request(ctx).map_err(Attempt::failed)?;
+
+    let outputs = outputs::Outputs::plan(ctx, line, &names).map_err(Attempt::failed)?;
+    let separate = !ctx.run.builder.is_engine();
+    let pushes = line.push && !ctx.run.options.no_push;
+    if line.push && !pushes {
+        let text = "not pushed, as --no-push asks";
+        ctx.output.say(Stream::Stderr, text).await;
+    }
+    request.exports = outputs.exports(&ctx.run.builder);
+    let makes_image = outputs.is_default() && !names.is_empty();
+    if makes_image {
+        request
+            .exports
+            .push(image_export(ctx, &names, pushes, separate));
+        if separate && !pushes && line.provenance.is_none() {
+            // Attested when it is pushed: an attestation carries the time of its build, so that the index
+            // around the image would have another digest each time.
+            request.provenance = Provenance::Off;
+        }
+    } else if outputs.is_default() && line.iidfile.is_some() && !separate {
+        request.exports.push(Export::Load {
+            names: Vec::new(),
+            archive: None,
+        });
+    }
+
+    let outcome = match ctx.run.builder.build(ctx, request).await {
+        Ok(outcome) => outcome,
+        Err(error) => return Err(failed(ctx, &error, trace).await),
+    };
+    outputs.deliver(ctx).await.map_err(Attempt::failed)?;
+    let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
+    if let (Some(digest), true) = (&digest, makes_image) {
+        ctx.run
+            .recipes
+            .add(ctx.step.id.clone(), Arc::clone(&recipe));
+        let built = Built::new(
+            ctx.step.id.clone(),
+            names.clone(),
+            digest.clone(),
+            outcome
+                .config_digest
+                .as_deref()
+                .and_then(|d| d.parse().ok()),
+            !separate,
+            pushes,
+        );
+        ctx.run.images.add(built);
+        ctx.run
+            .events
+            .send(EventKind::ImageBuilt {
+                step: ctx.step.id.clone(),
+                names: names.iter().map(ToString::to_string).collect(),
+                digest: digest.clone(),
+            })
+            .await;
+    }
+    bases::tell(ctx, &recipe, &outcome.provenance).await;
+    write_files(ctx, line, &outcome)
+        .await
+        .map_err(Attempt::failed)?;
+    if pushes && makes_image {
+        for name in &names {
+            super::push::push(ctx, name)
+                .await
+                .map_err(Attempt::failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of `-t`, complete and without duplicates.
+fn names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
+    let mut names: Vec<ImageRef> = Vec::new();
+    for tag in tags {
+        let name: ImageRef = tag.parse().map_err(|error: ReferenceError| chain(&error))?;
+        let name = name.or_latest();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool, separate: bool) -> Export {
+    let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
+    if separate {
+        return Export::Image(ImageExport {
+            insecure: names
+                .iter()
+                .any(|name| ctx.run.is_insecure(name.registry())),
+            push: pushes,
+            names: texts,
+            ..Default::default()
+        });
+    }
+    // The engine pushes what is in its store; both see one digest.
+    Export::Load {
+        names: texts,
+        archive: None,
+    }
+}
+
+/// `cache: enabled`: import from and export to the step's own reference in the registry.
+async fn step_cache(ctx: &StepContext, cache: &ImageRef, recipe: &mut Recipe) {
+    let run = &ctx.run;
+    if let Some(lacking) = run
+        .builder
+        .client
+        .capabilities()
+        .missing(Feature::CacheExport)
+    {
+        let message = format!("`cache: enabled` has no effect: {lacking}");
+        run.events.warn(Some(&ctx.step.id), message, None).await;
+        return;
+    }
+    let spec = |extra: &[(&str, &str)]| {
+        let mut attrs = BTreeMap::from([("ref".to_owned(), cache.to_string())]);
+        if run.is_insecure(cache.registry()) {
+            attrs.insert("registry.insecure".into(), "true".into());
+        }
+        attrs.extend(
+            extra
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned())),
+        );
+        CacheSpec {
+            kind: "registry".into(),
+            attrs,
+        }
+    };
+    recipe.cache_imports.push(spec(&[]));
+    if run.options.no_push {
+        ctx.output
+            .say(
+                Stream::Stderr,
+                "the cache is not exported, as --no-push asks",
+            )
+            .await;
+    } else {
+        // A cache that cannot be written fails no build.
+        recipe
+            .cache_exports
+            .push(spec(&[("mode", "max"), ("ignore-error", "true")]));
+    }
+}
+
+/// What is told of a build that failed.
+async fn failed(ctx: &StepContext, error: &BuildError, trace: &mut Trace) -> Attempt {
+    if matches!(error, BuildError::Canceled) {
+        return Attempt::Stopped;
+    }
+    let reason = chain(error);
+    ctx.output.watch_text(reason.as_bytes());
+    trace.excerpt = error.render_excerpt().map(|text| ctx.output.mask(&text));
+    if let Some(help) = error.help() {
+        let reason = ctx.output.mask(&reason);
+        ctx.run
+            .events
+            .warn(Some(&ctx.step.id), reason, Some(help.into()))
+            .await;
+    }
+    let exit_code = match error {
+        BuildError::Failed(failure) => failure.exit_code.map(i64::from),
+        _ => None,
+    };
+    Attempt::Failed { reason, exit_code }
+}
+
+/// `--iidfile` and `--metadata-file`, into the workspace.
+async fn write_files(
+    ctx: &StepContext,
+    line: &BuildLine,
+    outcome: &BuildOutcome,
+) -> Result<(), String> {
+    let mut files = Vec::new();
+    if let Some(path) = &line.iidfile {
+        let digest = outcome.image_digest.clone();
+        files.push((path, digest.ok_or("--iidfile: the build made no image")?));
+    }
+    if let Some(path) = &line.metadata_file {
+        let text = serde_json::to_string_pretty(&outcome.metadata);
+        files.push((path, text.map_err(|error| chain(&error))?));
+    }
+    for (path, content) in files {
+        let path = resolve_path(&working_folder(&ctx.step), path).map_err(|error| chain(&error))?;
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("/", &path));
+        let pack = Pack::Content {
+            at: name.into(),
+            mode: 0o644,
+            content: content.into(),
+        };
+        let written = ctx.run.workspace.put(folder, vec![pack]).await;
+        written.map_err(|error| chain(&error))?;
+    }
+    Ok(())
+}

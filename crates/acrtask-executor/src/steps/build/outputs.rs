@@ -1,0 +1,230 @@
+//! `--output`: what a build makes beside, or instead of, an image. It goes into the workspace and nowhere else.
+
+use std::path::PathBuf;
+
+use acrtask_buildkit::{Export, ImageExport, Sink};
+use acrtask_model::ImageRef;
+use acrtask_spec::build_line::BuildLine;
+
+use crate::{
+    archive::Pack,
+    builder::Builder,
+    cmd::body::working_folder,
+    context::StepContext,
+    error::chain,
+    workspace::{Scratch, resolve_path},
+};
+
+/// What a line's outputs come to.
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    wanted: Vec<Wanted>,
+    images: Vec<ImageExport>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    kind: Kind,
+    /// Where the builder writes on this machine.
+    scratch: Scratch,
+    /// Where it is to be in the workspace.
+    target: String,
+    names: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    Tar,
+    Oci,
+}
+
+impl Outputs {
+    /// Reads the flags. No flag: an image, as ever.
+    pub(crate) fn plan(
+        ctx: &StepContext,
+        line: &BuildLine,
+        names: &[ImageRef],
+    ) -> Result<Self, String> {
+        let mut out = Self::default();
+        for text in &line.outputs {
+            let spec = Spec::parse(text)?;
+            let dest = || {
+                let dest = spec.dest.as_deref().filter(|d| *d != "-");
+                let dest =
+                    dest.ok_or_else(|| format!("--output {text}: name a path with dest="))?;
+                resolve_path(&working_folder(&ctx.step), dest).map_err(|error| chain(&error))
+            };
+            let kind = match spec.kind.as_str() {
+                "local" => Kind::Folder,
+                "tar" => Kind::Tar,
+                "oci" => Kind::Oci,
+                "image" | "registry" | "docker" if spec.dest.is_none() => {
+                    let push = spec.push || spec.kind == "registry";
+                    let given = spec.name.map(|name| vec![name]);
+                    let names =
+                        given.unwrap_or_else(|| names.iter().map(ToString::to_string).collect());
+                    out.images.push(ImageExport {
+                        insecure: names.iter().any(|name| {
+                            let parsed = name.parse::<ImageRef>();
+                            parsed.is_ok_and(|name| ctx.run.is_insecure(name.registry()))
+                        }),
+                        names,
+                        push: push && !ctx.run.options.no_push,
+                        ..Default::default()
+                    });
+                    continue;
+                }
+                other => {
+                    return Err(format!(
+                        "--output type={other} is not supported; it is local, tar, oci, image or registry"
+                    ));
+                }
+            };
+            out.wanted.push(Wanted {
+                kind,
+                scratch: ctx.run.workspace.scratch().map_err(|error| chain(&error))?,
+                target: dest()?,
+                names: names.iter().map(ToString::to_string).collect(),
+            });
+        }
+        Ok(out)
+    }
+
+    /// True where the line names no output.
+    pub(crate) fn is_default(&self) -> bool {
+        self.wanted.is_empty() && self.images.is_empty()
+    }
+
+    /// What the builder is asked for.
+    pub(crate) fn exports(&self, builder: &Builder) -> Vec<Export> {
+        let files = self.wanted.iter().map(|wanted| match wanted.kind {
+            Kind::Folder => Export::Local {
+                dir: wanted.scratch.path(),
+            },
+            Kind::Tar => Export::Tar(Sink::File(wanted.file())),
+            Kind::Oci => Export::Oci {
+                names: wanted.names.clone(),
+                archive: Sink::File(wanted.file()),
+            },
+        });
+        let images = self.images.iter().map(|image| {
+            if builder.is_engine() && !image.push {
+                Export::Load {
+                    names: image.names.clone(),
+                    archive: None,
+                }
+            } else {
+                Export::Image(image.clone())
+            }
+        });
+        files.chain(images).collect()
+    }
+
+    /// Carries what the builder wrote into the workspace.
+    pub(crate) async fn deliver(&self, ctx: &StepContext) -> Result<(), String> {
+        for wanted in &self.wanted {
+            let relative = |path: &str| PathBuf::from(path.trim_start_matches('/'));
+            // From the root, so that folders on the way are made where they are missing.
+            let (root, rest) = split_root(&wanted.target);
+            let pack = match wanted.kind {
+                Kind::Folder => Pack::Folder {
+                    from: wanted.scratch.path(),
+                    at: relative(rest),
+                },
+                Kind::Tar | Kind::Oci => Pack::File {
+                    from: wanted.file(),
+                    at: relative(rest),
+                    mode: 0o644,
+                },
+            };
+            let put = ctx.run.workspace.put(root, vec![pack]).await;
+            put.map_err(|error| chain(&error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Wanted {
+    fn file(&self) -> PathBuf {
+        self.scratch.path().join("output")
+    }
+}
+
+/// `/workspace/a/b` as `/workspace` and `a/b`.
+fn split_root(path: &str) -> (&str, &str) {
+    for root in [crate::workspace::WORKSPACE, crate::workspace::HOME] {
+        if let Some(rest) = path.strip_prefix(root) {
+            return (root, rest);
+        }
+    }
+    ("/", path)
+}
+
+/// The attributes of one `--output`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Spec {
+    kind: String,
+    dest: Option<String>,
+    name: Option<String>,
+    push: bool,
+}
+
+impl Spec {
+    fn parse(text: &str) -> Result<Self, String> {
+        if !text.contains('=') {
+            // A path alone: a folder; `-` would be a tar on a standard output that nobody reads.
+            return Ok(Self {
+                kind: "local".into(),
+                dest: Some(text.into()),
+                ..Self::default()
+            });
+        }
+        let mut spec = Self::default();
+        for pair in text.split(',') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
+            match key.trim().to_ascii_lowercase().as_str() {
+                "type" => spec.kind = value.into(),
+                "dest" => spec.dest = Some(value.into()),
+                "name" => spec.name = Some(value.into()),
+                "push" => spec.push = value != "false",
+                other => {
+                    return Err(format!(
+                        "--output {text}: the attribute {other} is not supported"
+                    ));
+                }
+            }
+        }
+        if spec.kind.is_empty() {
+            return Err(format!("--output {text}: say which with type="));
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_outputs() {
+        let folder = Spec {
+            kind: "local".into(),
+            dest: Some("out".into()),
+            ..Spec::default()
+        };
+        assert_eq!(
+            Spec::parse("out"),
+            Ok(Spec {
+                kind: "local".into(),
+                dest: Some("out".into()),
+                ..Spec::default()
+            })
+        );
+        assert_eq!(Spec::parse("type=local,dest=out"), Ok(folder));
+        assert!(Spec::parse("type=image,push=true,name=a").unwrap().push);
+        assert!(Spec::parse("dest=out").is_err());
+        assert!(Spec::parse("type=local,colour=red").is_err());
+        assert_eq!(split_root("/workspace/a/b"), ("/workspace", "/a/b"));
+    }
+}

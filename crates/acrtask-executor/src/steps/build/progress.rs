@@ -1,0 +1,93 @@
+//! What BuildKit tells of a build, as events of the step.
+
+use std::{collections::HashMap, time::SystemTime};
+
+use acrtask_buildkit::{BuildEvent, Log};
+use acrtask_model::{
+    EventKind,
+    events::{Stream, Vertex},
+};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::{context::StepContext, output::LineSink};
+
+/// Passes everything on until the build is over.
+pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEvent>) {
+    let mut sinks: HashMap<(String, i64), LineSink> = HashMap::new();
+    while let Some(event) = told.recv().await {
+        match event {
+            BuildEvent::Log(Log {
+                vertex,
+                stream,
+                bytes,
+                ..
+            }) => {
+                let sink = sinks.entry((vertex.clone(), stream)).or_insert_with(|| {
+                    let stream = if stream == 1 {
+                        Stream::Stdout
+                    } else {
+                        Stream::Stderr
+                    };
+                    ctx.output.vertex_sink(stream, vertex)
+                });
+                sink.push(&bytes).await;
+            }
+            BuildEvent::Vertex(vertex) => {
+                if vertex.completed.is_some() {
+                    // Its last line may have no end.
+                    for ((of, _), sink) in &mut sinks {
+                        if *of == vertex.digest {
+                            sink.finish().await;
+                        }
+                    }
+                }
+                let error = ctx.output.mask(&vertex.error.unwrap_or_default());
+                ctx.output.watch_text(error.as_bytes());
+                let vertex = Vertex {
+                    vertex: vertex.digest,
+                    name: ctx.output.mask(&vertex.name),
+                    started: vertex.started.and_then(timestamp),
+                    completed: vertex.completed.and_then(timestamp),
+                    cached: vertex.cached,
+                    error,
+                };
+                let step = ctx.step.id.clone();
+                ctx.run
+                    .events
+                    .send(EventKind::Vertex { step, vertex })
+                    .await;
+            }
+            BuildEvent::Progress(progress) => {
+                ctx.run
+                    .events
+                    .send(EventKind::Transfer {
+                        step: ctx.step.id.clone(),
+                        vertex: progress.vertex,
+                        id: progress.id,
+                        current: progress.current,
+                        total: progress.total,
+                        done: progress.completed.is_some(),
+                    })
+                    .await;
+            }
+            BuildEvent::Warning(warning) => {
+                let help = warning.url.map(|url| format!("see {url}"));
+                let place = warning.filename.map(|file| match warning.lines.first() {
+                    Some(lines) => format!("{file}:{}: ", lines.start()),
+                    None => format!("{file}: "),
+                });
+                let message = format!("{}{}", place.unwrap_or_default(), warning.short);
+                let message = ctx.output.mask(&message);
+                ctx.run.events.warn(Some(&ctx.step.id), message, help).await;
+            }
+        }
+    }
+    for sink in sinks.values_mut() {
+        sink.finish().await;
+    }
+}
+
+fn timestamp(time: SystemTime) -> Option<Timestamp> {
+    Timestamp::try_from(time).ok()
+}

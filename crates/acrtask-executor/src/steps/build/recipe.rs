@@ -1,0 +1,459 @@
+//! From the words of a build line to a request, with everything fetched and read that it needs.
+//!
+//! A recipe can be made into a request any number of times: a separate BuildKit is asked for an image again
+//! when it is loaded or pushed.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use acrtask_buildkit::{
+    BuildContext, BuildRequest, BuildSecret, CacheSpec, DockerfileSource, NamedContext, Network,
+    NoCache, Provenance, SecretSource, SshSource,
+};
+use acrtask_model::{ReferenceError, Secret};
+use acrtask_source::{ContextSpec, Origin};
+use acrtask_spec::build_line::{BuildLine, ContextRef};
+
+use crate::{
+    builder::ForBuilder,
+    cmd::body::working_folder,
+    context::StepContext,
+    error::chain,
+    workspace::{BuildFolder, WORKSPACE, resolve_path},
+};
+
+/// First bytes of a file by which text is told from an archive.
+const SNIFF: usize = 512;
+
+/// Everything that a build needs, ready.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    line: BuildLine,
+    context: BuildContext,
+    dockerfile: DockerfileSource,
+    build_args: Vec<(String, Option<String>)>,
+    secrets: Vec<BuildSecret>,
+    ssh: Vec<SshSource>,
+    named_contexts: BTreeMap<String, NamedContext>,
+    provenance: Provenance,
+    pub(crate) cache_imports: Vec<CacheSpec>,
+    pub(crate) cache_exports: Vec<CacheSpec>,
+    /// Folders that the build reads; they live as long as the recipe.
+    _held: Vec<Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Folder(#[expect(dead_code, reason = "held for its drop")] BuildFolder),
+    Fetched(#[expect(dead_code, reason = "held for its drop")] acrtask_source::Workspace),
+}
+
+/// The workspace as a build sees it, with the step's working directory.
+struct Base {
+    /// The workspace's root on this machine, without links.
+    root: PathBuf,
+    /// The step's folder in it: `/workspace/...`.
+    folder: String,
+}
+
+impl Base {
+    /// A path of the line on this machine. Links that leave the workspace are refused.
+    fn local(&self, path: &str) -> Result<PathBuf, String> {
+        let inside = resolve_path(&self.folder, path).map_err(|error| chain(&error))?;
+        let Some(relative) = inside.strip_prefix(WORKSPACE) else {
+            return Err(format!("{path} is not in the workspace"));
+        };
+        acrtask_source::paths::inside(&self.root, Path::new(relative.trim_start_matches('/')))
+            .map_err(|error| chain(&error))
+    }
+}
+
+impl Recipe {
+    /// Fetches and reads what the line names.
+    pub(crate) async fn prepare(ctx: &StepContext, line: &BuildLine) -> Result<Self, String> {
+        let mut held = Vec::new();
+        let folder = ctx.run.workspace.for_build().await;
+        let folder = folder.map_err(|error| chain(&error))?;
+        let root = std::fs::canonicalize(&folder.path).map_err(|error| {
+            format!("cannot use the context {}: {error}", folder.path.display())
+        })?;
+        held.push(Held::Folder(folder));
+        let base = Base {
+            root,
+            folder: working_folder(&ctx.step),
+        };
+        let (context, dockerfile) = context(ctx, line, &base, &mut held).await?;
+        let mut named_contexts = BTreeMap::new();
+        for (name, value) in &line.build_contexts {
+            named_contexts.insert(name.clone(), named(value, &base)?);
+        }
+        let build_args: Vec<_> = line
+            .build_args
+            .iter()
+            .map(|(name, value)| {
+                let value = value.clone().or_else(|| ctx.run.variable(&ctx.step, name));
+                (name.clone(), value)
+            })
+            // One that nothing gives a value to is as if it were not there; this process' environment
+            // is not the task's.
+            .filter(|(_, value)| value.is_some())
+            .collect();
+        let provenance = provenance(ctx, line, &build_args).await;
+        Ok(Self {
+            context,
+            dockerfile,
+            build_args,
+            secrets: secrets(ctx, line, &base)?,
+            ssh: ssh(ctx, line)?,
+            named_contexts,
+            provenance,
+            cache_imports: caches(&line.cache_from),
+            cache_exports: caches(&line.cache_to),
+            line: line.clone(),
+            _held: held,
+        })
+    }
+
+    /// The request, without exports.
+    pub(crate) fn request(&self, ctx: &StepContext) -> Result<BuildRequest, String> {
+        let line = &self.line;
+        let mut request = BuildRequest::new(self.context.clone());
+        request.dockerfile = self.dockerfile.clone();
+        request.target = line.target.clone();
+        request.platforms = line.platforms.clone();
+        request.build_args = self.build_args.clone();
+        request.labels = line.labels.iter().cloned().collect();
+        request.no_cache = match (line.no_cache, line.no_cache_filter.is_empty()) {
+            (true, _) => NoCache::All,
+            (false, false) => NoCache::Stages(line.no_cache_filter.clone()),
+            (false, true) => NoCache::UseCache,
+        };
+        request.pull = line.pull;
+        request.add_hosts = line
+            .add_hosts
+            .iter()
+            .map(|text| host(text))
+            .collect::<Result<_, _>>()?;
+        request.network = network(ctx, line.network.as_deref())?;
+        request.shm_size = line.shm_size;
+        request.ulimits = line.ulimits.clone();
+        request.named_contexts = self.named_contexts.clone();
+        request.secrets = self.secrets.clone();
+        request.ssh = self.ssh.clone();
+        request.cache_imports = self.cache_imports.clone();
+        request.cache_exports = self.cache_exports.clone();
+        request.provenance = self.provenance.clone();
+        request.sbom = line
+            .sbom
+            .clone()
+            .filter(|sbom| sbom != "false")
+            .map(|sbom| if sbom == "true" { String::new() } else { sbom });
+        request.credentials = Arc::new(ForBuilder(ctx.run.credentials.clone()));
+        Ok(request)
+    }
+
+    /// The Dockerfile's text, where it is on this machine.
+    pub(crate) fn dockerfile_text(&self) -> Option<String> {
+        match (&self.dockerfile, &self.context) {
+            (DockerfileSource::Inline(bytes), _) => String::from_utf8(bytes.clone()).ok(),
+            (DockerfileSource::Local { dir, name }, _) => {
+                std::fs::read_to_string(dir.join(name)).ok()
+            }
+            (DockerfileSource::InContext(path), BuildContext::Local { dir }) => {
+                std::fs::read_to_string(dir.join(path)).ok()
+            }
+            (DockerfileSource::InContext(_), _) => None,
+        }
+    }
+
+    /// `--target`.
+    pub(crate) fn target(&self) -> Option<&str> {
+        self.line.target.as_deref()
+    }
+
+    /// The values of build arguments.
+    pub(crate) fn build_args(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.build_args
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
+    }
+}
+
+async fn context(
+    ctx: &StepContext,
+    line: &BuildLine,
+    base: &Base,
+    held: &mut Vec<Held>,
+) -> Result<(BuildContext, DockerfileSource), String> {
+    let from_stdin = line.file.as_deref() == Some("-");
+    let in_context =
+        || DockerfileSource::InContext(line.file.clone().unwrap_or_else(|| "Dockerfile".into()));
+    match &line.context {
+        ContextRef::Path(path) => {
+            let dir = base.local(path)?;
+            if !dir.is_dir() {
+                return Err(format!("the context {path} is no folder of the workspace"));
+            }
+            let dockerfile = if from_stdin {
+                DockerfileSource::Inline(stdin(ctx)?)
+            } else {
+                local_dockerfile(line.file.as_deref(), path, &dir, base)?
+            };
+            Ok((BuildContext::Local { dir }, dockerfile))
+        }
+        ContextRef::Git(url) | ContextRef::Http(url) => {
+            let dockerfile = if from_stdin {
+                DockerfileSource::Inline(stdin(ctx)?)
+            } else {
+                in_context()
+            };
+            let url = url.clone();
+            Ok((
+                BuildContext::Remote {
+                    url,
+                    git_token: None,
+                },
+                dockerfile,
+            ))
+        }
+        ContextRef::Oci(reference) => {
+            let reference = reference.trim_start_matches("oci://");
+            let reference = reference
+                .parse()
+                .map_err(|error: ReferenceError| chain(&error))?;
+            let spec = ContextSpec::Oci(reference);
+            fetched(ctx, &spec, Origin::TaskFile, held)
+                .await
+                .map(|context| (context, in_context()))
+        }
+        ContextRef::Stdin => {
+            let Some(path) = &ctx.run.stdin else {
+                return Err(
+                    "the context `-` is what the run gets on standard input, and it got nothing; \
+                            give it one: `acrtask run ... < context.tar`"
+                        .into(),
+                );
+            };
+            let content = stdin(ctx)?;
+            if content[..content.len().min(SNIFF)].contains(&0)
+                || content.starts_with(&[0x1f, 0x8b])
+            {
+                let spec = ContextSpec::TarballFile(path.clone());
+                let context = fetched(ctx, &spec, Origin::Operator, held).await?;
+                Ok((context, in_context()))
+            } else {
+                Ok((BuildContext::None, DockerfileSource::Inline(content)))
+            }
+        }
+    }
+}
+
+async fn fetched(
+    ctx: &StepContext,
+    spec: &ContextSpec,
+    origin: Origin,
+    held: &mut Vec<Held>,
+) -> Result<BuildContext, String> {
+    let options = acrtask_source::Options {
+        origin,
+        credentials: ctx.run.credentials.clone(),
+        insecure_registries: ctx.run.options.insecure_registries.clone(),
+        // A registry of the operator's own may well be at a private address.
+        allow_private_addresses: true,
+        scratch_dir: ctx.run.options.scratch_root.clone(),
+        ..Default::default()
+    };
+    let workspace = acrtask_source::fetch(spec, &options)
+        .await
+        .map_err(|error| chain(&error))?;
+    let dir = workspace.root.clone();
+    held.push(Held::Fetched(workspace));
+    Ok(BuildContext::Local { dir })
+}
+
+fn stdin(ctx: &StepContext) -> Result<Vec<u8>, String> {
+    let path = ctx.run.stdin.as_ref();
+    let path = path
+        .ok_or("`-f -` reads the Dockerfile from standard input, and the run got nothing there")?;
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// `-f`: as `docker build` reads it, from where the step stands; else from the context.
+fn local_dockerfile(
+    file: Option<&str>,
+    context: &str,
+    dir: &Path,
+    base: &Base,
+) -> Result<DockerfileSource, String> {
+    let Some(file) = file else {
+        return Ok(DockerfileSource::InContext("Dockerfile".into()));
+    };
+    let in_context = format!("{}/{file}", context.trim_end_matches('/'));
+    let found = [file, &in_context]
+        .into_iter()
+        .filter_map(|path| base.local(path).ok())
+        .find(|path| path.is_file());
+    let Some(path) = found else {
+        return Err(format!(
+            "there is no Dockerfile {file}, neither in the workspace's {} nor in the context {context}",
+            base.folder
+                .strip_prefix(WORKSPACE)
+                .filter(|f| !f.is_empty())
+                .unwrap_or("root")
+        ));
+    };
+    if let Ok(relative) = path.strip_prefix(dir) {
+        return Ok(DockerfileSource::InContext(
+            relative.to_string_lossy().into_owned(),
+        ));
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) => Ok(DockerfileSource::Local {
+            dir: dir.into(),
+            name: name.to_string_lossy().into_owned(),
+        }),
+        _ => Err(format!("{file} is no file")),
+    }
+}
+
+/// `--build-context`.
+fn named(value: &str, base: &Base) -> Result<NamedContext, String> {
+    let is_url = value.contains("://") || value.starts_with("git@") || value.starts_with("target:");
+    if let Some(path) = value.strip_prefix("oci-layout://") {
+        let (path, digest) = match path.split_once('@') {
+            Some((path, digest)) => (path, Some(digest.to_owned())),
+            None => (path, None),
+        };
+        let dir = base.local(path)?;
+        return Ok(NamedContext::OciLayout { dir, digest });
+    }
+    if is_url {
+        return Ok(NamedContext::Reference(value.into()));
+    }
+    let dir = base.local(value)?;
+    if dir.is_dir() {
+        Ok(NamedContext::Local(dir))
+    } else {
+        Err(format!(
+            "--build-context: {value} is no folder of the workspace"
+        ))
+    }
+}
+
+fn secrets(ctx: &StepContext, line: &BuildLine, base: &Base) -> Result<Vec<BuildSecret>, String> {
+    line.secrets
+        .iter()
+        .map(|spec| {
+            let variable = |name: &str| ctx.run.variable(&ctx.step, name).map(Secret::new);
+            let source = match (&spec.src, &spec.env) {
+                (Some(path), _) => SecretSource::File(base.local(path)?),
+                (None, Some(name)) => SecretSource::Text(variable(name).ok_or_else(|| {
+                    format!(
+                        "--secret id={}: the step's environment has no {name}; add it under `env:`",
+                        spec.id
+                    )
+                })?),
+                // As docker has it: the variable of that name, else the file.
+                (None, None) => match variable(&spec.id) {
+                    Some(value) => SecretSource::Text(value),
+                    None => SecretSource::File(base.local(&spec.id)?),
+                },
+            };
+            Ok(BuildSecret {
+                id: spec.id.clone(),
+                source,
+            })
+        })
+        .collect()
+}
+
+fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
+    line.ssh
+        .iter()
+        .map(|spec| {
+            let (id, path) = match spec.split_once('=') {
+                Some((id, path)) => (id, Some(path)),
+                None => (spec.as_str(), None),
+            };
+            if let Some(path) = path {
+                return Err(format!(
+                    "--ssh {id}={path}: a task cannot name sockets or keys of this machine; write `--ssh {id}`, \
+                     which is the operator's agent"
+                ));
+            }
+            let agent = ctx.run.options.ssh_agent.clone().ok_or_else(|| {
+                format!("--ssh {id}: the operator gave no SSH agent; set SSH_AUTH_SOCK and pass --ssh-agent")
+            })?;
+            Ok(SshSource { id: id.into(), agent })
+        })
+        .collect()
+}
+
+fn caches(specs: &[acrtask_spec::build_line::CacheSpec]) -> Vec<CacheSpec> {
+    specs
+        .iter()
+        .map(|spec| CacheSpec {
+            kind: spec.kind.clone(),
+            attrs: spec.attrs.iter().cloned().collect(),
+        })
+        .collect()
+}
+
+/// `--add-host HOST:IP` or `HOST=IP`.
+fn host(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .or_else(|| text.split_once(':'))
+        .map(|(host, ip)| (host.to_owned(), ip.trim_matches(['[', ']']).to_owned()))
+        .ok_or_else(|| format!("--add-host takes HOST:IP, not `{text}`"))
+}
+
+fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
+    match wanted {
+        None | Some("default" | "bridge" | "") => Ok(Network::Default),
+        Some("none") => Ok(Network::None),
+        Some("host") if ctx.run.options.allow.host_network => Ok(Network::Host),
+        Some("host") => Err(
+            "the host's network is not allowed here; an operator who trusts this task \
+                             allows it with `--allow host-network`"
+                .into(),
+        ),
+        Some(other) => Err(format!(
+            "--network is default, none or host for a build, not `{other}`"
+        )),
+    }
+}
+
+/// What the image is to say of its own making. An argument that holds a secret is warned of, and kept out.
+async fn provenance(
+    ctx: &StepContext,
+    line: &BuildLine,
+    args: &[(String, Option<String>)],
+) -> Provenance {
+    let leaking = args.iter().find(|(_, value)| {
+        value
+            .as_ref()
+            .is_some_and(|value| ctx.output.mask(value) != *value)
+    });
+    if let Some((name, _)) = leaking {
+        let message = format!(
+            "build argument {name} holds a secret, which stays in the history of the image"
+        );
+        let help = format!(
+            "give it as a secret: `--secret id={name},env={name}` and `RUN --mount=type=secret,id={name}`"
+        );
+        ctx.run
+            .events
+            .warn(Some(&ctx.step.id), message, Some(help))
+            .await;
+    }
+    match line.provenance.as_deref() {
+        Some("false") => Provenance::Off,
+        Some("mode=min") => Provenance::Min,
+        None | Some("" | "true" | "mode=max") if leaking.is_some() => Provenance::Min,
+        None | Some("" | "true" | "mode=max") => Provenance::Max,
+        Some(attrs) => Provenance::Attrs(attrs.into()),
+    }
+}

@@ -1,0 +1,18 @@
+//! Runs on a real engine with a real registry, one test for each property.
+//!
+//! `cargo xtask env` prints the variables that name them: `DOCKER_HOST`, `ACRTASK_TEST_REGISTRY`. Without them the
+//! tests fail and say so, unless `ACRTASK_TEST_SKIP_ENGINE=1`.
+
+#[path = "engine/harness.rs"]
+mod harness;
+
+#[path = "engine/build_push.rs"]
+mod build_push;
+#[path = "engine/cleanup.rs"]
+mod cleanup;
+#[path = "engine/cmd.rs"]
+mod cmd;
+#[path = "engine/grammar.rs"]
+mod grammar;
+#[path = "engine/steps.rs"]
+mod steps;
