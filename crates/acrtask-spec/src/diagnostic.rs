@@ -168,7 +168,7 @@ impl Position {
     }
 }
 
-/// The nearest of `known` to `given`, where one is near enough to be meant.
+/// The nearest of the first two hundred of `known` to `given`, where one is near enough to be meant.
 pub(crate) fn nearest<'a>(
     given: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -182,6 +182,8 @@ pub(crate) fn nearest<'a>(
     let given_plain = plain(given);
     known
         .into_iter()
+        .take(200)
+        .filter(|candidate| candidate.len() < 100 && given.len() < 100)
         .map(|candidate| {
             (
                 strsim::damerau_levenshtein(&given_plain, &plain(candidate)),

@@ -41,7 +41,8 @@ pub struct RunFacts {
     pub values: Map<String, Value>,
     /// From `--set`: each wins over a value of the same name.
     pub set: Vec<(String, String)>,
-    /// From `--set-secret` and `--secret-file`: each wins over what the file says about the secret.
+    /// From `--set-secret` and `--secret-file`: in `.Secrets`, where each wins over what the file says about the
+    /// secret, and in `.Values`.
     pub secrets: Vec<(String, Secret)>,
     /// From `--env`: `KEY=VALUE` for every step; what the file sets wins.
     pub env: Vec<String>,
@@ -108,6 +109,10 @@ impl RunFacts {
         secrets: impl IntoIterator<Item = (&'a str, &'a Secret)>,
     ) -> Value {
         let mut values = self.values.clone();
+        // As the cloud has it: a value that was set as a secret is a value like any other, only masked.
+        for (key, value) in &self.secrets {
+            values.insert(key.clone(), json!(value.expose()));
+        }
         for (key, value) in &self.set {
             values.insert(key.clone(), json!(value));
         }
@@ -228,17 +233,19 @@ mod tests {
             date: "2026-01-02T03:04:05Z".parse().unwrap(),
             values: values_from_yaml("b: 1\na: {d: yes, c: \"it's <1>\"}\n").unwrap(),
             set: vec![("b".into(), "2".into())],
+            secrets: vec![("t".into(), Secret::new("token"))],
             ..RunFacts::default()
         };
         let data = facts.template_data([("s", &Secret::new("hush"))]);
         assert_eq!(data["Run"]["Date"], "20260102-030405z");
         assert_eq!(data["Run"]["RegistryName"], "reg");
         assert_eq!(data["Values"]["b"], "2");
+        assert_eq!(data["Values"]["t"], "token");
         assert_eq!(data["Secrets"]["s"], "hush");
         assert_eq!(data["Build"]["ID"], "ca7");
         assert_eq!(
             data["ValuesJSON"],
-            r#"'{"a":{"c":"it'"'"'s \u003c1\u003e","d":true},"b":"2"}'"#
+            r#"'{"a":{"c":"it'"'"'s \u003c1\u003e","d":true},"b":"2","t":"token"}'"#
         );
     }
 

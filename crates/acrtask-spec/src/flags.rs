@@ -48,6 +48,8 @@ impl Flag {
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) name: &'static str,
+    /// The name as written: `-m` or `--memory`.
+    pub(crate) written: String,
     /// Of a switch: `true`, or what stands after `=`.
     pub(crate) value: Word,
     pub(crate) span: Range<usize>,
@@ -103,6 +105,7 @@ pub(crate) fn read(
             };
             given.push(Given {
                 name: flag.long,
+                written: format!("--{name}"),
                 value,
                 span: span.clone(),
             });
@@ -127,6 +130,7 @@ pub(crate) fn read(
                 };
                 given.push(Given {
                     name,
+                    written: format!("-{letter}"),
                     value,
                     span: span.clone(),
                 });
@@ -134,6 +138,7 @@ pub(crate) fn read(
             }
             given.push(Given {
                 name,
+                written: format!("-{letter}"),
                 value: Word::text("true"),
                 span: span.clone(),
             });

@@ -1,6 +1,6 @@
 //! The order of the steps: who waits for whom, and whether that can be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use acrtask_model::StepId;
 
@@ -18,12 +18,13 @@ pub(crate) fn edges(
     let mut edges = Vec::with_capacity(steps.len());
     for (i, step) in steps.iter().enumerate() {
         let mut after = Vec::new();
+        let mut seen = HashSet::new();
         if step.when.is_empty() {
             after.extend(i.checked_sub(1));
         }
         for name in step.when.iter().filter(|name| name.value != AT_ONCE) {
             if let Some(at) = position(&name.value)
-                && !after.contains(&at)
+                && seen.insert(at)
             {
                 after.push(at);
             }
@@ -73,30 +74,30 @@ pub(crate) fn cycle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
     None
 }
 
-/// For each step its wave: 0 starts at once, N when something of wave N-1 has finished.
+/// For each step its wave: 0 starts at once, N when the last of what it waits for is of wave N-1.
 pub(crate) fn waves(steps: &[Step]) -> Vec<usize> {
     let positions: HashMap<&StepId, usize> = steps
         .iter()
         .enumerate()
         .map(|(i, step)| (&step.id, i))
         .collect();
-    let mut waves = vec![0; steps.len()];
-    // Each round settles at least one more wave; a plan has no cycle.
-    for _ in 0..steps.len() {
-        let mut settled = true;
-        for (i, step) in steps.iter().enumerate() {
-            let wave = step
-                .after
-                .iter()
-                .filter_map(|id| positions.get(id))
-                .map(|at| waves[*at] + 1)
-                .max()
-                .unwrap_or(0);
-            settled &= waves[i] == wave;
-            waves[i] = wave;
+    let mut waiting: Vec<usize> = steps.iter().map(|step| step.after.len()).collect();
+    let mut followers = vec![Vec::new(); steps.len()];
+    for (i, step) in steps.iter().enumerate() {
+        for at in step.after.iter().filter_map(|id| positions.get(id)) {
+            followers[*at].push(i);
         }
-        if settled {
-            break;
+    }
+    let mut waves = vec![0; steps.len()];
+    // A plan has no cycle, so that everybody gets a turn.
+    let mut ready: Vec<usize> = (0..steps.len()).filter(|i| waiting[*i] == 0).collect();
+    while let Some(at) = ready.pop() {
+        for follower in &followers[at] {
+            waves[*follower] = waves[*follower].max(waves[at] + 1);
+            waiting[*follower] -= 1;
+            if waiting[*follower] == 0 {
+                ready.push(*follower);
+            }
         }
     }
     waves

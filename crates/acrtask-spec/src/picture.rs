@@ -1,7 +1,7 @@
 //! A plan as a picture for people: waves of steps from top to bottom, with what runs side by side under
 //! one bracket, and under each step what about it is out of the ordinary.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use acrtask_model::mask::Patterns;
 
@@ -15,75 +15,91 @@ use crate::{
 const MAX_ID: usize = 28;
 
 /// The picture of `plan`, secrets masked. `width` is that of the terminal, in columns; 0 means that lines are
-/// never cut.
+/// never cut or wrapped.
 pub fn plan_text(plan: &Plan, color: bool, width: usize) -> String {
-    let paint = Paint { color };
-    let patterns = Patterns::new(&plan.secrets);
-    let waves = graph::waves(&plan.steps);
-    let last = waves.iter().copied().max().unwrap_or(0);
-    let widest = (0..=last)
-        .map(|wave| waves.iter().filter(|at| **at == wave).count())
-        .max()
-        .unwrap_or(0);
-    let id_width = plan
+    let mut waves: Vec<Vec<&Step>> = Vec::new();
+    for (step, wave) in plan.steps.iter().zip(graph::waves(&plan.steps)) {
+        if waves.len() <= wave {
+            waves.resize_with(wave + 1, Vec::new);
+        }
+        waves[wave].push(step);
+    }
+    let longest_id = plan
         .steps
         .iter()
         .map(|step| step.id.as_str().chars().count())
-        .max()
-        .unwrap_or(0)
-        .min(MAX_ID);
-    let number_width = (last + 1).to_string().len();
-
-    let mut out = String::new();
-    let plural = if plan.steps.len() == 1 { "" } else { "s" };
-    let beside = if widest > 1 {
-        format!(", up to {widest} side by side")
-    } else {
-        String::new()
+        .max();
+    let picture = Picture {
+        paint: Paint { color },
+        patterns: Patterns::new(&plan.secrets),
+        default_network: plan
+            .networks
+            .iter()
+            .rev()
+            .find(|network| network.is_default)
+            .map(|n| n.name.as_str()),
+        width,
+        id_width: longest_id.unwrap_or(0).min(MAX_ID),
+        number_width: waves.len().to_string().len(),
     };
-    writeln!(
-        out,
-        "{} {}, {} step{plural}{beside}",
-        paint.bold("task"),
-        plan.version.as_str(),
-        plan.steps.len()
-    )
-    .ok();
-    let given = |name: &str| name != DEFAULT_NETWORK;
-    let networks: Vec<&str> = plan
-        .networks
-        .iter()
-        .map(|network| network.name.as_str())
-        .filter(|n| given(n))
-        .collect();
-    let volumes: Vec<&str> = plan
-        .volumes
-        .iter()
-        .map(|volume| volume.name.as_str())
-        .collect();
-    for (what, names) in [("networks", networks), ("volumes", volumes)] {
-        if !names.is_empty() {
-            writeln!(
-                out,
-                "{}",
-                paint.dim(&format!("{what} {}", names.join(", ")))
-            )
-            .ok();
+    let mut out = picture.head(plan, waves.iter().map(Vec::len).max().unwrap_or(0));
+    let mut before = 0;
+    for (i, steps) in waves.iter().enumerate() {
+        out.push('\n');
+        picture.wave(&mut out, i + 1, steps, before);
+        before = steps.len();
+    }
+    out
+}
+
+/// What all lines of a picture share.
+struct Picture<'p> {
+    paint: Paint,
+    patterns: Patterns,
+    default_network: Option<&'p str>,
+    width: usize,
+    id_width: usize,
+    number_width: usize,
+}
+
+impl Picture<'_> {
+    fn head(&self, plan: &Plan, widest: usize) -> String {
+        let paint = &self.paint;
+        let plural = if plan.steps.len() == 1 { "" } else { "s" };
+        let beside = if widest > 1 {
+            format!(", up to {widest} side by side")
+        } else {
+            String::new()
+        };
+        let title = paint.bold("task");
+        let mut out = format!(
+            "{title} {}, {} step{plural}{beside}\n",
+            plan.version.as_str(),
+            plan.steps.len()
+        );
+        let networks = plan
+            .networks
+            .iter()
+            .map(|network| network.name.as_str())
+            .filter(|name| *name != DEFAULT_NETWORK);
+        let networks: Vec<&str> = networks.collect();
+        let volumes: Vec<&str> = plan
+            .volumes
+            .iter()
+            .map(|volume| volume.name.as_str())
+            .collect();
+        for (what, names) in [("networks", networks), ("volumes", volumes)] {
+            if !names.is_empty() {
+                out += &paint.dim(&format!("{what} {}", names.join(", ")));
+                out.push('\n');
+            }
         }
+        out
     }
 
-    for wave in 0..=last {
-        let steps: Vec<&Step> = plan
-            .steps
-            .iter()
-            .zip(&waves)
-            .filter(|(_, at)| **at == wave)
-            .map(|(step, _)| step)
-            .collect();
-        if steps.is_empty() {
-            continue;
-        }
-        out.push('\n');
+    /// The steps of one wave under one bracket. `before` is how many steps the wave above has.
+    fn wave(&self, out: &mut String, number: usize, steps: &[&Step], before: usize) {
+        let paint = &self.paint;
         for (i, step) in steps.iter().enumerate() {
             let (bracket, below) = match (steps.len(), i) {
                 (1, _) => ("──", "  "),
@@ -92,52 +108,41 @@ pub fn plan_text(plan: &Plan, color: bool, width: usize) -> String {
                 _ => ("├─", "│ "),
             };
             let number = if i == 0 {
-                (wave + 1).to_string()
+                number.to_string()
             } else {
                 String::new()
             };
-            let number = paint.dim(&format!("{number:>number_width$}"));
-            let id = format!("{:<id_width$}", step.id.as_str());
-            let (kind, line) = summary(step, &patterns);
-            let before = number_width + 1 + 3 + id.chars().count() + 2 + 5 + 2;
-            writeln!(
-                out,
-                "{number} {} {}  {}  {}",
-                paint.dim(bracket),
-                paint.bold(&id),
-                paint.kind(kind),
-                cut(&line, width, before),
-            )
-            .ok();
-            let indent = " ".repeat(id_width + 1 + 2 + 5 + 1);
-            let previous_alone =
-                wave > 0 && waves.iter().filter(|at| **at == wave - 1).count() == 1;
-            for note in notes(step, previous_alone) {
-                let (text, refused) = match note {
-                    Note::Plain(text) => (text, false),
-                    Note::Refused(text) => (text, true),
+            let number = paint.dim(&format!("{number:>0$}", self.number_width));
+            let id = format!("{:<1$}", step.id.as_str(), self.id_width);
+            let (kind, line) = summary(step);
+            // Number, bracket, id and kind with their gaps.
+            let column = self.number_width + 1 + 2 + 1 + self.id_width + 2 + 5 + 2;
+            let room = self.room(column + id.chars().count() - self.id_width);
+            let line = cut(&self.patterns.mask(&line), room);
+            let (bracket, id, kind) = (paint.dim(bracket), paint.bold(&id), paint.kind(kind));
+            *out += &format!("{number} {bracket} {id}  {kind}  {line}\n");
+
+            let margin = " ".repeat(self.number_width + 1);
+            let gap = " ".repeat(column - self.number_width - 1 - 2);
+            for note in notes(step, before == 1, self.default_network) {
+                let (text, color): (_, fn(&Paint, &str) -> String) = match note {
+                    Note::Plain(text) => (text, Paint::dim),
+                    Note::Refused(text) => (text, Paint::red),
                 };
-                let text = cut(
-                    &patterns.mask(&text),
-                    width,
-                    number_width + 3 + indent.len(),
-                );
-                let text = if refused {
-                    paint.red(&text)
-                } else {
-                    paint.dim(&text)
-                };
-                writeln!(
-                    out,
-                    "{:number_width$} {}{indent}{text}",
-                    "",
-                    paint.dim(below)
-                )
-                .ok();
+                for text in wrapped(&self.patterns.mask(&text), self.room(column)) {
+                    *out += &format!("{margin}{}{gap}{}\n", paint.dim(below), color(paint, &text));
+                }
             }
         }
     }
-    out
+
+    /// The columns that are left after `column`; at least some, however narrow the terminal.
+    fn room(&self, column: usize) -> usize {
+        match self.width {
+            0 => usize::MAX,
+            width => width.saturating_sub(column).max(20),
+        }
+    }
 }
 
 /// A line under a step.
@@ -147,7 +152,7 @@ enum Note {
 }
 
 /// The kind of a step and its line on one line.
-fn summary(step: &Step, patterns: &Patterns) -> (&'static str, String) {
+fn summary(step: &Step) -> (&'static str, String) {
     let (kind, line) = match &step.kind {
         StepKind::Build(build) => ("build", build.raw.clone()),
         StepKind::Cmd(cmd) => ("cmd", cmd.raw.clone()),
@@ -157,13 +162,13 @@ fn summary(step: &Step, patterns: &Patterns) -> (&'static str, String) {
         .split_whitespace()
         .filter(|word| *word != "\\")
         .collect();
-    (kind, patterns.mask(&line.join(" ")))
+    (kind, line.join(" "))
 }
 
 /// What differs from the defaults. `obvious` says that the step can only follow the one above it.
-fn notes(step: &Step, obvious: bool) -> Vec<Note> {
+fn notes(step: &Step, obvious: bool, default_network: Option<&str>) -> Vec<Note> {
     let mut notes = Vec::new();
-    if !step.after.is_empty() && !(obvious && step.after.len() == 1) {
+    if !(step.after.is_empty() || obvious && step.after.len() == 1) {
         let names: Vec<&str> = step.after.iter().map(|id| id.as_str()).collect();
         notes.push(Note::Plain(format!("after {}", names.join(", "))));
     }
@@ -206,7 +211,7 @@ fn notes(step: &Step, obvious: bool) -> Vec<Note> {
         "network",
         step.network
             .clone()
-            .filter(|network| network != DEFAULT_NETWORK),
+            .filter(|network| Some(network.as_str()) != default_network),
     );
     named("in", Some(step.working_directory.clone()));
     named("as", container.user.clone());
@@ -246,20 +251,43 @@ fn differs(duration: Duration, default: u64) -> Option<String> {
         let count = seconds % (size * 60) / size;
         let count = if size == 3600 { seconds / size } else { count };
         if count > 0 {
-            write!(out, "{count}{unit}").ok();
+            out += &format!("{count}{unit}");
         }
     }
     Some(out)
 }
 
 /// `text` on one line, cut where it would pass the terminal's edge.
-fn cut(text: &str, width: usize, before: usize) -> String {
-    let text = text.replace('\n', " ");
-    let room = width.saturating_sub(before).max(20);
-    if width == 0 || text.chars().count() <= room {
-        return text;
+fn cut(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
     }
     text.chars().take(room - 1).chain(['…']).collect()
+}
+
+/// `text` on as many lines as it needs; settings and words stay whole.
+fn wrapped(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    // A no-break space keeps the dot at the end of its line.
+    for word in text.replace(" · ", "\u{a0}· ").split_ascii_whitespace() {
+        let Some(line) = lines.last_mut() else { break };
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > room {
+            lines.push(word.to_owned());
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+        .iter()
+        .map(|line| {
+            line.replace('\u{a0}', " ")
+                .trim_end_matches(" ·")
+                .to_owned()
+        })
+        .collect()
 }
 
 struct Paint {

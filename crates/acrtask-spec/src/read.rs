@@ -8,6 +8,9 @@ use crate::{
     yaml::{Kind, Meaning, Node},
 };
 
+/// Problems of one file that are noted; an error is noted in any case.
+const MAX_PROBLEMS: usize = 100;
+
 /// Collects problems; places are carried back to the author's text as they come.
 pub(crate) struct Report<'a> {
     origin: Origin<'a>,
@@ -22,8 +25,12 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Notes a problem whose spans are bytes of the text that is read now.
+    /// Notes a problem whose spans are bytes of the text that is read now. Of more than [`MAX_PROBLEMS`]
+    /// only the first error counts.
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
+        if self.is_full() && (self.has_errors() || !diagnostic.is_error()) {
+            return;
+        }
         let placed = self.placed(diagnostic);
         self.diagnostics.push(placed);
     }
@@ -39,6 +46,11 @@ impl<'a> Report<'a> {
     /// The author's bytes behind `span`.
     pub(crate) fn author_span(&self, span: Range<usize>) -> Range<usize> {
         self.origin.span(span)
+    }
+
+    /// Whether enough problems have been noted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.diagnostics.len() >= MAX_PROBLEMS
     }
 
     pub(crate) fn has_errors(&self) -> bool {
@@ -274,7 +286,11 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
     /// Ends the reading: warns about every key that nobody took. `elsewhere` may say for a key what it
     /// is, where it is known but means nothing here.
     pub(crate) fn finish(self, what: &str, elsewhere: impl Fn(&str) -> Option<String>) {
-        for (key, _) in &self.entries {
+        for (key, value) in &self.entries {
+            // What stands there to be named by `*alias`, or is marked as nobody's key, is meant so.
+            if value.anchored || key.scalar().is_some_and(|name| name.starts_with("x-")) {
+                continue;
+            }
             let Some(name) = key.scalar() else {
                 self.report.push(
                     Diagnostic::warning("unknown-key", format!("{what} has a key that is no text"))
@@ -297,6 +313,11 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                 },
             });
         }
+    }
+
+    /// How many problems have been noted so far.
+    pub(crate) fn errors(&self) -> usize {
+        self.report.diagnostics.len()
     }
 
     /// Notes a problem.
@@ -333,11 +354,11 @@ fn merged_entries<'n>(
     };
     let is_merge =
         |key: &Node| matches!(&key.kind, Kind::Scalar { text, plain: true } if text == "<<");
-    let outer = seen.clone();
+    let mut own = HashSet::new();
     for (key, value) in pairs.iter().rev().filter(|(key, _)| !is_merge(key)) {
         match key.scalar() {
-            Some(name) if outer.contains(name) => {}
-            Some(name) if !seen.insert(name) => report.push(
+            Some(name) if seen.contains(name) => {}
+            Some(name) if !own.insert(name) => report.push(
                 Diagnostic::warning(
                     "duplicate-key",
                     format!("`{name}` is written twice; the last one counts"),
@@ -347,6 +368,7 @@ fn merged_entries<'n>(
             _ => entries.push((key, value)),
         }
     }
+    seen.extend(own);
     for (_, value) in pairs.iter().filter(|(key, _)| is_merge(key)) {
         let sources: Vec<&Node> = match &value.kind {
             Kind::List(items) => items.iter().map(Rc::as_ref).collect(),
@@ -399,7 +421,7 @@ fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option
         _ => source
             .get(node.span.clone())
             .map(str::trim)
-            .filter(|written| !written.contains('\n') && !written.is_empty())
+            .filter(|written| !written.contains('\n') && written.starts_with('{'))
             .map(|written| {
                 format!(
                     "put it in quotes: `{key}: '{}'`",
@@ -413,7 +435,14 @@ fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option
             format!("`{key}` takes text, this is {}", node.describe()),
         )
         .at(first_line(node.span.clone(), source), "expected text")
-        .help(help.unwrap_or_else(|| format!("write one text: `{key}: ...`"))),
+        .help(help.unwrap_or_else(|| {
+            let example = match key {
+                "cmd" => "IMAGE ARGUMENTS",
+                "build" => "-t IMAGE -f Dockerfile .",
+                _ => "...",
+            };
+            format!("write one text: `{key}: {example}`")
+        })),
     );
     None
 }

@@ -37,6 +37,7 @@ impl Resolution {
     pub fn for_plan(&self) -> Vec<Diagnostic> {
         let refused = self.refusals.iter().cloned().map(|diagnostic| Diagnostic {
             severity: Severity::Warning,
+            message: format!("{}; a run is refused", diagnostic.message),
             ..diagnostic
         });
         in_order(self.diagnostics.iter().cloned().chain(refused).collect())
@@ -229,11 +230,12 @@ impl Task<'_> {
         let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
         let mut report = Report::new(self.origin.rendered(self.template, &map));
         let values = secrets.values();
+        let line_breaks: Vec<usize> = self.author.match_indices('\n').map(|(at, _)| at).collect();
         let context = check::Context {
             facts,
             aliases: self.aliases,
             source: &text,
-            author: self.author,
+            line_breaks: &line_breaks,
             secrets: &values,
         };
         let planned =

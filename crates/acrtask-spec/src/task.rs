@@ -31,6 +31,8 @@ pub(crate) struct RawStep {
     pub(crate) cmd: Option<Text>,
     pub(crate) build: Option<Text>,
     pub(crate) push: Vec<Text>,
+    /// Whether build, cmd or push is there and could not be read; that has been noted.
+    pub(crate) unread: bool,
     /// Where the key `push` stands, if it does.
     pub(crate) push_key: Option<Range<usize>>,
     pub(crate) working_directory: Option<Text>,
@@ -293,13 +295,20 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
             );
         }
     }
+    let errors = fields.errors();
+    let (cmd, build, push) = (
+        fields.text("cmd"),
+        fields.text("build"),
+        fields.texts("push"),
+    );
     let step = RawStep {
         span: fields.span.clone(),
+        unread: fields.errors() > errors,
         id: fields.text("id"),
-        cmd: fields.text("cmd"),
-        build: fields.text("build"),
+        cmd,
+        build,
         push_key: fields.key_span("push"),
-        push: fields.texts("push"),
+        push,
         working_directory: fields.text("workingDirectory"),
         entry_point: fields.text("entryPoint"),
         user: fields.text("user"),

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
     /// Bytes of the text that was read. Of an alias: those of the node it names.
     pub(crate) span: Range<usize>,
+    /// Written with `&name`, to be named elsewhere.
+    pub(crate) anchored: bool,
     /// Nodes in it, aliases expanded.
     weight: u64,
     depth: u32,
@@ -314,6 +316,7 @@ impl Builder {
         let node = Rc::new(Node {
             kind,
             span,
+            anchored: anchor != 0,
             weight,
             depth: depth + 1,
         });
@@ -432,33 +435,32 @@ fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
         let at = error.marker().byte_offset().unwrap_or(0).min(text.len());
         return too_deep(at..at);
     }
-    let marker = error.marker();
-    let at = marker.byte_offset().unwrap_or(text.len()).min(text.len());
-    let at = text.floor_char_boundary(at);
-    let line_start = text[..at].rfind('\n').map_or(0, |i| i + 1);
-    let line_end = text[at..].find('\n').map_or(text.len(), |i| at + i);
-    let line = text[line_start..line_end].trim_end();
-    let end = text[at..line_end]
-        .chars()
-        .next()
-        .map_or(at, |c| at + c.len_utf8());
-    let mut diagnostic = Diagnostic::error("yaml", format!("this is not YAML: {}", error.info()))
-        .at(at..end, "it stops making sense here");
-    let help = if line.starts_with(|c: char| c.is_whitespace())
-        && line[..line.len() - line.trim_start().len()].contains('\t')
+    let info = error.info();
+    let at = error.marker().byte_offset().unwrap_or(text.len());
+    let mut at = text.floor_char_boundary(at.min(text.len()));
+    let line_start = |at: usize| text[..at].rfind('\n').map_or(0, |i| i + 1);
+    // Of a tab the parser gives the beginning of what it stands in.
+    if info.contains("tab")
+        && let Some(tab) = text[line_start(at)..].find('\t')
     {
-        Some("indent with spaces; YAML does not take a tab there".to_owned())
-    } else if let Some(value) = quoted_candidate(line) {
-        Some(value)
+        at = line_start(at) + tab;
+    }
+    let line_end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+    let line = text[line_start(at)..line_end].trim_end();
+    let indentation = &line[..line.len() - line.trim_start().len()];
+    let help = if indentation.contains('\t') {
+        "indent with spaces; YAML does not take a tab there".to_owned()
     } else {
-        Some(
+        quoted_candidate(line).unwrap_or_else(|| {
             "look at the indentation of this line and of the one before it: \
              what belongs together starts in the same column"
-                .to_owned(),
-        )
+                .to_owned()
+        })
     };
-    diagnostic.help = help;
-    diagnostic
+    let len = text[at..line_end].chars().next().map_or(0, char::len_utf8);
+    Diagnostic::error("yaml", format!("this is not YAML: {info}"))
+        .at(at..at + len, "it stops making sense here")
+        .help(help)
 }
 
 /// A line `key: value` whose value YAML takes apart: the line with the value in quotes.

@@ -1,5 +1,7 @@
 //! Task files in `tests/cases`, each with its diagnostics, its plan as JSON and as a picture.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
+
 mod common;
 
 use std::path::Path;

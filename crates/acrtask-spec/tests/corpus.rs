@@ -1,5 +1,7 @@
 //! Every file of the corpus against what the reference executor made of it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
+
 mod common;
 
 use acrtask_spec::{TaskSource, plan_json, render_diagnostics, resolve};

@@ -1,5 +1,7 @@
 //! The cmd lines of the corpus that no run carries out.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
+
 mod common;
 
 use std::fmt::Write as _;

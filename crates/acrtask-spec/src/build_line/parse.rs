@@ -245,7 +245,12 @@ fn context_ref(text: String) -> ContextRef {
 }
 
 fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
-    let Given { name, value, span } = flag;
+    let Given {
+        name,
+        written,
+        value,
+        span,
+    } = flag;
     let text = value.literal().unwrap_or_default();
     let commas = || {
         text.split(',')
@@ -303,8 +308,8 @@ fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
         "help" => return Err(refusal("`--help` builds nothing", span)),
         _ => {
             if let Some(why) = ignored(name) {
-                line.ignored
-                    .push((format!("--{name}"), format!("`--{name}` is ignored: {why}")));
+                let sentence = format!("`{written}` is ignored: {why}");
+                line.ignored.push((written, sentence));
             }
         }
     }

@@ -204,7 +204,9 @@ fn check_image(text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
 }
 
 fn apply(flags: &mut RunFlags, flag: Given) -> Result<(), LineRefusal> {
-    let Given { name, value, span } = flag;
+    let Given {
+        name, value, span, ..
+    } = flag;
     let on = !matches!(value.literal().as_deref(), Some("false" | "0" | "f"));
     match name {
         "env" => flags.env.push(value),

@@ -1,5 +1,10 @@
 //! What the tests of this crate share: the facts of the run that the corpus was resolved for.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests, outside of a #[test]"
+)]
 
 use std::path::{Path, PathBuf};
 

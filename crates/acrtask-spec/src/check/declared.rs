@@ -1,0 +1,289 @@
+//! What a task declares beside its steps: secrets, networks, volumes, and the mounts of these.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use acrtask_model::Secret;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use super::{DEFAULT_NETWORK, line_of};
+use crate::{
+    diagnostic::{Diagnostic, nearest},
+    plan::{Network, Volume, VolumeMount},
+    read::{Report, Text},
+    task::{RawMount, RawSecret, RawStep, RawTask, RawVolume},
+};
+
+/// Notes what is wrong with the `secrets` of a task; the reference executor looks at them first.
+pub(crate) fn secrets(declared: &[RawSecret], report: &mut Report<'_>) {
+    let mut seen: HashMap<&str, &Text> = HashMap::new();
+    for secret in declared {
+        let Some(id) = &secret.id else {
+            report.push(
+                Diagnostic::error("secret", "the secret has no id")
+                    .at(line_of(&secret.span), "add `id`")
+                    .help("write `- id: NAME`; a template reads it as `{{.Secrets.NAME}}`"),
+            );
+            continue;
+        };
+        if id.value.contains(char::is_whitespace) {
+            report.push(
+                Diagnostic::error(
+                    "secret",
+                    format!("the id `{}` of the secret has white space in it", id.value),
+                )
+                .at(id.span.clone(), "no white space")
+                .help(format!(
+                    "write `id: {}`",
+                    id.value.split_whitespace().collect::<Vec<_>>().join("-")
+                )),
+            );
+        }
+        if let Some(first) = seen.insert(&id.value, id) {
+            report.push(
+                Diagnostic::error("secret", format!("two secrets have the id `{}`", id.value))
+                    .at(id.span.clone(), "the second one")
+                    .at(first.span.clone(), "the first one")
+                    .help("give one of them another id"),
+            );
+        }
+        if secret.keyvault.is_none() && secret.env.is_none() && secret.file.is_none() {
+            report.push(
+                Diagnostic::error(
+                    "secret",
+                    format!("the secret `{}` says nowhere where its value is", id.value),
+                )
+                .at(id.span.clone(), "this one")
+                .help("add its source: `keyvault: URL`, `env: VARIABLE` or `file: PATH`"),
+            );
+        }
+        if let Some(client) = &secret.client_id
+            && !is_uuid(&client.value)
+        {
+            report.push(
+                Diagnostic::error("secret", format!("`{}` is no client id", client.value))
+                    .at(client.span.clone(), "expected a UUID")
+                    .help("write the identity's client id: `clientID: 00000000-0000-0000-0000-000000000000`"),
+            );
+        }
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    let text = text.strip_prefix("urn:uuid:").unwrap_or(text);
+    let text = text
+        .strip_prefix('{')
+        .and_then(|t| t.strip_suffix('}'))
+        .unwrap_or(text);
+    let groups: Vec<usize> = text.split('-').map(str::len).collect();
+    (groups == [8, 4, 4, 4, 12] || groups == [32])
+        && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+}
+
+pub(super) fn networks(task: &RawTask, report: &mut Report<'_>) -> (Vec<Network>, Option<String>) {
+    let mut networks: Vec<Network> = Vec::new();
+    for raw in &task.networks {
+        let Some(name) = &raw.name else {
+            report.push(
+                Diagnostic::error("network", "the network has no name")
+                    .at(line_of(&raw.span), "add `name`")
+                    .help("write `- name: backend`"),
+            );
+            continue;
+        };
+        if networks.iter().any(|network| network.name == name.value) {
+            report.push(
+                Diagnostic::error(
+                    "network",
+                    format!("two networks have the name `{}`", name.value),
+                )
+                .at(name.span.clone(), "the second one")
+                .help("give one of them another name"),
+            );
+        }
+        networks.push(Network {
+            name: name.value.clone(),
+            driver: raw
+                .driver
+                .as_ref()
+                .map_or("bridge", |driver| &driver.value)
+                .to_owned(),
+            ipv6: raw.ipv6,
+            skip_creation: raw.skip_creation,
+            is_default: raw.is_default,
+        });
+    }
+    if task.networks.is_empty() {
+        networks.push(Network {
+            name: DEFAULT_NETWORK.to_owned(),
+            driver: "bridge".to_owned(),
+            ipv6: false,
+            skip_creation: false,
+            is_default: true,
+        });
+    }
+    // The last one that is marked counts.
+    let default = networks.iter().rev().find(|network| network.is_default);
+    let default = default.map(|network| network.name.clone());
+    (networks, default)
+}
+
+pub(super) fn volumes(
+    raw: &[RawVolume],
+    report: &mut Report<'_>,
+    refusals: &mut Vec<Diagnostic>,
+) -> Vec<Volume> {
+    let mut volumes: Vec<Volume> = Vec::new();
+    let allowed = |text: &str, more: &[u8]| {
+        text.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+    };
+    for volume in raw {
+        let Some(name) = &volume.name else {
+            report.push(
+                Diagnostic::error("volume", "the volume has no name")
+                    .at(line_of(&volume.span), "add `name`")
+                    .help("write `- name: keys`"),
+            );
+            continue;
+        };
+        if !allowed(&name.value, b"-_") {
+            report.push(
+                Diagnostic::error(
+                    "volume",
+                    format!("`{}` is no name for a volume", name.value),
+                )
+                .at(name.span.clone(), "letters, digits, `-` and `_` only")
+                .help(format!(
+                    "write `name: {}`",
+                    name.value
+                        .replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+                )),
+            );
+        }
+        if volumes.iter().any(|other| other.name == name.value) {
+            report.push(
+                Diagnostic::error(
+                    "volume",
+                    format!("two volumes have the name `{}`", name.value),
+                )
+                .at(name.span.clone(), "the second one")
+                .help("give one of them another name"),
+            );
+        }
+        let files = volume.secret.as_deref().unwrap_or_default();
+        if files.is_empty() {
+            report.push(
+                Diagnostic::error("volume", format!("the volume `{}` has no files", name.value))
+                    .at(name.span.clone(), "this one")
+                    .help("add `secret:` with a line `FILE: CONTENT` for each file, the content in base 64"),
+            );
+        }
+        let mut read = BTreeMap::new();
+        for (file, content) in files {
+            if file.value.is_empty() || !allowed(&file.value, b"-_.") {
+                report.push(
+                    Diagnostic::error(
+                        "volume",
+                        format!("`{}` is no name for a secret's file", file.value),
+                    )
+                    .at(file.span.clone(), "letters, digits, `-`, `_` and `.` only")
+                    .help(format!(
+                        "write `{}`",
+                        file.value
+                            .replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
+                    )),
+                );
+            }
+            let decoded = STANDARD
+                .decode(content.value.trim())
+                .ok()
+                .map(String::from_utf8);
+            let why = match decoded {
+                Some(Ok(text)) => {
+                    read.insert(file.value.clone(), Secret::new(text));
+                    continue;
+                }
+                Some(Err(_)) => "is not text (UTF-8) once it is decoded",
+                None => "is not in base 64",
+            };
+            read.insert(file.value.clone(), Secret::new(""));
+            refusals.push(
+                report.placed(
+                    Diagnostic::error("volume", format!("the content of `{}` {why}", file.value))
+                        .at(content.span.clone(), "expected base 64")
+                        .help(format!(
+                            "let the template encode it: `{}: {{{{.Secrets.NAME | b64enc}}}}`",
+                            file.value
+                        )),
+                ),
+            );
+        }
+        volumes.push(Volume {
+            name: name.value.clone(),
+            files: read,
+        });
+    }
+    volumes
+}
+
+pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Report<'_>) {
+    let names: Vec<&str> = volumes
+        .iter()
+        .filter_map(|volume| volume.name.as_ref())
+        .map(|name| name.value.as_str())
+        .collect();
+    let mut paths = HashSet::new();
+    if let (Some(mount), false, None, None) = (
+        raw.volume_mounts.first(),
+        raw.push.is_empty(),
+        &raw.cmd,
+        &raw.build,
+    ) {
+        report.push(
+            Diagnostic::error("mount", "a push step has no container to mount a volume in")
+                .at(line_of(&mount.span), "on a push step")
+                .help("take `volumeMounts` away, or mount the volume in a cmd step"),
+        );
+    }
+    for mount in &raw.volume_mounts {
+        let (Some(name), Some(path)) = (&mount.name, &mount.mount_path) else {
+            report.push(
+                Diagnostic::error("mount", "a mount needs the name of a volume and a path")
+                    .at(line_of(&mount.span), "this one")
+                    .help("write `- name: VOLUME` and under it `mountPath: /PATH`"),
+            );
+            continue;
+        };
+        if !names.contains(&name.value.as_str()) {
+            let help = match nearest(&name.value, names.iter().copied()) {
+                Some(near) => format!("write `name: {near}`"),
+                None => format!(
+                    "declare it beside `steps`: `volumes:` with an entry `- name: {}`",
+                    name.value
+                ),
+            };
+            report.push(
+                Diagnostic::error("mount", format!("there is no volume `{}`", name.value))
+                    .at(name.span.clone(), "no volume has this name")
+                    .help(help),
+            );
+        }
+        if !paths.insert(path.value.as_str()) {
+            report.push(
+                Diagnostic::error(
+                    "mount",
+                    format!("two volumes are mounted at `{}`", path.value),
+                )
+                .at(path.span.clone(), "the second one")
+                .help("give each mount a path of its own"),
+            );
+        }
+    }
+}
+
+pub(super) fn mount(raw: &RawMount) -> Option<VolumeMount> {
+    Some(VolumeMount {
+        name: raw.name.as_ref()?.value.clone(),
+        mount_path: raw.mount_path.as_ref()?.value.clone(),
+    })
+}

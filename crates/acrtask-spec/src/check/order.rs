@@ -1,0 +1,175 @@
+//! The ids of steps, and what `when` makes of them.
+
+use std::collections::HashMap;
+
+use acrtask_model::StepId;
+
+use super::line_of;
+use crate::{
+    diagnostic::{Diagnostic, nearest},
+    graph::{self, AT_ONCE},
+    read::{Report, Text},
+    task::RawStep,
+};
+
+/// The id of a step, as far as it has a good one.
+pub(super) struct Named {
+    /// As written, or `acb_step_N`.
+    pub(super) text: String,
+    /// Nothing where it is no good one; that has been noted.
+    pub(super) step: Option<StepId>,
+}
+
+pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named> {
+    let mut first: HashMap<&str, &Text> = HashMap::new();
+    let mut ids = Vec::new();
+    for (i, step) in steps.iter().enumerate() {
+        let Some(id) = &step.id else {
+            let id = StepId::default_at(i);
+            ids.push(Named {
+                text: id.to_string(),
+                step: Some(id),
+            });
+            continue;
+        };
+        let checked = StepId::new(id.value.clone());
+        if checked.is_err() {
+            let (why, instead) = if id.value == "acb_root" {
+                ("the name is reserved", "root".to_owned())
+            } else {
+                (
+                    "no white space",
+                    id.value.split_whitespace().collect::<Vec<_>>().join("-"),
+                )
+            };
+            report.push(
+                Diagnostic::error(
+                    "step-id",
+                    format!("`{}` cannot be the id of a step", id.value),
+                )
+                .at(id.span.clone(), why)
+                .help(format!("write `id: {instead}`")),
+            );
+        }
+        if let Some(earlier) = first.insert(&id.value, id) {
+            report.push(
+                Diagnostic::error("step-id", format!("two steps have the id `{}`", id.value))
+                    .at(id.span.clone(), "the second one")
+                    .at(earlier.span.clone(), "the first one")
+                    .help(format!(
+                        "give one of them another id, for example `{}-2`",
+                        id.value
+                    )),
+            );
+        }
+        ids.push(Named {
+            text: id.value.clone(),
+            step: checked.ok(),
+        });
+    }
+    for (i, named) in ids.iter().enumerate() {
+        if steps[i].id.is_none()
+            && let Some(taken) = first.get(named.text.as_str())
+        {
+            report.push(
+                Diagnostic::error(
+                    "step-id",
+                    format!(
+                        "`{}` is the id of the step at position {i}, which has none of its own",
+                        named.text
+                    ),
+                )
+                .at(taken.span.clone(), "taken here")
+                .at(line_of(&steps[i].span), "meant here")
+                .help("give this step another id"),
+            );
+        }
+    }
+    ids
+}
+
+pub(super) fn check_order(
+    steps: &[RawStep],
+    ids: &[Named],
+    report: &mut Report<'_>,
+) -> Vec<Vec<usize>> {
+    let positions: HashMap<&str, usize> = ids
+        .iter()
+        .enumerate()
+        .rev()
+        .map(|(i, id)| (id.text.as_str(), i))
+        .collect();
+    for (i, step) in steps.iter().enumerate() {
+        // Looking for the nearest of many names takes its time.
+        if report.is_full() {
+            break;
+        }
+        for name in &step.when {
+            if name.value == AT_ONCE {
+                if step.when.len() > 1 {
+                    report.push(
+                        Diagnostic::error("when", "`-` means at once, and stands alone")
+                            .at(name.span.clone(), "beside others it means nothing")
+                            .help("write `when: [\"-\"]`, or take it away"),
+                    );
+                }
+            } else if name.value == ids[i].text {
+                report.push(
+                    Diagnostic::error(
+                        "when",
+                        format!("the step `{}` waits for itself", name.value),
+                    )
+                    .at(name.span.clone(), "this is the step's own id")
+                    .help("name the steps before it, or write `when: [\"-\"]` to start at once"),
+                );
+            } else if !positions.contains_key(name.value.as_str()) {
+                let help = match nearest(&name.value, ids.iter().map(|id| id.text.as_str())) {
+                    Some(near) => format!("write `{near}`"),
+                    None => {
+                        let some: Vec<&str> =
+                            ids.iter().take(12).map(|id| id.text.as_str()).collect();
+                        let more = if ids.len() > some.len() { ", ..." } else { "" };
+                        format!("the steps are: {}{more}", some.join(", "))
+                    }
+                };
+                report.push(
+                    Diagnostic::error(
+                        "when",
+                        format!("there is no step `{}` to wait for", name.value),
+                    )
+                    .at(name.span.clone(), "no step has this id")
+                    .help(help),
+                );
+            }
+        }
+    }
+    let edges = graph::edges(steps, |id| positions.get(id).copied());
+    if let Some(path) = graph::cycle(&edges).filter(|path| path.len() > 1) {
+        let mut names: Vec<&str> = path.iter().map(|at| ids[*at].text.as_str()).collect();
+        names.push(names[0]);
+        let mut diagnostic = Diagnostic::error(
+            "cycle",
+            format!("these steps wait for each other: {}", names.join(" -> ")),
+        );
+        for (at, next) in path.iter().zip(path.iter().cycle().skip(1)) {
+            let step = &steps[*at];
+            let named = step.when.iter().find(|name| name.value == ids[*next].text);
+            let (span, text) = match named {
+                Some(name) => (
+                    name.span.clone(),
+                    format!("`{}` waits for `{}`", ids[*at].text, name.value),
+                ),
+                None => (
+                    line_of(&step.span),
+                    format!(
+                        "`{}` has no `when`, so it waits for `{}`",
+                        ids[*at].text, ids[*next].text
+                    ),
+                ),
+            };
+            diagnostic = diagnostic.at(span, text);
+        }
+        report.push(diagnostic.help("take one of these names out of its `when`"));
+    }
+    edges
+}
