@@ -256,16 +256,9 @@ impl Executor<'_> {
                 }
             }
             Value::Map(map) => {
-                let entries: Vec<(Arc<str>, Value)> = self
+                let entries = self
                     .env
-                    .heap
-                    .get(*map)
-                    .iter()
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect();
-                self.env
-                    .meter
-                    .allocate(entries.len() * size_of::<(Arc<str>, Value)>())
+                    .entries(*map)
                     .map_err(|fault| located(fault, span))?;
                 for (key, item) in entries {
                     ran = true;

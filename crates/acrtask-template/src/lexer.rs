@@ -3,7 +3,10 @@
 //! The whole text is cut at once. A fault ends the list with an `Error` token: the parser reports it when it gets there,
 //! so that a fault earlier in the text is reported first.
 
-use crate::ast::Span;
+use crate::{ast::Span, error::TemplateErrorKind};
+
+/// Most tokens of a template; every space in an action is one.
+const MAX_TOKENS: usize = 200_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keyword {
@@ -49,6 +52,7 @@ pub(crate) enum TokenKind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LexError {
+    pub(crate) kind: TemplateErrorKind,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
 }
@@ -238,6 +242,14 @@ impl<'a> Lexer<'a> {
                 }
                 return Ok(());
             }
+            if self.tokens.len() > MAX_TOKENS {
+                let message = format!("the template has more than {MAX_TOKENS} words and spaces");
+                return Err(LexError {
+                    kind: TemplateErrorKind::Limit,
+                    message,
+                    help: None,
+                });
+            }
             let Some(c) = self.next() else {
                 // The whole of an unclosed action is to blame, not the end of the file.
                 self.start = opening;
@@ -369,6 +381,7 @@ impl<'a> Lexer<'a> {
         self.start = self.position;
         self.next();
         Err(LexError {
+            kind: TemplateErrorKind::Parse,
             message: format!("bad character {}", describe_char(next)),
             help,
         })
@@ -483,6 +496,7 @@ fn has_right_trim(text: &str) -> bool {
 
 fn error(message: &str, help: Option<&str>) -> LexError {
     LexError {
+        kind: TemplateErrorKind::Parse,
         message: message.to_owned(),
         help: help.map(str::to_owned),
     }

@@ -20,7 +20,7 @@
 //! - The local time zone is UTC.
 //! - `keys` and `values` are in the order of the keys; Go's order changes from run to run.
 //! - Left out: complex numbers, other delimiters, and the functions in [`LEFT_OUT`], each with its reason.
-//! - Bounded: see [`Limits`]. A template also may have at most 1 MiB, and blocks and parentheses nest at most 100 deep.
+//! - Bounded: see [`Limits`]. A template also may have at most 512 KiB, and blocks and parentheses nest at most 100 deep.
 
 mod ast;
 mod error;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Longest template in bytes. The longest real task file has 50 KB.
-const MAX_TEXT: usize = 1 << 20;
+const MAX_TEXT: usize = 512 << 10;
 /// Most words, actions and pieces of text in a template.
 const MAX_NODES: usize = 100_000;
 /// How deep blocks and parentheses may nest, together.
@@ -154,10 +154,15 @@ impl Parser<'_> {
     fn unexpected<T>(&self, token: &Token, context: &str) -> Parsed<T> {
         let found = match &token.kind {
             TokenKind::Error(error) => {
-                return error_with_help(token.span, error.message.clone(), error.help.clone());
+                return Err(TemplateError {
+                    message: error.message.clone(),
+                    span: token.span.range(),
+                    help: error.help.clone(),
+                    kind: error.kind,
+                });
             }
             TokenKind::Eof => "EOF".to_owned(),
-            TokenKind::Keyword(_) => format!("<{}>", token.span.of(self.text)),
+            TokenKind::Keyword(_) | TokenKind::Dot => format!("<{}>", token.span.of(self.text)),
             _ => {
                 let text = token.span.of(self.text);
                 match text.char_indices().nth(10) {
@@ -391,7 +396,7 @@ impl Parser<'_> {
                     let word = self.next_non_space();
                     if word.kind != TokenKind::Keyword(keyword) {
                         return self
-                            .unexpected(&word, "else")
+                            .unexpected(&word, "input")
                             .or_else(|fault| error(span, fault.message));
                     }
                 }
@@ -432,7 +437,7 @@ impl Parser<'_> {
             Terminator::ElseThen(span) => {
                 let word = self.next_non_space();
                 return self
-                    .unexpected(&word, "else")
+                    .unexpected(&word, "input")
                     .or_else(|fault| error(span, fault.message));
             }
         };
@@ -634,6 +639,7 @@ impl Parser<'_> {
         let mut span = expr.span;
         while self.peek().kind == TokenKind::Field {
             let token = self.next();
+            self.count(token.span)?;
             span = span.to(token.span);
             fields.push(Arc::from(&token.span.of(self.text)[1..]));
         }

@@ -58,6 +58,11 @@ impl<'a> Writer<'a> {
     pub(crate) fn step(&mut self) -> Result<(), Fault> {
         self.meter.step(1)
     }
+
+    /// Takes the steps for reading `bytes` bytes.
+    pub(crate) fn read(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.meter.read(bytes)
+    }
 }
 
 /// The value as an action writes it: `%v`.
@@ -228,16 +233,10 @@ fn directive<'f>(
         if after_index && number.is_some() {
             arguments.good = false;
         }
-        if let Some(number) = number {
-            if number > MAX_WIDTH {
-                out.push("%!(BADWIDTH)")?;
-            } else {
-                spec.width = usize::try_from(number).ok();
-            }
-        }
+        spec.width = number.and_then(|number| usize::try_from(number).ok());
         rest = after;
     }
-    if let Some(after) = rest.strip_prefix('.') {
+    if let Some(after) = rest.strip_prefix('.').filter(|after| !after.is_empty()) {
         rest = after;
         if after_index {
             arguments.good = false;
@@ -256,10 +255,7 @@ fn directive<'f>(
             after_index = false;
         } else {
             let (number, after) = digits(rest);
-            match number {
-                Some(number) if number > MAX_WIDTH => out.push("%!(BADPREC)")?,
-                number => spec.precision = usize::try_from(number.unwrap_or(0)).ok(),
-            }
+            spec.precision = usize::try_from(number.unwrap_or(0)).ok();
             rest = after;
         }
     }
@@ -294,17 +290,19 @@ fn directive<'f>(
     Ok(rest)
 }
 
+/// The number at the front of `text`, and what follows. After one that is far too large nothing follows: Go gives up.
 fn digits(text: &str) -> (Option<i64>, &str) {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
-    let value = if number.is_empty() {
-        None
-    } else {
-        Some(number.parse().unwrap_or(i64::MAX))
-    };
-    (value, rest)
+    if number.is_empty() {
+        return (None, rest);
+    }
+    match number.parse().ok().filter(|value| *value <= MAX_WIDTH) {
+        Some(value) => (Some(value), rest),
+        None => (None, ""),
+    }
 }
 
 /// Flags, width and precision of a directive.
@@ -349,6 +347,7 @@ impl Printer<'_, '_> {
         }
         match value {
             Value::Nil | Value::NilField => match verb {
+                'v' if spec.sharp_v && depth > 0 => self.out.push("interface {}(nil)"),
                 'v' => self.pad(spec, "<nil>"),
                 // Inside a list or map nothing is written the same way for every verb.
                 _ if depth > 0 => self.out.push("<nil>"),

@@ -453,10 +453,20 @@ fn parse_duration(text: &str) -> Result<i64, String> {
             .checked_mul(scale)
             .and_then(|value| total.checked_add(value))
             .ok_or_else(invalid)?;
-        // The fraction is computed as a float, as Go does; digits beyond the 18th do not count.
-        let digits: String = fraction.chars().take(18).collect();
-        if let Ok(value) = digits.parse::<i64>() {
-            let power = 10_f64.powi(i32::try_from(digits.len()).unwrap_or(0));
+        // The fraction is computed as a float, from as many digits as 63 bits hold, as Go does.
+        let mut value = 0_i64;
+        let mut power = 1_f64;
+        for digit in fraction.bytes() {
+            let Some(next) = value
+                .checked_mul(10)
+                .and_then(|value| value.checked_add(i64::from(digit - b'0')))
+            else {
+                break;
+            };
+            value = next;
+            power *= 10.0;
+        }
+        if value > 0 {
             #[allow(
                 clippy::cast_precision_loss,
                 clippy::cast_possible_truncation,

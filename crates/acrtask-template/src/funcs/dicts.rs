@@ -21,8 +21,9 @@ pub(crate) static TABLE: &[Function] = functions! {
     "unset" (Dict, Text) |env, args| {
         if let Some(map) = map_at(args, 0) {
             env.heap.get_mut(map).remove(text_at(args, 1));
+            return Ok(value_at(args, 0).clone());
         }
-        Ok(value_at(args, 0).clone())
+        env.map(Element::Any, Entries::new())
     };
     "hasKey" (Dict, Text) |env, args| {
         Ok(Value::Bool(map_at(args, 0).is_some_and(|map| env.heap.get(map).contains_key(text_at(args, 1)))))
@@ -50,6 +51,7 @@ pub(crate) static TABLE: &[Function] = functions! {
         env.map(Element::Any, picked)
     };
     "omit" (Dict; Text) |env, args| {
+        env.meter.allocate(map_at(args, 0).map_or(0, |map| env.heap.get(map).len() * ENTRY_BYTES))?;
         let mut kept = map_at(args, 0).map_or(Entries::new(), |map| env.heap.get(map).clone());
         for index in 1..args.len() {
             kept.remove(text_at(args, index));
@@ -99,24 +101,22 @@ fn keys(env: &mut Env, args: &[Value]) -> Outcome {
 }
 
 fn merge_all(env: &mut Env, args: &[Value], overwrites: bool) -> Outcome {
-    let Some(target) = map_at(args, 0) else {
-        // Sprig swallows the error of merging into a nil map.
-        return if args.len() > 1 {
-            env.text("")
-        } else {
-            Ok(Value::Nil)
-        };
+    let target = match map_at(args, 0) {
+        Some(target) => target,
+        None => env.heap.add(&mut env.meter, Element::Any, Entries::new())?,
     };
     for index in 1..args.len() {
         if let Some(source) = map_at(args, index) {
             merge(env, target, source, overwrites, 0)?;
         }
     }
-    Ok(value_at(args, 0).clone())
+    Ok(Value::Map(target))
 }
 
-/// Maps are merged key by key all the way down. Elsewhere the source's value is taken where the target has none, or an
-/// empty one; with `overwrites` wherever the source's is not empty.
+/// Merges the entries of `source` into `target`.
+///
+/// Two maps are merged all the way down. Otherwise, with `overwrites`, the source's value is taken; without, it is taken
+/// where the target has none or an empty one, unless it is nothing.
 fn merge(
     env: &mut Env,
     target: MapRef,
@@ -129,35 +129,22 @@ fn merge(
             "a value nests deeper than {MAX_PRINT_DEPTH}"
         )));
     }
-    let entries: Vec<_> = env
-        .heap
-        .get(source)
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    env.meter.allocate(entries.len() * (ENTRY_BYTES + 48))?;
-    for (key, value) in entries {
+    if target.is_same(source) {
+        return Ok(());
+    }
+    for (key, value) in env.entries(source)? {
         env.meter.step(1)?;
         let present = env.heap.get(target).get(&key).cloned();
-        match (&present, &value) {
-            (Some(Value::Map(inner)), Value::Map(from)) if inner.element == from.element => {
-                if !inner.is_same(*from) {
-                    merge(env, *inner, *from, overwrites, depth + 1)?;
-                }
-            }
-            (Some(present), value) => {
-                let takes = if overwrites {
-                    !is_empty(env, value)
-                } else {
-                    is_empty(env, present) && !is_empty(env, value)
-                };
-                if takes {
-                    env.heap.get_mut(target).insert(key, value.clone());
-                }
-            }
-            (None, value) => {
-                env.heap.get_mut(target).insert(key, value.clone());
-            }
+        if let (Some(Value::Map(inner)), Value::Map(from)) = (&present, &value)
+            && inner.element == from.element
+        {
+            merge(env, *inner, *from, overwrites, depth + 1)?;
+            continue;
+        }
+        let vacant = present.is_none_or(|present| is_empty(env, &present));
+        if overwrites || (vacant && !value.is_nil()) {
+            env.meter.allocate(ENTRY_BYTES)?;
+            env.heap.get_mut(target).insert(key, value);
         }
     }
     Ok(())
@@ -182,15 +169,8 @@ fn deep_copy(env: &mut Env, value: &Value, depth: usize) -> Outcome {
             Ok(Value::List(copy))
         }
         Value::Map(map) => {
-            let entries: Vec<_> = env
-                .heap
-                .get(*map)
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect();
-            env.meter.allocate(entries.len() * 48)?;
             let mut copy = Entries::new();
-            for (key, value) in entries {
+            for (key, value) in env.entries(*map)? {
                 copy.insert(key, deep_copy(env, &value, depth + 1)?);
             }
             env.map(map.element, copy)

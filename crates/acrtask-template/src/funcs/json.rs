@@ -179,24 +179,28 @@ fn number(value: f64) -> String {
 }
 
 fn write_text(out: &mut Writer<'_>, text: &str, style: Style) -> Result<(), Fault> {
+    out.read(text.len() * 8)?;
     out.push("\"")?;
     let mut plain = 0;
     for (index, c) in text.char_indices() {
-        let escape = match c {
-            '"' => "\\\"".to_owned(),
-            '\\' => "\\\\".to_owned(),
-            '\n' => "\\n".to_owned(),
-            '\r' => "\\r".to_owned(),
-            '\t' => "\\t".to_owned(),
-            '\x08' => "\\b".to_owned(),
-            '\x0c' => "\\f".to_owned(),
-            '<' | '>' | '&' if style.escapes_html => format!("\\u{:04x}", u32::from(c)),
-            '\u{2028}' | '\u{2029}' => format!("\\u{:04x}", u32::from(c)),
-            c if c < ' ' => format!("\\u{:04x}", u32::from(c)),
+        let short = match c {
+            '"' => "\\\"",
+            '\\' => "\\\\",
+            '\n' => "\\n",
+            '\r' => "\\r",
+            '\t' => "\\t",
+            '\x08' => "\\b",
+            '\x0c' => "\\f",
+            '<' | '>' | '&' if style.escapes_html => "",
+            '\u{2028}' | '\u{2029}' | '\0'..' ' => "",
             _ => continue,
         };
         out.push(&text[plain..index])?;
-        out.push(&escape)?;
+        if short.is_empty() {
+            out.push(&format!("\\u{:04x}", u32::from(c)))?;
+        } else {
+            out.push(short)?;
+        }
         plain = index + c.len_utf8();
     }
     out.push(&text[plain..])?;

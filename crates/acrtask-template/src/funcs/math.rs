@@ -50,7 +50,11 @@ pub(crate) fn to_int(value: &Value) -> i64 {
         Value::Month(value) | Value::Weekday(value) => i64::from(*value),
         Value::Uint8(value) => i64::from(*value),
         Value::Uint64(value) => i64::try_from(*value).unwrap_or(i64::MAX),
-        Value::Float(value) => *value as i64,
+        // What does not fit is the smallest integer, as on the processors that tasks run on.
+        Value::Float(value) if *value >= -9.3e18 && *value < 9_223_372_036_854_775_808.0 => {
+            *value as i64
+        }
+        Value::Float(_) => i64::MIN,
         Value::Bool(value) => i64::from(*value),
         Value::Text(text) => text
             .parse()

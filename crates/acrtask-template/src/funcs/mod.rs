@@ -330,6 +330,17 @@ impl Env {
         )?))
     }
 
+    /// The entries of a map as they are now, for a walk during which the map may change.
+    pub(crate) fn entries(&mut self, map: MapRef) -> Result<Vec<(Arc<str>, Value)>, Fault> {
+        let entries = self.heap.get(map);
+        self.meter
+            .allocate(entries.len() * size_of::<(Arc<str>, Value)>())?;
+        Ok(entries
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
+    }
+
     /// A text written piece by piece.
     pub(crate) fn write(
         &mut self,

@@ -4,7 +4,7 @@ use super::{Env, Function, Outcome, functions, int_at, text_at, value_at};
 use crate::{
     error::Fault,
     format::{self, Writer},
-    value::{Element, Entries, Value},
+    value::{ENTRY_BYTES, Element, Entries, Value},
 };
 
 pub(crate) static TABLE: &[Function] = functions! {
@@ -52,15 +52,18 @@ pub(crate) static TABLE: &[Function] = functions! {
     "join" (Text, Any) join;
     "split" (Text, Text) |env, args| {
         let (separator, text) = (text_at(args, 0), text_at(args, 1));
-        numbered(env, split(text, separator, -1))
+        numbered(env, text, separator, -1)
     };
     "splitn" (Text, Int, Text) |env, args| {
         let (separator, text) = (text_at(args, 0), text_at(args, 2));
-        numbered(env, split(text, separator, int_at(args, 1)))
+        numbered(env, text, separator, int_at(args, 1))
     };
     "splitList" (Text, Text) |env, args| {
         let (separator, text) = (text_at(args, 0), text_at(args, 1));
-        env.texts(split(text, separator, -1))
+        {
+            let parts = split(env, text, separator, -1)?;
+            env.texts(parts)
+        }
     };
 };
 
@@ -218,33 +221,44 @@ fn join(env: &mut Env, args: &[Value]) -> Outcome {
 }
 
 /// `strings.SplitN`: at most `limit` parts, all where it is negative; an empty separator splits into characters.
-pub(crate) fn split<'t>(text: &'t str, separator: &str, limit: i64) -> Vec<&'t str> {
+fn split<'t>(
+    env: &mut Env,
+    text: &'t str,
+    separator: &str,
+    limit: i64,
+) -> Result<Vec<&'t str>, Fault> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     if limit == 0 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    if separator.is_empty() {
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some(c) = rest.chars().next() {
-            if parts.len() + 1 == limit {
-                parts.push(rest);
-                break;
-            }
-            let (first, after) = rest.split_at(c.len_utf8());
-            parts.push(first);
-            rest = after;
+    let count = if separator.is_empty() {
+        text.chars().count()
+    } else {
+        text.matches(separator).count() + 1
+    };
+    env.meter.allocate(count.min(limit) * size_of::<&str>())?;
+    if !separator.is_empty() {
+        return Ok(text.splitn(limit, separator).collect());
+    }
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if parts.len() + 1 == limit {
+            parts.push(rest);
+            break;
         }
-        return parts;
+        let (first, after) = rest.split_at(c.len_utf8());
+        parts.push(first);
+        rest = after;
     }
-    text.splitn(limit, separator).collect()
+    Ok(parts)
 }
 
 /// Parts as a map from `_0`, `_1` and so on.
-fn numbered(env: &mut Env, parts: Vec<&str>) -> Outcome {
+fn numbered(env: &mut Env, text: &str, separator: &str, limit: i64) -> Outcome {
     let mut entries = Entries::new();
-    for (index, part) in parts.into_iter().enumerate() {
-        env.meter.allocate(part.len() + 8)?;
+    for (index, part) in split(env, text, separator, limit)?.into_iter().enumerate() {
+        env.meter.allocate(part.len() + ENTRY_BYTES)?;
         entries.insert(format!("_{index}").into(), Value::text(part));
     }
     env.map(Element::Text, entries)

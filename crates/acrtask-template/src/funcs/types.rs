@@ -91,14 +91,7 @@ pub(crate) fn deep_equal(
             if left.is_same(*right) {
                 return Ok(true);
             }
-            let entries: Vec<_> = env
-                .heap
-                .get(*left)
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect();
-            env.meter.allocate(size_of_val(entries.as_slice()))?;
-            for (key, value) in entries {
+            for (key, value) in env.entries(*left)? {
                 let Some(other) = env.heap.get(*right).get(&key).cloned() else {
                     return Ok(false);
                 };
