@@ -102,25 +102,6 @@ async fn unpacks_in_every_packing() {
         .folder("sub")
         .entry(EntryType::Regular, "sub/run.sh", "", b"#!/bin/sh\n", 0o4755)
         .symlink("sub/up", "../Dockerfile")
-        .symlink("loop", "loop")
-        .symlink("dangling", "not/there")
-        .hard_link("hard", "sub/run.sh")
-        .file(&long, "long")
-        .file("Dockerfile", "FROM later\n")
-        .end();
-    for encoding in ["plain", "gzip", "zstd", "bzip2", "xz"] {
-        // A link to itself is found out when all are there.
-        let bytes = packed(encoding, &tar).await;
-        let (_folder, result) = unpacked(&bytes, &Limits::default()).await;
-        let error = result.unwrap_err().to_string();
-        assert!(error.contains("entry `loop`"), "{encoding}: {error}");
-    }
-    let tar = Tar::default()
-        .folder("./")
-        .file("./Dockerfile", "FROM scratch\n")
-        .folder("sub")
-        .entry(EntryType::Regular, "sub/run.sh", "", b"#!/bin/sh\n", 0o4755)
-        .symlink("sub/up", "../Dockerfile")
         .symlink("dangling", "not/there")
         .hard_link("hard", "sub/run.sh")
         .file(&long, "long")
@@ -228,7 +209,7 @@ async fn refuses_every_way_out() {
         (
             "hard link out",
             Tar::default().hard_link("a", "../outside").end(),
-            "leads out",
+            "`..`",
         ),
         (
             "hard link absolute",
@@ -250,6 +231,11 @@ async fn refuses_every_way_out() {
             "is a link",
         ),
         ("empty link", Tar::default().symlink("a", "").end(), "link"),
+        (
+            "a link to itself",
+            Tar::default().symlink("a", "a").end(),
+            "more than 40 links",
+        ),
         ("character device", device(EntryType::Char), "a device"),
         ("block device", device(EntryType::Block), "a device"),
         ("pipe", device(EntryType::Fifo), "a pipe"),

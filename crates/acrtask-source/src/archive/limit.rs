@@ -1,0 +1,109 @@
+//! Readers that stop at a limit.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Most bytes of headers between two entries (long names and PAX records), and after the last one.
+pub(super) const MAX_HEADERS: u64 = 1 << 20;
+
+/// A count that a reader keeps and somebody else looks at.
+pub(super) type Counter = Arc<AtomicU64>;
+
+/// A limit that a reader met; travels inside an [`io::Error`].
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("more than {limit} {unit}")]
+pub(super) struct LimitReached {
+    pub(super) limit: u64,
+    pub(super) unit: &'static str,
+}
+
+impl LimitReached {
+    /// Finds it, wherever the libraries have wrapped it.
+    pub(super) fn find(error: &io::Error) -> Option<Self> {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(error) = next {
+            if let Some(limit) = error.downcast_ref::<Self>() {
+                return Some(*limit);
+            }
+            // An I/O error that wraps another one hides it from `source`, which is that one's source.
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            next = match inner {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+fn reached(limit: u64, unit: &'static str) -> Poll<io::Result<()>> {
+    Poll::Ready(Err(io::Error::other(LimitReached { limit, unit })))
+}
+
+/// Counts what is read, up to a limit.
+pub(super) struct Metered<R> {
+    pub(super) inner: R,
+    pub(super) seen: Counter,
+    pub(super) limit: u64,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let read = (buf.filled().len() - before) as u64;
+        let seen = self.seen.fetch_add(read, Ordering::Relaxed) + read;
+        if seen > self.limit {
+            return reached(self.limit, "bytes to download");
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Lets through what the budget allows, and keeps an eye on the ratio of what it gives to what was taken in.
+pub(super) struct Budgeted<R> {
+    pub(super) inner: R,
+    /// What may still be read; whoever reads fills it up.
+    pub(super) budget: Counter,
+    pub(super) unpacked: u64,
+    pub(super) packed: Counter,
+    pub(super) ratio: u64,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Budgeted<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let read = (buf.filled().len() - before) as u64;
+        let left = self.budget.load(Ordering::Relaxed);
+        if read > left {
+            return reached(MAX_HEADERS, "bytes of headers between two entries");
+        }
+        self.budget.store(left - read, Ordering::Relaxed);
+        self.unpacked += read;
+        let packed = self.packed.load(Ordering::Relaxed).max(1);
+        if self.unpacked > super::RATIO_FROM && self.unpacked / packed > self.ratio {
+            return reached(self.ratio, "unpacked bytes for each packed one");
+        }
+        Poll::Ready(Ok(()))
+    }
+}

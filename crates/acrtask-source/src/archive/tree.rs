@@ -1,0 +1,159 @@
+//! The folder that an archive is written into.
+//!
+//! Nothing is written below a link, or through one: every folder on the way to an entry is looked at, and what
+//! stands in an entry's place is removed first. A folder, once seen, stays a folder.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use crate::paths;
+
+/// Why an entry could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// It may not be.
+    #[error("{0}")]
+    Refused(String),
+    /// The system says no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The folder, and what has still to be done when all is there.
+pub(super) struct Tree<'a> {
+    root: &'a Path,
+    /// Folders below the root that are known to be folders.
+    known: HashSet<PathBuf>,
+    links: Vec<PathBuf>,
+    modes: Vec<(PathBuf, u32)>,
+}
+
+impl<'a> Tree<'a> {
+    /// `root` has to be absolute, without links, and empty.
+    pub(super) fn new(root: &'a Path) -> Self {
+        Self {
+            root,
+            known: HashSet::new(),
+            links: Vec::new(),
+            modes: Vec::new(),
+        }
+    }
+
+    /// An empty file, to be written to.
+    pub(super) fn file(&mut self, path: &Path, mode: u32) -> Result<File, Trouble> {
+        let full = self.make_room(path)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(full)?;
+        file.set_permissions(Permissions::from_mode(mode | 0o400))?;
+        Ok(file)
+    }
+
+    pub(super) fn folder(&mut self, path: &Path, mode: u32) -> Result<(), Trouble> {
+        self.make_folder(path)?;
+        self.modes.push((path.to_owned(), mode | 0o700));
+        Ok(())
+    }
+
+    pub(super) fn symlink(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
+        let full = self.make_room(path)?;
+        symlink(to, full)?;
+        self.links.push(path.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn hard_link(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
+        if path == to {
+            return Ok(());
+        }
+        if let Some(parent) = to.parent() {
+            self.check_folder(parent)?;
+        }
+        let target = self.root.join(to);
+        if target.symlink_metadata().is_err() {
+            return Err(Trouble::Refused(format!(
+                "a hard link to `{}`, which is not in the archive before it",
+                to.display()
+            )));
+        }
+        let full = self.make_room(path)?;
+        // Does not follow a link at its end.
+        fs::hard_link(target, full)?;
+        Ok(())
+    }
+
+    /// No link may lead out, whatever the links are that it passes: only when all are there can that be said. Then the
+    /// folders get their modes.
+    pub(super) fn finish(self) -> Result<(), (PathBuf, Trouble)> {
+        for link in &self.links {
+            // It may have been replaced since.
+            if let Err(error) = paths::inside(self.root, link) {
+                return Err((link.clone(), Trouble::Refused(format!("a link: {error}"))));
+            }
+        }
+        for (folder, mode) in self.modes.into_iter().rev() {
+            fs::set_permissions(self.root.join(&folder), Permissions::from_mode(mode))
+                .map_err(|error| (folder, error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes what is above `path`, and removes a file or link in its place. Gives the full path.
+    fn make_room(&mut self, path: &Path) -> Result<PathBuf, Trouble> {
+        if let Some(parent) = path.parent() {
+            self.make_folder(parent)?;
+        }
+        let full = self.root.join(path);
+        match fs::remove_file(&full) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(full),
+        }
+    }
+
+    fn make_folder(&mut self, path: &Path) -> Result<(), Trouble> {
+        if self.check_folder(path)? {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.make_folder(parent)?;
+        }
+        fs::create_dir(self.root.join(path))?;
+        self.known.insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Whether `path` is a folder; false if there is nothing yet. Refused if it, or what is above it, is anything else.
+    fn check_folder(&mut self, path: &Path) -> Result<bool, Trouble> {
+        if path.as_os_str().is_empty() || self.known.contains(path) {
+            return Ok(true);
+        }
+        if let Some(parent) = path.parent()
+            && !self.check_folder(parent)?
+        {
+            return Ok(false);
+        }
+        match self.root.join(path).symlink_metadata() {
+            Ok(meta) if meta.is_dir() => {
+                self.known.insert(path.to_owned());
+                Ok(true)
+            }
+            Ok(meta) if meta.is_symlink() => Err(Trouble::Refused(format!(
+                "`{}` on its way is a link",
+                path.display()
+            ))),
+            Ok(_) => Err(Trouble::Refused(format!(
+                "`{}` on its way is a file",
+                path.display()
+            ))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
