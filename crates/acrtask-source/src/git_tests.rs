@@ -65,3 +65,53 @@ fn passwords_go_to_their_host_alone_and_never_in_clear() {
         assert_eq!(got.as_deref(), expected, "{url}");
     }
 }
+
+/// What git is started with, apart from what this machine's environment adds.
+async fn environment(url: &str, options: &Options) -> Vec<String> {
+    let Ok(crate::ContextSpec::Git(url)) = crate::ContextSpec::parse(url) else {
+        panic!("{url}")
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let git = Git::new(&url, scratch.path(), options).await.unwrap();
+    let variable = |name: &str| {
+        git.environment
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+    };
+    let config = (0..).map_while(|n| {
+        let (key, value) = (
+            variable(&format!("GIT_CONFIG_KEY_{n}"))?,
+            variable(&format!("GIT_CONFIG_VALUE_{n}"))?,
+        );
+        Some(format!("{key}={value}"))
+    });
+    let others = git.environment.iter().filter(|(key, _)| {
+        !key.starts_with("GIT_CONFIG_KEY")
+            && !key.starts_with("GIT_CONFIG_VALUE")
+            && key != "HOME"
+            && !PASSED.contains(&key.as_str())
+            && key != "SSH_AUTH_SOCK"
+    });
+    config
+        .chain(others.map(|(key, value)| format!("{key}={value}")))
+        .collect()
+}
+
+/// A literal address stands for a name here: it is resolved without a network.
+#[tokio::test]
+async fn a_task_files_context_is_pinned_to_the_address_that_was_checked() {
+    let mut options = Options {
+        origin: Origin::TaskFile,
+        ssh_agent: Some("/agent".into()),
+        ..Options::default()
+    };
+    options.git_credentials.push(crate::GitCredential {
+        host: "8.8.8.8".into(),
+        username: "u".into(),
+        password: Secret::new("p"),
+    });
+    let https = environment("https://8.8.8.8:8443/a.git", &options).await;
+    let ssh = environment("ssh://git@8.8.8.8/a.git", &options).await;
+    insta::assert_snapshot!(format!("{}\n\n{}", https.join("\n"), ssh.join("\n")));
+}
