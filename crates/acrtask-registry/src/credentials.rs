@@ -90,9 +90,9 @@ impl Credentials {
         self
     }
 
-    /// The hosts that were given explicitly, Docker Hub as `docker.io`.
-    pub fn given_hosts(&self) -> impl Iterator<Item = &str> {
-        self.given.keys().map(String::as_str)
+    /// What was given explicitly for `host`, without a look at the Docker configuration.
+    pub fn given(&self, host: &str) -> Option<&Credential> {
+        self.given.get(&canonical_host(host))
     }
 
     /// The credential for `host`: a name as references have it, or one of Docker Hub's aliases.
@@ -101,10 +101,10 @@ impl Credentials {
     /// [`CredentialError`] where the Docker configuration or a helper that it names is broken. A helper
     /// that has nothing for the host is not an error.
     pub async fn for_host(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
-        let host = canonical_host(host);
-        if let Some(credential) = self.given.get(&host) {
+        if let Some(credential) = self.given(host) {
             return Ok(Some(credential.clone()));
         }
+        let host = canonical_host(host);
         let Some(path) = self.docker_config.clone() else {
             return Ok(None);
         };

@@ -15,13 +15,13 @@ use std::{
 };
 
 use acrtask_model::Secret;
-use acrtask_registry::{AddressPolicy, net};
+use acrtask_registry::{AddressPolicy, Credential, net};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::process::Command;
 use url::Url;
 
 use crate::{
-    Options, Origin,
+    GitCredential, Options, Origin,
     error::SourceError,
     facts::GitFacts,
     paths,
@@ -501,15 +501,22 @@ fn credential(url: &GitUrl, options: &Options) -> Option<(String, Secret)> {
     if !safe {
         return None;
     }
-    let given = || {
-        options
-            .git_credentials
-            .iter()
-            .find(|credential| credential.host.eq_ignore_ascii_case(&url.host))
+    let for_git = || {
+        let same_host = |one: &&GitCredential| one.host.eq_ignore_ascii_case(&url.host);
+        let one = options.git_credentials.iter().find(same_host)?;
+        Some((one.username.clone(), one.password.clone()))
     };
-    url.credential.clone().or_else(|| {
-        given().map(|credential| (credential.username.clone(), credential.password.clone()))
-    })
+    let for_any = || {
+        let port = Url::parse(&url.url).ok().and_then(|url| url.port());
+        let host = port.map_or_else(|| url.host.clone(), |port| format!("{}:{port}", url.host));
+        match options.credentials.given(&host)? {
+            Credential::Password { username, password } => {
+                Some((username.clone(), password.clone()))
+            }
+            Credential::IdentityToken(_) => None,
+        }
+    };
+    url.credential.clone().or_else(for_git).or_else(for_any)
 }
 
 /// Scheme, host and port of a URL, as `http.<url>.*` wants it.
@@ -546,23 +553,23 @@ fn advice(stderr: &str) -> Option<String> {
     let table = [
         (
             "could not read Username",
-            "the repository does not exist, or is private: give a token for its host",
+            "the repository does not exist, or is private: give a credential for its host",
         ),
         (
             "Authentication failed",
-            "check the token for this host: it is wrong or expired",
+            "check the credential for this host: it is wrong or expired",
         ),
         (
             "The requested URL returned error: 403",
-            "the token for this host does not allow this",
+            "the credential for this host does not allow this",
         ),
         (
             "not found",
-            "check the URL; a private repository needs a token",
+            "check the URL; a private repository needs a credential for its host",
         ),
         (
             "Repository not found",
-            "check the URL; a private repository needs a token",
+            "check the URL; a private repository needs a credential for its host",
         ),
         (
             "Permission denied (publickey",

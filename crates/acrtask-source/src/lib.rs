@@ -111,10 +111,13 @@ pub struct Options {
     pub origin: Origin,
     /// Lets a task file's context be at a private address.
     pub allow_private_addresses: bool,
-    /// For registries.
+    /// For registries. What was given explicitly for a git host serves git over https too.
     pub credentials: Credentials,
     /// Registries without TLS, besides loopback.
     pub insecure_registries: Vec<String>,
+    /// Registries that the operator named, which may be at private addresses also where a task file names the
+    /// context: the run's own registry. The insecure ones count as such anyway.
+    pub known_registries: Vec<String>,
     /// For git over https.
     pub git_credentials: Vec<GitCredential>,
     /// The SSH agent's socket. Without it the operator's own contexts use ssh as it is set up, and a
@@ -135,6 +138,7 @@ impl Default for Options {
             allow_private_addresses: false,
             credentials: Credentials::new(),
             insecure_registries: Vec::new(),
+            known_registries: Vec::new(),
             git_credentials: Vec::new(),
             ssh_agent: None,
             limits: Limits::default(),

@@ -7,7 +7,8 @@
 use std::{io, path::Path};
 
 use acrtask_model::ImageRef;
-use acrtask_registry::{Descriptor, ManifestBody, Registry, Settings};
+use acrtask_registry::credentials::canonical_host;
+use acrtask_registry::{AddressPolicy, Descriptor, ManifestBody, Registry, Settings};
 use futures::TryStreamExt as _;
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
@@ -39,7 +40,11 @@ pub(crate) async fn download(
     };
     let settings = Settings {
         insecure: options.insecure_registries.clone(),
-        addresses: options.addresses(),
+        addresses: if is_known(reference.registry(), options) {
+            AddressPolicy::Any
+        } else {
+            options.addresses()
+        },
     };
     let registry = Registry::new(options.credentials.clone(), settings).map_err(failed)?;
     let manifest = registry.manifest(reference).await.map_err(failed)?;
@@ -92,6 +97,15 @@ pub(crate) async fn download(
         .await?;
     }
     Ok(())
+}
+
+/// Whether the operator, and not a task file alone, named this registry. A credential for it says nothing: a
+/// task file may bring some along.
+fn is_known(host: &str, options: &Options) -> bool {
+    [&options.known_registries, &options.insecure_registries]
+        .into_iter()
+        .flatten()
+        .any(|known| canonical_host(known) == host)
 }
 
 async fn store(

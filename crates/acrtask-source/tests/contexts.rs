@@ -412,7 +412,10 @@ async fn artifacts() {
     ];
     for (layers, expected) in cases {
         let reference = push_artifact(&host, &layers).await;
-        let (folder, options) = scratch();
+        let (folder, mut options) = scratch();
+        // Named by the operator, so that it may be on this machine.
+        options.origin = Origin::TaskFile;
+        options.known_registries.push(host.clone());
         match (
             fetch(&spec(&format!("oci://{reference}")), &options).await,
             &expected,

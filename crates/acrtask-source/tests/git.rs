@@ -424,7 +424,7 @@ async fn over_http_with_and_without_a_password() {
     );
     assert_eq!(
         error.help().as_deref(),
-        Some("the repository does not exist, or is private: give a token for its host")
+        Some("the repository does not exist, or is private: give a credential for its host")
     );
 
     let (folder, mut options) = scratch();
