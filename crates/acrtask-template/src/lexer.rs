@@ -373,10 +373,10 @@ impl<'a> Lexer<'a> {
             return Ok(());
         }
         let next = self.peek();
-        let help = if next == Some('-') {
-            self.dashed_key()
-        } else {
-            None
+        let help = match next {
+            Some('-') => self.dashed_key(),
+            Some('}') => Some("an action ends with `}}`".to_owned()),
+            _ => None,
         };
         self.start = self.position;
         self.next();

@@ -1,0 +1,355 @@
+//! Renders a tree over data, with the semantics of Go's `text/template` under `missingkey=zero`.
+//!
+//! A missing key, and anything else that is nothing, writes nothing (the reference executor takes `<no value>` out of
+//! the rendering). Bounded by [`crate::Limits`].
+
+mod eval;
+
+use std::sync::Arc;
+
+use crate::{
+    ast::{Conditional, Node, Pipeline, RangeLoop, Span},
+    error::{Fault, FaultKind, TemplateError, TemplateErrorKind},
+    format::{self, quote},
+    funcs::{self, Env},
+    limits::{Limits, Meter},
+    parse::Trees,
+    source_map::SourceMap,
+    value::{Heap, Value},
+};
+
+type Executed<T> = Result<T, TemplateError>;
+
+/// What a node asks of the loop around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Next,
+    Break,
+    Continue,
+}
+
+/// What was written, and where it came from.
+pub(crate) struct Output {
+    pub(crate) text: String,
+    pub(crate) map: SourceMap,
+}
+
+pub(crate) fn execute(
+    text: &str,
+    trees: &Trees,
+    name: &str,
+    data: &serde_json::Value,
+    limits: &Limits,
+) -> Executed<Output> {
+    let mut env = Env {
+        heap: Heap::default(),
+        meter: Meter::new(limits),
+        now: limits.now,
+    };
+    let root = env
+        .heap
+        .import(&mut env.meter, data)
+        .map_err(|fault| located(fault, Span::default()))?;
+    let mut executor = Executor {
+        text,
+        trees,
+        env,
+        variables: vec![("$".into(), root.clone())],
+        depth: 0,
+        max_depth: limits.depth,
+        output_bytes: limits.output_bytes,
+        output: Output {
+            text: String::new(),
+            map: SourceMap::default(),
+        },
+    };
+    if let Some(body) = trees.get(name) {
+        executor.list(&root, body)?;
+    }
+    Ok(executor.output)
+}
+
+struct Executor<'a> {
+    text: &'a str,
+    trees: &'a Trees,
+    env: Env,
+    /// The variables in scope, innermost last.
+    variables: Vec<(Arc<str>, Value)>,
+    depth: usize,
+    max_depth: usize,
+    output_bytes: usize,
+    output: Output,
+}
+
+fn located(fault: Fault, span: Span) -> TemplateError {
+    TemplateError {
+        message: fault.message,
+        span: span.range(),
+        help: fault.help,
+        kind: match fault.kind {
+            FaultKind::Call => TemplateErrorKind::Exec,
+            FaultKind::Limit => TemplateErrorKind::Limit,
+        },
+    }
+}
+
+fn error<T>(span: Span, message: impl Into<String>) -> Executed<T> {
+    Err(located(Fault::call(message), span))
+}
+
+impl Executor<'_> {
+    fn step(&mut self, span: Span) -> Executed<()> {
+        self.env.meter.step(1).map_err(|fault| located(fault, span))
+    }
+
+    /// Runs `inner` one level deeper.
+    fn nested<T>(
+        &mut self,
+        span: Span,
+        inner: impl FnOnce(&mut Self) -> Executed<T>,
+    ) -> Executed<T> {
+        if self.depth >= self.max_depth {
+            let fault = Fault::limit(format!(
+                "templates and blocks nest deeper than {}",
+                self.max_depth
+            ))
+            .with_help("a template that calls itself needs an `if` that ends it");
+            return Err(located(fault, span));
+        }
+        self.depth += 1;
+        let result = inner(self);
+        self.depth -= 1;
+        result
+    }
+
+    fn write(&mut self, text: &str, span: Span) -> Executed<()> {
+        if text.len() > self.output_bytes - self.output.text.len() {
+            let fault = Fault::limit(format!(
+                "the rendering would be longer than {} bytes",
+                self.output_bytes
+            ));
+            return Err(located(fault, span));
+        }
+        self.env
+            .meter
+            .read(text.len())
+            .map_err(|fault| located(fault, span))?;
+        self.output.text.push_str(text);
+        Ok(())
+    }
+
+    fn list(&mut self, dot: &Value, nodes: &[Node]) -> Executed<Flow> {
+        for node in nodes {
+            let flow = self.node(dot, node)?;
+            if flow != Flow::Next {
+                return Ok(flow);
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    fn node(&mut self, dot: &Value, node: &Node) -> Executed<Flow> {
+        match node {
+            Node::Text(span) => {
+                self.step(*span)?;
+                self.output
+                    .map
+                    .push_literal(self.output.text.len(), span.start as usize);
+                self.write(span.of(self.text), *span)?;
+                Ok(Flow::Next)
+            }
+            Node::Action { at, pipeline } => {
+                let value = self.pipeline(dot, pipeline)?;
+                if pipeline.variables.is_empty() && !value.is_nil() {
+                    let text = format::display(&mut self.env, &value)
+                        .map_err(|fault| located(fault, pipeline.span))?;
+                    if !text.is_empty() {
+                        self.output
+                            .map
+                            .push_action(self.output.text.len(), *at as usize);
+                        self.write(&text, pipeline.span)?;
+                    }
+                }
+                Ok(Flow::Next)
+            }
+            Node::Break => Ok(Flow::Break),
+            Node::Continue => Ok(Flow::Continue),
+            Node::If(conditional) => self.conditional(dot, conditional, false),
+            Node::With(conditional) => self.conditional(dot, conditional, true),
+            Node::Range(range) => self.range(dot, range),
+            Node::Template {
+                name,
+                span,
+                pipeline,
+            } => self.template(dot, name, *span, pipeline.as_ref()),
+        }
+    }
+
+    fn conditional(
+        &mut self,
+        dot: &Value,
+        conditional: &Conditional,
+        with: bool,
+    ) -> Executed<Flow> {
+        let mark = self.variables.len();
+        let mut chosen = None;
+        for (pipeline, body) in &conditional.branches {
+            let value = self.pipeline(dot, pipeline)?;
+            if value.truth(&self.env.heap) {
+                chosen = Some((if with { value } else { dot.clone() }, body, pipeline.span));
+                break;
+            }
+        }
+        let flow = match chosen {
+            Some((dot, body, span)) => self.nested(span, |executor| executor.list(&dot, body))?,
+            None => self.list(dot, &conditional.otherwise)?,
+        };
+        self.variables.truncate(mark);
+        Ok(flow)
+    }
+
+    fn range(&mut self, dot: &Value, range: &RangeLoop) -> Executed<Flow> {
+        let mark = self.variables.len();
+        let span = range.pipeline.span;
+        let value = self.pipeline(dot, &range.pipeline)?;
+        let two = range.pipeline.variables.len() > 1;
+        let mut ran = false;
+        match &value {
+            Value::Nil | Value::NilField => {}
+            Value::Int(count) | Value::Int64(count) | Value::Duration(count) => {
+                self.check_one_variable(range, &value)?;
+                for index in 0..*count {
+                    ran = true;
+                    let item = match value {
+                        Value::Int64(_) => Value::Int64(index),
+                        Value::Duration(_) => Value::Duration(index),
+                        _ => Value::Int(index),
+                    };
+                    if self.iterate(range, Value::Nil, item)? == Flow::Break {
+                        break;
+                    }
+                }
+            }
+            Value::Uint8(count) => {
+                self.check_one_variable(range, &value)?;
+                for index in 0..*count {
+                    ran = true;
+                    if self.iterate(range, Value::Nil, Value::Uint8(index))? == Flow::Break {
+                        break;
+                    }
+                }
+            }
+            Value::Uint64(count) => {
+                self.check_one_variable(range, &value)?;
+                for index in 0..*count {
+                    ran = true;
+                    if self.iterate(range, Value::Nil, Value::Uint64(index))? == Flow::Break {
+                        break;
+                    }
+                }
+            }
+            Value::List(list) => {
+                for (index, item) in list.items().iter().enumerate() {
+                    ran = true;
+                    let index = if two { funcs::int(index) } else { Value::Nil };
+                    if self.iterate(range, index, item.as_field())? == Flow::Break {
+                        break;
+                    }
+                }
+            }
+            Value::Map(map) => {
+                let entries = self
+                    .env
+                    .entries(*map)
+                    .map_err(|fault| located(fault, span))?;
+                for (key, item) in entries {
+                    ran = true;
+                    if self.iterate(range, Value::Text(key), item.as_field())? == Flow::Break {
+                        break;
+                    }
+                }
+            }
+            other => {
+                let text =
+                    format::display(&mut self.env, other).map_err(|fault| located(fault, span))?;
+                return error(span, format!("range can't iterate over {text}"));
+            }
+        }
+        let flow = if ran {
+            Flow::Next
+        } else {
+            self.list(dot, &range.otherwise)?
+        };
+        self.variables.truncate(mark);
+        Ok(flow)
+    }
+
+    fn check_one_variable(&mut self, range: &RangeLoop, value: &Value) -> Executed<()> {
+        if range.pipeline.variables.len() < 2 {
+            return Ok(());
+        }
+        let span = range.pipeline.span;
+        let text = format::display(&mut self.env, value).map_err(|fault| located(fault, span))?;
+        error(
+            span,
+            format!("can't use {text} to iterate over more than one variable"),
+        )
+    }
+
+    /// Runs the body of a loop once; `Continue` is its own affair.
+    fn iterate(&mut self, range: &RangeLoop, index: Value, item: Value) -> Executed<Flow> {
+        let span = range.pipeline.span;
+        self.step(span)?;
+        let variables = &range.pipeline.variables;
+        // The pipeline left its variables on the stack: the last one stands for the element.
+        let bound: &[(usize, &Value)] = match variables.len() {
+            0 => &[],
+            1 => &[(0, &item)],
+            _ => &[(0, &index), (1, &item)],
+        };
+        for (position, value) in bound {
+            let Some(variable) = variables.get(*position) else {
+                continue;
+            };
+            if range.pipeline.assigns {
+                self.assign(&variable.name, variable.span, (*value).clone())?;
+            } else {
+                let from_top = variables.len() - position;
+                let slot = self.variables.len() - from_top;
+                self.variables[slot].1 = (*value).clone();
+            }
+        }
+        let mark = self.variables.len();
+        let flow = self.nested(span, |executor| executor.list(&item, &range.body))?;
+        self.variables.truncate(mark);
+        Ok(if flow == Flow::Break {
+            Flow::Break
+        } else {
+            Flow::Next
+        })
+    }
+
+    fn template(
+        &mut self,
+        dot: &Value,
+        name: &str,
+        span: Span,
+        pipeline: Option<&Pipeline>,
+    ) -> Executed<Flow> {
+        let trees = self.trees;
+        let Some(body) = trees.get(name) else {
+            return error(span, format!("template {} not defined", quote(name)));
+        };
+        let mark = self.variables.len();
+        let dot = match pipeline {
+            Some(pipeline) => self.pipeline(dot, pipeline)?,
+            None => Value::Nil,
+        };
+        self.variables.truncate(mark);
+        let outer = std::mem::replace(&mut self.variables, vec![("$".into(), dot.clone())]);
+        let result = self.nested(span, |executor| executor.list(&dot, body));
+        self.variables = outer;
+        result?;
+        Ok(Flow::Next)
+    }
+}
