@@ -11,6 +11,7 @@ use crate::{
     facts::{BUILTIN_IMAGES, Lookup, RunFacts},
     origin::Patched,
     read::{Fields, Report, Text},
+    resolve::MAX_FILE,
     yaml::{self, Kind},
 };
 
@@ -26,9 +27,6 @@ pub(crate) const PREDEFINED: [&str; 9] = [
     "Commit",
     "Branch",
 ];
-
-/// Most bytes that a file may have once its aliases are replaced.
-const MAX_EXPANDED: usize = 4 << 20;
 
 /// The aliases of a task file.
 #[derive(Debug)]
@@ -269,13 +267,13 @@ pub(crate) fn replace(text: &str, aliases: &Aliases) -> Result<Patched, Diagnost
             out.copy(text, copied..start);
             out.replace(span.clone(), value);
             copied = end;
-            if out.text.len() > MAX_EXPANDED {
+            if out.text.len() > MAX_FILE {
                 return Err(Diagnostic::error(
                     "too-large",
                     "the file is too large once its aliases are replaced",
                 )
                 .at(span, "up to here")
-                .help(format!("{} MiB are allowed", MAX_EXPANDED >> 20)));
+                .help(format!("{} KiB are allowed", MAX_FILE >> 10)));
             }
         } else if let Some((_, next)) = rest.peek()
             && *next == aliases.directive

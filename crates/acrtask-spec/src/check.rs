@@ -68,7 +68,8 @@ pub(crate) fn plan(
     for (i, raw) in task.steps.iter().enumerate() {
         check_step(raw, &networks, report);
         check_mounts(raw, &task.volumes, report);
-        let kind = step_kind(raw, &ids[i], context, report, &mut refusals);
+        let next = task.steps.get(i + 1);
+        let kind = step_kind(raw, next, &ids[i], context, report, &mut refusals);
         let mut env = raw.env.clone();
         merge_env(&mut env, &task_env, report);
         let (Some(kind), Some(id)) = (kind, ids[i].step.clone()) else {

@@ -18,8 +18,8 @@ use crate::{
     version, yaml,
 };
 
-/// Largest task file, in bytes. The largest real one has 8,000.
-pub const MAX_FILE: usize = 1 << 20;
+/// Largest task file, in bytes, before and after its aliases are replaced. The largest real one has 8,000.
+pub const MAX_FILE: usize = 512 << 10;
 
 /// What became of a task file.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Resolution {
 pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Resolution {
     let mut secrets = Secrets {
         known: facts.secrets.iter().cloned().collect(),
+        missing: Vec::new(),
         order: facts.secrets.iter().map(|(id, _)| id.clone()).collect(),
     };
     let mut problems = Vec::new();
@@ -94,6 +95,9 @@ fn in_order(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
 /// The values of secrets, as they become known.
 struct Secrets {
     known: BTreeMap<String, Secret>,
+    /// Ids that are declared and have no value. Something stands in for them, so that a line that needs one
+    /// is not refused a second time for being empty.
+    missing: Vec<String>,
     order: Vec<String>,
 }
 
@@ -107,7 +111,10 @@ impl Secrets {
     }
 
     fn data(&self, facts: &RunFacts) -> serde_json::Value {
-        facts.template_data(self.known.iter().map(|(id, secret)| (id.as_str(), secret)))
+        let stand_in = Secret::new("unknown");
+        let missing = self.missing.iter().map(|id| (id.as_str(), &stand_in));
+        let known = self.known.iter().map(|(id, secret)| (id.as_str(), secret));
+        facts.template_data(known.chain(missing))
     }
 }
 
@@ -229,6 +236,17 @@ impl Task<'_> {
         let data = secrets.data(facts);
         let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
         let mut report = Report::new(self.origin.rendered(self.template, &map));
+        if text.is_empty() && !self.template.is_empty() {
+            problems.push(
+                Diagnostic::error(
+                    "template",
+                    "nothing is left of the file once it is rendered",
+                )
+                .at(self.origin.span(0..1), "this template")
+                .help("look at the conditions around the steps"),
+            );
+            return None;
+        }
         let values = secrets.values();
         let line_breaks: Vec<usize> = self.author.match_indices('\n').map(|(at, _)| at).collect();
         let context = check::Context {
@@ -263,6 +281,7 @@ fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut 
             Ok(None) => "nothing here reads its source".to_owned(),
             Err(why) => why,
         };
+        secrets.missing.push(declared.id.clone());
         report.push(
             Diagnostic::error(
                 "secret-unresolved",

@@ -187,14 +187,17 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
             task.steps.push(read_step(step));
         }
     }
-    if fields.key_span("steps").is_none() {
-        fields.report(
-            Diagnostic::warning(
-                "no-steps",
-                "the file has no `steps`, so there is nothing to do",
-            )
-            .help(format!("add some:\n{STEPS_EXAMPLE}")),
-        );
+    if fields.node("steps").is_none() {
+        let warning = Diagnostic::warning(
+            "no-steps",
+            "the file has no `steps`, so there is nothing to do",
+        )
+        .help(format!("add some:\n{STEPS_EXAMPLE}"));
+        let warning = match fields.key_span("steps") {
+            Some(span) => warning.at(span, "nothing under it"),
+            None => warning,
+        };
+        fields.report(warning);
     }
     fields.finish("a task file", |key| {
         outside_the_file(key).or_else(|| {

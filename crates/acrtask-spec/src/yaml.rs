@@ -451,9 +451,13 @@ fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
     let help = if indentation.contains('\t') {
         "indent with spaces; YAML does not take a tab there".to_owned()
     } else {
-        quoted_candidate(line).unwrap_or_else(|| {
+        let before = &text[..line_start(at)];
+        (missing_colon(line)
+            .or_else(|| quoted_candidate(line))
+            .or_else(|| odd_dash(line, before)))
+        .unwrap_or_else(|| {
             "look at the indentation of this line and of the one before it: \
-             what belongs together starts in the same column"
+                 what belongs together starts in the same column"
                 .to_owned()
         })
     };
@@ -463,22 +467,56 @@ fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
         .help(help)
 }
 
-/// A line `key: value` whose value YAML takes apart: the line with the value in quotes.
+/// A line that begins with what a step does and lacks the colon.
+fn missing_colon(line: &str) -> Option<String> {
+    let bare = line.trim_start().trim_start_matches("- ");
+    let (word, rest) = bare.split_once(' ')?;
+    ["build", "cmd", "push", "id", "when", "env"]
+        .contains(&word)
+        .then(|| format!("a colon is missing: write `{word}: {}`", rest.trim()))
+}
+
+/// A line `key: value` whose value YAML takes apart: the line with the value as it was most likely meant.
 fn quoted_candidate(line: &str) -> Option<String> {
-    let (key, value) = line.split_once(": ")?;
+    let (key, value) = line.trim_start().split_once(": ")?;
     let value = value.trim();
-    let key_start = key.trim_start().trim_start_matches("- ");
-    let simple = !key_start.is_empty() && key_start.bytes().all(|b| b.is_ascii_alphanumeric());
-    let confusing = value
-        .starts_with(['@', '`', '%', '&', '*', '!', '|', '>', '{', '[', '"', '\''])
+    let bare_key = key.trim_start_matches("- ");
+    if bare_key.is_empty() || !bare_key.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return None;
+    }
+    if value.starts_with('[') {
+        let name = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
+        let names: Vec<String> = value
+            .split(|c| !name(c))
+            .filter(|name| !name.is_empty())
+            .map(|name| format!("'{name}'"))
+            .collect();
+        return Some(format!(
+            "put each name in one pair of quotes: `{key}: [{}]`",
+            names.join(", ")
+        ));
+    }
+    let confusing = value.starts_with(['@', '`', '%', '&', '*', '!', '|', '>', '{', '"'])
         || value.contains(": ")
         || value.ends_with(':');
-    (simple && confusing && !value.starts_with('\'')).then(|| {
+    confusing.then(|| {
         format!(
-            "put the value in quotes: `{}: '{}'`",
-            key.trim_start(),
+            "put the value in quotes: `{key}: '{}'`",
             value.replace('\'', "''")
         )
+    })
+}
+
+/// A list entry that starts in another column than the entry before it.
+fn odd_dash(line: &str, before: &str) -> Option<String> {
+    let column = |line: &str| {
+        let bare = line.trim_start();
+        bare.starts_with("- ").then(|| line.len() - bare.len() + 1)
+    };
+    let this = column(line)?;
+    let other = before.lines().rev().find_map(column)?;
+    (this != other).then(|| {
+        format!("this `-` stands in column {this}, that of the entry before it in column {other}: give both the same")
     })
 }
 

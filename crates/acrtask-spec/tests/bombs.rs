@@ -40,8 +40,8 @@ fn bombs_are_refused_in_time() {
             text + "steps:\n  - <<: *a24\n"
         }, Some("too-large")),
         ("brackets", "[".repeat(500_000), Some("too-deep")),
-        ("braces", "{a: ".repeat(200_000), Some("too-deep")),
-        ("dashes", "- ".repeat(300_000), Some("too-deep")),
+        ("braces", "{a: ".repeat(100_000), Some("too-deep")),
+        ("dashes", "- ".repeat(200_000), Some("too-deep")),
         ("a template that never ends", "{{ range $i := until 1000000 }}{{ range $j := until 1000000 }}x{{ end }}{{ end }}".into(), Some("template")),
         ("huge output", "steps:\n  - cmd: {{ repeat 1000000000 \"x\" }}\n".into(), Some("template")),
         ("output in a loop", "{{ range until 100000 }}{{ repeat 10000 \"x\" }}{{ end }}".into(), Some("template")),
@@ -66,7 +66,11 @@ fn bombs_are_refused_in_time() {
         println!("{name}: {took:?}, peak {} KiB", peak());
         let codes: Vec<&str> = resolution.diagnostics.iter().map(|d| d.code).collect();
         match code {
-            Some(code) => assert!(codes.contains(&code), "{name}: {codes:?}"),
+            Some(code) => assert!(
+                codes.contains(&code),
+                "{name}: {:?}",
+                resolution.diagnostics
+            ),
             None => assert!(resolution.plan.is_some(), "{name}: {codes:?}"),
         }
         assert!(took < LIMIT, "{name} took {took:?}");

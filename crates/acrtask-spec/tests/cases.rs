@@ -91,3 +91,32 @@ fn odd_bytes() {
         "steps:\n  - build: |\n      -t app .".into(),
     );
 }
+
+#[test]
+fn diagnostics_for_programs() {
+    let source = TaskSource {
+        name: "task.yaml".into(),
+        text: "steps:\n  - id: ä\n    cmd: alpine\n    When: x\n  - id: ä\n    build: .\n    cmd: alpine\n".into(),
+    };
+    let resolution = resolve(&source, &facts(), &World);
+    let json: Vec<_> = resolution
+        .for_plan()
+        .iter()
+        .map(|d| d.to_json(&source))
+        .collect();
+    insta::with_settings!({ omit_expression => true, sort_maps => false }, { insta::assert_json_snapshot!(json) });
+}
+
+#[test]
+fn colors() {
+    let source = TaskSource {
+        name: "task.yaml".into(),
+        text: "steps:\n  - cmd: alpine $X\n    When: x\n".into(),
+    };
+    let resolution = resolve(&source, &facts(), &World);
+    let shown = render_diagnostics(&source, &resolution.for_run(), true, 60);
+    let picture = plan_text(resolution.plan.as_ref().unwrap(), true, 60);
+    insta::with_settings!({ omit_expression => true }, {
+        insta::assert_snapshot!(format!("{shown}{picture}").replace('\u{1b}', "<esc>"));
+    });
+}

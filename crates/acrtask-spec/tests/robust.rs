@@ -44,7 +44,7 @@ fn survives(text: String, facts: &RunFacts) {
     if let Some(plan) = &resolution.plan {
         plan_json(plan);
         plan_text(plan, true, 80);
-        assert_eq!(plan.refusals().count() > 0, !resolution.refusals.is_empty());
+        assert!(plan.refusals().count() <= resolution.refusals.len());
     }
 }
 

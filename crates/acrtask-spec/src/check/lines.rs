@@ -17,8 +17,10 @@ use crate::{
     task::RawStep,
 };
 
+/// Takes the line of a step apart. `next` is the step after it, which may be the rest of this one.
 pub(super) fn step_kind(
     raw: &RawStep,
+    next: Option<&RawStep>,
     id: &Named,
     context: &Context<'_>,
     report: &mut Report<'_>,
@@ -41,7 +43,7 @@ pub(super) fn step_kind(
                 format!("the step `{}` has nothing to do", id.text),
             )
             .at(span, "one of build, cmd and push is missing")
-            .help("add `build: ...`, `cmd: ...` or `push: [...]`; an empty one counts as missing")
+            .help(nothing_to_do(raw, next))
         } else {
             let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
             let (last, others) = names.split_last()?;
@@ -140,6 +142,18 @@ pub(super) fn step_kind(
         })));
     }
     Some(StepKind::Push(push(raw, context, report, refusals)))
+}
+
+/// What to write where a step has no build, cmd or push.
+fn nothing_to_do(raw: &RawStep, next: Option<&RawStep>) -> &'static str {
+    let rest_follows = next.is_some_and(|next| {
+        next.id.is_none() && (next.cmd.is_some() || next.build.is_some() || !next.push.is_empty())
+    });
+    if raw.id.is_some() && raw.push_key.is_none() && rest_follows {
+        "the `-` of the entry after it begins a new step: where both are one, write a space for it"
+    } else {
+        "add `build: ...`, `cmd: ...` or `push: [...]`; an empty one counts as missing"
+    }
 }
 
 /// The words of `docker` that nobody carries out.

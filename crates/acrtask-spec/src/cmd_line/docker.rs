@@ -9,11 +9,10 @@ const ONE: [&str; 15] = [
 ];
 
 /// Words with the word that must follow.
-const TWO: [(&str, &[&str]); 4] = [
+const TWO: [(&str, &[&str]); 3] = [
     ("image", &["inspect"]),
     ("manifest", &["create", "annotate", "push", "inspect"]),
     ("buildx", &["build"]),
-    ("container", &["run", "stop", "rm", "wait", "logs"]),
 ];
 
 /// Whether the executor carries out `docker WORDS` itself, on the run's own images and containers. `words`
