@@ -24,6 +24,11 @@ impl CliError {
         Self::new(Exit::Unreachable, message)
     }
 
+    /// Stopped before anything was started.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted before the run began")
+    }
+
     fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,

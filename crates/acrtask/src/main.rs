@@ -3,8 +3,6 @@
 //! The program is thin: [`args`] parses what was typed, [`commands`] puts the libraries together, [`render`]
 //! shows what they tell. Diagnostics and errors are data until they reach this crate.
 
-#![expect(dead_code, reason = "the commands that use the renderers come next")]
-
 mod args;
 mod commands;
 mod error;
@@ -27,9 +25,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let style = Style::new(cli.global.color, std::io::stderr().is_terminal());
     log_to_stderr(&cli.global.log_level);
+    let color = cli.global.color;
     let done = match cli.command {
-        Command::Plan(_) | Command::Run(_) | Command::Build(_) => {
-            Err(error::CliError::usage("this command is not there yet"))
+        Command::Run(args) => commands::run::run(&args, color, style),
+        Command::Build(args) => commands::build::build(&args, color, style),
+        Command::Plan(args) => {
+            let stdout = Style::new(color, std::io::stdout().is_terminal());
+            commands::plan::plan(&args, style, stdout)
         }
         Command::Completions { shell } => commands::completions::completions(shell),
     };

@@ -46,7 +46,12 @@ pub(crate) struct BuilderArgs {
     pub(crate) builder: Option<String>,
 
     /// Certificates of the authorities that a tcp:// builder is trusted by (PEM)
-    #[arg(long, env = "ACRTASK_BUILDER_CA", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "ACRTASK_BUILDER_CA",
+        value_name = "FILE",
+        requires = "builder_cert"
+    )]
     pub(crate) builder_ca: Option<PathBuf>,
 
     /// Our own certificate for a tcp:// builder (PEM)
@@ -54,7 +59,7 @@ pub(crate) struct BuilderArgs {
         long,
         env = "ACRTASK_BUILDER_CERT",
         value_name = "FILE",
-        requires = "builder_key"
+        requires_all = ["builder_key", "builder_ca"]
     )]
     pub(crate) builder_cert: Option<PathBuf>,
 
@@ -63,7 +68,7 @@ pub(crate) struct BuilderArgs {
         long,
         env = "ACRTASK_BUILDER_KEY",
         value_name = "FILE",
-        requires = "builder_cert"
+        requires_all = ["builder_cert", "builder_ca"]
     )]
     pub(crate) builder_key: Option<PathBuf>,
 

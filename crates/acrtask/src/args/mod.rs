@@ -278,6 +278,7 @@ Examples:
 
 Nothing is started and no engine is needed. The plan is printed on standard output, what is wrong with
 the file on standard error; with `-o json` a refused file also gives {\"ok\":false,\"diagnostics\":[...]}.
+Secrets are masked in the picture. JSON is for programs: a secret that the file puts into a line is in it.
 
 Exit codes:
     0  the file is a task

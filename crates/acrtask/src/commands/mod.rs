@@ -1,6 +1,14 @@
 //! One file a command. Each puts libraries together and decides nothing that they could decide.
 
+pub(crate) mod build;
 pub(crate) mod completions;
+mod engine;
+mod interrupt;
+mod lookup;
+pub(crate) mod plan;
+pub(crate) mod run;
+mod task;
+mod watch;
 
 use std::io::{self, Write};
 

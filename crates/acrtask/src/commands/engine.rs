@@ -1,0 +1,217 @@
+//! From flags to a connected executor, and one plan through it while it is shown.
+
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+};
+
+use acrtask_buildkit::{Endpoint, TlsFiles};
+use acrtask_executor::{Allow, DockerEndpoint, Executor, Options, RunRequest};
+use acrtask_model::{RunId, Secret};
+use acrtask_registry::Credentials;
+use acrtask_spec::plan::Plan;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::interrupt::Interrupts;
+use crate::{
+    args::{
+        HowArgs,
+        engine::{Allowed, BuilderArgs, EngineArgs},
+        values::{CredentialSpec, PasswordFrom},
+    },
+    error::CliError,
+    exit::Exit,
+    render::{self, Form, style::Style, summary},
+};
+
+/// Events that wait for the renderer; more make the run wait.
+const EVENTS: usize = 1024;
+
+/// The registries' credentials: those of `--credential`, then the Docker configuration's.
+/// `stdin_is_taken` says what else reads standard input.
+pub(crate) fn credentials(
+    args: &EngineArgs,
+    stdin_is_taken: Option<&str>,
+) -> Result<Credentials, CliError> {
+    let specs = args
+        .credential
+        .iter()
+        .map(|arg| arg.parse())
+        .collect::<Result<Vec<_>, _>>()?;
+    let from_stdin = specs
+        .iter()
+        .filter(|spec| spec.password == PasswordFrom::Stdin)
+        .count();
+    match stdin_is_taken {
+        Some(by) if from_stdin > 0 => {
+            return Err(CliError::usage(format!(
+                "standard input cannot hold both {by} and a password"
+            ))
+            .help("give the password as HOST=USER:@FILE or HOST=USER:env:NAME"));
+        }
+        None | Some(_) if from_stdin > 1 => {
+            return Err(CliError::usage("standard input cannot hold two passwords")
+                .help("give one of them as HOST=USER:@FILE or HOST=USER:env:NAME"));
+        }
+        None | Some(_) => {}
+    }
+    let mut credentials = Credentials::new();
+    for spec in specs {
+        let password = password(&spec)?;
+        credentials = credentials.with(&spec.host, spec.user, password);
+    }
+    Ok(credentials.with_docker_config(None))
+}
+
+fn password(spec: &CredentialSpec) -> Result<Secret, CliError> {
+    let fail = |place: String| {
+        CliError::usage(format!(
+            "cannot read the password for {} from {place}",
+            spec.host
+        ))
+    };
+    let text = match &spec.password {
+        PasswordFrom::File(path) => std::fs::read_to_string(path)
+            .map_err(|error| fail(path.display().to_string()).because(&error))?,
+        PasswordFrom::Stdin => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| fail("standard input".into()).because(&error))?;
+            text
+        }
+        PasswordFrom::Env(name) => std::env::var(name)
+            .map_err(|error| fail(format!("the environment variable {name}")).because(&error))?,
+    };
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+/// What the executor is told.
+pub(crate) fn options(
+    engine: &EngineArgs,
+    builder: &BuilderArgs,
+    how: &HowArgs,
+    credentials: Credentials,
+) -> Result<Options, CliError> {
+    let var = |name: &str| std::env::var(name).ok();
+    let mut docker = DockerEndpoint::from_env(var);
+    if let Some(host) = &engine.docker_host {
+        docker.host.clone_from(host);
+    }
+    let allows = |what| engine.allow.contains(&what);
+    Ok(Options {
+        builder: endpoint(builder)?,
+        credentials,
+        allow: Allow {
+            docker_socket: allows(Allowed::DockerSocket),
+            privileged: allows(Allowed::Privileged),
+            host_network: allows(Allowed::HostNetwork),
+        },
+        no_push: how.no_push,
+        timeout: how.timeout,
+        ssh_agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
+        ..Options::new(docker)
+    })
+}
+
+fn endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {
+    let Some(url) = args.url() else {
+        return Ok(None);
+    };
+    let endpoint = Endpoint::parse(&url).map_err(|error| CliError::usage(error.to_string()))?;
+    Ok(Some(
+        match (&args.builder_ca, &args.builder_cert, &args.builder_key) {
+            (Some(ca), Some(cert), Some(key)) => endpoint.with_tls(TlsFiles {
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+                server_name: args.builder_server_name.clone(),
+            }),
+            _ => endpoint,
+        },
+    ))
+}
+
+/// A connected executor with a runtime for it.
+pub(crate) struct Session {
+    runtime: tokio::runtime::Runtime,
+    executor: Executor,
+    pub(crate) interrupts: Interrupts,
+}
+
+impl Session {
+    /// Connects to the engine and the builder, and removes what dead runs left.
+    pub(crate) fn open(options: Options) -> Result<Self, CliError> {
+        acrtask_registry::install_crypto_provider();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
+        let (executor, interrupts) = runtime.block_on(async {
+            let interrupts = Interrupts::listen()?;
+            let connecting = async {
+                let executor = Executor::connect(options).await.map_err(|error| {
+                    let shown = CliError::unreachable(error.to_string()).help(error.help.clone());
+                    shown.because(&*error.source)
+                })?;
+                for removed in executor.remove_leftovers().await {
+                    tracing::info!(removed, "a run that was killed had left this");
+                }
+                Ok::<_, CliError>(executor)
+            };
+            tokio::select! {
+                executor = connecting => Ok((executor?, interrupts)),
+                () = interrupts.token.cancelled() => Err(CliError::interrupted()),
+            }
+        })?;
+        Ok(Self {
+            runtime,
+            executor,
+            interrupts,
+        })
+    }
+
+    /// Runs on the session's runtime until `future` is done.
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Carries `plan` out and shows it; `cancel` stops it. Says on standard error why it did not succeed.
+    pub(crate) async fn run(
+        &self,
+        id: RunId,
+        plan: Plan,
+        context: Option<PathBuf>,
+        form: Form,
+        stderr: Style,
+        cancel: CancellationToken,
+    ) -> Exit {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let seen = self.interrupts.seen.clone();
+        let runtime = self.runtime.handle().clone();
+        let shown =
+            tokio::task::spawn_blocking(move || render::show(&runtime, receiver, &seen, form));
+        self.interrupts.run_begins(&id);
+        let request = RunRequest {
+            id,
+            plan,
+            context,
+            stdin: None,
+        };
+        let report = self.executor.run(request, sender, cancel).await;
+        self.interrupts.run_is_over();
+        match shown.await {
+            Ok(view) => {
+                if let Some(verdict) = summary::verdict(&view) {
+                    let line = format!("{} {verdict}\n", stderr.bad("error:"));
+                    // Where standard error is closed, the exit code still tells.
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
+            }
+            Err(error) => tracing::error!(%error, "the run could not be shown to its end"),
+        }
+        report.outcome.state.into()
+    }
+}

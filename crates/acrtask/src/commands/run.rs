@@ -1,0 +1,231 @@
+//! `acrtask run`.
+
+use std::{io::Write, path::Path};
+
+use acrtask_model::{RunId, Secret};
+use acrtask_source::ContextSpec;
+use acrtask_spec::{
+    Diagnostic, TaskSource,
+    plan::{Plan, StepKind},
+};
+
+use super::{
+    engine::{self, Session},
+    task::{self, Context, Understood, tell},
+    watch::Changes,
+};
+use crate::{
+    args::{ColorWhen, PathOrStdin, RunArgs, task::TaskArgs},
+    error::CliError,
+    exit::Exit,
+    render::{Form, style::Style},
+};
+
+/// Runs a task, once or at each change of its folder.
+pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
+    let stdin_is_taken = match (&args.task.file, args.task.context.as_str()) {
+        (Some(PathOrStdin::Stdin), _) => Some("the task file"),
+        (_, "-") => Some("the context"),
+        _ => None,
+    };
+    let credentials = engine::credentials(&args.engine, stdin_is_taken)?;
+    let options = engine::options(&args.engine, &args.builder, &args.how, credentials.clone())?;
+    let source = acrtask_source::Options {
+        credentials,
+        ssh_agent: options.ssh_agent.clone(),
+        ..acrtask_source::Options::default()
+    };
+    let mut context = Context::named(&args.task.context, source)?;
+    let form = Form::new(args.how.output, color);
+    if args.watch {
+        let folder = context.local_folder().map(Path::to_owned).ok_or_else(|| {
+            CliError::usage(format!(
+                "--watch needs a folder of this machine, and {} is none",
+                context.spec()
+            ))
+        })?;
+        if args.task.file == Some(PathOrStdin::Stdin) {
+            return Err(CliError::usage(
+                "--watch reads the task file again at each change, which `-f -` does not allow",
+            ));
+        }
+        let session = Session::open(options)?;
+        return watch(args, &session, &mut context, &folder, form, stderr);
+    }
+    let prepared = prepare(args, &mut context, stderr)?;
+    let Some((id, plan)) = prepared else {
+        return Ok(Exit::Usage);
+    };
+    // A build may need the files even where the task file came from elsewhere.
+    if !matches!(context.spec(), ContextSpec::None) {
+        context.fetch()?;
+    }
+    let workspace = context.into_workspace();
+    let root = workspace.as_ref().map(|workspace| workspace.root.clone());
+    let session = Session::open(options)?;
+    let cancel = session.interrupts.token.child_token();
+    let exit = session.block_on(session.run(id, plan, root, form, stderr, cancel));
+    // What was fetched is removed only now.
+    drop(workspace);
+    Ok(exit)
+}
+
+/// A run for each state of the folder: a change stops the run that is under way, and the newest state is run.
+fn watch(
+    args: &RunArgs,
+    session: &Session,
+    context: &mut Context,
+    folder: &Path,
+    form: Form,
+    stderr: Style,
+) -> Result<Exit, CliError> {
+    let say = |what: &str| {
+        // Where standard error is closed, the runs themselves still tell.
+        let _ = writeln!(std::io::stderr(), "{}", stderr.dim(what));
+    };
+    let mut changes = Changes::of(folder)?;
+    let interrupted = &session.interrupts.token;
+    let root = folder.canonicalize().ok();
+    loop {
+        // A mistake in the task file ends this round, not the watch.
+        let prepared = match prepare(args, context, stderr) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = std::io::stderr().write_all(error.render(stderr).as_bytes());
+                None
+            }
+        };
+        let changed = session.block_on(async {
+            let cancel = interrupted.child_token();
+            let mut first = None;
+            if let Some((id, plan)) = prepared {
+                let running = session.run(id, plan, root.clone(), form, stderr, cancel.clone());
+                let mut running = std::pin::pin!(running);
+                tokio::select! {
+                    _ = &mut running => {}
+                    change = changes.next() => {
+                        first = change;
+                        cancel.cancel();
+                        running.await;
+                    }
+                }
+            }
+            if first.is_none() && !interrupted.is_cancelled() {
+                say(&format!(
+                    "watching {} for changes; Ctrl-C ends",
+                    folder.display()
+                ));
+                tokio::select! {
+                    change = changes.next() => first = change,
+                    () = interrupted.cancelled() => {}
+                }
+            }
+            first
+        });
+        if interrupted.is_cancelled() {
+            return Ok(Exit::Interrupted);
+        }
+        let Some(path) = changed else {
+            return Err(CliError::unreachable(format!(
+                "{} can no longer be watched",
+                folder.display()
+            )));
+        };
+        let path = root
+            .as_deref()
+            .and_then(|root| path.strip_prefix(root).ok())
+            .unwrap_or(&path)
+            .to_owned();
+        say(&format!("{} changed: running again", path.display()));
+    }
+}
+
+/// The plan to run; nothing where the file is refused, which has then been said.
+fn prepare(
+    args: &RunArgs,
+    context: &mut Context,
+    stderr: Style,
+) -> Result<Option<(RunId, Plan)>, CliError> {
+    let id = args
+        .task
+        .facts
+        .id
+        .clone()
+        .unwrap_or_else(|| RunId::from_random(rand::random()));
+    let platform = args.how.platform.first().map(String::as_str);
+    let understood = match &args.cmd {
+        Some(line) => understand_cmd(line, &args.task, &id, platform, context)?,
+        None => task::understand(&args.task, &id, platform, context)?,
+    };
+    let diagnostics = understood.resolution.for_run();
+    tell(&understood.source, &diagnostics, stderr);
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        return Ok(None);
+    }
+    let Some(mut plan) = understood.resolution.plan else {
+        return Ok(None);
+    };
+    set_platforms(&mut plan, &args.how.platform);
+    give_secrets(&mut plan, &task::secret_files(&args.task.secret_file)?);
+    Ok(Some((id, plan)))
+}
+
+/// A task of one step. `$Registry` and templates work in it as in a file.
+fn understand_cmd(
+    line: &str,
+    args: &TaskArgs,
+    id: &RunId,
+    platform: Option<&str>,
+    context: &mut Context,
+) -> Result<Understood, CliError> {
+    // JSON's texts are YAML's as well.
+    let text = format!(
+        "version: v1.1.0\nsteps:\n  - id: cmd\n    cmd: {}\n",
+        serde_json::Value::from(line)
+    );
+    let facts = task::facts(args, id, platform, context, &text)?;
+    task::resolve_source(
+        TaskSource {
+            name: "--cmd".into(),
+            text,
+        },
+        &facts,
+        context,
+    )
+}
+
+/// `--platform` for each build that names none itself.
+pub(super) fn set_platforms(plan: &mut Plan, platforms: &[String]) {
+    for step in &mut plan.steps {
+        if let StepKind::Build(build) = &mut step.kind
+            && let Ok(line) = &mut build.line
+            && line.platforms.is_empty()
+        {
+            line.platforms = platforms.to_vec();
+        }
+    }
+}
+
+/// `--secret-file` for each build that asks for the secret by its id alone. It reaches the build as a variable of
+/// the step, which no process of this machine gets to see.
+pub(super) fn give_secrets(plan: &mut Plan, secrets: &[(String, Secret)]) {
+    for step in &mut plan.steps {
+        let StepKind::Build(build) = &mut step.kind else {
+            continue;
+        };
+        let Ok(line) = &mut build.line else { continue };
+        for asked in line
+            .secrets
+            .iter_mut()
+            .filter(|asked| asked.src.is_none() && asked.env.is_none())
+        {
+            if let Some((_, value)) = secrets.iter().find(|(id, _)| *id == asked.id) {
+                let variable = format!("ACRTASK_SECRET_{}", asked.id);
+                step.env.push(format!("{variable}={}", value.expose()));
+                asked.env = Some(variable);
+            }
+        }
+    }
+    plan.secrets
+        .extend(secrets.iter().map(|(_, value)| value.clone()));
+}

@@ -1,0 +1,345 @@
+//! What a user sees of the program without an engine: exit code, standard output, standard error, whole.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// The program, in an environment that is the same everywhere.
+fn acrtask(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_acrtask"));
+    command
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", folder)
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs it; what comes back is one text.
+fn seen(command: &mut Command, input: &str) -> String {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().unwrap();
+    // A program that refuses its arguments does not read.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    format!(
+        "exit code: {}\n----- stdout -----\n{}----- stderr -----\n{}",
+        output.status.code().unwrap_or(-1),
+        text(&output.stdout),
+        text(&output.stderr)
+    )
+}
+
+/// A folder with these files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+fn run_in(files: &[(&str, &str)], args: &[&str]) -> String {
+    let folder = folder(files);
+    seen(&mut acrtask(folder.path(), args), "")
+}
+
+const FACTS: [&str; 10] = [
+    "-r",
+    "reg.example.com",
+    "--id",
+    "ca7",
+    "--date",
+    "2026-01-02T03:04:05Z",
+    "--commit",
+    "0123456789abcdef0123456789abcdef01234567",
+    "--branch",
+    "main",
+];
+
+const TASK: &str = "\
+version: v1.1.0
+steps:
+  - id: build
+    build: -t $Registry/app:$ID .
+  - id: lint
+    cmd: $Registry/lint --strict
+    when: ['-']
+  - id: test
+    cmd: $Registry/app:$ID --self-test
+    when: [build, lint]
+  - push: ['$Registry/app:$ID']
+";
+
+fn plan(files: &[(&str, &str)], more: &[&str]) -> String {
+    run_in(files, &[&["plan"], &FACTS[..], more].concat())
+}
+
+#[test]
+fn help() {
+    for command in ["run", "build", "plan", "completions"] {
+        insta::assert_snapshot!(format!("help_{command}"), run_in(&[], &[command, "--help"]));
+    }
+    insta::assert_snapshot!("help", run_in(&[], &["--help"]));
+}
+
+#[test]
+fn usage() {
+    for (name, args) in [
+        ("no_command", &[][..]),
+        ("unknown_command", &["rnu"]),
+        ("unknown_flag", &["run", "--sett", "a=b"]),
+        ("set_without_a_value", &["run", "--set", "novalue"]),
+        ("output_that_is_none", &["run", "-o", "xml"]),
+        ("timeout_that_is_none", &["run", "--timeout", "soon"]),
+        ("id_that_is_none", &["run", "--id", "Not An Id"]),
+        ("build_without_a_name", &["build", "."]),
+        ("build_with_a_bad_name", &["build", "-t", "Reg/App", "."]),
+        ("build_without_a_registry", &["build", "-t", "app:1", "."]),
+        ("cmd_and_file", &["run", "--cmd", "a b", "-f", "x"]),
+        (
+            "watch_something_remote",
+            &["run", "--watch", "https://example.com/org/repo.git"],
+        ),
+        (
+            "key_without_certificate",
+            &["run", "--builder-key", "k.pem"],
+        ),
+    ] {
+        insta::assert_snapshot!(
+            format!("usage_{name}"),
+            run_in(&[("Dockerfile", "FROM scratch\n")], args)
+        );
+    }
+}
+
+/// What might be a secret is in no message, and neither is a secret that a message is about.
+#[test]
+fn passwords_are_never_repeated() {
+    let files = [("acr-task.yaml", TASK)];
+    for (name, args) in [
+        (
+            "credential_with_a_password",
+            &["run", "--credential", "reg.example.com=me:hunter2"][..],
+        ),
+        (
+            "credential_without_a_host",
+            &["run", "--credential", "hunter2"],
+        ),
+        (
+            "secret_without_a_name",
+            &["run", "--set-secret", "=hunter2"],
+        ),
+        (
+            "secret_build_arg_without_a_name",
+            &[
+                "build",
+                "-t",
+                "reg.example.com/a",
+                "--secret-build-arg",
+                "=hunter2",
+            ],
+        ),
+        ("secret_that_is_not_set", &["plan", "--set-secret", "TOKEN"]),
+    ] {
+        let seen = run_in(&files, args);
+        assert!(!seen.contains("hunter2"), "{seen}");
+        insta::assert_snapshot!(format!("secret_{name}"), seen);
+    }
+}
+
+#[test]
+fn plans() {
+    let task = [("acr-task.yaml", TASK)];
+    insta::assert_snapshot!("plan_text", plan(&task, &[]));
+    insta::assert_snapshot!("plan_json", plan(&task, &["-o", "json"]));
+}
+
+#[test]
+fn a_refused_file() {
+    let bad = [(
+        "acr-task.yaml",
+        "version: v1.1.0\nsteps:\n  - id: a\n    bild: -t x .\n  - cmd: x\n    when: [b]\n",
+    )];
+    insta::assert_snapshot!("refused_text", plan(&bad, &[]));
+    insta::assert_snapshot!("refused_json", plan(&bad, &["-o", "json"]));
+    insta::assert_snapshot!("refused_run", run_in(&bad, &["run"]));
+}
+
+#[test]
+fn where_the_task_file_is() {
+    let small = |image: &str| format!("steps:\n  - id: one\n    cmd: {image}\n");
+    let (first, second, third) = (small("first"), small("second"), small("third"));
+    let both = [
+        ("acr-task.yaml", first.as_str()),
+        ("acb.yaml", &second),
+        ("ci/task.yaml", &third),
+    ];
+    let cmd = |seen: String| {
+        let plan: serde_json::Value = serde_json::from_str(seen.lines().nth(2).unwrap()).unwrap();
+        plan["steps"][0]["cmd"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(cmd(plan(&both, &["-o", "json"])), "first");
+    assert_eq!(cmd(plan(&both[1..], &["-o", "json"])), "second");
+    assert_eq!(
+        cmd(plan(&both, &["-o", "json", "-f", "ci/task.yaml"])),
+        "third"
+    );
+    assert_eq!(
+        cmd(plan(
+            &both,
+            &["-o", "json", "-f", "ci/task.yaml", "/dev/null"]
+        )),
+        "third"
+    );
+    // Inside the context first.
+    let nested = [("task.yaml", first.as_str()), ("sub/task.yaml", &second)];
+    assert_eq!(
+        cmd(plan(&nested, &["-o", "json", "-f", "task.yaml", "sub"])),
+        "second"
+    );
+    let empty = folder(&[]);
+    assert_eq!(
+        cmd(seen(
+            &mut acrtask(empty.path(), &["plan", "-o", "json", "-f", "-"]),
+            &third
+        )),
+        "third"
+    );
+    insta::assert_snapshot!("no_task_file", run_in(&[], &["run"]));
+    insta::assert_snapshot!(
+        "no_such_task_file",
+        run_in(&[], &["run", "-f", "nothing.yaml"])
+    );
+    insta::assert_snapshot!("no_such_context", run_in(&[], &["plan", "no/such/folder"]));
+    insta::assert_snapshot!(
+        "both_on_standard_input",
+        run_in(&[], &["run", "-f", "-", "-"])
+    );
+}
+
+#[test]
+fn values_and_secrets() {
+    let files = [
+        (
+            "acr-task.yaml",
+            "steps:\n  - id: one\n    cmd: a {{.Values.x}} {{.Values.y}} {{.Values.s}}\n    env: [T=1]\n",
+        ),
+        ("values.yaml", "x: from-file\ny: from-file\n"),
+    ];
+    let folder = folder(&files);
+    let args = [
+        "plan",
+        "-o",
+        "json",
+        "--values",
+        "values.yaml",
+        "--set",
+        "y=from-flag",
+        "--set-secret",
+        "s",
+        "--env",
+        "E=2",
+    ];
+    let seen = seen(
+        acrtask(folder.path(), &args).env("s", "from-environment"),
+        "",
+    );
+    assert!(seen.contains("a from-file from-flag "), "{seen}");
+    assert!(seen.contains("E=2"), "{seen}");
+    // A program gets the line as it is; people get to see no secret.
+    assert!(
+        seen.contains("a from-file from-flag from-environment"),
+        "{seen}"
+    );
+    let args = ["plan", "--values", "values.yaml", "--set-secret", "s"];
+    let seen = self::seen(
+        acrtask(folder.path(), &args).env("s", "from-environment"),
+        "",
+    );
+    assert!(
+        seen.contains("***") && !seen.contains("from-environment"),
+        "{seen}"
+    );
+    let bad = [files[0], ("values.yaml", "x: [\n")];
+    insta::assert_snapshot!(
+        "bad_values",
+        run_in(&bad, &["plan", "--values", "values.yaml"])
+    );
+}
+
+#[test]
+fn an_engine_that_is_not_there() {
+    let files = [("acr-task.yaml", TASK), ("Dockerfile", "FROM scratch\n")];
+    for (name, args) in [
+        (
+            "run",
+            &[
+                "run",
+                "--docker-host",
+                "unix:///no/such/docker.sock",
+                "-r",
+                "reg.example.com",
+                "--id",
+                "ca7",
+            ][..],
+        ),
+        (
+            "build",
+            &[
+                "build",
+                "--docker-host",
+                "unix:///no/such/docker.sock",
+                "-t",
+                "reg.example.com/app:1",
+                "--id",
+                "ca7",
+            ],
+        ),
+    ] {
+        let seen = run_in(&files, args);
+        assert!(seen.starts_with("exit code: 3\n"), "{seen}");
+        insta::assert_snapshot!(format!("no_engine_{name}"), seen);
+    }
+}
+
+#[test]
+fn completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let seen = run_in(&[], &["completions", shell]);
+        assert!(
+            seen.starts_with("exit code: 0\n") && seen.contains("secret-build-arg"),
+            "{shell}"
+        );
+    }
+}
+
+/// `acrtask ... | head -1` ends without a word.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    for args in [&["completions", "bash"][..], &["--help"]] {
+        let folder = folder(&[]);
+        let mut command = acrtask(folder.path(), args);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{args:?}");
+    }
+}
