@@ -68,7 +68,7 @@ impl DockerEndpoint {
         ConnectError {
             what: "the Docker engine",
             address: self.host.clone(),
-            help: "start the engine, or name another one with DOCKER_HOST or --docker; \
+            help: "start the engine, or name another one with DOCKER_HOST or --docker-host; \
                    `docker version` with the same DOCKER_HOST shows whether it answers"
                 .into(),
             source: source.into(),
