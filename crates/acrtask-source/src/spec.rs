@@ -10,8 +10,8 @@ use std::{
 use acrtask_model::{ImageRef, Secret};
 use url::Url;
 
-/// A context, as its text names it. Nothing was looked at yet.
-#[derive(Debug, Clone)]
+/// A context, as its text names it. Nothing was looked at yet. Printed, also for debugging, it shows no password.
+#[derive(Clone)]
 pub enum ContextSpec {
     /// A path without the ending of an archive. What it is, the file system decides.
     Folder(PathBuf),
@@ -103,7 +103,7 @@ impl ContextSpec {
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let fail = |reason: &str, help: &str| {
             Err(ParseError {
-                text: without_password(text),
+                text: shown_text(text),
                 reason: reason.into(),
                 help: help.into(),
             })
@@ -164,7 +164,7 @@ impl ContextSpec {
     fn parse_url(text: &str, scheme: &str) -> Result<Self, ParseError> {
         let fail = |reason: String, help: &str| {
             Err(ParseError {
-                text: without_password(text),
+                text: shown_text(text),
                 reason,
                 help: help.into(),
             })
@@ -225,7 +225,7 @@ impl ContextSpec {
         GitUrl::parse(url)
             .map(Self::Git)
             .map_err(|(reason, help)| ParseError {
-                text: without_password(text),
+                text: shown_text(text),
                 reason,
                 help,
             })
@@ -469,12 +469,22 @@ impl fmt::Display for ContextSpec {
     }
 }
 
+impl fmt::Debug for ContextSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContextSpec({self})")
+    }
+}
+
 /// A download's URL for people: no password, and no query, which is where signatures are.
 pub(crate) fn shown_url(url: &Url) -> String {
-    let text = without_password(url.as_str());
+    shown_text(url.as_str())
+}
+
+fn shown_text(text: &str) -> String {
+    let text = without_password(text);
     match text.split_once('?') {
-        Some((before, _)) => format!("{before}?..."),
-        None => text,
+        Some((before, _)) if before.contains("://") => format!("{before}?..."),
+        _ => text,
     }
 }
 

@@ -197,9 +197,11 @@ fn errors_and_texts_have_no_password() {
         "ssh://me:hunter2@example.com/a.git",
         "ftp://me:hunter2@example.com/a",
         "https://example.com/a.tar?sig=hunter2",
+        "https://example.com/a.tar?sig=hunter2#x",
+        "https://example.com/a.git?token=hunter2",
     ] {
         let all = match ContextSpec::parse(text) {
-            Ok(spec) => spec.to_string(),
+            Ok(spec) => format!("{spec} {spec:?}"),
             Err(error) => format!("{error} {error:?}"),
         };
         assert!(!all.contains("hunter2"), "{text}: {all}");
