@@ -204,7 +204,7 @@ impl Capabilities {
                 "it is older than BuildKit 0.13",
             ),
             Feature::History => (
-                lacking || self.buildkit_version.is_none() || self.older_than(0, 11),
+                lacking || self.older_than(0, 11),
                 "it is older than BuildKit 0.11",
             ),
             _ => (lacking, ""),
@@ -347,7 +347,7 @@ mod tests {
                 "{feature:?}"
             );
         }
-        assert!(missing(EngineClassicStore, None, History));
+        assert!(missing(EngineClassicStore, Some("v0.10.6"), History));
         assert!(missing(Buildkitd, Some("v0.12.5"), SeveralExports));
         assert!(!missing(Buildkitd, Some("v0.33.0-dev"), SeveralExports));
     }

@@ -191,9 +191,6 @@ mod tests {
             source: SecretSource::File("/absent/file".into()),
         };
         assert!(matches!(absent.check(), Err(SecretError::File { .. })));
-        assert_eq!(
-            format!("{:?}", text("t", "hidden".into())).contains("hidden"),
-            false
-        );
+        assert!(!format!("{:?}", text("t", "hidden".into())).contains("hidden"));
     }
 }

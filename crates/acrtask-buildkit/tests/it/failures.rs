@@ -1,0 +1,163 @@
+//! What a user sees when a build does not succeed.
+
+use std::time::{Duration, Instant};
+
+use acrtask_buildkit::*;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{context, on_each};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_command_shows_its_lines() {
+    on_each(async |site| {
+        let dir = context(
+            site,
+            &[(
+                "Dockerfile",
+                "FROM BASE\nRUN echo one && \\\n    echo two && \\\n    exit 7\nRUN true\n",
+            )],
+        );
+        let built = site.build(site.request(&dir)).await;
+        let BuildError::Failed(failure) = built.error() else {
+            panic!("{:?}", built.error())
+        };
+        assert_eq!(failure.exit_code, Some(7));
+        assert_eq!(failure.log_tail, ["one", "two"]);
+        assert!(failure.vertex.is_some());
+        let excerpt = built
+            .error()
+            .render_excerpt()
+            .unwrap()
+            .replace(&site.base(), "BASE");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(excerpt, @r"
+            Dockerfile:2
+            --------------------
+               1 |     FROM BASE
+               2 | >>> RUN echo one && \
+               3 | >>>     echo two && \
+               4 | >>>     exit 7
+               5 |     RUN true
+            --------------------
+            ");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_syntax_error_shows_its_line() {
+    on_each(async |site| {
+        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUNN true\n")]);
+        let built = site.build(site.request(&dir)).await;
+        assert!(
+            built.error().to_string().contains("unknown instruction"),
+            "{}",
+            built.error()
+        );
+        assert!(
+            built
+                .error()
+                .render_excerpt()
+                .unwrap()
+                .contains(">>> RUNN true")
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frontend_that_cannot_be_fetched_is_named() {
+    on_each(async |site| {
+        let image = format!("{}/absent/frontend:9", site.registry);
+        let dir = context(site, &[("Dockerfile", &format!("# syntax={image}\nFROM BASE\n"))]);
+        let built = site.build(site.request(&dir)).await;
+        assert!(matches!(built.error(), BuildError::HelperImage { image: named, .. } if *named == image), "{:?}", built.error());
+        assert!(built.error().help().unwrap().contains("remove the `# syntax=` line"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scanner_that_cannot_be_fetched_is_named() {
+    on_each(async |site| {
+        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
+        let scanner = format!("{}/absent/scanner:1", site.registry);
+        let mut request = site.request(&dir);
+        request.sbom = Some(format!("generator={scanner}"));
+        let built = site.build(request).await;
+        assert!(
+            matches!(built.error(), BuildError::HelperImage { image, .. } if *image == scanner),
+            "{:?}",
+            built.error()
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_secret_fails_the_step() {
+    on_each(async |site| {
+        let dir = context(
+            site,
+            &[(
+                "Dockerfile",
+                "FROM BASE\nRUN --mount=type=secret,id=absent,required=true true\n",
+            )],
+        );
+        let built = site.build(site.request(&dir)).await;
+        assert!(
+            built.error().to_string().contains("absent"),
+            "{}",
+            built.error()
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canceled_build_stops_within_a_second() {
+    on_each(async |site| {
+        let dir = context(
+            site,
+            &[("Dockerfile", "FROM BASE\nRUN echo started && sleep 600\n")],
+        );
+        let cancel = CancellationToken::new();
+        let mut canceled_at = None;
+        let trigger = cancel.clone();
+        let built = site
+            .build_until(site.request(&dir), cancel, |event| {
+                if matches!(event, BuildEvent::Log(log) if log.bytes.starts_with(b"started")) {
+                    canceled_at = Some(Instant::now());
+                    trigger.cancel();
+                }
+            })
+            .await;
+        assert!(
+            matches!(built.error(), BuildError::Canceled),
+            "{:?}",
+            built.error()
+        );
+        let took = canceled_at.expect("the step had started").elapsed();
+        assert!(took < Duration::from_secs(1), "took {took:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_where_nobody_answers_is_named() {
+    for url in [
+        "unix:///absent/buildkitd.sock",
+        "tcp://127.0.0.1:1",
+        "docker:///absent/docker.sock",
+    ] {
+        let error = Client::connect(Endpoint::parse(url).unwrap())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot connect to BuildKit at {url}")
+        );
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}

@@ -1,0 +1,138 @@
+//! Endpoints, contexts and short ways to build.
+
+use std::path::Path;
+use std::time::Duration;
+
+use acrtask_buildkit::*;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than any of these builds takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+pub(crate) struct Site {
+    pub(crate) client: Client,
+    pub(crate) registry: String,
+}
+
+pub(crate) struct Built {
+    pub(crate) result: Result<BuildOutcome, BuildError>,
+    pub(crate) events: Vec<BuildEvent>,
+}
+
+impl Built {
+    pub(crate) fn outcome(&self) -> &BuildOutcome {
+        match &self.result {
+            Ok(outcome) => outcome,
+            Err(error) => panic!("the build failed: {error}\n{error:?}\n{}", self.log()),
+        }
+    }
+
+    pub(crate) fn error(&self) -> &BuildError {
+        self.result.as_ref().expect_err("the build must fail")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        let bytes: Vec<u8> = self
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                BuildEvent::Log(log) => Some(log.bytes.clone()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Site {
+    pub(crate) fn base(&self) -> String {
+        format!("{}/base/busybox:1.36", self.registry)
+    }
+
+    pub(crate) async fn build(&self, request: BuildRequest) -> Built {
+        self.build_until(request, CancellationToken::new(), |_| {})
+            .await
+    }
+
+    pub(crate) async fn build_until(
+        &self,
+        request: BuildRequest,
+        cancel: CancellationToken,
+        mut on_event: impl FnMut(&BuildEvent),
+    ) -> Built {
+        let (sender, mut receiver) = mpsc::channel(16);
+        let collect = async {
+            let mut events = Vec::new();
+            while let Some(event) = receiver.recv().await {
+                on_event(&event);
+                events.push(event);
+            }
+            events
+        };
+        let both = async { tokio::join!(self.client.build(request, sender, cancel), collect) };
+        let (result, events) = tokio::time::timeout(DEADLINE, both)
+            .await
+            .expect("a build must end in time");
+        Built { result, events }
+    }
+
+    /// A build of the folder whose result is printed by `RUN` and goes nowhere.
+    pub(crate) fn request(&self, context: &TempDir) -> BuildRequest {
+        let mut request = BuildRequest::new(BuildContext::Local {
+            dir: context.path().into(),
+        });
+        request.no_cache = NoCache::All;
+        request
+    }
+}
+
+/// A folder with these files; `BASE` in a file is the base image.
+pub(crate) fn context(site: &Site, files: &[(&str, &str)]) -> TempDir {
+    let dir = TempDir::new().expect("a temporary folder");
+    for (name, content) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("a folder");
+        std::fs::write(path, content.replace("BASE", &site.base())).expect("a file");
+    }
+    dir
+}
+
+/// Runs the test on each endpoint that there is.
+pub(crate) async fn on_each(test: impl AsyncFn(&Site)) {
+    let engine =
+        std::env::var("ACRTASK_TEST_DOCKER_HOST").or_else(|_| std::env::var("DOCKER_HOST"));
+    match engine {
+        Ok(host) => {
+            let url = host.replace("unix://", "docker://");
+            test(&site(Endpoint::parse(&url).expect("an engine's address")).await).await;
+        }
+        Err(_) if std::env::var("ACRTASK_TEST_SKIP_ENGINE").as_deref() == Ok("1") => {
+            println!("skipped: no engine")
+        }
+        Err(_) => panic!(
+            "no engine: run the tests with `cargo xtask test`, or set ACRTASK_TEST_SKIP_ENGINE=1"
+        ),
+    }
+    match std::env::var("ACRTASK_TEST_BUILDKITD") {
+        Ok(url) => {
+            let mut endpoint = Endpoint::parse(&url).expect("a buildkitd's address");
+            if let Ok(folder) = std::env::var("ACRTASK_TEST_BUILDKITD_TLS") {
+                endpoint = endpoint.with_tls(TlsFiles::in_folder(folder));
+            }
+            test(&site(endpoint).await).await;
+        }
+        Err(_) => println!("skipped: no separate buildkitd (ACRTASK_TEST_BUILDKITD)"),
+    }
+}
+
+async fn site(endpoint: Endpoint) -> Site {
+    let registry = std::env::var("ACRTASK_TEST_REGISTRY")
+        .expect("ACRTASK_TEST_REGISTRY names the registry with the base images");
+    let client = Client::connect(endpoint)
+        .await
+        .expect("the endpoint answers");
+    Site { client, registry }
+}
