@@ -119,7 +119,7 @@ impl RegistryError {
                 "wait, or give a credential for {host}: most registries allow more to those who log in"
             )),
             Self::Credentials { .. } => Some(
-                "repair the Docker configuration, or give `--credential HOST=USER:PASSWORD`".into(),
+                "repair the Docker configuration, or give `--credential HOST=USER:@FILE`".into(),
             ),
             Self::Refused { .. }
             | Self::Invalid { .. }

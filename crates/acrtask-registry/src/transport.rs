@@ -246,7 +246,7 @@ impl Transport {
                 Some(Credential::IdentityToken(_)) => Grant {
                     header: None,
                     help: format!(
-                        "{} takes a password, and the Docker configuration has a token: give `--credential {}=USER:PASSWORD`",
+                        "{} takes a password, and the Docker configuration has a token: give `--credential {}=USER:@FILE`",
                         call.host, call.host
                     ),
                 },
@@ -578,7 +578,7 @@ fn host_name(host: &str) -> &str {
 
 fn help_missing(host: &str) -> String {
     format!(
-        "there is no credential for {host}: log in with `docker login {host}`, or give `--credential {host}=USER:PASSWORD`"
+        "there is no credential for {host}: log in with `docker login {host}`, or give `--credential {host}=USER:@FILE`"
     )
 }
 
@@ -588,6 +588,6 @@ fn help_refused(host: &str) -> String {
 
 fn help_foreign(host: &str, realm: &str) -> String {
     format!(
-        "{host} sends to the token server {realm}, another host, which is not given the password of {host}; if it may have it, give it with `--credential {realm}=USER:PASSWORD`"
+        "{host} sends to the token server {realm}, another host, which is not given the password of {host}; if it may have it, give it with `--credential {realm}=USER:@FILE`"
     )
 }

@@ -330,7 +330,7 @@ async fn basic_is_answered_with_the_password() {
         .unwrap_err();
     assert_eq!(
         shown(&error, &server),
-        "cannot resolve HOST/app:1: HOST denied access | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:PASSWORD`"
+        "cannot resolve HOST/app:1: HOST denied access | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`"
     );
 }
 
@@ -475,7 +475,7 @@ async fn errors_say_what_was_attempted_and_what_to_do() {
         ),
         (
             403,
-            "cannot read the manifest of HOST/app:1: HOST denied access: quota [31mexceeded | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:PASSWORD`",
+            "cannot read the manifest of HOST/app:1: HOST denied access: quota [31mexceeded | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`",
         ),
         (
             500,
