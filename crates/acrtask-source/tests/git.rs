@@ -17,10 +17,11 @@ use tempfile::TempDir;
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
 /// A bare repository with a history:
-/// `main` has two commits, `feature/x` one more; `v1` is an annotated tag of the first; a pull request.
+/// `main` has three commits, `feature/x` one more; `v1` is an annotated tag of the first; a pull request.
 struct TestRepository {
     folder: TempDir,
     first: String,
+    middle: String,
     main: String,
     pull: String,
 }
@@ -69,6 +70,8 @@ fn repository() -> TestRepository {
     std::os::unix::fs::symlink("app", work.join("sub/alias")).unwrap();
     let first = commit("first");
     git(&work, &["tag", "--annotate", "v1", "--message", "v1"]);
+    write("file", "middle");
+    let middle = commit("middle");
     write("file", "second");
     let main = commit("second");
     git(&work, &["checkout", "--quiet", "-b", "feature/x"]);
@@ -88,6 +91,7 @@ fn repository() -> TestRepository {
     TestRepository {
         folder,
         first,
+        middle,
         main,
         pull,
     }
@@ -305,6 +309,8 @@ async fn a_task_file_gets_neither_files_nor_keys_nor_this_machine() {
 struct Backend {
     root: PathBuf,
     authorization: Option<String>,
+    /// Speaks the newest version of the protocol; the first one gives out no commit that is not a reference's.
+    newest: bool,
 }
 
 impl Respond for Backend {
@@ -331,7 +337,12 @@ impl Respond for Backend {
                 "HTTP_CONTENT_ENCODING",
                 header("content-encoding").unwrap_or_default(),
             )
-            .env("GIT_PROTOCOL", header("git-protocol").unwrap_or_default())
+            .env(
+                "GIT_PROTOCOL",
+                header("git-protocol")
+                    .filter(|_| self.newest)
+                    .unwrap_or_default(),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -368,12 +379,18 @@ impl Respond for Backend {
 const BASIC: &str = "Basic dXNlcjpodW50ZXIy";
 
 async fn server(origin: &TestRepository, authorization: Option<&str>) -> MockServer {
+    serve(Backend {
+        root: origin.folder.path().to_owned(),
+        authorization: authorization.map(str::to_owned),
+        newest: true,
+    })
+    .await
+}
+
+async fn serve(backend: Backend) -> MockServer {
     let server = MockServer::start().await;
     Mock::given(any())
-        .respond_with(Backend {
-            root: origin.folder.path().to_owned(),
-            authorization: authorization.map(str::to_owned),
-        })
+        .respond_with(backend)
         .mount(&server)
         .await;
     server
@@ -446,6 +463,31 @@ async fn over_http_with_and_without_a_password() {
     });
     let error = fetched(&url, &options).await.unwrap_err();
     assert!(!format!("{error} {error:?}").contains("wrong-one"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_found_also_where_the_server_does_not_give_it_out_by_itself() {
+    let origin = repository();
+    for newest in [true, false] {
+        let server = serve(Backend {
+            root: origin.folder.path().to_owned(),
+            authorization: None,
+            newest,
+        })
+        .await;
+        for commit in [&origin.middle[..], &origin.middle[..10]] {
+            let (_folder, options) = scratch();
+            let url = format!("http://{}/repo.git#{commit}", server.address());
+            let workspace = fetched(&url, &options).await.unwrap();
+            assert_eq!(file(&workspace), "middle");
+            assert_eq!(
+                workspace.facts.commit.as_deref(),
+                Some(origin.middle.as_str())
+            );
+            let shallow = workspace.root.join(".git/shallow").exists();
+            assert_eq!(shallow, newest && commit.len() == 40, "{newest} {commit}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
