@@ -92,6 +92,16 @@ impl Diagnostic {
         self.labels.first().map_or(0, |label| label.span.start)
     }
 
+    /// The same with each place cut to whole characters of `text`.
+    #[must_use]
+    pub(crate) fn within(mut self, text: &str) -> Self {
+        for label in &mut self.labels {
+            let start = text.floor_char_boundary(label.span.start);
+            label.span = start..text.ceil_char_boundary(label.span.end.max(start));
+        }
+        self
+    }
+
     /// The same with `change` applied to every text a person reads.
     #[must_use]
     pub(crate) fn map_texts(mut self, change: impl Fn(&str) -> String) -> Self {

@@ -9,8 +9,11 @@ use miette::{
 
 use crate::{
     TaskSource,
-    diagnostic::{Diagnostic, Severity},
+    diagnostic::{Diagnostic, Position, Severity},
 };
+
+/// Longest line that is shown, in bytes.
+const LONGEST_LINE: usize = 2000;
 
 /// All `diagnostics`, each with its place in `source`, and a line that counts them. `width` is that of the
 /// terminal, in columns.
@@ -37,11 +40,14 @@ pub fn render_diagnostics(
         .with_break_words(false)
         .without_cause_chain();
     let code = NamedSource::new(&source.name, source.text.clone());
+    // Of a line that no terminal shows whole, the place is told instead.
+    let showable = source.text.lines().all(|line| line.len() <= LONGEST_LINE);
     let mut out = String::new();
     for diagnostic in diagnostics {
         let shown = Shown {
             diagnostic,
             code: &code,
+            showable,
         };
         if handler.render_report(&mut out, &shown).is_err() {
             // A place outside the text; the words are still worth showing.
@@ -82,6 +88,7 @@ fn count(diagnostics: &[Diagnostic]) -> String {
 struct Shown<'a> {
     diagnostic: &'a Diagnostic,
     code: &'a NamedSource<String>,
+    showable: bool,
 }
 
 impl fmt::Debug for Shown<'_> {
@@ -92,6 +99,10 @@ impl fmt::Debug for Shown<'_> {
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.showable && !self.diagnostic.labels.is_empty() {
+            let at = Position::of(self.code.inner(), self.diagnostic.start());
+            write!(f, "{}:{}:{}: ", self.code.name(), at.line, at.column)?;
+        }
         f.write_str(&self.diagnostic.message)
     }
 }
@@ -116,7 +127,7 @@ impl miette::Diagnostic for Shown<'_> {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        (!self.diagnostic.labels.is_empty()).then_some(self.code)
+        (self.showable && !self.diagnostic.labels.is_empty()).then_some(self.code)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {

@@ -74,7 +74,11 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
         in_order(
             diagnostics
                 .into_iter()
-                .map(|diagnostic| diagnostic.map_texts(|text| patterns.mask(text)))
+                .map(|diagnostic| {
+                    diagnostic
+                        .within(&source.text)
+                        .map_texts(|text| patterns.mask(text))
+                })
                 .collect(),
         )
     };

@@ -208,6 +208,8 @@ impl From<Diagnostic> for Stop {
 /// Reads `text`, which is `original` but for the `dashes`.
 fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<Document, Stop> {
     let options = granit_parser::options! { emit_comments: false };
+    let last_line = text.rsplit('\n').next().unwrap_or_default();
+    let ends_in_a_line = !last_line.trim().is_empty();
     let mut builder = Builder::default();
     let mut done = false;
     for event in Parser::new_from_str_with_options(text, options) {
@@ -248,7 +250,7 @@ fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<D
                 // Where the file ends without a line break, so does a block.
                 if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
                     && span.end >= text.len()
-                    && !text.ends_with('\n')
+                    && ends_in_a_line
                     && value.ends_with('\n')
                 {
                     value.pop();
@@ -572,6 +574,41 @@ mod tests {
         assert_eq!(parse(&chain).unwrap_err().code, "too-deep");
         assert_eq!(parse(&"[".repeat(5000)).unwrap_err().code, "too-deep");
         assert_eq!(parse("a: &a [*a]").unwrap_err().code, "yaml");
+    }
+
+    #[test]
+    fn the_end_of_the_file_ends_a_block() {
+        for (text, expected) in [
+            ("a: |\n  b", "b"),
+            ("a: |\n  b\n", "b\n"),
+            ("a: |\n  b\n  ", "b\n"),
+            ("a: >\n  b\n  c", "b c"),
+            ("a: |+\n  b\n\n", "b\n\n"),
+            ("a: |-\n  b\n\n", "b"),
+        ] {
+            let root = parse(text).unwrap().root.unwrap();
+            let Kind::Map(pairs) = &root.kind else {
+                panic!("a map")
+            };
+            assert_eq!(pairs[0].1.scalar(), Some(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bare_dashes_are_text_in_flow_lists() {
+        for (text, expected) in [
+            ("[-]", vec!["-"]),
+            ("[ -]", vec!["-"]),
+            ("[-, a, -]", vec!["-", "a", "-"]),
+            ("[x,-]", vec!["x", "-"]),
+        ] {
+            let root = parse(text).unwrap().root.unwrap();
+            let Kind::List(items) = &root.kind else {
+                panic!("a list")
+            };
+            let texts: Vec<_> = items.iter().filter_map(|item| item.scalar()).collect();
+            assert_eq!(texts, expected, "{text}");
+        }
     }
 
     #[test]

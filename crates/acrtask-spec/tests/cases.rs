@@ -120,3 +120,60 @@ fn colors() {
         insta::assert_snapshot!(format!("{shown}{picture}").replace('\u{1b}', "<esc>"));
     });
 }
+
+#[test]
+fn long_lines_are_not_shown() {
+    let source = TaskSource {
+        name: "task.yaml".into(),
+        text: format!(
+            "steps:\n  - cmd: alpine {}\n    When: x\n",
+            "x".repeat(5000)
+        ),
+    };
+    let shown = render_diagnostics(
+        &source,
+        &resolve(&source, &facts(), &World).for_plan(),
+        false,
+        80,
+    );
+    assert!(
+        shown.contains("task.yaml:3:5: a step has no key `When`"),
+        "{shown}"
+    );
+    assert!(shown.len() < 500);
+}
+
+/// What the flags of a run change.
+#[test]
+fn facts_of_a_run() {
+    let facts = acrtask_spec::RunFacts {
+        images: [
+            ("bash".into(), "mirror.example.com/bash:1".into()),
+            ("own".into(), "own:1".into()),
+        ]
+        .into(),
+        env: vec!["A=flag,B=flag".into(), "C=flag".into()],
+        secrets: vec![("unknown".into(), acrtask_model::Secret::new("given"))],
+        set: vec![("v".into(), "set".into())],
+        values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}").unwrap(),
+        ..facts()
+    };
+    let text = "version: v1.1.0\nenv: [A=file]\nsecrets: [{id: unknown, keyvault: x}]\nsteps:\n  \
+                - cmd: bash {{.Values.v}} {{index .Values.w 1}} {{.Secrets.unknown}}\n  - cmd: own\n";
+    let source = TaskSource {
+        name: "task.yaml".into(),
+        text: text.into(),
+    };
+    let resolution = resolve(&source, &facts, &World);
+    let plan = plan_json(resolution.plan.as_ref().unwrap());
+    assert_eq!(
+        plan["steps"][0]["cmd"],
+        "mirror.example.com/bash:1 set two given"
+    );
+    assert_eq!(plan["steps"][1]["cmd"], "own:1");
+    assert_eq!(
+        plan["steps"][0]["env"],
+        serde_json::json!(["A=file", "B=flag", "C=flag"])
+    );
+    assert!(plan_text(resolution.plan.as_ref().unwrap(), false, 80).contains("set two ***"));
+}

@@ -20,11 +20,9 @@ fn survives(text: String, facts: &RunFacts) {
     let diagnostics = resolution.for_run();
     for diagnostic in &diagnostics {
         for label in &diagnostic.labels {
-            assert!(label.span.start <= label.span.end, "{diagnostic:?}");
             assert!(
-                label.span.end <= source.text.len() + 1,
-                "{diagnostic:?} of {}",
-                source.text.len()
+                source.text.get(label.span.clone()).is_some(),
+                "{diagnostic:?}"
             );
         }
         diagnostic.to_json(&source);
@@ -63,7 +61,7 @@ fn piece() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text(text in any::<String>()) {

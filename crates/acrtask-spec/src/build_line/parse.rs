@@ -112,7 +112,7 @@ pub fn from_words(words: &[Word]) -> Result<BuildLine, LineRefusal> {
     parse_words(&placed, 0)
 }
 
-/// `end` is where a word that is missing would stand.
+/// `end` is that of the line.
 fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
     if let Some((_, span)) = words.iter().find(|(word, _)| word.literal().is_none()) {
         return Err(helped(refusal(
@@ -122,7 +122,10 @@ fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
     }
     let (given, others) = flags::read("docker build", &FLAGS, words, FlagsEnd::Anywhere)?;
     let mut line = BuildLine {
-        context: context(&others, end)?,
+        context: context(
+            &others,
+            words.last().map_or(0..end, |(_, span)| span.clone()),
+        )?,
         ..empty()
     };
     for flag in given {
@@ -172,11 +175,11 @@ fn empty() -> BuildLine {
     }
 }
 
-fn context(others: &[Placed], end: usize) -> Result<ContextRef, LineRefusal> {
+fn context(others: &[Placed], place: Range<usize>) -> Result<ContextRef, LineRefusal> {
     let (word, span) = match others {
         [only] => only,
         [] => {
-            let mut refused = refusal("the build has no context", end.saturating_sub(1)..end);
+            let mut refused = refusal("the build has no context", place);
             refused.help =
                 Some("end the line with the folder to build: ` .` for the whole context".into());
             return Err(refused);

@@ -160,11 +160,10 @@ pub fn container_from_words(words: &[Word]) -> Result<ContainerLine, LineRefusal
 
 fn parse_container(words: &[Placed]) -> Result<ContainerLine, LineRefusal> {
     let (given, mut others) = flags::read("docker run", &RUN_FLAGS, words, FlagsEnd::AtFirstWord)?;
-    let end = words.last().map_or(0, |(_, span)| span.end);
     if others.is_empty() {
         return Err(LineRefusal {
             message: "the command names no image".into(),
-            span: end.saturating_sub(1)..end,
+            span: words.last().map_or(0..0, |(_, span)| span.clone()),
             help: Some("write the image after the flags: `IMAGE ARGUMENTS`".into()),
         });
     }
