@@ -12,7 +12,10 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -52,8 +55,8 @@ pub struct Running {
     /// The run's id.
     pub run: String,
     child: Child,
-    stdout: JoinHandle<String>,
-    stderr: JoinHandle<String>,
+    stdout: Collected,
+    stderr: Collected,
 }
 
 impl World {
@@ -126,8 +129,8 @@ impl World {
         let mut stdin = child.stdin.take().expect("it is piped");
         // A program that does not read its input may have closed it.
         let _ = stdin.write_all(input.as_bytes());
-        let stdout = collect(child.stdout.take().expect("it is piped"));
-        let stderr = collect(child.stderr.take().expect("it is piped"));
+        let stdout = Collected::of(child.stdout.take().expect("it is piped"));
+        let stderr = Collected::of(child.stderr.take().expect("it is piped"));
         Running {
             run: run.to_owned(),
             child,
@@ -180,6 +183,23 @@ impl Running {
         );
     }
 
+    /// Waits until it has printed `text`, on either stream.
+    pub fn wait_for(&self, text: &str) {
+        let begun = Instant::now();
+        loop {
+            let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+            if stdout.contains(text) || stderr.contains(text) {
+                return;
+            }
+            assert!(
+                begun.elapsed() < LIMIT,
+                "run {} did not print {text:?} within {LIMIT:?}, only:\n{stdout}{stderr}",
+                self.run
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits for its end, at most as long as a test may take.
     pub fn wait(mut self) -> Outcome {
         let begun = Instant::now();
@@ -194,8 +214,8 @@ impl Running {
                 None => thread::sleep(Duration::from_millis(10)),
             }
         };
-        let stdout = self.stdout.join().expect("the reader does not panic");
-        let stderr = self.stderr.join().expect("the reader does not panic");
+        let stdout = self.stdout.whole();
+        let stderr = self.stderr.whole();
         let Some(status) = status else {
             panic!(
                 "run {} did not end within {LIMIT:?}; it printed:\n{stdout}{stderr}",
@@ -266,11 +286,34 @@ pub fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What came before an error is still worth showing.
-        let _ = from.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// A stream of the program's, read as it comes.
+#[derive(Debug)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Collected {
+    fn of(mut from: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let collected = Arc::clone(&bytes);
+        let reader = thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            // What came before an error is still worth showing.
+            while let Ok(n @ 1..) = from.read(&mut chunk) {
+                let mut collected = collected.lock().expect("nobody panics with it");
+                collected.extend_from_slice(&chunk[..n]);
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+    }
+
+    fn whole(self) -> String {
+        self.reader.join().expect("the reader does not panic");
+        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+    }
 }

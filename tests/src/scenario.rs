@@ -31,7 +31,7 @@ struct Scenario {
     env: BTreeMap<String, String>,
     /// The exit code.
     exit: i32,
-    /// Each must match an event, one after the other: every key that is given must be equal, and a text
+    /// Each must match an event, one after the other; a line of output counts as an event: every key that is given must be equal, and a text
     /// that begins with `~` must be contained.
     #[serde(default)]
     events: Vec<Value>,
@@ -93,7 +93,7 @@ pub fn check(file: &Path) {
             finished.code, scenario.exit
         ));
     }
-    let events = finished.events();
+    let events: Vec<Value> = finished.events().iter().flat_map(by_line).collect();
     let mut rest = events.iter();
     for wanted in &scenario.events {
         if !rest.any(|event| matches(wanted, event)) {
@@ -155,6 +155,21 @@ fn in_registry(world: &World, name: &str) -> Option<String> {
         .build()
         .expect("a runtime can be made");
     runtime.block_on(world.digest(repository, tag))
+}
+
+/// An event of output as one for each of its lines; any other as it is.
+fn by_line(event: &Value) -> Vec<Value> {
+    match event.get("text").and_then(Value::as_str) {
+        Some(text) if event["event"] == "output" => text
+            .lines()
+            .map(|line| {
+                let mut one = event.clone();
+                one["text"] = line.into();
+                one
+            })
+            .collect(),
+        _ => vec![event.clone()],
+    }
 }
 
 /// Whether `event` has everything that `wanted` names.
