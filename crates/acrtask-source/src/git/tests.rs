@@ -1,6 +1,12 @@
 //! Choosing among a server's references.
 
-use super::*;
+use acrtask_model::Secret;
+
+use super::{
+    access::{PASSED, credential},
+    *,
+};
+use crate::Origin;
 
 #[test]
 fn chooses_as_git_checkout_does() {
@@ -75,7 +81,7 @@ fn passwords_go_to_their_host_alone_and_never_in_clear() {
 }
 
 /// What git is started with, apart from what this machine's environment adds.
-async fn environment(url: &str, options: &Options) -> Vec<String> {
+async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
     let Ok(crate::ContextSpec::Git(url)) = crate::ContextSpec::parse(url) else {
         panic!("{url}")
     };
@@ -119,7 +125,7 @@ async fn a_task_files_context_is_pinned_to_the_address_that_was_checked() {
         username: "u".into(),
         password: Secret::new("p"),
     });
-    let https = environment("https://8.8.8.8:8443/a.git", &options).await;
-    let ssh = environment("ssh://git@8.8.8.8/a.git", &options).await;
+    let https = shown_environment("https://8.8.8.8:8443/a.git", &options).await;
+    let ssh = shown_environment("ssh://git@8.8.8.8/a.git", &options).await;
     insta::assert_snapshot!(format!("{}\n\n{}", https.join("\n"), ssh.join("\n")));
 }

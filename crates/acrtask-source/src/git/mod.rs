@@ -9,44 +9,29 @@
 //! environment of a process is readable by its user alone, arguments are readable by all. What a
 //! caller named stands behind `--`.
 
+mod access;
+
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-use acrtask_model::Secret;
-use acrtask_registry::{AddressPolicy, Credential, net};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::process::Command;
-use url::Url;
 
 use crate::{
-    GitCredential, Options, Origin,
+    Options,
     error::SourceError,
     facts::GitFacts,
     paths,
     process::{self, Output},
-    spec::{GitTransport, GitUrl},
+    spec::GitUrl,
 };
+use access::{check_policy, environment};
 
 /// How much of `git ls-remote` is read, in bytes: about half a million references.
 const MAX_REFS: u64 = 64 << 20;
 /// The reference that a fetch is stored under.
 const FETCHED: &str = "refs/acrtask/fetched";
-/// Variables that are passed on to git.
-const PASSED: [&str; 4] = ["PATH", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// Those that are passed on only for the operator's own contexts: a proxy resolves names on its own.
-const PROXIES: [&str; 8] = [
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-];
-
 /// Checks `url` out below `scratch`. Gives the folder that the URL names, and facts.
 pub(crate) async fn check_out(
     url: &GitUrl,
@@ -93,75 +78,7 @@ impl Git {
                 source,
             })?;
         }
-        let credential = credential(url, options);
-        let mut config: Vec<(String, String)> = vec![
-            ("protocol.allow".into(), "never".into()),
-            (
-                format!("protocol.{}.allow", url.transport.name()),
-                "always".into(),
-            ),
-            ("core.hooksPath".into(), "/dev/null".into()),
-            ("core.fsmonitor".into(), "false".into()),
-            ("core.autocrlf".into(), "false".into()),
-            ("core.askPass".into(), String::new()),
-            ("credential.helper".into(), String::new()),
-            ("submodule.recurse".into(), "false".into()),
-            ("transfer.bundleURI".into(), "false".into()),
-            ("maintenance.auto".into(), "false".into()),
-            ("gc.auto".into(), "0".into()),
-            // Less than a kilobyte a second for a minute is a dead server.
-            ("http.lowSpeedLimit".into(), "1000".into()),
-            ("http.lowSpeedTime".into(), "60".into()),
-        ];
-        // Git sends its extra headers on to where the first redirect leads, so that there is none to follow
-        // where there is a password; nor where the new host's address would go unchecked.
-        let follow = credential.is_none() && options.addresses() == AddressPolicy::Any;
-        config.push((
-            "http.followRedirects".into(),
-            if follow { "initial" } else { "false" }.into(),
-        ));
-        if let Some((username, password)) = &credential {
-            let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
-            config.push((
-                format!("http.{}.extraHeader", origin(&url.url)),
-                format!("Authorization: Basic {encoded}"),
-            ));
-        }
-        let mut environment: Vec<(String, String)> = vec![
-            ("HOME".into(), home.display().to_string()),
-            ("LC_ALL".into(), "C".into()),
-            ("GIT_CONFIG_NOSYSTEM".into(), "1".into()),
-            ("GIT_CONFIG_GLOBAL".into(), "/dev/null".into()),
-            ("GIT_TERMINAL_PROMPT".into(), "0".into()),
-            ("GIT_SSH_VARIANT".into(), "ssh".into()),
-            // Attributes of the machine could name filters.
-            ("GIT_ATTR_NOSYSTEM".into(), "1".into()),
-            ("GIT_LFS_SKIP_SMUDGE".into(), "1".into()),
-        ];
-        let proxies: &[&str] = if options.addresses() == AddressPolicy::Any {
-            &PROXIES
-        } else {
-            &[]
-        };
-        for name in PASSED.iter().chain(proxies) {
-            if let Ok(value) = std::env::var(name) {
-                environment.push(((*name).into(), value));
-            }
-        }
-        environment.extend(ssh(options, pinned.as_ref()));
-        if let Some(pin) = &pinned
-            && matches!(url.transport, GitTransport::Https | GitTransport::Http)
-        {
-            config.push((
-                "http.curloptResolve".into(),
-                format!("{}:{}:{}", pin.host, pin.port, pin.addresses),
-            ));
-        }
-        environment.push(("GIT_CONFIG_COUNT".into(), config.len().to_string()));
-        for (n, (key, value)) in config.into_iter().enumerate() {
-            environment.push((format!("GIT_CONFIG_KEY_{n}"), key));
-            environment.push((format!("GIT_CONFIG_VALUE_{n}"), value));
-        }
+        let environment = environment(url, &home, pinned.as_ref(), options);
         Ok(Self {
             url: url.url.clone(),
             tree,
@@ -381,152 +298,6 @@ fn is_commit(text: &str) -> bool {
     (7..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// A host with the one set of addresses that may be connected to.
-struct Pinned {
-    host: String,
-    port: u16,
-    addresses: String,
-    first: String,
-}
-
-/// Refuses what the origin may not do. Where addresses are restricted, resolves the host, once.
-async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>, SourceError> {
-    let refuse = |reason: String, help: &str| {
-        Err(SourceError::Refused {
-            context: url.to_string(),
-            reason,
-            help: help.into(),
-        })
-    };
-    if options.origin == Origin::Operator {
-        return Ok(None);
-    }
-    match url.transport {
-        GitTransport::File => {
-            return refuse(
-                "a task file cannot name a path of this machine".into(),
-                "name an https:// URL",
-            );
-        }
-        GitTransport::Http | GitTransport::Git if !net::is_loopback(&url.host) => {
-            return refuse(
-                format!(
-                    "{}:// has neither encryption nor a way to know the server",
-                    url.transport.name()
-                ),
-                "write https://",
-            );
-        }
-        GitTransport::Ssh if options.ssh_agent.is_none() => {
-            return refuse(
-                "a task file does not get this machine's SSH keys".into(),
-                "write https://, or let the run use an SSH agent",
-            );
-        }
-        _ => {}
-    }
-    if options.addresses() == AddressPolicy::Any {
-        return Ok(None);
-    }
-    let port = Url::parse(&url.url)
-        .ok()
-        .and_then(|url| url.port_or_known_default())
-        .unwrap_or(22);
-    let bare = url.host.trim_start_matches('[').trim_end_matches(']');
-    match net::resolve_public(bare, port).await {
-        Ok(addresses) => {
-            let texts: Vec<String> = addresses
-                .iter()
-                .map(|address| address.ip().to_string())
-                .collect();
-            let first = texts.first().cloned().unwrap_or_default();
-            Ok(Some(Pinned {
-                host: url.host.clone(),
-                port,
-                addresses: texts.join(","),
-                first,
-            }))
-        }
-        Err(error) if error.is::<net::ForbiddenAddress>() => refuse(
-            error.to_string(),
-            "the operator of this machine can allow private addresses",
-        ),
-        Err(source) => Err(SourceError::Download {
-            url: url.to_string(),
-            source,
-        }),
-    }
-}
-
-/// How ssh is started. A task file's context gets the agent's keys and nothing of the operator's configuration;
-/// the host's key has to be known in both cases.
-fn ssh(options: &Options, pinned: Option<&Pinned>) -> Vec<(String, String)> {
-    let mut command = String::from("ssh -o BatchMode=yes");
-    if options.origin == Origin::TaskFile {
-        command += " -F /dev/null -o IdentityFile=none -o ProxyCommand=none";
-    }
-    if let Some(pin) = pinned {
-        // Both come from checks: an address, and a host that the URL's grammar let through.
-        command += &format!(
-            " -o HostName={} -o HostKeyAlias='{}'",
-            pin.first,
-            pin.host.replace('\'', "")
-        );
-    }
-    let mut variables = vec![("GIT_SSH_COMMAND".into(), command)];
-    let inherited = || {
-        std::env::var("SSH_AUTH_SOCK")
-            .ok()
-            .filter(|_| options.origin == Origin::Operator)
-    };
-    let agent = options
-        .ssh_agent
-        .as_ref()
-        .map(|path| path.display().to_string());
-    variables.extend(
-        agent
-            .or_else(inherited)
-            .map(|path| ("SSH_AUTH_SOCK".into(), path)),
-    );
-    variables
-}
-
-/// The password for `url`: the one that stood in it, else the one for exactly its host. In clear only to this machine.
-fn credential(url: &GitUrl, options: &Options) -> Option<(String, Secret)> {
-    let safe = match url.transport {
-        GitTransport::Https => true,
-        GitTransport::Http => net::is_loopback(&url.host),
-        GitTransport::Ssh | GitTransport::Git | GitTransport::File => false,
-    };
-    if !safe {
-        return None;
-    }
-    let for_git = || {
-        let same_host = |one: &&GitCredential| one.host.eq_ignore_ascii_case(&url.host);
-        let one = options.git_credentials.iter().find(same_host)?;
-        Some((one.username.clone(), one.password.clone()))
-    };
-    let for_any = || {
-        let port = Url::parse(&url.url).ok().and_then(|url| url.port());
-        let host = port.map_or_else(|| url.host.clone(), |port| format!("{}:{port}", url.host));
-        match options.credentials.given(&host)? {
-            Credential::Password { username, password } => {
-                Some((username.clone(), password.clone()))
-            }
-            Credential::IdentityToken(_) => None,
-        }
-    };
-    url.credential.clone().or_else(for_git).or_else(for_any)
-}
-
-/// Scheme, host and port of a URL, as `http.<url>.*` wants it.
-fn origin(url: &str) -> String {
-    Url::parse(url).map_or_else(
-        |_| url.to_owned(),
-        |url| format!("{}/", url.origin().ascii_serialization()),
-    )
-}
-
 /// The line of git's output that says most.
 fn first_cause(stderr: &str) -> String {
     let lines = || {
@@ -599,5 +370,4 @@ fn advice(stderr: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "git_tests.rs"]
 mod tests;
