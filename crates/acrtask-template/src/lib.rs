@@ -12,15 +12,30 @@
 //! # Ok::<(), acrtask_template::TemplateError>(())
 //! ```
 //!
+//! # Which functions
+//!
+//! Go's own, and Sprig's text functions: the names of Sprig 3, which include all of 2.22, the version that the reference
+//! executor uses. Its one function of its own is kept: `b64enc` of nothing is the empty text. Where 2.22 and 3 differ:
+//!
+//! - a text is read as a number in base ten, as 2.22 does (`int "08"` is 8); what that cannot read is read as 3 does;
+//! - `mergeOverwrite` of a map over a value, and `semverCompare "!=1.2"`, are as 3 has them;
+//! - functions that stop a rendering in 2.22 (`trunc -2 "text"`) are as 3 has them.
+//!
+//! Functions that read the machine, make keys or passwords, or are random are left out: [`LEFT_OUT`] has each with its
+//! reason, and the help of the error says it.
+//!
 //! # What differs from Go
 //!
 //! - A value that is missing writes nothing where Go writes `<no value>`: the reference executor takes those words out
 //!   of every rendering.
 //! - Texts are UTF-8. A function that would cut a character in two, or decode bytes that are no text, is refused.
-//! - The local time zone is UTC.
+//! - `now` is given with the [`Limits`]; the local time zone is UTC.
 //! - `keys` and `values` are in the order of the keys; Go's order changes from run to run.
-//! - Left out: complex numbers, other delimiters, and the functions in [`LEFT_OUT`], each with its reason.
+//! - Left out: complex numbers, other delimiters, `%p`, `%b` and `%x` of floats, one name for two groups of a regular
+//!   expression, the rarer methods of `time.Time`.
 //! - Bounded: see [`Limits`]. A template also may have at most 512 KiB, and blocks and parentheses nest at most 100 deep.
+//!
+//! The tables in `tests/cases` hold what Go renders, and `differs.txt` among them each of these differences.
 
 mod ast;
 mod error;

@@ -219,6 +219,22 @@ const BOMBS: &[(&str, &str)] = &[
         r#"{{$x := repeat 500000 "a"}}{{regexReplaceAll "" $x (repeat 1000 "y")}}"#,
     ),
     (
+        "matches that read to the end",
+        r#"{{$x := repeat 250000 "A"}}{{$y := regexFindAll ".*[^A-Z]|[A-Z]" $x -1}}"#,
+    ),
+    (
+        "an automaton of many states",
+        r#"{{$x := repeat 100000 "ab"}}{{$y := regexMatch "[ab]*a[ab]{500}c" $x}}"#,
+    ),
+    (
+        "large classes",
+        r#"{{range until 100000}}{{$x := regexMatch "\\pL{20}" "a"}}{{end}}"#,
+    ),
+    (
+        "blocks within recursion",
+        r#"{{define "a"}}{{range .}}{{with .}}{{if .}}{{template "a" $}}{{end}}{{end}}{{end}}{{end}}{{template "a" (list (list 1))}}"#,
+    ),
+    (
         "splitting a long text",
         r#"{{$x := repeat 1000000 ","}}{{range until 100}}{{$y := splitList "," $x}}{{end}}"#,
     ),

@@ -111,3 +111,20 @@ fn every_function_that_is_left_out_says_why() {
         assert_eq!(error.help, Some(format!("`{name}` is left out: {reason}")));
     }
 }
+
+/// What real files do not reach, but what is allowed: nesting just under the limits, on the stack of a test's thread.
+#[test]
+fn deep_nesting_within_the_limits_works() {
+    let blocks = format!("{}x{}", "{{if true}}".repeat(90), "{{end}}".repeat(90));
+    let parens = format!("{{{{{}1{}}}}}", "(print ".repeat(90), ")".repeat(90));
+    let recursion = "{{define \"a\"}}{{if gt . 0}}.{{template \"a\" (int (sub . 1))}}{{end}}{{end}}{{template \"a\" 60}}";
+    let expected = ["x".to_owned(), "1".to_owned(), ".".repeat(60)];
+    for (template, expected) in [blocks.as_str(), &parens, recursion]
+        .into_iter()
+        .zip(expected)
+    {
+        let rendered = Template::parse("t", template)
+            .and_then(|parsed| parsed.render(&serde_json::Value::Null, &Limits::default()));
+        assert_eq!(rendered, Ok(expected), "{template}");
+    }
+}

@@ -89,7 +89,7 @@ impl Arguments<'_> {
     fn star(&mut self) -> Option<i64> {
         match self.take()? {
             Value::Int(value) | Value::Int64(value) => {
-                Some(*value).filter(|value| value.abs() <= MAX_WIDTH)
+                Some(*value).filter(|value| value.unsigned_abs() <= MAX_WIDTH.unsigned_abs())
             }
             Value::Uint8(value) => Some(i64::from(*value)),
             _ => None,

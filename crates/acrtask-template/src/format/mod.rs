@@ -61,6 +61,11 @@ impl<'a> Writer<'a> {
         self.meter.step(1)
     }
 
+    /// What the text is charged to.
+    pub(crate) fn meter(&mut self) -> &mut Meter {
+        self.meter
+    }
+
     /// Takes the steps for reading `bytes` bytes.
     pub(crate) fn read(&mut self, bytes: usize) -> Result<(), Fault> {
         self.meter.read(bytes)

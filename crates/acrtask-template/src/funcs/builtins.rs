@@ -6,7 +6,7 @@ use super::{Body, Env, Function, Outcome, Param, functions, int, text_at, value_
 use crate::{
     error::Fault,
     format,
-    value::{Element, Heap, Value},
+    value::{Element, Value},
 };
 
 pub(crate) static SHORT_CIRCUIT: &[Function] = &[
@@ -37,8 +37,8 @@ pub(crate) static TABLE: &[Function] = functions! {
     "html" (; Any) |env, args| escaped(env, args, html_escape);
     "js" (; Any) |env, args| escaped(env, args, js_escape);
     "urlquery" (; Any) |env, args| escaped(env, args, super::url::query_escape);
-    "eq" (Any; Any) |env, args| any_equal(&env.heap, args).map(Value::Bool);
-    "ne" (Any, Any) |env, args| any_equal(&env.heap, args).map(|equal| Value::Bool(!equal));
+    "eq" (Any; Any) |_, args| any_equal(args).map(Value::Bool);
+    "ne" (Any, Any) |_, args| any_equal(args).map(|equal| Value::Bool(!equal));
     "lt" (Any, Any) |_, args| Ok(Value::Bool(compare(args)? == Some(Ordering::Less)));
     "le" (Any, Any) |_, args| {
         Ok(Value::Bool(matches!(compare(args)?, Some(Ordering::Less | Ordering::Equal))))
@@ -166,22 +166,22 @@ fn incompatible(left: &Value, right: &Value) -> Fault {
 }
 
 /// Whether the first value equals any of the others.
-fn any_equal(heap: &Heap, args: &[Value]) -> Result<bool, Fault> {
-    let (Some(left), others) = (args.first(), args.get(1..).unwrap_or_default()) else {
+fn any_equal(args: &[Value]) -> Result<bool, Fault> {
+    let [left, others @ ..] = args else {
         return Err(Fault::call("missing argument for comparison"));
     };
     if others.is_empty() {
         return Err(Fault::call("missing argument for comparison"));
     }
     for right in others {
-        if equal(heap, left, right)? {
+        if equal(left, right)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn equal(heap: &Heap, left: &Value, right: &Value) -> Result<bool, Fault> {
+fn equal(left: &Value, right: &Value) -> Result<bool, Fault> {
     if left.is_nil() || right.is_nil() {
         let is_nil =
             |value: &Value| value.is_nil() || matches!(value, Value::List(list) if list.is_nil);
@@ -196,13 +196,10 @@ fn equal(heap: &Heap, left: &Value, right: &Value) -> Result<bool, Fault> {
         (None, None) => match (left, right) {
             (Value::Time(left), Value::Time(right)) => Ok(left == right),
             (Value::Version(left), Value::Version(right)) => Ok(std::rc::Rc::ptr_eq(left, right)),
-            (Value::List(_), Value::List(_)) | (Value::Map(_), Value::Map(_)) => {
-                let _ = heap;
-                Err(
-                    Fault::call(format!("non-comparable type: {}", right.type_name()))
-                        .with_help("lists and dicts are compared with `deepEqual`"),
-                )
-            }
+            (Value::List(_), Value::List(_)) | (Value::Map(_), Value::Map(_)) => Err(Fault::call(
+                format!("non-comparable type: {}", right.type_name()),
+            )
+            .with_help("lists and dicts are compared with `deepEqual`")),
             _ => Err(Fault::call(format!(
                 "non-comparable types {}, {}",
                 left.type_name(),

@@ -180,7 +180,7 @@ impl Decimal {
 
     fn minus(self, other: Self) -> Result<Self, Fault> {
         self.plus(Self {
-            digits: -other.digits,
+            digits: other.digits.wrapping_neg(),
             ..other
         })
     }

@@ -292,7 +292,7 @@ fn abbreviate(env: &mut Env, text: &str, offset: i64, width: i64) -> Outcome {
             .ok_or_else(|| Fault::call("abbreviating would cut a character in two"))
     };
     let mut offset = offset.min(length);
-    if length - offset < width - 3 {
+    if length.saturating_sub(offset) < width - 3 {
         offset = length - (width - 3);
     }
     if offset <= 4 {
