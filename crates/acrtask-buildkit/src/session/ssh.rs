@@ -109,3 +109,89 @@ impl Ssh for SshService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bollard_buildkit_proto::moby::sshforward::v1::ssh_client::SshClient;
+    use bollard_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::UnixListener;
+    use tonic::Code;
+    use tonic::service::Routes;
+    use tonic::transport::{Channel, Endpoint};
+
+    use super::*;
+
+    /// A client of the service, over a connection in memory.
+    async fn client(sources: &[SshSource]) -> SshClient<Channel> {
+        let (near, far) = tokio::io::duplex(4096);
+        crate::session::serve(far, Routes::new(SshServer::new(SshService::new(sources))));
+        let mut near = Some(near);
+        let connector = tower::service_fn(move |_| {
+            let near = near.take().map(TokioIo::new);
+            async move { near.ok_or_else(|| std::io::Error::other("one connection only")) }
+        });
+        SshClient::new(
+            Endpoint::from_static("http://session")
+                .connect_with_connector(connector)
+                .await
+                .unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn bytes_go_to_the_agent_and_back() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("agent");
+        let agent = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = agent.accept().await.unwrap();
+            let mut asked = Vec::new();
+            stream.read_to_end(&mut asked).await.unwrap();
+            stream
+                .write_all(&[b"got ", asked.as_slice()].concat())
+                .await
+                .unwrap();
+        });
+        let mut client = client(&[SshSource {
+            id: "default".into(),
+            agent: path,
+        }])
+        .await;
+        client
+            .check_agent(CheckAgentRequest::default())
+            .await
+            .unwrap();
+        let messages = ["pi", "ng"].map(|text| BytesMessage { data: text.into() });
+        let mut answers = client
+            .forward_agent(tokio_stream::iter(messages))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut all = Vec::new();
+        while let Some(answer) = answers.message().await.unwrap() {
+            all.extend(answer.data);
+        }
+        assert_eq!(all, b"got ping");
+    }
+
+    #[tokio::test]
+    async fn only_named_agents_exist() {
+        let mut client = client(&[SshSource {
+            id: "work".into(),
+            agent: "/absent".into(),
+        }])
+        .await;
+        let status = client
+            .check_agent(CheckAgentRequest {
+                id: "default".into(),
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::NotFound);
+        client
+            .check_agent(CheckAgentRequest { id: "work".into() })
+            .await
+            .unwrap();
+    }
+}

@@ -1,0 +1,223 @@
+//! Requests and what becomes of them.
+
+use acrtask_model::Secret;
+
+use super::*;
+use crate::request::{Sink, SourcePin};
+use crate::session::{BuildSecret, SecretSource};
+
+fn request() -> BuildRequest {
+    BuildRequest::new(BuildContext::Local { dir: "/ctx".into() })
+}
+
+fn attrs(request: &BuildRequest, kind: EndpointKind) -> Vec<String> {
+    let capabilities = Capabilities::of(kind, Some("v0.30.0"));
+    let frontend = frontend(request, &capabilities, &HashMap::new()).unwrap();
+    let mut list: Vec<_> = frontend
+        .attrs
+        .into_iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    list.sort();
+    list
+}
+
+#[test]
+fn the_plain_build() {
+    assert_eq!(
+        attrs(&request(), EndpointKind::Buildkitd),
+        ["attest:provenance=mode=max", "filename=Dockerfile"]
+    );
+    assert_eq!(
+        attrs(&request(), EndpointKind::EngineClassicStore),
+        ["filename=Dockerfile", "image-resolve-mode=local"]
+    );
+}
+
+#[test]
+fn everything_at_once() {
+    let mut request = request();
+    request.dockerfile = DockerfileSource::InContext("docker/app.Dockerfile".into());
+    request.target = Some("final".into());
+    request.platforms = vec!["linux/amd64".into(), "linux/arm64".into()];
+    request.build_args = vec![
+        ("A".into(), Some("1".into())),
+        ("ACRTASK_SURELY_UNSET".into(), None),
+    ];
+    request.labels.insert("l".into(), "v".into());
+    request.no_cache = NoCache::Stages(vec!["a".into(), "b".into()]);
+    request.add_hosts = vec![
+        ("h".into(), "10.0.0.1".into()),
+        ("g".into(), "host-gateway".into()),
+    ];
+    request.network = Network::None;
+    request.shm_size = Some(64);
+    request.ulimits = vec!["nofile=1:2".into()];
+    request
+        .named_contexts
+        .insert("context".into(), NamedContext::Local("/x".into()));
+    request.named_contexts.insert(
+        "base".into(),
+        NamedContext::Reference("docker-image://b".into()),
+    );
+    request.provenance = Provenance::Min;
+    request.sbom = Some(String::new());
+    request.syntax = Some("my/frontend:1 extra".into());
+    request.cache_imports = vec![CacheSpec {
+        kind: "registry".into(),
+        attrs: [("ref".to_owned(), "r/c".to_owned())].into(),
+    }];
+    insta::assert_snapshot!(attrs(&request, EndpointKind::EngineContainerdStore).join("\n"), @r#"
+    add-hosts=h=10.0.0.1,g=172.17.0.1
+    attest:provenance=mode=min
+    attest:sbom=generator=docker/buildkit-syft-scanner:stable-1
+    build-arg:A=1
+    cache-imports=[{"Type":"registry","Attrs":{"ref":"r/c"}}]
+    cmdline=my/frontend:1 extra
+    context:base=docker-image://b
+    context:context=local:_context
+    filename=app.Dockerfile
+    force-network-mode=none
+    image-resolve-mode=local
+    label:l=v
+    no-cache=a,b
+    platform=linux/amd64,linux/arm64
+    shm-size=64
+    source=my/frontend:1
+    target=final
+    ulimit=nofile=1:2
+    "#);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    let classic = Capabilities::of(EndpointKind::EngineClassicStore, None);
+    let refusal = |change: &dyn Fn(&mut BuildRequest)| {
+        let mut request = request();
+        change(&mut request);
+        check(&request, &classic).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(
+        [
+            refusal(&|r| r.cache_exports = vec![CacheSpec { kind: "registry".into(), attrs: Default::default() }]),
+            refusal(&|r| r.platforms = vec!["linux/amd64".into(), "linux/arm64".into()]),
+            refusal(&|r| r.sbom = Some(String::new())),
+            refusal(&|r| r.exports = vec![Export::Image(ImageExport { push: true, names: vec!["a".into()], ..Default::default() })]),
+            refusal(&|r| r.exports = vec![Export::Oci { names: vec![], archive: Sink::File("x".into()) }]),
+        ]
+        .join("\n"),
+        @r"
+    docker:///d.sock cannot do this: exporting a cache to a registry or a folder: the Docker Engine keeps its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: building for several platforms at once: the Docker Engine keeps its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: provenance and SBOM attestations: the Docker Engine keeps its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: pushing as part of a build: the Docker Engine keeps its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: writing an image archive (oci, docker): the Docker Engine keeps its images in the classic store, not in containerd's
+    "
+    );
+    let mut inline = request();
+    inline.cache_exports = vec![CacheSpec {
+        kind: "inline".into(),
+        attrs: Default::default(),
+    }];
+    check(&inline, &classic).unwrap();
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let buildkitd = Capabilities::of(EndpointKind::Buildkitd, None);
+    let mut twice = request();
+    twice.secrets = vec![
+        BuildSecret {
+            id: "t".into(),
+            source: SecretSource::Text(Secret::new("v"))
+        };
+        2
+    ];
+    assert!(matches!(
+        check(&twice, &buildkitd),
+        Err(BuildError::Request(_))
+    ));
+    let mut unloadable = request();
+    unloadable.exports = vec![Export::Load {
+        names: vec![],
+        archive: None,
+    }];
+    assert!(matches!(
+        check(&unloadable, &buildkitd),
+        Err(BuildError::Request(_))
+    ));
+    let mut gateway = request();
+    gateway.add_hosts = vec![("h".into(), "host-gateway".into())];
+    assert!(matches!(
+        frontend(&gateway, &buildkitd, &HashMap::new()),
+        Err(BuildError::Unsupported { .. })
+    ));
+}
+
+#[test]
+fn pins_become_a_policy() {
+    let mut request = request();
+    request.pins = vec![SourcePin {
+        reference: "docker.io/library/busybox:1.36".into(),
+        digest: "sha256:aa".into(),
+    }];
+    let policy = source_policy(&request).unwrap();
+    let rule = &policy.rules[0];
+    assert_eq!(
+        rule.selector.as_ref().unwrap().identifier,
+        "docker-image://docker.io/library/busybox:1.36"
+    );
+    assert_eq!(
+        rule.updates.as_ref().unwrap().identifier,
+        "docker-image://docker.io/library/busybox:1.36@sha256:aa"
+    );
+}
+
+#[test]
+fn pins_are_named_contexts_at_an_engine() {
+    for (reference, name) in [
+        ("docker.io/library/busybox:1.36", "busybox:1.36"),
+        ("docker.io/library/busybox:latest", "busybox"),
+        ("docker.io/me/tool:1", "me/tool:1"),
+        (
+            "127.0.0.1:5000/base/busybox:1.36",
+            "127.0.0.1:5000/base/busybox:1.36",
+        ),
+    ] {
+        let mut request = request();
+        request.provenance = Provenance::Off;
+        request.pins = vec![SourcePin {
+            reference: reference.into(),
+            digest: "sha256:aa".into(),
+        }];
+        let want = format!("context:{name}=docker-image://{reference}@sha256:aa");
+        assert!(
+            attrs(&request, EndpointKind::EngineContainerdStore).contains(&want),
+            "{want}"
+        );
+        assert_eq!(
+            attrs(&request, EndpointKind::Buildkitd),
+            ["filename=Dockerfile"]
+        );
+    }
+}
+
+#[test]
+fn the_syntax_line() {
+    for (text, want) in [
+        (
+            "# syntax=docker/dockerfile:1\nFROM a",
+            Some("docker/dockerfile:1"),
+        ),
+        ("#escape=`\n# Syntax = a/b:2 x\n", Some("a/b:2")),
+        ("FROM a\n# syntax=x", None),
+        ("# a comment\n# syntax=x", None),
+        ("", None),
+    ] {
+        assert_eq!(
+            syntax_directive(text.as_bytes()).as_deref(),
+            want,
+            "{text:?}"
+        );
+    }
+}
