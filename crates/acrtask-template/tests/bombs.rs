@@ -408,3 +408,31 @@ fn every_bomb_is_refused_in_time_and_memory() {
         assert!(peak < 64 << 10, "the process had {peak} KiB");
     }
 }
+
+/// Faults in very long words are found and described in time.
+#[test]
+fn long_words_are_refused_in_time() {
+    let start = Instant::now();
+    let mut problems = Vec::new();
+    for (before, part, after) in [
+        ("{{", "a", "}}"),
+        ("{{.", "a", "-b}}"),
+        ("{{.a-", "b", "}}"),
+        ("{{", "1", "}}"),
+        ("{{\"", "a", ""),
+        ("{{`", "a", ""),
+        ("{{'", "a", "'}}"),
+        ("{{$", "a", "}}"),
+        ("{{/*", "a", ""),
+        ("{{template \"", "a", "\"}}"),
+    ] {
+        let text = format!("{before}{}{after}", part.repeat(500_000));
+        let earlier = processor_time(start);
+        let kind = refusal(&text);
+        let elapsed = processor_time(start).saturating_sub(earlier);
+        if kind.is_none() || elapsed > limit() {
+            problems.push(format!("{before}{part}...{after}: {kind:?} in {elapsed:?}"));
+        }
+    }
+    assert_eq!(problems, Vec::<String>::new());
+}

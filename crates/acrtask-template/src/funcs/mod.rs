@@ -242,16 +242,18 @@ pub(crate) fn help_for_unknown(name: &str, path_follows: bool) -> String {
     if path_follows {
         return format!("a value begins with a dot: `.{name}`");
     }
+    // Comparing takes memory in proportion to the length; no function has a longer name.
+    let comparable = if name.len() <= 40 { name } else { "" };
     let nearest = function_names()
         .map(|candidate| {
             (
-                strsim::damerau_levenshtein(&candidate.to_lowercase(), &name.to_lowercase()),
+                strsim::damerau_levenshtein(&candidate.to_lowercase(), &comparable.to_lowercase()),
                 candidate,
             )
         })
         .min()
         .filter(|(distance, candidate)| {
-            *distance <= 2 && *distance * 2 < candidate.len().min(name.len())
+            *distance <= 2 && *distance * 2 < candidate.len().min(comparable.len())
         });
     match nearest {
         Some((_, candidate)) => format!("did you mean `{candidate}`?"),
