@@ -36,23 +36,25 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program in `profile` (`dev`, `release`) and says where it is.
-pub(crate) fn build_acrtask(profile: &str) -> Result<PathBuf> {
+/// Runs `cargo build` with `arguments`, which have to include the program, and says where the program is.
+pub(crate) fn build_acrtask(arguments: &[&str]) -> Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
-        #[serde(default)]
+        target: Target,
+        profile: Profile,
         executable: Option<PathBuf>,
     }
-    let arguments = [
-        "build",
-        "--package",
-        "acrtask",
-        "--profile",
-        profile,
-        "--message-format=json-render-diagnostics",
-    ];
-    let mut command = cargo(&arguments)?;
-    let output = command
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
+    }
+    let json = ["build", "--message-format=json-render-diagnostics"];
+    let output = cargo(&[&json[..], arguments].concat())?
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -60,9 +62,14 @@ pub(crate) fn build_acrtask(profile: &str) -> Result<PathBuf> {
         bail!("acrtask does not build");
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .next_back()
+    // Messages of another form tell of other things.
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages
+        .filter(|message| !message.profile.test && message.target.name == "acrtask")
+        .filter(|message| message.target.kind.iter().any(|kind| kind == "bin"))
+        .find_map(|message| message.executable)
         .context("cargo did not say where the program is")
 }
 

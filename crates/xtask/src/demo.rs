@@ -18,7 +18,7 @@ pub(crate) fn demo() -> Result<()> {
     let begun = Instant::now();
     let environment = setup::up()?;
     say::doing("Building acrtask (`cargo build`; the first time takes a minute or two)");
-    let program = cargo::build_acrtask("dev")?;
+    let program = cargo::build_acrtask(&["--package", "acrtask"])?;
     let registry = &environment.registry;
     let arguments = ["run", "-r", registry, "--set", "greeting=Hello", EXAMPLE];
     say::doing(format!("Running `acrtask {}`", arguments.join(" ")));

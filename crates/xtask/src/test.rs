@@ -26,8 +26,10 @@ pub(crate) fn test() -> Result<()> {
     ];
     cargo::run(&mut cargo::cargo(&clippy)?)?;
     let environment = setup::up()?;
-    say::doing("Building acrtask");
-    let program = cargo::build_acrtask("dev")?;
+    say::doing("Building acrtask and the tests");
+    // All at once: cargo gives libraries the features that the chosen packages want together, so that
+    // building the program alone would compile many of them a second time.
+    let program = cargo::build_acrtask(&["--workspace", "--all-targets"])?;
     let with_environment = |arguments: &[&str]| -> Result<Command> {
         let mut command = cargo::cargo(arguments)?;
         command

@@ -66,7 +66,7 @@ struct Bench {
 pub(crate) fn bench(cases: &[Case]) -> Result<()> {
     let environment = setup::up()?;
     say::doing("Building acrtask for release (some minutes the first time)");
-    let acrtask = cargo::build_acrtask("release")?;
+    let acrtask = cargo::build_acrtask(&["--package", "acrtask", "--release"])?;
     let bench = Bench::new(environment, acrtask)?;
     let all = Case::value_variants();
     let mut rows = Vec::new();
