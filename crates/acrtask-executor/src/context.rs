@@ -1,14 +1,14 @@
 //! What all steps of one run share.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use acrtask_model::{RunId, mask::Patterns};
-use acrtask_registry::{Credentials, Registry};
+use acrtask_model::{RunId, Secret, mask::Patterns};
+use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
 use acrtask_spec::plan::{Network, Plan, Step, Volume};
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,10 +35,10 @@ const REMOVE_ATTEMPTS: u32 = 5;
 pub(crate) struct RunContext {
     pub(crate) id: RunId,
     pub(crate) options: Arc<Options>,
-    pub(crate) credentials: Credentials,
+    /// Changed by `docker login`.
+    registry: Mutex<(Credentials, Registry)>,
     pub(crate) engine: Engine,
     pub(crate) builder: Builder,
-    pub(crate) registry: Registry,
     pub(crate) labels: Labels,
     pub(crate) events: Events,
     pub(crate) patterns: Patterns,
@@ -52,8 +52,12 @@ pub(crate) struct RunContext {
     volumes: HashMap<String, OnceCell<()>>,
     /// Containers that lines started with `-d`: by the name that they can be called by, the engine's id.
     named: Mutex<Vec<NamedContainer>>,
+    /// Manifest lists that `docker manifest` is putting together, by name.
+    pub(crate) manifests: Mutex<BTreeMap<String, Vec<IndexEntry>>>,
     /// Removals under way while later steps run.
     pub(crate) background: TaskTracker,
+    /// What could not be removed, once that has been tried.
+    left: OnceCell<Vec<String>>,
 }
 
 /// A container that later lines can name.
@@ -62,7 +66,6 @@ pub(crate) struct NamedContainer {
     pub(crate) id: String,
     /// The step's id, and what `--name` said.
     pub(crate) names: Vec<String>,
-    pub(crate) image: String,
 }
 
 /// What a run is made of beside its plan.
@@ -75,8 +78,19 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     pub(crate) labels: Labels,
     pub(crate) events: Events,
+    pub(crate) patterns: Patterns,
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) stdin: Option<PathBuf>,
+}
+
+/// What must never be seen of a plan.
+pub(crate) fn patterns(plan: &Plan) -> Patterns {
+    let credentials = plan
+        .credentials
+        .iter()
+        .map(|credential| &credential.password);
+    let files = plan.volumes.iter().flat_map(|volume| volume.files.values());
+    Patterns::new(plan.secrets.iter().chain(credentials).chain(files))
 }
 
 impl RunContext {
@@ -84,22 +98,16 @@ impl RunContext {
         let cells = |names: &mut dyn Iterator<Item = &String>| {
             names.map(|name| (name.clone(), OnceCell::new())).collect()
         };
-        let credentials = plan.credentials.iter();
-        let secrets = plan
-            .secrets
-            .iter()
-            .chain(credentials.map(|credential| &credential.password))
-            .chain(plan.volumes.iter().flat_map(|volume| volume.files.values()));
         Self {
             id: parts.id,
             options: parts.options,
-            credentials: parts.credentials,
+            registry: Mutex::new((parts.credentials, parts.registry)),
+            manifests: Mutex::default(),
             engine: parts.engine,
             builder: parts.builder,
-            registry: parts.registry,
             labels: parts.labels,
             events: parts.events,
-            patterns: Patterns::new(secrets),
+            patterns: parts.patterns,
             workspace: parts.workspace,
             images: Images::default(),
             recipes: Recipes::default(),
@@ -108,8 +116,32 @@ impl RunContext {
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
             named: Mutex::default(),
             background: TaskTracker::new(),
+            left: OnceCell::new(),
             plan,
         }
+    }
+
+    /// The credentials of the run as they stand now.
+    pub(crate) fn credentials(&self) -> Credentials {
+        lock(&self.registry).0.clone()
+    }
+
+    /// The client for registries, with these credentials.
+    pub(crate) fn registry(&self) -> Registry {
+        lock(&self.registry).1.clone()
+    }
+
+    /// Adds a credential for the rest of the run.
+    pub(crate) fn log_in(
+        &self,
+        host: &str,
+        user: &str,
+        password: Secret,
+    ) -> Result<(), RegistryError> {
+        let credentials = self.credentials().with(host, user, password);
+        let registry = self.options.registry(&credentials)?;
+        *lock(&self.registry) = (credentials, registry);
+        Ok(())
     }
 
     /// True for a registry that is spoken to without TLS.
@@ -172,16 +204,6 @@ impl RunContext {
         }
     }
 
-    /// The networks that have been made.
-    pub(crate) fn made_networks(&self) -> Vec<String> {
-        self.plan
-            .networks
-            .iter()
-            .filter(|n| !n.skip_creation && self.networks[&n.name].initialized())
-            .map(|n| self.network_name(n))
-            .collect()
-    }
-
     /// Puts the files of the volume `name` into it, once, through a container that mounts it at `path`
     /// and has not been started. They go over the engine's connection into a volume that only root of the
     /// engine's machine can look into, and never to a disk of this one.
@@ -235,8 +257,13 @@ impl RunContext {
         });
     }
 
-    /// Removes what this run made, all of it at once where nothing depends on the other; returns what is left.
+    /// Removes what this run made, once; returns what is left. Begun while the last pushes are under way,
+    /// since they need none of it.
     pub(crate) async fn clean_up(&self) -> Vec<String> {
+        self.left.get_or_init(|| self.remove()).await.clone()
+    }
+
+    async fn remove(&self) -> Vec<String> {
         self.background.close();
         self.background.wait().await;
         remove_all(

@@ -48,6 +48,18 @@ impl Built {
             loaded: OnceCell::new(),
         }
     }
+
+    /// The same image by another name.
+    pub(crate) fn renamed(&self, name: ImageRef) -> Self {
+        Self::new(
+            self.step.clone(),
+            vec![name],
+            self.digest.clone(),
+            self.config.clone(),
+            self.in_engine,
+            false,
+        )
+    }
 }
 
 /// The images of a run; a name that is built again means the newer image.
@@ -59,6 +71,11 @@ impl Images {
         let built = Arc::new(built);
         lock(&self.0).push(Arc::clone(&built));
         built
+    }
+
+    /// Every image of the run, oldest first.
+    pub(crate) fn all(&self) -> Vec<Arc<Built>> {
+        lock(&self.0).clone()
     }
 
     /// The image that `name` means, if this run built it: a full or short name, or a digest.
@@ -102,6 +119,7 @@ pub(crate) async fn pull(
         .map_err(|error: ReferenceError| chain(&error))?;
     let reference = reference.or_latest();
     let options = &ctx.step.container;
+    let credentials = ctx.run.credentials();
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -111,7 +129,7 @@ pub(crate) async fn pull(
             .send(acrtask_model::EventKind::Progress { message })
             .await;
         let pulled = tokio::select! {
-            pulled = ctx.run.engine.pull_image(&reference, platform, &ctx.run.credentials, |line| {
+            pulled = ctx.run.engine.pull_image(&reference, platform, &credentials, |line| {
                 tracing::debug!(image = %reference, line, "pull");
             }) => pulled,
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),

@@ -14,16 +14,15 @@ use crate::{
     context::remove_all,
     engine::{Engine, Labels, label_filter},
     owner::{Judgement, KEEP_LABEL, OWNER_LABEL, Owner, RUN_LABEL},
-    workspace::{OWNER_FILE, SCRATCH_PREFIX},
+    workspace::{OWNER_FILE, SCRATCH_PREFIX, keeper_image},
 };
 
 /// Removes what dead processes left; returns it in words.
 pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> Vec<String> {
-    let (containers, networks, volumes, images) = tokio::join!(
+    let (containers, networks, volumes) = tokio::join!(
         engine.list_containers(label_filter(RUN_LABEL)),
         engine.list_networks(RUN_LABEL),
         engine.list_volumes(RUN_LABEL),
-        engine.list_images(label_filter(RUN_LABEL)),
     );
     let kept = |labels: &HashMap<String, String>| labels.contains_key(KEEP_LABEL);
     let containers = containers
@@ -32,12 +31,10 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
         .filter_map(|c| c.labels);
     let networks = networks.unwrap_or_default().into_iter().map(|n| n.labels);
     let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.labels);
-    let images: Vec<_> = images.unwrap_or_default();
     let all = containers
         .filter(|labels| !kept(labels))
         .chain(networks)
-        .chain(volumes)
-        .chain(images.iter().map(|image| image.labels.clone()));
+        .chain(volumes);
     let mut dead: BTreeMap<String, (Labels, usize)> = BTreeMap::new();
     for labels in all {
         if let Some((run, owner)) = dead_owner(&labels, me) {
@@ -47,10 +44,8 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
     }
     let mut removed = Vec::new();
     for (run, (labels, count)) in dead {
-        let image = images
-            .iter()
-            .find(|image| image.labels.get(RUN_LABEL) == Some(&run))
-            .map(|image| image.id.clone());
+        // Looked for by its name: a list of all images takes an engine with many of them half a second.
+        let image = Some(keeper_image(&labels.run));
         let left = remove_all(engine, &labels, image).await;
         if left.len() < count {
             let things = if count == 1 { "object" } else { "objects" };

@@ -34,7 +34,7 @@ use acrtask_model::{
     Digest, Event, Outcome, RunId, StepId, StepState,
     events::{BaseRole, Evidence},
 };
-use acrtask_registry::{Credentials, Registry, Settings};
+use acrtask_registry::{Credentials, Registry, RegistryError, Settings};
 use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,16 @@ impl Options {
             scratch_root: std::env::temp_dir(),
             ssh_agent: None,
         }
+    }
+}
+
+impl Options {
+    fn registry(&self, credentials: &Credentials) -> Result<Registry, RegistryError> {
+        let settings = Settings {
+            insecure: self.insecure_registries.clone(),
+            ..Default::default()
+        };
+        Registry::new(credentials.clone(), settings)
     }
 }
 
@@ -219,18 +229,5 @@ impl Executor {
         cancel: CancellationToken,
     ) -> Report {
         run::run(self, request, events, cancel).await
-    }
-
-    fn registry(
-        &self,
-        credentials: &Credentials,
-    ) -> Result<Registry, acrtask_registry::RegistryError> {
-        Registry::new(
-            credentials.clone(),
-            Settings {
-                insecure: self.options.insecure_registries.clone(),
-                ..Default::default()
-            },
-        )
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use acrtask_model::{
     Event, EventKind, Outcome, RunState, SkipReason, StepId, StepState, events::StepSummary,
+    mask::Patterns,
 };
 use acrtask_registry::Credentials;
 use acrtask_spec::plan::{Plan, Step, StepKind};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Base, BuiltImage, Executor, PushedImage, Report, RunRequest,
-    context::{Parts, RunContext, StepContext, remove_all},
+    context::{Parts, RunContext, StepContext, patterns, remove_all},
     engine::Labels,
     error::chain,
     graph::{Action, End, Graph, Input, Node},
@@ -131,9 +132,15 @@ async fn drive(
     cancel: CancellationToken,
 ) -> (Outcome, Steps, Vec<String>) {
     let began = Instant::now();
+    let patterns = patterns(&request.plan);
     events
         .send(EventKind::RunStarted {
-            steps: request.plan.steps.iter().map(summary).collect(),
+            steps: request
+                .plan
+                .steps
+                .iter()
+                .map(|step| summary(step, &patterns))
+                .collect(),
             engine: executor.engine.describe(),
             builder: executor.builder.describe(),
         })
@@ -177,6 +184,7 @@ fn context(
 ) -> Result<Arc<RunContext>, String> {
     let credentials = with_declared(&executor.options.credentials, &request.plan);
     let registry = executor
+        .options
         .registry(&credentials)
         .map_err(|error| chain(&error))?;
     let labels = Labels::new(request.id.clone(), executor.owner.clone());
@@ -195,6 +203,7 @@ fn context(
         engine: executor.engine.clone(),
         builder: executor.builder.clone(),
         registry,
+        patterns: patterns(&request.plan),
         labels,
         events,
         workspace,
@@ -212,7 +221,7 @@ fn with_declared(credentials: &Credentials, plan: &Plan) -> Credentials {
         })
 }
 
-fn summary(step: &Step) -> StepSummary {
+fn summary(step: &Step, patterns: &Patterns) -> StepSummary {
     let (kind, line) = match &step.kind {
         StepKind::Build(step) => ("build", step.raw.clone()),
         StepKind::Cmd(step) => ("cmd", step.raw.clone()),
@@ -221,7 +230,7 @@ fn summary(step: &Step) -> StepSummary {
     StepSummary {
         id: step.id.clone(),
         r#type: kind.into(),
-        line,
+        line: patterns.mask(&line),
         after: step.after.clone(),
     }
 }
@@ -251,6 +260,8 @@ struct Driver {
     told: mpsc::UnboundedSender<Told>,
     settled: HashMap<StepId, (StepState, Duration)>,
     traces: HashMap<StepId, Trace>,
+    /// Whether the removal of what the run made has begun.
+    cleaning: bool,
 }
 
 async fn carry_out(
@@ -277,6 +288,7 @@ async fn carry_out(
         told,
         settled: HashMap::new(),
         traces: HashMap::new(),
+        cleaning: false,
     };
     prepare(run);
     let mut over = std::pin::pin!(async {
@@ -391,6 +403,19 @@ impl Driver {
         });
     }
 
+    /// Removes containers, networks and volumes beside the last pushes, which need none of them.
+    fn clean_up_early(&mut self) {
+        let is_push = |step: &Arc<Step>| matches!(step.kind, StepKind::Push(_));
+        let only_pushes = self
+            .steps
+            .iter()
+            .all(|(id, step)| is_push(step) || self.settled.contains_key(id));
+        if only_pushes && !std::mem::replace(&mut self.cleaning, true) {
+            let run = Arc::clone(&self.run);
+            tokio::spawn(async move { run.clean_up().await });
+        }
+    }
+
     async fn settle(&mut self, id: StepId, state: StepState) {
         let trace = self.traces.remove(&id).unwrap_or_default();
         let (elapsed, tail) = match self.running.remove(&id) {
@@ -416,5 +441,6 @@ impl Driver {
             })
             .await;
         self.settled.insert(id, (state, elapsed));
+        self.clean_up_early();
     }
 }

@@ -320,8 +320,13 @@ impl Workspace {
     }
 
     fn keeper_image(&self) -> String {
-        format!("acrtask/keeper-{}", self.run)
+        keeper_image(&self.run)
     }
+}
+
+/// The name of the empty image that a run's keeper is made of.
+pub(crate) fn keeper_image(run: &RunId) -> String {
+    format!("acrtask/keeper-{run}")
 }
 
 /// The engine answers a missing path with a 404 whose text names its own paths: say it in ours.

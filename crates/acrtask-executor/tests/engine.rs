@@ -3,6 +3,12 @@
 //! `cargo xtask env` prints the variables that name them: `DOCKER_HOST`, `ACRTASK_TEST_REGISTRY`. Without them the
 //! tests fail and say so, unless `ACRTASK_TEST_SKIP_ENGINE=1`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "the helpers of tests are tests too"
+)]
+
 #[path = "engine/harness.rs"]
 mod harness;
 
@@ -14,5 +20,7 @@ mod cleanup;
 mod cmd;
 #[path = "engine/grammar.rs"]
 mod grammar;
+#[path = "engine/separate.rs"]
+mod separate;
 #[path = "engine/steps.rs"]
 mod steps;

@@ -108,7 +108,6 @@ async fn carry_out(
         names: std::iter::once(ctx.step.id.to_string())
             .chain(definition.name.clone())
             .collect(),
-        image: definition.image.clone(),
     };
     let network = async {
         match &definition.needs_network {

@@ -6,10 +6,10 @@ use bollard::{
     body_try_stream,
     container::AttachContainerResults,
     errors::Error,
-    models::{ContainerCreateBody, ContainerSummary},
+    models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummary},
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder,
-        DownloadFromContainerOptionsBuilder, KillContainerOptionsBuilder,
+        DownloadFromContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
         ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
         StopContainerOptionsBuilder, UploadToContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
@@ -186,6 +186,17 @@ impl Engine {
                 attempted: attempted.clone(),
                 source,
             })
+    }
+
+    /// Everything that the engine knows of a container.
+    pub(crate) async fn inspect_container(
+        &self,
+        id: &str,
+    ) -> Result<ContainerInspectResponse, EngineError> {
+        self.docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await
+            .map_err(EngineError::on(format!("look at container {id}")))
     }
 
     /// What a container has printed, or goes on printing.

@@ -1,17 +1,15 @@
 //! Images of the engine: looked at, pulled, tagged, pushed, loaded.
 
-use std::collections::HashMap;
-
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{Credential, Credentials};
 use bollard::{
     auth::DockerCredentials,
     body_full, body_try_stream,
     errors::Error,
-    models::{ImageInspect, ImageSummary},
+    models::ImageInspect,
     query_parameters::{
-        CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder,
-        PushImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        CreateImageOptionsBuilder, ImportImageOptionsBuilder, PushImageOptionsBuilder,
+        RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
 use bytes::Bytes;
@@ -185,18 +183,6 @@ impl Engine {
                 .map(drop)
                 .map_err(EngineError::on(format!("remove image {name}"))),
         )
-    }
-
-    /// The images that `filters` let through.
-    pub(crate) async fn list_images(
-        &self,
-        filters: HashMap<String, Vec<String>>,
-    ) -> Result<Vec<ImageSummary>, EngineError> {
-        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-        self.docker
-            .list_images(Some(options))
-            .await
-            .map_err(EngineError::on("list images"))
     }
 
     /// Makes an image without any file in it, which needs no registry. A container of it is never

@@ -147,7 +147,7 @@ impl Engine {
 /// The labels of everything that a run makes.
 #[derive(Debug, Clone)]
 pub(crate) struct Labels {
-    run: RunId,
+    pub(crate) run: RunId,
     owner: Owner,
 }
 

@@ -133,7 +133,7 @@ async fn push_once(
         ),
         _ => run
             .engine
-            .push_image(image, &run.credentials, |line| {
+            .push_image(image, &run.credentials(), |line| {
                 tracing::debug!(%image, line, "push");
             })
             .await
@@ -141,7 +141,7 @@ async fn push_once(
     };
     // The registry has the last word.
     let manifest = run
-        .registry
+        .registry()
         .manifest(image)
         .await
         .map_err(|error| Failure::retryable(chain(&error)))?;

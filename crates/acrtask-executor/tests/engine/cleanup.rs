@@ -1,1 +1,168 @@
-//! See the harness.
+//! Nothing stays behind, however a run ends.
+
+use acrtask_executor::{Executor, Options};
+use acrtask_model::{EventKind, RunState};
+use tokio::sync::mpsc;
+
+use crate::harness::{Task, docker, endpoint, engine, left_on_engine};
+
+const SLEEPS: &str = "steps:\n  - id: s\n    cmd: $BASH bash -c 'echo ready; busybox sleep 120'\n";
+
+fn is_ready(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Output { text, .. } if text.contains("ready"))
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_and_removes_everything() {
+    let engine = engine!();
+    let started = std::time::Instant::now();
+    let ran = engine
+        .task(SLEEPS)
+        .run_and(|event, cancel| {
+            if is_ready(&event.kind) {
+                cancel.cancel();
+            }
+        })
+        .await;
+    assert!(started.elapsed().as_secs() < 30);
+    assert_eq!(ran.report.outcome.state, RunState::Canceled);
+    assert_eq!(ran.state("s").to_string(), "canceled");
+    assert!(ran.report.left.is_empty(), "{:?}", ran.report.left);
+}
+
+#[tokio::test]
+async fn a_dropped_run_is_removed_in_the_background() {
+    let engine = engine!();
+    let task = engine.task(SLEEPS);
+    let id = task.id.clone();
+    let executor = Executor::connect(task.options.clone()).await.unwrap();
+    let (sender, mut receiver) = mpsc::channel(16);
+    let request = task.request();
+    tokio::select! {
+        _ = executor.run(request, sender, task.cancel.clone()) => panic!("the run ended"),
+        () = async { while !is_ready(&receiver.recv().await.unwrap().kind) {} } => {}
+    }
+    gone(&id).await;
+}
+
+async fn gone(id: &acrtask_model::RunId) {
+    for _ in 0..200 {
+        if left_on_engine(id).await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("still there: {:?}", left_on_engine(id).await);
+}
+
+#[tokio::test]
+async fn keep_keeps_the_container_and_says_so() {
+    let engine = engine!();
+    let task: Task = engine.task("steps:\n  - id: s\n    keep: true\n    cmd: $BASH true\n");
+    let executor = Executor::connect(task.options.clone()).await.unwrap();
+    let (sender, mut receiver) = mpsc::channel(16);
+    let (report, ()) = tokio::join!(
+        executor.run(task.request(), sender, task.cancel.clone()),
+        async { while receiver.recv().await.is_some() {} }
+    );
+    assert!(
+        report.left.iter().any(|l| l.contains("(kept)")),
+        "{:?}",
+        report.left
+    );
+    let left = left_on_engine(&task.id).await;
+    assert!(left.iter().any(|l| l.starts_with("container")), "{left:?}");
+    // Another start leaves it alone; here it is taken away by hand.
+    executor.remove_leftovers().await;
+    assert!(
+        left_on_engine(&task.id)
+            .await
+            .iter()
+            .any(|l| l.starts_with("container"))
+    );
+    let docker = docker().await;
+    let filters = std::collections::HashMap::from([(
+        "label".to_owned(),
+        vec![format!(
+            "{}={}",
+            acrtask_executor::owner::RUN_LABEL,
+            task.id
+        )],
+    )]);
+    use bollard::query_parameters as q;
+    let all = q::ListContainersOptionsBuilder::new()
+        .all(true)
+        .filters(&filters)
+        .build();
+    for container in docker.list_containers(Some(all)).await.unwrap() {
+        docker
+            .remove_container(&container.id.unwrap(), None)
+            .await
+            .unwrap();
+    }
+    let volumes = q::ListVolumesOptionsBuilder::new()
+        .filters(&filters)
+        .build();
+    for volume in docker
+        .list_volumes(Some(volumes))
+        .await
+        .unwrap()
+        .volumes
+        .unwrap_or_default()
+    {
+        docker
+            .remove_volume(&volume.name, None::<q::RemoveVolumeOptions>)
+            .await
+            .unwrap();
+    }
+}
+
+/// The variable that makes the test below run a task instead, in a process that is then killed.
+const VICTIM: &str = "ACRTASK_TEST_VICTIM";
+
+#[tokio::test]
+async fn the_next_start_removes_what_a_killed_process_left() {
+    let engine = engine!();
+    if let Ok(id) = std::env::var(VICTIM) {
+        let mut task = engine.task(SLEEPS);
+        task.id = acrtask_model::RunId::new(id).unwrap();
+        task.run_and(|event, _| {
+            if is_ready(&event.kind) {
+                eprintln!("VICTIM READY");
+            }
+        })
+        .await;
+        return;
+    }
+    use std::io::BufRead;
+    let id = engine.task(SLEEPS).id;
+    let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "the_next_start_removes_what_a_killed_process_left",
+            "--nocapture",
+        ])
+        .env(VICTIM, id.as_str())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(victim.stderr.take().unwrap()).lines();
+    let ready = lines
+        .map_while(Result::ok)
+        .any(|line| line.contains("VICTIM READY"));
+    assert!(ready, "the process did not get to its container");
+    let executor = Executor::connect(Options::new(endpoint())).await.unwrap();
+    executor.remove_leftovers().await;
+    assert!(
+        !left_on_engine(&id).await.is_empty(),
+        "what a living process made was removed"
+    );
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    let removed = executor.remove_leftovers().await;
+    assert!(
+        removed.iter().any(|text| text.contains(id.as_str())),
+        "{removed:?}"
+    );
+    gone(&id).await;
+}

@@ -1,6 +1,6 @@
 //! A task file in, what happened out.
 
-use std::{path::PathBuf, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use acrtask_executor::{DockerEndpoint, Executor, Options, Report, RunRequest};
 use acrtask_model::{Event, EventKind, RunId, RunState, StepId, StepState};
@@ -61,7 +61,7 @@ impl Lookup for Nothing {
 pub(crate) struct Task {
     pub(crate) id: RunId,
     text: String,
-    pub(crate) context: TempDir,
+    pub(crate) context: Arc<TempDir>,
     pub(crate) options: Options,
     pub(crate) facts: RunFacts,
     pub(crate) cancel: CancellationToken,
@@ -95,7 +95,7 @@ impl Engine {
             },
             id,
             text,
-            context: tempfile::tempdir().unwrap(),
+            context: Arc::new(tempfile::tempdir().unwrap()),
             options: Options::new(endpoint()),
             cancel: CancellationToken::new(),
         }
@@ -125,6 +125,11 @@ impl Task {
                 ),
         )
         .unwrap();
+        self
+    }
+
+    pub(crate) fn link(self, path: &str, target: &str) -> Self {
+        std::os::unix::fs::symlink(target, self.context.path().join(path)).unwrap();
         self
     }
 
@@ -302,8 +307,4 @@ pub(crate) async fn docker() -> bollard::Docker {
         .negotiate_version()
         .await
         .unwrap()
-}
-
-pub(crate) fn path(task: &Task, name: &str) -> PathBuf {
-    task.context.path().join(name)
 }

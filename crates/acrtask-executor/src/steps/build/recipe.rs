@@ -151,7 +151,7 @@ impl Recipe {
             .clone()
             .filter(|sbom| sbom != "false")
             .map(|sbom| if sbom == "true" { String::new() } else { sbom });
-        request.credentials = Arc::new(ForBuilder(ctx.run.credentials.clone()));
+        request.credentials = Arc::new(ForBuilder(ctx.run.credentials()));
         Ok(request)
     }
 
@@ -259,7 +259,7 @@ async fn fetched(
 ) -> Result<BuildContext, String> {
     let options = acrtask_source::Options {
         origin,
-        credentials: ctx.run.credentials.clone(),
+        credentials: ctx.run.credentials(),
         insecure_registries: ctx.run.options.insecure_registries.clone(),
         // A registry of the operator's own may well be at a private address.
         allow_private_addresses: true,

@@ -1,0 +1,228 @@
+//! `login`, `logout`, `manifest ...` and `buildx imagetools create`: what is between the run and its registries.
+//!
+//! A login holds for this run and is forgotten with it; the operator's Docker configuration is never written.
+
+use std::collections::BTreeMap;
+
+use acrtask_model::{EventKind, ImageRef, Secret, events::Stream, reference::DOCKER_HUB};
+use acrtask_registry::{IndexEntry, Platform};
+use tokio::io::AsyncReadExt;
+
+use super::{
+    Done,
+    args::{Args, switch, valued},
+    images::reference,
+    print,
+};
+use crate::{
+    cmd::io::{Exit, Io},
+    context::StepContext,
+    error::chain,
+    output::lock,
+};
+
+/// Longest password that is read from standard input, in bytes.
+const MAX_PASSWORD: u64 = 64 * 1024;
+
+pub(super) async fn login(ctx: &StepContext, words: &[String], io: &mut Io) -> Done {
+    let known = [
+        valued("username", 'u'),
+        valued("password", 'p'),
+        switch("password-stdin", ' '),
+    ];
+    let args = Args::read(words, &known)?;
+    let server = match args.rest.as_slice() {
+        [] => DOCKER_HUB,
+        [server] => server,
+        _ => return Err("takes one registry".into()),
+    };
+    let user = args.value("username").ok_or("needs -u USER")?;
+    let password = if args.has("password-stdin") {
+        let mut text = String::new();
+        if let Some(stdin) = io.stdin.take() {
+            let read = stdin.take(MAX_PASSWORD).read_to_string(&mut text).await;
+            read.map_err(|error| format!("cannot read the password: {error}"))?;
+        }
+        text.trim_end_matches(['\r', '\n']).to_owned()
+    } else {
+        args.value("password")
+            .ok_or("needs -p PASSWORD or --password-stdin")?
+            .to_owned()
+    };
+    if password.is_empty() {
+        return Err("the password is empty".into());
+    }
+    ctx.run
+        .log_in(server, user, Secret::new(password))
+        .map_err(|error| chain(&error))?;
+    print(io, &format!("credential for {server} kept for this run\n")).await
+}
+
+pub(super) async fn logout(words: &[String], io: &Io) -> Done {
+    let args = Args::read(words, &[])?;
+    let server = args.rest.first().map_or(DOCKER_HUB, String::as_str);
+    print(
+        io,
+        &format!("credential for {server} is forgotten when this run ends\n"),
+    )
+    .await
+}
+
+pub(super) async fn manifest(ctx: &StepContext, word: &str, words: &[String], io: &Io) -> Done {
+    match word {
+        "create" => create(ctx, words, io).await,
+        "annotate" => annotate(ctx, words).await,
+        "push" => push(ctx, words, io).await,
+        "inspect" => inspect(ctx, words, io).await,
+        other => Err(format!("manifest {other} is not carried out here")),
+    }
+}
+
+async fn entries(ctx: &StepContext, sources: &[String]) -> Result<Vec<IndexEntry>, String> {
+    let registry = ctx.run.registry();
+    let mut all = Vec::new();
+    for source in sources {
+        let source = reference(source)?;
+        let found = registry.entries(&source).await;
+        all.extend(found.map_err(|error| chain(&error))?);
+    }
+    Ok(all)
+}
+
+async fn create(ctx: &StepContext, words: &[String], io: &Io) -> Done {
+    let args = Args::read(words, &[switch("amend", 'a'), switch("insecure", ' ')])?;
+    let [target, sources @ ..] = args.rest.as_slice() else {
+        return Err("create takes the list's name and its images".into());
+    };
+    let target = reference(target)?;
+    let added = entries(ctx, sources).await?;
+    {
+        let mut manifests = lock(&ctx.run.manifests);
+        let list = manifests.entry(target.to_string()).or_default();
+        if !args.has("amend") && !list.is_empty() {
+            return Err(format!("{target} exists in this run: use --amend"));
+        }
+        list.extend(added);
+    }
+    print(io, &format!("Created manifest list {target}\n")).await
+}
+
+async fn annotate(ctx: &StepContext, words: &[String]) -> Done {
+    let known = [
+        valued("os", ' '),
+        valued("arch", ' '),
+        valued("variant", ' '),
+        valued("os-version", ' '),
+    ];
+    let args = Args::read(words, &known)?;
+    let [target, image] = args.exactly("the list's name and one of its images")?;
+    let (target, image) = (reference(target)?, reference(image)?);
+    let registry = ctx.run.registry();
+    let digests = registry
+        .entries(&image)
+        .await
+        .map_err(|error| chain(&error))?;
+    let mut manifests = lock(&ctx.run.manifests);
+    let list = manifests.get_mut(&target.to_string());
+    let list = list.ok_or_else(|| format!("{target} has not been created in this run"))?;
+    let mut changed = false;
+    for entry in list.iter_mut() {
+        if !digests
+            .iter()
+            .any(|d| d.descriptor.digest == entry.descriptor.digest)
+        {
+            continue;
+        }
+        changed = true;
+        let mut platform: Platform =
+            entry
+                .descriptor
+                .platform
+                .clone()
+                .unwrap_or_else(|| Platform {
+                    os: "linux".into(),
+                    architecture: "amd64".into(),
+                    variant: None,
+                    os_version: None,
+                    os_features: Vec::new(),
+                });
+        let set = |flag: &str| args.value(flag).map(str::to_owned);
+        platform.os = set("os").unwrap_or(platform.os);
+        platform.architecture = set("arch").unwrap_or(platform.architecture);
+        platform.variant = set("variant").or(platform.variant);
+        platform.os_version = set("os-version").or(platform.os_version);
+        entry.descriptor.platform = Some(platform);
+    }
+    if changed {
+        Ok(Exit::OK)
+    } else {
+        Err(format!("{image} is not in {target}"))
+    }
+}
+
+async fn push(ctx: &StepContext, words: &[String], io: &Io) -> Done {
+    let args = Args::read(words, &[switch("purge", 'p'), switch("insecure", ' ')])?;
+    let [target] = args.exactly("the list's name")?;
+    let target = reference(target)?;
+    let list = lock(&ctx.run.manifests).get(&target.to_string()).cloned();
+    let list = list.ok_or_else(|| format!("{target} has not been created in this run"))?;
+    put(ctx, &target, &list, io).await
+}
+
+async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Done {
+    let args = Args::read(words, &[switch("verbose", 'v'), switch("insecure", ' ')])?;
+    let [name] = args.exactly("one image")?;
+    let manifest = ctx.run.registry().manifest(&reference(name)?).await;
+    let manifest = manifest.map_err(|error| chain(&error))?;
+    print(io, &format!("{}\n", String::from_utf8_lossy(&manifest.raw))).await
+}
+
+pub(super) async fn imagetools(ctx: &StepContext, words: &[String], io: &Io) -> Done {
+    let args = Args::read(words, &[valued("tag", 't'), switch("append", ' ')])?;
+    let sources = args.some("images")?;
+    let list = entries(ctx, sources).await?;
+    let targets: Vec<&str> = args.values("tag").collect();
+    if targets.is_empty() {
+        return Err("imagetools create needs -t NAME".into());
+    }
+    for target in targets {
+        let target = reference(target)?;
+        let mut list = list.clone();
+        if args.has("append") {
+            let have = entries(ctx, &[target.to_string()]).await?;
+            list.splice(0..0, have);
+        }
+        put(ctx, &target, &list, io).await?;
+    }
+    Ok(Exit::OK)
+}
+
+/// Stores an index in its registry, and tells it as pushed.
+async fn put(ctx: &StepContext, target: &ImageRef, list: &[IndexEntry], io: &Io) -> Done {
+    if ctx.run.options.no_push {
+        let text = format!("not pushed, as --no-push asks: {target}");
+        ctx.output.say(Stream::Stderr, &text).await;
+        return Ok(Exit::OK);
+    }
+    let digest = ctx
+        .run
+        .registry()
+        .put_index(target, list, BTreeMap::new())
+        .await;
+    let digest = digest.map_err(|error| chain(&error))?;
+    let platforms = list.iter().filter(|entry| entry.descriptor.is_image());
+    let platforms = platforms.filter_map(|entry| {
+        let platform = entry.descriptor.platform.as_ref()?;
+        Some((platform.to_string(), entry.descriptor.digest.clone()))
+    });
+    ctx.run
+        .events
+        .send(EventKind::ImagePushed {
+            step: ctx.step.id.clone(),
+            name: target.to_string(),
+            digest: digest.clone(),
+            platforms: platforms.collect(),
+        })
+        .await;
+    print(io, &format!("{digest}\n")).await
+}
