@@ -75,8 +75,11 @@ pub(super) fn take(command: &Command, log: &Path) -> Result<Taken> {
 }
 
 fn failed(command: &Command, log: &Path) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .collect();
     format!(
-        "{command:?} failed:\n{}",
+        "{words:?} failed:\n{}",
         fs::read_to_string(log).unwrap_or_default().trim_end()
     )
 }

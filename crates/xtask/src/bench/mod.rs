@@ -84,9 +84,9 @@ impl Bench {
         let (docker, plugins) = match environment.root() {
             Some(root) => (
                 root.join("usr/bin/docker"),
-                Some(root.join("usr/libexec/docker/cli-plugins")),
+                vec![root.join("usr/libexec/docker/cli-plugins")],
             ),
-            None => (PathBuf::from("docker"), None),
+            None => (PathBuf::from("docker"), Vec::new()),
         };
         let docker_config = cache.dir("bench/docker-config")?;
         let config = serde_json::json!({ "cliPluginsExtraDirs": plugins });
