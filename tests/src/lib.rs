@@ -191,11 +191,13 @@ impl Running {
             if stdout.contains(text) || stderr.contains(text) {
                 return;
             }
-            assert!(
-                begun.elapsed() < LIMIT,
-                "run {} did not print {text:?} within {LIMIT:?}, only:\n{stdout}{stderr}",
-                self.run
-            );
+            if begun.elapsed() > LIMIT {
+                self.signal("INT");
+                panic!(
+                    "run {} did not print {text:?} within {LIMIT:?}, only:\n{stdout}{stderr}",
+                    self.run
+                );
+            }
             thread::sleep(Duration::from_millis(10));
         }
     }

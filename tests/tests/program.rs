@@ -55,7 +55,8 @@ fn a_second_signal_ends_at_once_and_the_next_start_cleans_up() {
 fn watch_runs_the_newest_state_and_one_run_at_a_time() {
     let Some(world) = World::find() else { return };
     let folder = one_step("cat state; grep -q fast state || sleep 600");
-    let write = |state: &str| std::fs::write(folder.path().join("state"), state).unwrap();
+    let write =
+        |state: &str| std::fs::write(folder.path().join("state"), format!("{state}\n")).unwrap();
     write("slow");
     let run = world.start(folder.path(), &["run", "--watch", "-o", "json"]);
     run.wait_for("\"text\":\"slow\"");

@@ -28,8 +28,8 @@ Exit codes:
 
 const ABOUT_OUTPUT: &str = "\
 Output:
-  The run's log is the data: it goes to standard output, in each form. Warnings, what is wrong with a
-  task file, and why a run did not succeed go to standard error.
+  The run's log is the data: it goes to standard output, in each form. What is wrong with a task
+  file, and why a run did not succeed, go to standard error.
   text   on a terminal: builds folded, running steps redrawn; in a pipe: as plain
   plain  lines that begin with the step's id, without colour
   json   one event a line; docs/events.md has the schema";
@@ -157,7 +157,7 @@ pub(crate) struct RunArgs {
     pub(crate) cmd: Option<String>,
 
     /// Run again when the folder changes; a run that is under way is stopped, the newest state wins
-    #[arg(long, conflicts_with = "cmd")]
+    #[arg(long, conflicts_with = "cmd", help_heading = "Run")]
     pub(crate) watch: bool,
 
     #[command(flatten)]
@@ -170,6 +170,7 @@ pub(crate) struct RunArgs {
 
 /// How `run` and `build` carry a plan out.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Run")]
 pub(crate) struct HowArgs {
     /// The platform to build and run for: linux/amd64, linux/arm64 ...
     ///
@@ -209,7 +210,8 @@ Examples:
   acrtask build -t reg.example.com/app:1 .
   acrtask build -t app:1 -r reg.example.com .            the same
   acrtask build -t app:1 -r reg.example.com -f docker/Dockerfile --target test --no-push .
-  NPM_TOKEN=... acrtask build -t reg.example.com/app:1 --secret-build-arg NPM_TOKEN https://github.com/org/app.git#main
+  NPM_TOKEN=... acrtask build -t reg.example.com/app:1 --secret-build-arg NPM_TOKEN .
+  acrtask build -t reg.example.com/app:1 https://github.com/org/app.git#main
 
 {ABOUT_OUTPUT}
 
@@ -276,9 +278,10 @@ Examples:
   acrtask plan -f - < task.yaml
   acrtask plan -f ci/release.yaml --commit $(git rev-parse HEAD) .
 
-Nothing is started and no engine is needed. The plan is printed on standard output, what is wrong with
-the file on standard error; with `-o json` a refused file also gives {\"ok\":false,\"diagnostics\":[...]}.
-Secrets are masked in the picture. JSON is for programs: a secret that the file puts into a line is in it.
+Nothing is started and no engine is needed. The plan is printed on standard output, what is wrong
+with the file on standard error; with `-o json` a refused file also gives
+{\"ok\":false,\"diagnostics\":[...]}. Secrets are masked in the picture. JSON is for programs: a secret
+that the file puts into a line is in it.
 
 Exit codes:
     0  the file is a task

@@ -96,7 +96,8 @@ pub(crate) fn options(
 ) -> Result<Options, CliError> {
     let var = |name: &str| std::env::var(name).ok();
     let mut docker = DockerEndpoint::from_env(var);
-    if let Some(host) = &engine.docker_host {
+    // An empty variable is one that is not set.
+    if let Some(host) = engine.docker_host.as_ref().filter(|host| !host.is_empty()) {
         docker.host.clone_from(host);
     }
     let allows = |what| engine.allow.contains(&what);
@@ -200,11 +201,13 @@ impl Session {
             context,
             stdin: None,
         };
-        let report = self.executor.run(request, sender, cancel).await;
+        let report = self.executor.run(request, sender, cancel.clone()).await;
+        // Stopped by nobody but the program itself, which says why.
+        let superseded = cancel.is_cancelled() && !*self.interrupts.seen.borrow();
         self.interrupts.run_is_over();
         match shown.await {
             Ok(view) => {
-                if let Some(verdict) = summary::verdict(&view) {
+                if let Some(verdict) = summary::verdict(&view).filter(|_| !superseded) {
                     let line = format!("{} {verdict}\n", stderr.bad("error:"));
                     // Where standard error is closed, the exit code still tells.
                     let _ = std::io::stderr().write_all(line.as_bytes());

@@ -11,7 +11,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::CliError, exit::Exit, render::screen::restore_cursor};
+use crate::{
+    error::CliError,
+    exit::Exit,
+    render::screen::{frame_is_shown, restore_cursor},
+};
 
 /// Hears signals from when it is made.
 pub(crate) struct Interrupts {
@@ -71,6 +75,10 @@ async fn hear(
     either().await;
     seen.send_replace(true);
     token.cancel();
+    // A terminal's frame says it itself.
+    if !frame_is_shown() && run.borrow().is_some() {
+        let _ = std::io::stderr().write_all(b"stopping; a second Ctrl-C ends at once\n");
+    }
     either().await;
     restore_cursor();
     if let Some(run) = run.borrow().as_ref() {

@@ -8,7 +8,7 @@ use acrtask_model::StepState;
 use jiff::Timestamp;
 
 use super::{
-    plain::{first_line, reason},
+    plain::{first_line, reason, word},
     style::Style,
     text,
     view::{RunView, StepView, VertexView, millis},
@@ -161,7 +161,7 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
             };
             (
                 style.state(state, mark),
-                style.state(state, &format!("{state}{why}")),
+                style.state(state, &format!("{}{why}", word(state))),
             )
         }
     };

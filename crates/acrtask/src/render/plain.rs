@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, fmt::Write as _};
 
-use acrtask_model::{Event, EventKind, StepId, StepState, events::Vertex};
+use acrtask_model::{Event, EventKind, SkipReason, StepId, StepState, events::Vertex};
 
 use super::{
     style::Style,
@@ -76,7 +76,8 @@ impl Lines {
             EventKind::StepStarted { step, attempt } => {
                 self.printed.retain(|(of, _), _| of != step);
                 let Some(known) = view.step(step) else { return };
-                if folded && known.summary.r#type != "cmd" {
+                // The frame shows what runs.
+                if folded {
                     return;
                 }
                 let again = if *attempt > 1 {
@@ -97,14 +98,14 @@ impl Lines {
             EventKind::Output {
                 step, vertex, text, ..
             } => {
-                let number = match vertex {
-                    Some(_) if folded => return,
-                    Some(vertex) => view
-                        .step(step)
-                        .and_then(|s| s.vertex_of(vertex))
-                        .map(|v| v.number),
-                    None => None,
-                };
+                let known = view.step(step);
+                if folded && known.is_some_and(|known| known.summary.r#type != "cmd") {
+                    return;
+                }
+                let number = vertex
+                    .as_ref()
+                    .and_then(|vertex| known?.vertex_of(vertex))
+                    .map(|vertex| vertex.number);
                 let number = number.map(|n| format!("#{n} ")).unwrap_or_default();
                 for line in text.split('\n') {
                     let line = if self.style.is_colored() {
@@ -132,7 +133,8 @@ impl Lines {
                 ..
             } => {
                 // The frame shows the good ends, the summary shows them again.
-                if folded && matches!(state, StepState::Succeeded | StepState::Skipped { .. }) {
+                let bad = matches!(state, StepState::Failed { .. } | StepState::TimedOut { .. });
+                if folded && !bad {
                     return;
                 }
                 let reason = reason(state).map(|r| format!(": {r}")).unwrap_or_default();
@@ -140,7 +142,7 @@ impl Lines {
                     StepState::Skipped { .. } => String::new(),
                     _ => format!(" in {}", text::duration(*elapsed_ms)),
                 };
-                let state = self.style.state(state, &state.to_string());
+                let state = self.style.state(state, &word(state));
                 self.line(view, step, &format!("{state}{time}{reason}"), out);
             }
             EventKind::ImageBuilt {
@@ -160,12 +162,12 @@ impl Lines {
             EventKind::ImagePushed {
                 step, name, digest, ..
             } if !folded => {
-                self.line(
-                    view,
-                    step,
-                    &format!("pushed {name} {}", self.style.dim(&digest.to_string())),
-                    out,
-                );
+                // A push step says it in its own output.
+                if view.step(step).is_some_and(|s| s.summary.r#type == "push") {
+                    return;
+                }
+                let digest = self.style.dim(&digest.to_string());
+                self.line(view, step, &format!("pushed {name} {digest}"), out);
             }
             EventKind::Warning {
                 step,
@@ -254,6 +256,19 @@ impl Lines {
         );
         let line = format!("{id} | {text}");
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+/// What a state is called.
+pub(crate) fn word(state: &StepState) -> String {
+    match state {
+        // A detached step did what it was asked to.
+        StepState::Canceled {
+            because: SkipReason::RunEnded,
+        } => "stopped".into(),
+        // The run ended before the step's own end was told.
+        StepState::Pending => "not started".into(),
+        state => state.to_string(),
     }
 }
 

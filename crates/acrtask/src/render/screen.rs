@@ -38,6 +38,11 @@ pub(crate) fn restore_cursor() {
     }
 }
 
+/// Whether a frame stands on the screen now.
+pub(crate) fn frame_is_shown() -> bool {
+    CURSOR_HIDDEN.load(Ordering::SeqCst)
+}
+
 fn restore_cursor_on_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

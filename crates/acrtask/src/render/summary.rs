@@ -9,7 +9,7 @@ use acrtask_model::{
 };
 
 use super::{
-    plain::reason,
+    plain::{reason, word},
     style::Style,
     text,
     view::{RunView, StepView},
@@ -71,7 +71,7 @@ fn failures(view: &RunView, style: Style, out: &mut String) {
         let why = reason(&step.state)
             .map(|r| format!(": {r}"))
             .unwrap_or_default();
-        let head = format!("step {} {}{why}", step.summary.id, step.state);
+        let head = format!("step {} {}{why}", step.summary.id, word(&step.state));
         let _ = writeln!(out, "\n{}", style.state(&step.state, &head));
         if let Some(excerpt) = &step.excerpt {
             for line in excerpt.lines() {
@@ -92,14 +92,9 @@ fn steps(view: &RunView, style: Style, out: &mut String) {
         return;
     }
     let rows = view.steps.iter().map(|step| {
-        let state = match &step.state {
-            // The run ended before the step's own end was told.
-            StepState::Pending => "not started".to_owned(),
-            state => state.to_string(),
-        };
         vec![
             step.summary.id.to_string(),
-            style.state(&step.state, &state),
+            style.state(&step.state, &word(&step.state)),
             match &step.state {
                 StepState::Skipped { .. } | StepState::Pending => "-".to_owned(),
                 _ => step.elapsed_ms.map_or("-".to_owned(), text::duration),

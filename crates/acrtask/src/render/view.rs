@@ -77,12 +77,14 @@ pub(crate) struct StepView {
     /// The failing lines of the Dockerfile.
     pub(crate) excerpt: Option<String>,
     by_vertex: HashMap<String, usize>,
+    /// Vertices that began.
+    begun: usize,
 }
 
 /// A vertex so far.
 #[derive(Debug)]
 pub(crate) struct VertexView {
-    /// From 1, in the order in which they came: `#5`.
+    /// From 1, in the order in which they began: `#5`; 0 before that.
     pub(crate) number: usize,
     /// As BuildKit last told it.
     pub(crate) vertex: Vertex,
@@ -181,6 +183,7 @@ impl RunView {
                 step.started.get_or_insert(time);
                 step.vertices.clear();
                 step.by_vertex.clear();
+                step.begun = 0;
                 step.tail.clear();
             }
             EventKind::Output {
@@ -338,6 +341,7 @@ impl RunView {
             log_tail: Vec::new(),
             excerpt: None,
             by_vertex: HashMap::new(),
+            begun: 0,
         });
         self.steps.len() - 1
     }
@@ -389,19 +393,25 @@ impl StepView {
     }
 
     fn vertex(&mut self, vertex: &Vertex) {
-        if let Some(&at) = self.by_vertex.get(&vertex.vertex) {
-            self.vertices[at].vertex = vertex.clone();
-            return;
+        let at = *self
+            .by_vertex
+            .entry(vertex.vertex.clone())
+            .or_insert_with(|| {
+                self.vertices.push(VertexView {
+                    number: 0,
+                    vertex: vertex.clone(),
+                    tail: VecDeque::new(),
+                    transfers: Vec::new(),
+                });
+                self.vertices.len() - 1
+            });
+        let known = &mut self.vertices[at];
+        known.vertex = vertex.clone();
+        let begun = vertex.started.is_some() || vertex.completed.is_some();
+        if begun && known.number == 0 {
+            self.begun += 1;
+            known.number = self.begun;
         }
-        let number = self.vertices.len() + 1;
-        self.by_vertex
-            .insert(vertex.vertex.clone(), self.vertices.len());
-        self.vertices.push(VertexView {
-            number,
-            vertex: vertex.clone(),
-            tail: VecDeque::new(),
-            transfers: Vec::new(),
-        });
     }
 }
 
