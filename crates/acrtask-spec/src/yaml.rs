@@ -9,6 +9,8 @@
 //! [`MAX_DEPTH`] is refused. Left out: `!!binary`, sets, ordered maps and time stamps, which no key of a
 //! task file takes.
 
+mod explain;
+
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
@@ -18,6 +20,7 @@ use std::{
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Tag};
 
+use self::explain::scan_error;
 use crate::diagnostic::Diagnostic;
 
 /// Nodes that a file may expand to. The largest real file has under a thousand.
@@ -429,97 +432,6 @@ fn too_deep(at: Range<usize>) -> Diagnostic {
     )
     .at(at, "here")
     .help("a task file needs five levels")
-}
-
-/// The scanner's complaint, with what most likely caused it.
-fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
-    if error.kind() == &ErrorKind::RecursionLimitExceeded {
-        let at = error.marker().byte_offset().unwrap_or(0).min(text.len());
-        return too_deep(at..at);
-    }
-    let info = error.info();
-    let at = error.marker().byte_offset().unwrap_or(text.len());
-    let mut at = text.floor_char_boundary(at.min(text.len()));
-    let line_start = |at: usize| text[..at].rfind('\n').map_or(0, |i| i + 1);
-    // Of a tab the parser gives the beginning of what it stands in.
-    if info.contains("tab")
-        && let Some(tab) = text[line_start(at)..].find('\t')
-    {
-        at = line_start(at) + tab;
-    }
-    let line_end = text[at..].find('\n').map_or(text.len(), |i| at + i);
-    let line = text[line_start(at)..line_end].trim_end();
-    let indentation = &line[..line.len() - line.trim_start().len()];
-    let help = if indentation.contains('\t') {
-        "indent with spaces; YAML does not take a tab there".to_owned()
-    } else {
-        let before = &text[..line_start(at)];
-        (missing_colon(line)
-            .or_else(|| quoted_candidate(line))
-            .or_else(|| odd_dash(line, before)))
-        .unwrap_or_else(|| {
-            "look at the indentation of this line and of the one before it: \
-                 what belongs together starts in the same column"
-                .to_owned()
-        })
-    };
-    let len = text[at..line_end].chars().next().map_or(0, char::len_utf8);
-    Diagnostic::error("yaml", format!("this is not YAML: {info}"))
-        .at(at..at + len, "it stops making sense here")
-        .help(help)
-}
-
-/// A line that begins with what a step does and lacks the colon.
-fn missing_colon(line: &str) -> Option<String> {
-    let bare = line.trim_start().trim_start_matches("- ");
-    let (word, rest) = bare.split_once(' ')?;
-    ["build", "cmd", "push", "id", "when", "env"]
-        .contains(&word)
-        .then(|| format!("a colon is missing: write `{word}: {}`", rest.trim()))
-}
-
-/// A line `key: value` whose value YAML takes apart: the line with the value as it was most likely meant.
-fn quoted_candidate(line: &str) -> Option<String> {
-    let (key, value) = line.trim_start().split_once(": ")?;
-    let value = value.trim();
-    let bare_key = key.trim_start_matches("- ");
-    if bare_key.is_empty() || !bare_key.bytes().all(|b| b.is_ascii_alphanumeric()) {
-        return None;
-    }
-    if value.starts_with('[') {
-        let name = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
-        let names: Vec<String> = value
-            .split(|c| !name(c))
-            .filter(|name| !name.is_empty())
-            .map(|name| format!("'{name}'"))
-            .collect();
-        return Some(format!(
-            "put each name in one pair of quotes: `{key}: [{}]`",
-            names.join(", ")
-        ));
-    }
-    let confusing = value.starts_with(['@', '`', '%', '&', '*', '!', '|', '>', '{', '"'])
-        || value.contains(": ")
-        || value.ends_with(':');
-    confusing.then(|| {
-        format!(
-            "put the value in quotes: `{key}: '{}'`",
-            value.replace('\'', "''")
-        )
-    })
-}
-
-/// A list entry that starts in another column than the entry before it.
-fn odd_dash(line: &str, before: &str) -> Option<String> {
-    let column = |line: &str| {
-        let bare = line.trim_start();
-        bare.starts_with("- ").then(|| line.len() - bare.len() + 1)
-    };
-    let this = column(line)?;
-    let other = before.lines().rev().find_map(column)?;
-    (this != other).then(|| {
-        format!("this `-` stands in column {this}, that of the entry before it in column {other}: give both the same")
-    })
 }
 
 #[cfg(test)]

@@ -100,10 +100,11 @@ pub(super) fn check_order(
         .map(|(i, id)| (id.text.as_str(), i))
         .collect();
     for (i, step) in steps.iter().enumerate() {
-        // Looking for the nearest of many names takes its time.
         if report.is_full() {
             break;
         }
+        // Looking for the nearest of many names takes its time.
+        let may_look = report.diagnostics.len() < 20;
         for name in &step.when {
             if name.value == AT_ONCE {
                 if step.when.len() > 1 {
@@ -123,7 +124,12 @@ pub(super) fn check_order(
                     .help("name the steps before it, or write `when: [\"-\"]` to start at once"),
                 );
             } else if !positions.contains_key(name.value.as_str()) {
-                let help = match nearest(&name.value, ids.iter().map(|id| id.text.as_str())) {
+                let known = ids.iter().map(|id| id.text.as_str()).take(if may_look {
+                    ids.len()
+                } else {
+                    0
+                });
+                let help = match nearest(&name.value, known) {
                     Some(near) => format!("write `{near}`"),
                     None => {
                         let some: Vec<&str> =
