@@ -1,9 +1,10 @@
 //! `--watch`: tells when a folder changed.
 //!
-//! What a build would not see is no change: what `.dockerignore` excludes, and `.git`. Changes that come
-//! close together count once.
+//! What a build would not see is no change: what `.dockerignore` excludes, and `.git`. Neither is the program's
+//! own output, where that goes to a file of the folder. Changes that come close together count once.
 
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,6 +23,8 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Changes of a folder.
 pub(crate) struct Changes {
     changed: mpsc::Receiver<PathBuf>,
+    /// The first file of a series of changes that has not been told yet.
+    first: Option<PathBuf>,
     _watcher: RecommendedWatcher,
 }
 
@@ -36,6 +39,7 @@ impl Changes {
         // A full channel already says that something changed.
         let (sender, changed) = mpsc::channel(1);
         let base = root.clone();
+        let own_output = own_output();
         let mut ignored = Ignored::read(&base);
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -54,11 +58,11 @@ impl Changes {
                 {
                     ignored = Ignored::read(&base);
                 }
-                if let Some(path) = event
-                    .paths
-                    .iter()
-                    .find(|path| ignored.lets_see(&base, path))
-                {
+                let counts = |path: &&PathBuf| {
+                    ignored.lets_see(&base, path)
+                        && !file_id(path).is_some_and(|id| own_output.contains(&id))
+                };
+                if let Some(path) = event.paths.iter().find(counts) {
                     let _ = sender.try_send(path.clone());
                 }
             })
@@ -71,20 +75,38 @@ impl Changes {
             })?;
         Ok(Self {
             changed,
+            first: None,
             _watcher: watcher,
         })
     }
 
-    /// Waits for the next change, and then until no more come; gives the first file that changed.
+    /// Waits for the next change, and then until no more come; gives the first file that changed. A wait that is
+    /// given up loses nothing: the next one tells it.
     pub(crate) async fn next(&mut self) -> Option<PathBuf> {
-        let first = self.changed.recv().await?;
+        if self.first.is_none() {
+            self.first = Some(self.changed.recv().await?);
+        }
         let quiet = async {
             while let Ok(Some(_)) = tokio::time::timeout(QUIET, self.changed.recv()).await {}
         };
         // A folder that never rests is run all the same.
         let _ = tokio::time::timeout(LONGEST, quiet).await;
-        Some(first)
+        self.first.take()
     }
+}
+
+/// The files that standard output and standard error are.
+fn own_output() -> Vec<(u64, u64)> {
+    ["/proc/self/fd/1", "/proc/self/fd/2"]
+        .into_iter()
+        .filter_map(|path| file_id(Path::new(path)))
+        .collect()
+}
+
+/// What tells a file from every other one of this machine.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// What a build does not see.
@@ -152,6 +174,19 @@ mod tests {
                 .unwrap()
                 .to_owned(),
         )
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_loses_no_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut changes = Changes::of(folder.path()).unwrap();
+        std::fs::write(folder.path().join("a"), "").unwrap();
+        // Given up while it waits for quiet.
+        while changes.first.is_none() {
+            let _ = tokio::time::timeout(Duration::from_millis(1), changes.next()).await;
+        }
+        let told = tokio::time::timeout(Duration::from_secs(20), changes.next()).await;
+        assert!(told.unwrap().unwrap().ends_with("a"));
     }
 
     #[tokio::test]
