@@ -1,6 +1,8 @@
 //! Every project in `examples/` does what its task file's first lines say, and `git` knows no project
 //! that is not tested here.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeSet;
 
 use acrtask_tests::{Outcome, World, checkout};

@@ -1,6 +1,8 @@
 //! What the program does around a run: signals, `--watch`, `--cmd`, standard input, the quick build,
 //! a terminal.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{path::Path, process::Command};
 
 use acrtask_tests::{World, engine};

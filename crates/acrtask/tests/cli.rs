@@ -1,5 +1,7 @@
 //! What a user sees of the program without an engine: exit code, standard output, standard error, whole.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     io::Write as _,
     path::Path,
