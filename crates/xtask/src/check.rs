@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-buildkit",
             "acrtask-registry",
             "acrtask-source",
+            "acrtask-template",
         ],
     ),
     (
