@@ -9,9 +9,7 @@ pub(crate) use recipe::Recipe;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use acrtask_buildkit::{
-    BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport, Provenance,
-};
+use acrtask_buildkit::{BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport};
 use acrtask_model::{Digest, EventKind, ImageRef, ReferenceError, events::Stream};
 use acrtask_spec::{build_line::BuildLine, plan::BuildStep};
 
@@ -68,11 +66,6 @@ async fn build(
         request
             .exports
             .push(image_export(ctx, &names, pushes, separate));
-        if separate && !pushes && line.provenance.is_none() {
-            // Attested when it is pushed: an attestation carries the time of its build, so that the index
-            // around the image would have another digest each time.
-            request.provenance = Provenance::Off;
-        }
     } else if outputs.is_default() && line.iidfile.is_some() && !separate {
         request.exports.push(Export::Load {
             names: Vec::new(),

@@ -261,8 +261,7 @@ async fn fetched(
         origin,
         credentials: ctx.run.credentials(),
         insecure_registries: ctx.run.options.insecure_registries.clone(),
-        // A registry of the operator's own may well be at a private address.
-        allow_private_addresses: true,
+        known_registries: ctx.run.options.known_registries.clone(),
         scratch_dir: ctx.run.options.scratch_root.clone(),
         ..Default::default()
     };
@@ -385,7 +384,7 @@ fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
                 ));
             }
             let agent = ctx.run.options.ssh_agent.clone().ok_or_else(|| {
-                format!("--ssh {id}: the operator gave no SSH agent; set SSH_AUTH_SOCK and pass --ssh-agent")
+                format!("--ssh {id}: the operator gave no SSH agent; SSH_AUTH_SOCK is not set")
             })?;
             Ok(SshSource { id: id.into(), agent })
         })
@@ -426,7 +425,11 @@ fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
     }
 }
 
-/// What the image is to say of its own making. An argument that holds a secret is warned of, and kept out.
+/// What the image is to say of its own making: nothing, unless the line asks for it.
+///
+/// An attestation holds the time of the build, so with one by default the same inputs would never give the
+/// same digest again. What the build used is known without it, from BuildKit's record of the build.
+/// An argument that holds a secret is warned of, and kept out.
 async fn provenance(
     ctx: &StepContext,
     line: &BuildLine,
@@ -450,10 +453,10 @@ async fn provenance(
             .await;
     }
     match line.provenance.as_deref() {
-        Some("false") => Provenance::Off,
+        None | Some("false") => Provenance::Off,
         Some("mode=min") => Provenance::Min,
-        None | Some("" | "true" | "mode=max") if leaking.is_some() => Provenance::Min,
-        None | Some("" | "true" | "mode=max") => Provenance::Max,
+        Some("" | "true" | "mode=max") if leaking.is_some() => Provenance::Min,
+        Some("" | "true" | "mode=max") => Provenance::Max,
         Some(attrs) => Provenance::Attrs(attrs.into()),
     }
 }
