@@ -1,10 +1,11 @@
 //! The root file system that our engine runs in: Debian trixie, whose Docker is recent enough, made by
 //! debootstrap. Debian 12's own Docker (20.10) lacks the containerd image store.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::cache::{Cache, Lock, short_hash};
 use crate::packages::Tools;
@@ -37,23 +38,39 @@ pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf>
             dir.display(),
             log.display()
         ));
-        for program in ["/usr/bin/wget", "/usr/bin/perl", "/usr/bin/gpgv"] {
-            if !Path::new(program).exists() {
-                bail!("debootstrap needs {program}, which is missing: apt-get install -y wget perl gpgv");
-            }
-        }
+        let programs = with_wget(tools)?;
         // In a mount namespace of its own, so that a killed debootstrap leaves no mount behind.
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "--"])
             .arg(tools.path("/usr/sbin/debootstrap"))
-            .args(["--variant=minbase", &format!("--include={PACKAGES}"), RELEASE])
+            .args([
+                "--variant=minbase",
+                &format!("--include={PACKAGES}"),
+                RELEASE,
+            ])
             .arg(dir)
             .arg(MIRROR)
             .env("DEBOOTSTRAP_DIR", tools.path("/usr/share/debootstrap"))
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                format!(
+                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{}",
+                    programs.display()
+                ),
+            )
             .env("LC_ALL", "C.UTF-8");
         run_logged(&mut command, &log).context("cannot install Debian with a Docker Engine")
     })
+}
+
+/// A folder with a `wget` for debootstrap, to be searched last: minimal machines have none, and busybox's will do.
+fn with_wget(tools: &Tools) -> Result<PathBuf> {
+    let programs = tools.path("/bin");
+    let wget = programs.join("wget");
+    if !wget.is_symlink() {
+        symlink("busybox", &wget).with_context(|| format!("cannot create {}", wget.display()))?;
+    }
+    Ok(programs)
 }
