@@ -190,23 +190,27 @@ pub(crate) fn nearest<'a>(
             .collect::<String>()
     };
     let given_plain = plain(given);
+    let near = |candidate: &&'a str| {
+        let candidate_plain = plain(candidate);
+        let allowed = 1.max(candidate.len().min(given.len()) / 3);
+        // `retry` for `retries`: the same word with another ending.
+        let same = given_plain
+            .bytes()
+            .zip(candidate_plain.bytes())
+            .take_while(|(a, b)| a == b);
+        let same = same.count();
+        let ending = same >= 4 && same + 1 >= given_plain.len();
+        if !ending && candidate_plain.len().abs_diff(given_plain.len()) > allowed {
+            return None;
+        }
+        let distance = strsim::osa_distance(&given_plain, &candidate_plain);
+        (ending || distance <= allowed).then_some((distance, *candidate))
+    };
     known
         .into_iter()
         .take(200)
         .filter(|candidate| candidate.len() < 100 && given.len() < 100)
-        .map(|candidate| {
-            (
-                strsim::damerau_levenshtein(&given_plain, &plain(candidate)),
-                candidate,
-            )
-        })
-        .filter(|(distance, candidate)| {
-            let common = given_plain.bytes().zip(plain(candidate).into_bytes());
-            let common = common.take_while(|(a, b)| a == b).count();
-            *distance <= 1.max(candidate.len().min(given.len()) / 3)
-                // `retry` for `retries`: the same word with another ending.
-                || (common >= 4 && common + 1 >= given_plain.len())
-        })
+        .filter_map(|candidate| near(&candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -193,7 +193,7 @@ pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
 }
 
 /// Bytes that may be read again to put bare dashes right.
-const MAX_REREAD: usize = 8 << 20;
+const MAX_REREAD: usize = 2 << 20;
 
 /// Why reading stopped.
 enum Stop {

@@ -31,7 +31,7 @@ fn laughs(depth: usize, width: usize) -> String {
 fn bombs_are_refused_in_time() {
     let bombs: Vec<(&str, String, Option<&str>)> = vec![
         ("aliases", laughs(30, 9), Some("too-large")),
-        ("a chain of aliases", laughs(5000, 1), Some("too-deep")),
+        ("a chain of aliases", laughs(4000, 1), Some("too-deep")),
         ("merges", {
             let mut text = String::from("a0: &a0 {x: 1}\n");
             for i in 1..25 {
@@ -39,20 +39,21 @@ fn bombs_are_refused_in_time() {
             }
             text + "steps:\n  - <<: *a24\n"
         }, Some("too-large")),
-        ("brackets", "[".repeat(500_000), Some("too-deep")),
-        ("braces", "{a: ".repeat(100_000), Some("too-deep")),
-        ("dashes", "- ".repeat(200_000), Some("too-deep")),
+        ("brackets", "[".repeat(100_000), Some("too-deep")),
+        ("braces", "{a: ".repeat(30_000), Some("too-deep")),
+        ("dashes", "- ".repeat(60_000), Some("too-deep")),
         ("a template that never ends", "{{ range $i := until 1000000 }}{{ range $j := until 1000000 }}x{{ end }}{{ end }}".into(), Some("template")),
         ("huge output", "steps:\n  - cmd: {{ repeat 1000000000 \"x\" }}\n".into(), Some("template")),
         ("output in a loop", "{{ range until 100000 }}{{ repeat 10000 \"x\" }}{{ end }}".into(), Some("template")),
+        ("steps in a loop", "steps:\n{{ range until 100000 }}- {cmd: x, push: []}\n{{ end }}".into(), Some("template")),
         ("recursion", "{{ define \"a\" }}{{ template \"a\" . }}{{ template \"a\" . }}{{ end }}{{ template \"a\" . }}".into(), Some("template")),
         ("alias values", format!("version: v1.1.0\nalias:\n  values:\n    a: {}\nsteps:\n  - cmd: {}\n", "x".repeat(10_000), "$a".repeat(10_000)), Some("too-large")),
         ("a large file", "x".repeat(2 << 20), Some("too-large")),
-        ("many unknown names", (0..6000).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [b{i}]}}\n")), Some("when")),
-        ("many bare dashes", (0..5000).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [-]}}\n")), Some("yaml")),
-        ("a long cycle", (0..6000).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [a{}]}}\n", (i + 1) % 6000)), Some("cycle")),
-        ("a refused line of escapes", format!("steps:\n- cmd: \"a $X {}\"\n", "\\u0041".repeat(50_000)), None),
-        ("many quotes", format!("steps:\n- cmd: a {} $X\n", "\\\"".repeat(100_000)), None),
+        ("many unknown names", (0..2400).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [b{i}]}}\n")), Some("when")),
+        ("many bare dashes", (0..2400).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [-]}}\n")), Some("yaml")),
+        ("a long cycle", (0..2400).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [a{}]}}\n", (i + 1) % 2400)), Some("cycle")),
+        ("a refused line of escapes", format!("steps:\n- cmd: \"a $X {}\"\n", "\\u0041".repeat(20_000)), None),
+        ("many quotes", format!("steps:\n- cmd: a {} $X\n", "\\\"".repeat(60_000)), None),
     ];
     let before = peak();
     for (name, text, code) in bombs {
