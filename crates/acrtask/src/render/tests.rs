@@ -117,6 +117,27 @@ fn the_frames_of_a_run_on_a_small_screen() {
     ));
 }
 
+/// Long steps, many of them, and a run that is being stopped: what is cut and what is counted.
+#[test]
+fn the_frame_of_a_run_that_is_being_stopped() {
+    let mut view = RunView::default();
+    for event in events("succeeded")
+        .iter()
+        .take_while(|event| event.time < stop())
+    {
+        view.apply(event);
+    }
+    let size = Size {
+        columns: 60,
+        rows: 12,
+    };
+    insta::assert_snapshot!(frame(&view, true, stop(), size, Style::PLAIN).join("\n"));
+}
+
+fn stop() -> Timestamp {
+    "2026-01-02T03:04:07.5Z".parse().expect("it is a time")
+}
+
 #[test]
 fn json_is_the_events_as_they_came() {
     for name in ["succeeded", "failed", "build_failed", "interrupted"] {
