@@ -20,13 +20,16 @@ use crate::{
     diagnostic::{Diagnostic, nearest},
     facts::RunFacts,
     plan::{ContainerOptions, Network, Plan, Step, Version},
-    read::{Int, Report, Text},
+    read::{Int, MAX_PROBLEMS, Report, Text},
     task::{RawStep, RawTask},
     version,
 };
 
 /// The bridge network that is made where a file declares none.
 pub const DEFAULT_NETWORK: &str = "acb_default_network";
+
+/// Bytes that the steps may get from the task in all.
+const MAX_HANDED_DOWN: usize = 16 << 20;
 
 const DEFAULT_STEP_TIMEOUT: i64 = 600;
 const DEFAULT_RETRY_DELAY: i64 = 5;
@@ -64,6 +67,9 @@ pub(crate) fn plan(
         step_timeout
     };
 
+    if !check_handed_down(task, &task_env, report) {
+        return (None, refusals);
+    }
     let mut steps = Vec::new();
     for (i, raw) in task.steps.iter().enumerate() {
         check_step(raw, &networks, report);
@@ -123,6 +129,7 @@ pub(crate) fn plan(
             },
         });
     }
+    refusals.truncate(MAX_PROBLEMS);
     if report.has_errors() {
         return (None, refusals);
     }
@@ -136,6 +143,27 @@ pub(crate) fn plan(
         timeout: None,
     });
     (plan, refusals)
+}
+
+/// What every step gets a copy of may not grow with the square of the file.
+fn check_handed_down(task: &RawTask, env: &[Text], report: &mut Report<'_>) -> bool {
+    let texts = env.iter().chain(&task.working_directory);
+    // An entry of many short variables becomes as many texts, each with an overhead of its own.
+    let size = |text: &Text| text.value.len() + 48 * (1 + text.value.matches(',').count());
+    let bytes = texts.map(size).sum::<usize>() * task.steps.len();
+    if bytes > MAX_HANDED_DOWN {
+        report.push(
+            Diagnostic::error(
+                "too-large",
+                format!(
+                    "the task's `env` and `workingDirectory` are too large for {} steps, each of which gets them",
+                    task.steps.len()
+                ),
+            )
+            .help("set them on the steps that need them"),
+        );
+    }
+    bytes <= MAX_HANDED_DOWN
 }
 
 fn line_of(span: &Range<usize>) -> Range<usize> {

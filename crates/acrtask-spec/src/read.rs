@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Problems of one file that are noted; an error is noted in any case.
-const MAX_PROBLEMS: usize = 100;
+pub(crate) const MAX_PROBLEMS: usize = 100;
 
 /// Collects problems; places are carried back to the author's text as they come.
 pub(crate) struct Report<'a> {

@@ -22,6 +22,9 @@ use crate::{
 /// 8,000; one of this size is read within 50 ms.
 pub const MAX_FILE: usize = 128 << 10;
 
+/// Longest text of a diagnostic, in characters.
+const MAX_TEXT: usize = 2000;
+
 /// What became of a task file.
 #[derive(Debug)]
 pub struct Resolution {
@@ -78,7 +81,7 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
                 .map(|diagnostic| {
                     diagnostic
                         .within(&source.text)
-                        .map_texts(|text| patterns.mask(text))
+                        .map_texts(|text| shortened(patterns.mask(text)))
                 })
                 .collect(),
         )
@@ -89,6 +92,15 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
         diagnostics,
         refusals: masked(refusals),
     }
+}
+
+/// A text of a diagnostic, cut where it quotes more of the file than anybody reads.
+fn shortened(mut text: String) -> String {
+    if let Some((cut, _)) = text.char_indices().nth(MAX_TEXT) {
+        text.truncate(cut);
+        text += "...";
+    }
+    text
 }
 
 fn in_order(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {

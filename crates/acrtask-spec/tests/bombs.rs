@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use acrtask_spec::{TaskSource, resolve};
+use acrtask_spec::{TaskSource, plan_text, render_diagnostics, resolve};
 use common::{World, facts};
 
 /// What each may take: 50 ms, and more where the compiler did not optimize.
@@ -53,6 +53,18 @@ fn bombs_are_refused_in_time() {
         ("many bare dashes", (0..2400).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [-]}}\n")), Some("yaml")),
         ("a long cycle", (0..2400).fold("steps:\n".into(), |text, i| text + &format!("- {{id: a{i}, cmd: x, when: [a{}]}}\n", (i + 1) % 2400)), Some("cycle")),
         ("a refused line of escapes", format!("steps:\n- cmd: \"a $X {}\"\n", "\\u0041".repeat(20_000)), None),
+        ("many refused lines", format!("steps:\n{}", "- cmd: a `x`\n".repeat(9000)), None),
+        ("a long line that is refused", format!("steps:\n- cmd: a {}\n", "`".repeat(120_000)), None),
+        ("variables for each of many steps", format!(
+            "env:\n{}steps:\n{}",
+            (0..4000).fold(String::new(), |text, i| text + &format!("- a{i}=1\n")),
+            "- cmd: a\n".repeat(6000),
+        ), Some("too-large")),
+        ("a folder for each of many steps", format!(
+            "workingDirectory: {}\nsteps:\n{}",
+            "a".repeat(60_000),
+            "- cmd: a\n".repeat(6000),
+        ), Some("too-large")),
         ("many quotes", format!("steps:\n- cmd: a {} $X\n", "\\\"".repeat(60_000)), None),
     ];
     let before = peak();
@@ -64,6 +76,13 @@ fn bombs_are_refused_in_time() {
         let started = Instant::now();
         let resolution = resolve(&source, &facts(), &World);
         let took = started.elapsed();
+        let shown = render_diagnostics(&source, &resolution.for_plan(), false, 100);
+        let pictured = resolution
+            .plan
+            .as_ref()
+            .map(|plan| plan_text(plan, false, 100));
+        let size = shown.len() + pictured.map_or(0, |picture| picture.len());
+        assert!(size < 2 << 20, "{name} is answered with {size} bytes");
         println!("{name}: {took:?}, peak {} KiB", peak());
         let codes: Vec<&str> = resolution.diagnostics.iter().map(|d| d.code).collect();
         match code {

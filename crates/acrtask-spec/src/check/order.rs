@@ -12,6 +12,9 @@ use crate::{
     task::RawStep,
 };
 
+/// Steps of a cycle whose places are marked; the message names all.
+const MAX_MARKED: usize = 20;
+
 /// The id of a step, as far as it has a good one.
 pub(super) struct Named {
     /// As written, or `acb_step_N`.
@@ -37,10 +40,12 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named>
             let (why, instead) = if id.value == "acb_root" {
                 ("the name is reserved", "root".to_owned())
             } else {
-                (
-                    "no white space",
-                    id.value.split_whitespace().collect::<Vec<_>>().join("-"),
-                )
+                let words: Vec<&str> = id.value.split_whitespace().collect();
+                let instead = match words.join("-") {
+                    joined if joined.is_empty() => format!("step-{}", i + 1),
+                    joined => joined,
+                };
+                ("no white space", instead)
             };
             report.push(
                 Diagnostic::error(
@@ -157,7 +162,8 @@ pub(super) fn check_order(
             "cycle",
             format!("these steps wait for each other: {}", names.join(" -> ")),
         );
-        for (at, next) in path.iter().zip(path.iter().cycle().skip(1)) {
+        let pairs = path.iter().zip(path.iter().cycle().skip(1));
+        for (at, next) in pairs.take(MAX_MARKED) {
             let step = &steps[*at];
             let named = step.when.iter().find(|name| name.value == ids[*next].text);
             let (span, text) = match named {
