@@ -110,6 +110,8 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
         "insecure-registries": ["127.0.0.0/8"],
         "iptables": firewall.is_some(),
         "ip6tables": false,
+        // Without a limit of its own BuildKit's cache may take a tenth of the disk, and more while it runs.
+        "builder": { "gc": { "enabled": true, "defaultKeepStorage": "10GB" } },
     });
     let etc = root.join("etc/docker");
     fs::create_dir_all(&etc).with_context(|| format!("cannot create {}", etc.display()))?;
