@@ -9,9 +9,10 @@ use acrtask_spec::{
 };
 
 use super::{
-    engine::{self, Session},
+    context::Context,
+    engine::{self, RunFiles, Session},
     run::{give_secrets, set_platforms},
-    task::{self, Context},
+    task,
 };
 use crate::{
     args::{BuildArgs, ColorWhen},
@@ -70,9 +71,13 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
     set_platforms(&mut plan, &args.how.platform);
     give_secrets(&mut plan, &secret_files);
     let form = Form::new(args.how.output, color);
+    let files = RunFiles {
+        context: Some(root),
+        stdin: None,
+    };
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();
-    let exit = session.block_on(session.run(id, plan, Some(root), form, stderr, cancel));
+    let exit = session.block_on(session.run(id, plan, files, form, stderr, cancel));
     // What was fetched is removed only now.
     drop(context);
     Ok(exit)

@@ -134,6 +134,15 @@ fn endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {
     ))
 }
 
+/// What a run reads of this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RunFiles {
+    /// The folder that `.` means.
+    pub(crate) context: Option<PathBuf>,
+    /// What builds read as `-`.
+    pub(crate) stdin: Option<PathBuf>,
+}
+
 /// A connected executor with a runtime for it.
 pub(crate) struct Session {
     runtime: tokio::runtime::Runtime,
@@ -184,7 +193,7 @@ impl Session {
         &self,
         id: RunId,
         plan: Plan,
-        context: Option<PathBuf>,
+        files: RunFiles,
         form: Form,
         stderr: Style,
         cancel: CancellationToken,
@@ -198,8 +207,8 @@ impl Session {
         let request = RunRequest {
             id,
             plan,
-            context,
-            stdin: None,
+            context: files.context,
+            stdin: files.stdin,
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;
         // Stopped by nobody but the program itself, which says why.

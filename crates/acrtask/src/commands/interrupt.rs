@@ -63,6 +63,24 @@ impl Interrupts {
     }
 }
 
+/// Waits for `future` on a runtime of its own, before the run has one; a signal drops it.
+pub(crate) fn until_interrupted<T>(future: impl Future<Output = T>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
+    let result = runtime.block_on(async {
+        let interrupts = Interrupts::listen()?;
+        tokio::select! {
+            value = future => Ok(value),
+            () = interrupts.token.cancelled() => Err(CliError::interrupted()),
+        }
+    });
+    // A read of standard input cannot be called off; waiting for it would wait for whoever writes there.
+    runtime.shutdown_background();
+    result
+}
+
 async fn hear(
     mut interrupt: Signal,
     mut terminate: Signal,

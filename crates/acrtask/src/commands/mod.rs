@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod completions;
+mod context;
 mod engine;
 mod interrupt;
 mod lookup;

@@ -7,8 +7,9 @@ use acrtask_model::{RunId, mask::Patterns};
 use serde_json::json;
 
 use super::{
+    context::Context,
     print,
-    task::{Context, tell, terminal_width, understand},
+    task::{tell, terminal_width, understand},
 };
 use crate::{
     args::{PlanArgs, PlanOutput},

@@ -3,15 +3,18 @@
 use std::{io::Write, path::Path};
 
 use acrtask_model::{RunId, Secret};
-use acrtask_source::ContextSpec;
+use acrtask_source::{ContextSpec, Scratch};
 use acrtask_spec::{
     Diagnostic, TaskSource,
+    build_line::ContextRef,
     plan::{Plan, StepKind},
 };
 
 use super::{
-    engine::{self, Session},
-    task::{self, Context, Understood, tell},
+    context::Context,
+    engine::{self, RunFiles, Session},
+    interrupt::until_interrupted,
+    task::{self, Understood, tell},
     watch::Changes,
 };
 use crate::{
@@ -21,6 +24,9 @@ use crate::{
     render::{Form, style::Style},
 };
 
+/// The name of what came on standard input.
+const STDIN_FILE: &str = "stdin";
+
 /// Runs a task, once or at each change of its folder.
 pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
     let stdin_is_taken = match (&args.task.file, args.task.context.as_str()) {
@@ -29,7 +35,10 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
         _ => None,
     };
     let credentials = engine::credentials(&args.engine, stdin_is_taken)?;
-    let options = engine::options(&args.engine, &args.builder, &args.how, credentials.clone())?;
+    let mut options = engine::options(&args.engine, &args.builder, &args.how, credentials.clone())?;
+    options
+        .known_registries
+        .extend(task::registry(&args.task.facts));
     let source = acrtask_source::Options {
         credentials,
         ssh_agent: options.ssh_agent.clone(),
@@ -61,13 +70,46 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
         context.fetch()?;
     }
     let workspace = context.into_workspace();
-    let root = workspace.as_ref().map(|workspace| workspace.root.clone());
+    let stdin = if stdin_is_taken.is_none() && reads_stdin(&plan) {
+        Some(keep_stdin()?)
+    } else {
+        None
+    };
+    let files = RunFiles {
+        context: workspace.as_ref().map(|workspace| workspace.root.clone()),
+        stdin: stdin.as_ref().map(|kept| kept.path().join(STDIN_FILE)),
+    };
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();
-    let exit = session.block_on(session.run(id, plan, root, form, stderr, cancel));
+    let exit = session.block_on(session.run(id, plan, files, form, stderr, cancel));
     // What was fetched is removed only now.
-    drop(workspace);
+    drop((workspace, stdin));
     Ok(exit)
+}
+
+/// Whether a build reads its Dockerfile or its context from standard input.
+fn reads_stdin(plan: &Plan) -> bool {
+    plan.steps.iter().any(|step| match &step.kind {
+        StepKind::Build(build) => build.line.as_ref().is_ok_and(|line| {
+            line.context == ContextRef::Stdin || line.file.as_deref() == Some("-")
+        }),
+        StepKind::Cmd(_) | StepKind::Push(_) => false,
+    })
+}
+
+/// What comes on standard input, kept for any number of builds.
+fn keep_stdin() -> Result<Scratch, CliError> {
+    let fail = |error: &std::io::Error| {
+        CliError::usage("cannot keep what a build reads from standard input").because(error)
+    };
+    let kept = Scratch::new(&std::env::temp_dir()).map_err(|error| fail(&error))?;
+    let copying = async {
+        let mut file = tokio::fs::File::create(kept.path().join(STDIN_FILE)).await?;
+        tokio::io::copy(&mut tokio::io::stdin(), &mut file).await?;
+        tokio::io::AsyncWriteExt::flush(&mut file).await
+    };
+    until_interrupted(copying)?.map_err(|error| fail(&error))?;
+    Ok(kept)
 }
 
 /// A run for each state of the folder: a change stops the run that is under way, and the newest state is run.
@@ -99,7 +141,11 @@ fn watch(
             let cancel = interrupted.child_token();
             let mut first = None;
             if let Some((id, plan)) = prepared {
-                let running = session.run(id, plan, root.clone(), form, stderr, cancel.clone());
+                let files = RunFiles {
+                    context: root.clone(),
+                    stdin: None,
+                };
+                let running = session.run(id, plan, files, form, stderr, cancel.clone());
                 let mut running = std::pin::pin!(running);
                 tokio::select! {
                     _ = &mut running => {}

@@ -5,15 +5,17 @@
 
 use std::{
     io::{Read, Write},
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
 };
 
 use acrtask_model::{RunId, Secret};
-use acrtask_source::{ContextSpec, GitFacts, Progress, SourceError, Workspace};
+use acrtask_source::{ContextSpec, GitFacts};
 use acrtask_spec::{Diagnostic, Resolution, RunFacts, TaskSource, resolve, values_from_yaml};
 
-use super::lookup::{Files, Outside};
+use super::{
+    context::Context,
+    lookup::{Files, Outside},
+};
 use crate::{
     args::{
         PathOrStdin,
@@ -34,108 +36,6 @@ steps:
   - cmd: $Registry/app:$ID --self-test
   - push: [$Registry/app:$ID]";
 
-/// A context that was named, and fetched once it is needed.
-#[derive(Debug)]
-pub(crate) struct Context {
-    spec: ContextSpec,
-    options: acrtask_source::Options,
-    fetched: Option<Workspace>,
-}
-
-impl Context {
-    /// Reads the name of a context.
-    pub(crate) fn named(text: &str, options: acrtask_source::Options) -> Result<Self, CliError> {
-        let spec = ContextSpec::parse(text).map_err(|error| {
-            CliError::usage(format!("`{}` is no context: {}", error.text, error.reason))
-                .help(error.help)
-        })?;
-        let progress: acrtask_source::OnProgress = Arc::new(|progress| {
-            if let Progress::Started(what) = progress {
-                let _ = writeln!(std::io::stderr(), "{what}");
-            }
-        });
-        Ok(Self {
-            spec,
-            options: acrtask_source::Options {
-                progress: Some(progress),
-                ..options
-            },
-            fetched: None,
-        })
-    }
-
-    /// What it is.
-    pub(crate) fn spec(&self) -> &ContextSpec {
-        &self.spec
-    }
-
-    /// The folder, where the context is a folder of this machine.
-    pub(crate) fn local_folder(&self) -> Option<&Path> {
-        match &self.spec {
-            ContextSpec::Folder(path) | ContextSpec::TarballFile(path) if path.is_dir() => {
-                Some(path)
-            }
-            _ => None,
-        }
-    }
-
-    /// The context as a folder of this machine; fetched at the first call. Blocks: not for a thread of a runtime.
-    pub(crate) fn fetch(&mut self) -> Result<&Workspace, CliError> {
-        let workspace = match self.fetched.take() {
-            Some(workspace) => workspace,
-            None => {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
-                runtime
-                    .block_on(acrtask_source::fetch(&self.spec, &self.options))
-                    .map_err(|e| source_error(&e))?
-            }
-        };
-        Ok(self.fetched.insert(workspace))
-    }
-
-    /// The folder that was fetched, if it was.
-    pub(crate) fn into_workspace(self) -> Option<Workspace> {
-        self.fetched
-    }
-
-    /// The folder where files of the task are, without asking git for anything where that can be avoided.
-    fn root(&mut self) -> Result<Option<PathBuf>, CliError> {
-        match &self.spec {
-            ContextSpec::None => Ok(None),
-            _ => match self.local_folder() {
-                Some(folder) => {
-                    let folder = folder.canonicalize().map_err(|error| {
-                        CliError::usage(format!("cannot read the context {}", folder.display()))
-                            .because(&error)
-                    })?;
-                    Ok(Some(folder))
-                }
-                None => self.fetch().map(|workspace| Some(workspace.root.clone())),
-            },
-        }
-    }
-}
-
-fn source_error(error: &SourceError) -> CliError {
-    let message = error.to_string();
-    let shown = if error.is_unreachable() {
-        CliError::unreachable(message)
-    } else {
-        CliError::usage(message)
-    };
-    let shown = match std::error::Error::source(error) {
-        Some(cause) => shown.because(cause),
-        None => shown,
-    };
-    match error.help() {
-        Some(help) => shown.help(help),
-        None => shown,
-    }
-}
-
 /// The text of the task file, from where it was named, else from where it usually is.
 pub(crate) fn find(
     context: &mut Context,
@@ -143,7 +43,7 @@ pub(crate) fn find(
 ) -> Result<TaskSource, CliError> {
     match file {
         Some(PathOrStdin::Stdin) => {
-            if matches!(context.spec, ContextSpec::Stdin) {
+            if matches!(context.spec(), ContextSpec::Stdin) {
                 return Err(CliError::usage("the context and the task file cannot both be on standard input")
                     .help("put the task file into the context, or write it to a file and name that with -f"));
             }
@@ -167,7 +67,7 @@ fn named_file(context: &mut Context, path: &Path) -> Result<TaskSource, CliError
         return Err(
             CliError::usage(format!("there is no task file `{}`", path.display())).help(format!(
                 "it was looked for in the context ({}) and in the current folder",
-                context.spec
+                context.spec()
             )),
         );
     }
@@ -196,7 +96,7 @@ fn usual_file(context: &mut Context) -> Result<TaskSource, CliError> {
             return open(&root.join(name), shown.display().to_string());
         }
     }
-    Err(nothing(context.spec.to_string()))
+    Err(nothing(context.spec().to_string()))
 }
 
 fn open(path: &Path, name: String) -> Result<TaskSource, CliError> {
@@ -378,7 +278,7 @@ fn needs_git(text: &str, flags: &FactArgs) -> bool {
 }
 
 fn git_facts(context: &mut Context) -> Result<GitFacts, CliError> {
-    match (context.local_folder(), &context.spec) {
+    match (context.local_folder(), context.spec()) {
         (Some(folder), _) => Ok(acrtask_source::facts::of_folder(folder)),
         (None, ContextSpec::None) => Ok(GitFacts::default()),
         (None, _) => context.fetch().map(|workspace| workspace.facts.clone()),
