@@ -60,7 +60,17 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
     }
     let root = scratch_root.to_owned();
     let me = me.clone();
-    let folders = tokio::task::spawn_blocking(move || remove_folders(&root, &me)).await;
+    let folders = tokio::task::spawn_blocking(move || {
+        let mut removed = remove_folders(&root, &me);
+        let fetched = acrtask_source::remove_leftovers(&root);
+        removed.extend(
+            fetched
+                .iter()
+                .map(|path| format!("folder {}", path.display())),
+        );
+        removed
+    });
+    let folders = folders.await;
     removed.extend(folders.unwrap_or_default());
     removed
 }

@@ -57,6 +57,8 @@ pub struct Options {
     pub credentials: Credentials,
     /// Registries without TLS, besides loopback.
     pub insecure_registries: Vec<String>,
+    /// Registries that the operator named: a task's `oci://` context may be there also where the address is private.
+    pub known_registries: Vec<String>,
     /// What tasks may do that lets them out of their containers.
     pub allow: Allow,
     /// Push steps push nothing and say so.
@@ -79,6 +81,7 @@ impl Options {
             builder: None,
             credentials: Credentials::new(),
             insecure_registries: Vec::new(),
+            known_registries: Vec::new(),
             allow: Allow::default(),
             no_push: false,
             env: Vec::new(),

@@ -33,6 +33,8 @@ pub enum SourceError {
         message: String,
         /// What to do about it.
         help: Option<String>,
+        /// Whether it did not get as far as the server.
+        unreachable: bool,
     },
     /// No branch, tag, commit or other reference of that name.
     #[error("{url} has no branch, tag, commit or pull request `{reference}`")]
@@ -142,6 +144,7 @@ impl SourceError {
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Download { .. } | Self::TimedOut { .. } => true,
+            Self::Git { unreachable, .. } => *unreachable,
             Self::Registry { source, .. } => matches!(**source, RegistryError::Unreachable { .. }),
             _ => false,
         }

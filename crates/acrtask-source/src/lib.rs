@@ -1,8 +1,9 @@
 //! Contexts: from what a user or a task file names to a folder on this machine.
 //!
 //! Invariants:
-//! - What was fetched lies in a folder of its own, only for this user, and is removed with its [`Workspace`]. A
-//!   folder that is named is pointed at and never written to.
+//! - What was fetched lies in a folder of its own, only for this user, and is removed with its [`Workspace`]; what
+//!   a process that was killed left, by [`remove_leftovers`]. A folder that is named is pointed at and never
+//!   written to.
 //! - Nothing of a context is executed while it is fetched: no hooks, no filters, no submodules, no remote helpers.
 //! - An archive cannot reach out of its folder, and every amount has a limit ([`Limits`]).
 //! - Passwords are in no argument, no URL, no file and no error. Git gets them in the environment of the one
@@ -21,6 +22,7 @@ mod http;
 mod oci;
 pub mod paths;
 mod process;
+mod scratch;
 mod spec;
 
 use std::{
@@ -32,11 +34,11 @@ use std::{
 
 use acrtask_model::Secret;
 use acrtask_registry::{AddressPolicy, Credentials};
-use tempfile::TempDir;
 use tokio::io::AsyncRead;
 
 pub use error::SourceError;
 pub use facts::GitFacts;
+pub use scratch::{Scratch, remove_leftovers};
 pub use spec::{ContextSpec, GitTransport, GitUrl, ParseError};
 
 /// Who named the context.
@@ -173,16 +175,11 @@ impl Options {
         }
     }
 
-    fn scratch(&self) -> Result<TempDir, SourceError> {
-        let io = |source| SourceError::Io {
+    fn scratch(&self) -> Result<Scratch, SourceError> {
+        Scratch::new(&self.scratch_dir).map_err(|source| SourceError::Io {
             attempt: format!("make a folder in {}", self.scratch_dir.display()),
             source,
-        };
-        std::fs::create_dir_all(&self.scratch_dir).map_err(io)?;
-        tempfile::Builder::new()
-            .prefix("context-")
-            .tempdir_in(&self.scratch_dir)
-            .map_err(io)
+        })
     }
 }
 
@@ -196,7 +193,7 @@ pub struct Workspace {
     /// Whether it is a folder of the user's, that is not ours to change.
     pub borrowed: bool,
     /// Removes it.
-    _scratch: Option<TempDir>,
+    _scratch: Option<Scratch>,
 }
 
 impl Workspace {
@@ -310,7 +307,7 @@ async fn from_path(path: &Path, options: &Options) -> Result<Workspace, SourceEr
     owned(scratch)
 }
 
-fn owned(scratch: TempDir) -> Result<Workspace, SourceError> {
+fn owned(scratch: Scratch) -> Result<Workspace, SourceError> {
     let root = std::fs::canonicalize(scratch.path()).map_err(|source| SourceError::Io {
         attempt: format!("find the folder {}", scratch.path().display()),
         source,

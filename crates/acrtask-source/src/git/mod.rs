@@ -117,6 +117,7 @@ impl Git {
             attempt: format!("{attempt} {}", self.url),
             message: first_cause(&output.stderr),
             help: advice(&output.stderr),
+            unreachable: is_unreachable(&output.stderr),
         })
     }
 
@@ -229,6 +230,7 @@ impl Git {
                 attempt: format!("fetch {}", self.url),
                 message: "the repository is empty, or its default branch does not exist".into(),
                 help: Some("name a branch: URL#BRANCH".into()),
+                unreachable: false,
             });
         }
         Ok(found)
@@ -317,6 +319,24 @@ fn first_cause(stderr: &str) -> String {
         .or_else(|| lines().next_back())
         .unwrap_or("git says nothing");
     line.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// Whether git, or the curl or ssh that it uses, says that there was no connection.
+fn is_unreachable(stderr: &str) -> bool {
+    [
+        "Could not resolve host",
+        "Failed to connect",
+        "Couldn't connect to server",
+        "Connection refused",
+        "Connection timed out",
+        "Connection reset",
+        "No route to host",
+        "Network is unreachable",
+        "unable to connect to",
+        "unable to look up",
+    ]
+    .iter()
+    .any(|sign| stderr.contains(sign))
 }
 
 /// What to do about git's commonest failures.
