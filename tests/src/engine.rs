@@ -11,13 +11,18 @@ use bollard::{
 
 /// Everything on the engine that carries the id of `run`: `container NAME`, `network NAME`, `volume NAME`.
 pub fn things_of(run: &str) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
-    runtime
-        .block_on(list(run))
-        .unwrap_or_else(|e| panic!("the engine does not say what it has of {run}: {e}"))
+    // On a thread of its own, because the caller may be inside a runtime.
+    let listed = std::thread::scope(|scope| {
+        let listing = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime can be made");
+            runtime.block_on(list(run))
+        });
+        listing.join().expect("the listing does not panic")
+    });
+    listed.unwrap_or_else(|e| panic!("the engine does not say what it has of {run}: {e}"))
 }
 
 async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {

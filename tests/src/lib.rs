@@ -23,6 +23,7 @@ use std::{
 use serde_json::Value;
 
 pub mod engine;
+pub mod project;
 pub mod scenario;
 
 /// The longest that any run of a test may take.

@@ -1,0 +1,265 @@
+//! Small projects for tests: folders, repositories behind git's own server, archives, things in a registry.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use sha2::Digest as _;
+use tempfile::TempDir;
+use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
+
+/// A new folder with these files: path and content.
+pub fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    for (path, content) in files {
+        write(folder.path(), path, content);
+    }
+    folder
+}
+
+/// Writes one file, and the folders that it lies in.
+pub fn write(folder: &Path, path: &str, content: &str) {
+    let path = folder.join(path);
+    let parent = path.parent().expect("a file lies in a folder");
+    std::fs::create_dir_all(parent).expect("a folder can be made");
+    std::fs::write(path, content).expect("a file can be written");
+}
+
+/// A task of one step `one` that runs `script` in the base image's shell.
+pub fn one_step(script: &str) -> String {
+    let line = format!("$Registry/base/busybox:1.36 sh -c '{script}'");
+    format!(
+        "version: v1.1.0\nsteps:\n  - id: one\n    cmd: {}\n",
+        json!(line)
+    )
+}
+
+/// What `git` prints, run in `folder` without anybody's settings.
+pub fn git(folder: &Path, args: &[&str]) -> String {
+    let mut command = Command::new("git");
+    for who in ["AUTHOR", "COMMITTER"] {
+        command
+            .env(format!("GIT_{who}_NAME"), "A")
+            .env(format!("GIT_{who}_EMAIL"), "a@example.com")
+            .env(format!("GIT_{who}_DATE"), "2026-01-01T00:00:00Z");
+    }
+    let output = command
+        .current_dir(folder)
+        .args(args)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .output()
+        .expect("these tests need the program git");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "git {args:?}: {errors}");
+    let text = String::from_utf8(output.stdout).expect("git prints UTF-8 here");
+    text.trim().to_owned()
+}
+
+/// Commits everything in `folder`; the commit's hash.
+pub fn commit(folder: &Path, message: &str) -> String {
+    git(folder, &["add", "--all"]);
+    git(folder, &["commit", "--quiet", "--message", message]);
+    git(folder, &["rev-parse", "HEAD"])
+}
+
+/// Git's own HTTP server for the repositories below `root`: `http://127.0.0.1:PORT/NAME`.
+pub async fn serve_git(root: &Path) -> MockServer {
+    let server = MockServer::start().await;
+    let backend = Backend { root: root.into() };
+    Mock::given(any())
+        .respond_with(backend)
+        .mount(&server)
+        .await;
+    server
+}
+
+struct Backend {
+    root: PathBuf,
+}
+
+impl Respond for Backend {
+    fn respond(&self, request: &Request) -> ResponseTemplate {
+        let header = |name: &str| {
+            let value = request.headers.get(name).and_then(|v| v.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        let mut child = Command::new("git")
+            .arg("http-backend")
+            .env("GIT_PROJECT_ROOT", &self.root)
+            .env("GIT_HTTP_EXPORT_ALL", "1")
+            .env("REQUEST_METHOD", request.method.as_str())
+            .env("PATH_INFO", request.url.path())
+            .env("QUERY_STRING", request.url.query().unwrap_or_default())
+            .env("CONTENT_TYPE", header("content-type"))
+            .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+            .env("GIT_PROTOCOL", header("git-protocol"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("git starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // What does not read its input says so in its answer.
+        let _ = stdin.write_all(&request.body);
+        drop(stdin);
+        let answer = child.wait_with_output().expect("it is our child").stdout;
+        let end = answer
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .expect("headers end");
+        let mut status = 200;
+        let mut headers = Vec::new();
+        for line in String::from_utf8_lossy(&answer[..end]).lines() {
+            match line.split_once(": ") {
+                Some(("Status", code)) => status = code[..3].parse().expect("a status"),
+                Some((name, value)) => headers.push((name.to_owned(), value.to_owned())),
+                None => {}
+            }
+        }
+        let body = answer[end + 4..].to_vec();
+        headers
+            .into_iter()
+            .fold(ResponseTemplate::new(status), |all, (name, value)| {
+                all.append_header(name.as_str(), value.as_str())
+            })
+            .set_body_bytes(body)
+    }
+}
+
+/// The files of `folder` as a gzipped tar.
+pub fn tarball(folder: &Path) -> Vec<u8> {
+    let tar = Command::new("tar")
+        .arg("-C")
+        .arg(folder)
+        .args(["-c", "-z", "."])
+        .output()
+        .expect("these tests need the program tar");
+    assert!(tar.status.success(), "tar");
+    tar.stdout
+}
+
+/// A registry, spoken to without any of the program's code.
+#[derive(Debug, Clone)]
+pub struct RegistryClient {
+    host: String,
+    login: Option<(String, String)>,
+    http: reqwest::Client,
+}
+
+impl RegistryClient {
+    /// The registry at `host`, with a user and a password if it wants them.
+    pub fn new(host: &str, login: Option<(&str, &str)>) -> Self {
+        // The client wants a provider for TLS even where it speaks plain HTTP; an error means it has one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self {
+            host: host.into(),
+            login: login.map(|(user, password)| (user.into(), password.into())),
+            http: reqwest::Client::new(),
+        }
+    }
+
+    fn request(&self, method: reqwest::Method, url: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, url);
+        match &self.login {
+            Some((user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        }
+    }
+
+    /// The manifest or index of `REPOSITORY:TAG` or `REPOSITORY@DIGEST`, with its digest; nothing where there is none.
+    pub async fn manifest(&self, name: &str) -> Option<(String, Value)> {
+        let (repository, reference) = match name.split_once('@') {
+            Some(parts) => parts,
+            None => name.rsplit_once(':').expect("REPOSITORY:TAG"),
+        };
+        let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+                      application/vnd.docker.distribution.manifest.list.v2+json, \
+                      application/vnd.docker.distribution.manifest.v2+json";
+        let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
+        let answer = self
+            .request(reqwest::Method::GET, &url)
+            .header("Accept", accept)
+            .send()
+            .await
+            .unwrap_or_else(|error| panic!("{url}: {error}"));
+        match answer.status().as_u16() {
+            200 => {}
+            404 => return None,
+            other => panic!("{url}: status {other}"),
+        }
+        let digest = answer.headers()["docker-content-digest"]
+            .to_str()
+            .expect("ASCII")
+            .to_owned();
+        let text = answer.bytes().await.expect("a manifest");
+        Some((digest, serde_json::from_slice(&text).expect("JSON")))
+    }
+
+    /// A blob of a repository, as JSON.
+    pub async fn blob(&self, repository: &str, digest: &str) -> Value {
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
+        let answer = self.request(reqwest::Method::GET, &url).send().await;
+        let text = answer.expect("a blob").bytes().await.expect("its bytes");
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    /// Stores bytes as a blob.
+    async fn put_blob(&self, repository: &str, content: Vec<u8>) -> (String, usize) {
+        let digest = format!("sha256:{}", sha256(&content));
+        let size = content.len();
+        let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
+        let begun = self.request(reqwest::Method::POST, &url).send().await;
+        let begun = begun.expect("an upload begins");
+        let place = begun.headers()["location"].to_str().expect("ASCII");
+        let place = match place.strip_prefix('/') {
+            Some(path) => format!("http://{}/{path}", self.host),
+            None => place.to_owned(),
+        };
+        let join = if place.contains('?') { '&' } else { '?' };
+        let stored = self
+            .request(
+                reqwest::Method::PUT,
+                &format!("{place}{join}digest={digest}"),
+            )
+            .header("Content-Type", "application/octet-stream")
+            .body(content)
+            .send()
+            .await
+            .expect("an upload ends");
+        assert_eq!(stored.status().as_u16(), 201, "{place}");
+        (digest, size)
+    }
+
+    /// Stores `folder` as an artifact of one packed layer, as ORAS does.
+    pub async fn put_artifact(&self, repository: &str, tag: &str, folder: &Path) {
+        let (config, config_size) = self.put_blob(repository, b"{}".to_vec()).await;
+        let (layer, size) = self.put_blob(repository, tarball(folder)).await;
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": media,
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": config_size},
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer, "size": size,
+                "annotations": {"org.opencontainers.image.title": "files", "io.deis.oras.content.unpack": "true"},
+            }],
+        });
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.host);
+        let stored = self
+            .request(reqwest::Method::PUT, &url)
+            .header("Content-Type", media)
+            .body(manifest.to_string())
+            .send()
+            .await
+            .expect("a manifest is stored");
+        assert_eq!(stored.status().as_u16(), 201, "{url}");
+    }
+}
+
+fn sha256(content: &[u8]) -> String {
+    let digest = sha2::Sha256::digest(content);
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,293 @@
+//! Where the files of a run come from: git, tarballs, standard input, artifacts, nothing.
+
+use std::path::Path;
+
+use acrtask_tests::{
+    Outcome, Running, World, engine, new_run_id,
+    project::{self, RegistryClient, commit, folder, git, one_step, write},
+};
+use wiremock::{Mock, MockServer, ResponseTemplate, matchers::path};
+
+/// The lines that the step `step` printed.
+fn printed(outcome: &Outcome, step: &str) -> Vec<String> {
+    outcome
+        .events_named("output")
+        .iter()
+        .filter(|event| event["step"] == step)
+        .flat_map(|event| event["text"].as_str().unwrap().lines())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `content` as the answer to GET `/name`.
+async fn serve(name: &str, content: Vec<u8>) -> MockServer {
+    let server = MockServer::start().await;
+    Mock::given(path(name))
+        .respond_with(ResponseTemplate::new(200).set_body_bytes(content))
+        .mount(&server)
+        .await;
+    server
+}
+
+/// `acrtask run` of a context, from an empty folder.
+fn start(world: &World, here: &Path, context: &str) -> Running {
+    world.start(here, &["run", "-o", "json", context])
+}
+
+#[tokio::test]
+async fn git_by_branch_tag_commit_pull_request_and_folder() {
+    let Some(world) = World::find() else { return };
+    let root = tempfile::tempdir().unwrap();
+    let work = root.path().join("app.git");
+    std::fs::create_dir(&work).unwrap();
+    git(&work, &["init", "--quiet", "--initial-branch=main"]);
+    let task = one_step("cat data; echo {{.Run.Branch}}/{{.Run.GitTag}}/{{.Run.Commit}}");
+    write(&work, "acr-task.yaml", &task);
+    write(&work, "data", "first\n");
+    write(&work, "sub/acb.yaml", &one_step("cat data"));
+    write(&work, "sub/data", "in the folder\n");
+    let first = commit(&work, "first");
+    git(&work, &["tag", "v1"]);
+    write(&work, "data", "second\n");
+    let second = commit(&work, "second");
+    git(&work, &["checkout", "--quiet", "-b", "feature/x"]);
+    write(&work, "data", "feature\n");
+    let feature = commit(&work, "feature");
+    git(&work, &["update-ref", "refs/pull/7/head", &feature]);
+    git(&work, &["checkout", "--quiet", "main"]);
+    let server = project::serve_git(root.path()).await;
+    let here = tempfile::tempdir().unwrap();
+    let url = format!("{}/app.git", server.uri());
+    let cases = [
+        (
+            String::new(),
+            vec!["second".into(), format!("main//{second}")],
+        ),
+        (
+            "#feature/x".into(),
+            vec!["feature".into(), format!("feature/x//{feature}")],
+        ),
+        ("#v1".into(), vec!["first".into(), format!("/v1/{first}")]),
+        (
+            format!("#{first}"),
+            vec!["first".into(), format!("//{first}")],
+        ),
+        (
+            "#pull/7/head".into(),
+            vec!["feature".into(), format!("//{feature}")],
+        ),
+        ("#main:sub".into(), vec!["in the folder".to_owned()]),
+    ];
+    let runs: Vec<Running> = cases
+        .iter()
+        .map(|(fragment, _)| start(&world, here.path(), &format!("{url}{fragment}")))
+        .collect();
+    for ((fragment, expected), run) in cases.iter().zip(runs) {
+        let outcome = run.wait();
+        assert_eq!(outcome.code, Some(0), "{fragment}: {}", outcome.all());
+        assert_eq!(
+            &printed(&outcome, "one"),
+            expected,
+            "{fragment}: {}",
+            outcome.all()
+        );
+        assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+    }
+    let outcome = start(&world, here.path(), &format!("{url}#nowhere")).wait();
+    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    assert!(
+        outcome
+            .stderr
+            .contains("has no branch, tag, commit or pull request `nowhere`"),
+        "{}",
+        outcome.all()
+    );
+    assert_eq!(outcome.stdout, "");
+}
+
+#[tokio::test]
+async fn tarballs_from_a_file_a_url_and_a_registry() {
+    let Some(world) = World::find() else { return };
+    let task = one_step("cat deep/data");
+    let files = folder(&[("acr-task.yaml", &task), ("deep/data", "from afar\n")]);
+    let packed = project::tarball(files.path());
+    let here = tempfile::tempdir().unwrap();
+    std::fs::write(here.path().join("context.tar.gz"), &packed).unwrap();
+    let server = serve("/context.tar.gz", packed).await;
+    let id = new_run_id();
+    RegistryClient::new(&world.registry, None)
+        .put_artifact("contexts/files", &id, files.path())
+        .await;
+    for context in [
+        "context.tar.gz".into(),
+        format!("{}/context.tar.gz", server.uri()),
+        format!("oci://{}/contexts/files:{id}", world.registry),
+    ] {
+        let outcome = start(&world, here.path(), &context).wait();
+        assert_eq!(outcome.code, Some(0), "{context}: {}", outcome.all());
+        assert_eq!(printed(&outcome, "one"), ["from afar"], "{context}");
+    }
+    for (context, code, said) in [
+        ("missing.tar.gz".to_owned(), 2, "missing.tar.gz"),
+        (format!("{}/other.tar.gz", server.uri()), 2, "404"),
+        ("http://127.0.0.1:1/context.tar.gz".into(), 3, "127.0.0.1:1"),
+        (
+            format!("oci://{}/contexts/files:none-{id}", world.registry),
+            2,
+            "none-",
+        ),
+        (
+            "oci://127.0.0.1:1/contexts/files:1".into(),
+            3,
+            "127.0.0.1:1",
+        ),
+        ("http://127.0.0.1:1/app.git".into(), 3, "127.0.0.1:1"),
+    ] {
+        let outcome = start(&world, here.path(), &context).wait();
+        assert_eq!(outcome.code, Some(code), "{context}: {}", outcome.all());
+        assert!(
+            outcome.stderr.contains(said),
+            "{context}: {}",
+            outcome.all()
+        );
+        assert_eq!(outcome.stdout, "", "{context}");
+    }
+}
+
+#[test]
+fn the_task_file_of_a_folder_is_found_by_its_usual_names() {
+    let Some(world) = World::find() else { return };
+    let files = folder(&[
+        ("acb.yaml", &one_step("echo from acb")),
+        ("other/task.yaml", &one_step("echo from other")),
+    ]);
+    let outcome = start(&world, files.path(), ".").wait();
+    assert_eq!(printed(&outcome, "one"), ["from acb"], "{}", outcome.all());
+    write(
+        files.path(),
+        "acr-task.yaml",
+        &one_step("echo from acr-task"),
+    );
+    let outcome = start(&world, files.path(), ".").wait();
+    assert_eq!(
+        printed(&outcome, "one"),
+        ["from acr-task"],
+        "{}",
+        outcome.all()
+    );
+    let args = ["run", "-o", "json", "-f", "other/task.yaml", "."];
+    let outcome = world.acrtask(files.path(), &args);
+    assert_eq!(
+        printed(&outcome, "one"),
+        ["from other"],
+        "{}",
+        outcome.all()
+    );
+    // Without a context, a file of this folder; its workspace is empty.
+    write(files.path(), "empty.yaml", &one_step("ls -A | wc -l"));
+    let args = ["run", "-o", "json", "-f", "empty.yaml", "/dev/null"];
+    let outcome = world.acrtask(files.path(), &args);
+    assert_eq!(printed(&outcome, "one"), ["0"], "{}", outcome.all());
+    let empty = tempfile::tempdir().unwrap();
+    let outcome = start(&world, empty.path(), ".").wait();
+    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    assert!(
+        outcome.stderr.contains("acr-task.yaml and acb.yaml"),
+        "{}",
+        outcome.all()
+    );
+}
+
+#[tokio::test]
+async fn a_build_step_takes_git_a_tarball_and_an_artifact() {
+    let Some(world) = World::find() else { return };
+    let root = tempfile::tempdir().unwrap();
+    let work = root.path().join("image.git");
+    let dockerfile = format!("FROM {}\nCOPY data /data\n", world.busybox());
+    write(&work, "svc/Dockerfile", &dockerfile);
+    write(&work, "svc/data", "from git\n");
+    write(
+        &work,
+        "svc/Other",
+        &format!("{dockerfile}RUN echo other >> /data\n"),
+    );
+    git(&work, &["init", "--quiet", "--initial-branch=main"]);
+    commit(&work, "first");
+    let server = project::serve_git(root.path()).await;
+    let files = folder(&[("Dockerfile", &dockerfile), ("data", "from a tarball\n")]);
+    let tarball = serve("/files.tar.gz", project::tarball(files.path())).await;
+    let id = new_run_id();
+    write(files.path(), "data", "from an artifact\n");
+    RegistryClient::new(&world.registry, None)
+        .put_artifact("contexts/image", &id, files.path())
+        .await;
+    let (git_url, tar_url) = (server.uri(), tarball.uri());
+    let task = format!(
+        "version: v1.1.0
+steps:
+  - id: from-git
+    build: -t $Registry/contexts/a:$ID {git_url}/image.git#main:svc
+    when: ['-']
+  - id: with-file
+    build: -t $Registry/contexts/b:$ID -f Other {git_url}/image.git#main:svc
+    when: ['-']
+  - id: from-tarball
+    build: -t $Registry/contexts/c:$ID {tar_url}/files.tar.gz
+    when: ['-']
+  - id: from-artifact
+    build: -t $Registry/contexts/d:$ID oci://$Registry/contexts/image:{id}
+    when: ['-']
+  - {{id: see-git, cmd: $Registry/contexts/a:$ID cat /data, when: [from-git]}}
+  - {{id: see-file, cmd: $Registry/contexts/b:$ID cat /data, when: [with-file]}}
+  - {{id: see-tarball, cmd: $Registry/contexts/c:$ID cat /data, when: [from-tarball]}}
+  - {{id: see-artifact, cmd: $Registry/contexts/d:$ID cat /data, when: [from-artifact]}}
+"
+    );
+    let here = folder(&[("acr-task.yaml", &task)]);
+    let outcome = start(&world, here.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(printed(&outcome, "see-git"), ["from git"]);
+    assert_eq!(printed(&outcome, "see-file"), ["from git", "other"]);
+    assert_eq!(printed(&outcome, "see-tarball"), ["from a tarball"]);
+    assert_eq!(printed(&outcome, "see-artifact"), ["from an artifact"]);
+}
+
+#[test]
+fn a_dockerfile_outside_of_its_context() {
+    let Some(world) = World::find() else { return };
+    let dockerfile = format!("FROM {}\nCOPY . /all\nRUN ls /all\n", world.busybox());
+    let task = "version: v1.1.0
+steps:
+  - build: -t $Registry/contexts/out:$ID -f docker/Dockerfile app
+  - {id: see, cmd: $Registry/contexts/out:$ID ls /all}
+";
+    let files = folder(&[
+        ("acr-task.yaml", task),
+        ("docker/Dockerfile", &dockerfile),
+        ("app/data", "x"),
+    ]);
+    let outcome = start(&world, files.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(printed(&outcome, "see"), ["data"]);
+}
+
+#[test]
+fn a_build_reads_its_dockerfile_or_its_context_from_standard_input() {
+    let Some(world) = World::find() else { return };
+    let dockerfile = format!("FROM {}\nRUN echo built > /made\n", world.busybox());
+    let task = |build: &str| {
+        format!(
+            "version: v1.1.0\nsteps:\n  - build: -t $Registry/contexts/stdin:$ID {build}\n  \
+             - {{id: see, cmd: $Registry/contexts/stdin:$ID cat /made}}\n"
+        )
+    };
+    for build in ["-f - .", "-"] {
+        let files = folder(&[("acr-task.yaml", &task(build))]);
+        let args = ["run", "-o", "json", "."];
+        let outcome = world
+            .start_with(files.path(), &args, &[], &dockerfile)
+            .wait();
+        assert_eq!(outcome.code, Some(0), "{build}: {}", outcome.all());
+        assert_eq!(printed(&outcome, "see"), ["built"], "{build}");
+    }
+}
