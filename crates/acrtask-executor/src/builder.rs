@@ -10,11 +10,12 @@ use std::{
 };
 
 use acrtask_buildkit::{
-    BuildOutcome, BuildRequest, Client, Endpoint, EndpointKind, Export, ImageExport, Provenance,
-    RegistryCredential, Sink,
+    BuildOutcome, BuildRequest, Client, Endpoint, EndpointKind, Export, Feature, ImageExport,
+    Provenance, RegistryCredential, Sink,
 };
 use acrtask_model::{Digest, ImageRef, StepId};
 use acrtask_registry::{Credential, Credentials};
+use acrtask_spec::build_line::BuildLine;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -92,6 +93,31 @@ impl Builder {
     /// True where what is built is at once what containers are made of.
     pub(crate) fn is_engine(&self) -> bool {
         self.client.capabilities().images_are_runnable()
+    }
+
+    /// What of a build line this builder cannot do, by name.
+    pub(crate) fn lacks(&self, line: &BuildLine) -> Vec<String> {
+        let kinds = |kind: &str| {
+            line.outputs
+                .iter()
+                .any(|o| o.contains(&format!("type={kind}")))
+        };
+        let attested = line.sbom.as_deref().is_some_and(|sbom| sbom != "false");
+        let needed = [
+            (line.platforms.len() > 1, Feature::MultiPlatform),
+            (attested, Feature::Attestations),
+            (
+                line.cache_to.iter().any(|cache| cache.kind != "inline"),
+                Feature::CacheExport,
+            ),
+            (kinds("oci"), Feature::ImageArchive),
+        ];
+        let capabilities = self.client.capabilities();
+        needed
+            .into_iter()
+            .filter(|(needed, _)| *needed)
+            .filter_map(|(_, feature)| capabilities.missing(feature))
+            .collect()
     }
 
     /// Runs a build whose progress goes to the step's events.

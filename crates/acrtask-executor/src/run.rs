@@ -14,6 +14,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     Base, BuiltImage, Executor, PushedImage, Report, RunRequest,
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Events that may wait between the run and its receiver.
-const EVENTS: usize = 256;
+const EVENTS: usize = 32;
 
 /// Carries a run out; see [`Executor::run`].
 pub(crate) async fn run(
@@ -151,6 +152,13 @@ async fn drive(
     };
     let (outcome, steps, left) = match context(executor, request, events.clone()) {
         Ok(run) => {
+            if let Some(reason) = refuse(&run).await {
+                let outcome = Outcome {
+                    state: RunState::Failed,
+                    reason: Some(reason),
+                };
+                return finish(events, began, outcome, Vec::new(), Vec::new()).await;
+            }
             let mut guard = Guard {
                 run: Some(Arc::clone(&run)),
             };
@@ -167,6 +175,16 @@ async fn drive(
             (outcome, Vec::new(), Vec::new())
         }
     };
+    finish(events, began, outcome, steps, left).await
+}
+
+async fn finish(
+    events: &Events,
+    began: Instant,
+    outcome: Outcome,
+    steps: Steps,
+    left: Vec<String>,
+) -> (Outcome, Steps, Vec<String>) {
     events
         .send(EventKind::RunFinished {
             outcome: outcome.clone(),
@@ -175,6 +193,21 @@ async fn drive(
         })
         .await;
     (outcome, steps, left)
+}
+
+/// What the builder cannot do of what the plan asks for, found before anything runs: the first of it.
+async fn refuse(run: &RunContext) -> Option<String> {
+    let mut first = None;
+    for step in &run.plan.steps {
+        let StepKind::Build(build) = &step.kind else {
+            continue;
+        };
+        for lacking in build.line.iter().flat_map(|line| run.builder.lacks(line)) {
+            run.events.warn(Some(&step.id), lacking.clone(), None).await;
+            first.get_or_insert(format!("step {} cannot be built: {lacking}", step.id));
+        }
+    }
+    first
 }
 
 fn context(
@@ -383,7 +416,8 @@ impl Driver {
         };
         self.running.insert(id.clone(), running);
         let told = self.told.clone();
-        self.tasks.spawn(async move {
+        let span = tracing::info_span!("step", run = %context.run.id, step = %id);
+        let work = async move {
             let id = context.step.id.clone();
             let mut work = std::pin::pin!(steps::run(&context));
             // The driver listens for as long as a step runs.
@@ -400,7 +434,8 @@ impl Driver {
             }
             let (end, trace) = work.await;
             let _ = told.send(Told::Ended(id, end, trace));
-        });
+        };
+        self.tasks.spawn(work.instrument(span));
     }
 
     /// Removes containers, networks and volumes beside the last pushes, which need none of them.

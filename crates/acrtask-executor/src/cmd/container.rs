@@ -4,9 +4,12 @@
 //! later steps run. Dropping the future leaves a container with the run's label, which the end of the run
 //! removes.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use acrtask_model::{
@@ -31,6 +34,9 @@ use crate::{
 
 /// Numbers the containers of a process, so that no two have one name.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// How long the output of a container that was stopped is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Runs a container; returns how it ended. Sinks are left to the caller to finish.
 pub(crate) async fn run(ctx: &StepContext, line: &ContainerLine, io: &mut Io) -> Exit {
@@ -97,97 +103,108 @@ async fn carry_out(
     io: &mut Io,
 ) -> Result<Exit, Failure> {
     let run = &ctx.run;
-    let detach = definition.detach;
-    let stays = ctx.step.container.keep;
     // A container that a line put aside with `-d` lives on after its step.
-    let aside = detach && !ctx.step.container.detach;
-    let needs_volumes = definition.needs_volumes.clone();
-    let mounted: Vec<(String, String)> = mounted_volumes(&definition, &needs_volumes, ctx);
-    let named = NamedContainer {
-        id: String::new(),
-        names: std::iter::once(ctx.step.id.to_string())
-            .chain(definition.name.clone())
-            .collect(),
+    let aside = definition.detach && !ctx.step.container.detach;
+    let id = tokio::select! {
+        id = make(ctx, &definition) => id?,
+        // What was made by then has the run's label.
+        () = ctx.cancel.cancelled() => return Ok(Exit::code(137)),
     };
+    let writing = run.workspace.writing();
+    if aside {
+        let started = run.engine.start_container(&id).await;
+        started.map_err(Failure::Start)?;
+        let _ = io
+            .stdout
+            .lock()
+            .await
+            .write(format!("{id}\n").as_bytes())
+            .await;
+        // It may write until the run ends: the workspace is never quiet again.
+        std::mem::forget(writing);
+        return Ok(Exit::OK);
+    }
+    let ended = attend(ctx, &id, io).await;
+    drop(writing);
+    if ctx.step.container.keep {
+        tracing::debug!(container = %id, "kept");
+    } else {
+        run.remove_in_background(id);
+    }
+    ended
+}
+
+/// Makes the container with everything that it needs: image, network, files.
+async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Failure> {
+    let run = &ctx.run;
     let network = async {
         match &definition.needs_network {
             Some(name) => run.ensure_network(name).await.map_err(Failure::from),
             None => Ok(()),
         }
     };
-    let image = prepare_image(ctx, &definition);
-    let ((), image) = tokio::try_join!(network, image)?;
-    let id = create(ctx, &definition, image).await?;
+    let ((), image) = tokio::try_join!(network, prepare_image(ctx, definition))?;
+    let id = create(ctx, definition, image).await?;
     run.remember(NamedContainer {
         id: id.clone(),
-        ..named
+        names: std::iter::once(ctx.step.id.to_string())
+            .chain(definition.name.clone())
+            .collect(),
     });
     run.workspace.fill_through(&id).await?;
-    for (name, path) in mounted {
+    for (name, path) in mounted_volumes(definition, ctx) {
         run.fill_volume(&id, &name, &path).await?;
     }
-    let writing = run.workspace.writing();
-    if aside {
-        run.engine
-            .start_container(&id)
-            .await
-            .map_err(Failure::Start)?;
-        let short = format!("{}\n", &id[..id.len().min(64)]);
-        let _ = io.stdout.lock().await.write(short.as_bytes()).await;
-        // It may write until the run ends: the workspace is never quiet again.
-        std::mem::forget(writing);
-        return Ok(Exit::OK);
-    }
-    let attached = run.engine.attach(&id, io.stdin.is_some()).await?;
-    if let Err(error) = run.engine.start_container(&id).await {
-        if !stays {
-            run.remove_in_background(id);
-        }
-        return Err(Failure::Start(error));
-    }
+    Ok(id)
+}
+
+/// Starts the container and stays with it until it has ended, or has been stopped because its step is to end.
+async fn attend(ctx: &StepContext, id: &str, io: &mut Io) -> Result<Exit, Failure> {
+    let run = &ctx.run;
+    let attached = run.engine.attach(id, io.stdin.is_some()).await?;
+    run.engine
+        .start_container(id)
+        .await
+        .map_err(Failure::Start)?;
     ctx.up.notify_one();
     let feeding = io.stdin.take().map(|stdin| feed(stdin, attached.input));
-    let outcome = tokio::select! {
-        outcome = follow(attached.output, io, feeding) => Some(outcome),
+    let mut following = std::pin::pin!(follow(attached.output, io, feeding));
+    let followed = tokio::select! {
+        followed = &mut following => Some(followed),
         () = ctx.cancel.cancelled() => None,
     };
-    let exit = match outcome {
+    match followed {
         Some(Ok(())) => {
             tokio::select! {
-                code = run.engine.wait_container(&id) => Exit::code(code?),
-                () = ctx.cancel.cancelled() => stop(ctx, &id).await,
+                code = run.engine.wait_container(id) => Ok(Exit::code(code?)),
+                () = ctx.cancel.cancelled() => Ok(stop(ctx, id).await),
             }
         }
         Some(Err(Lost::Reader)) => {
             // Nobody reads any more, as when `head` has seen enough: the program gets no further.
-            run.engine.kill_container(&id).await?;
-            Exit::code(141)
+            run.engine.kill_container(id).await?;
+            Ok(Exit::code(141))
         }
-        Some(Err(Lost::Engine(why))) => Exit::refused(125, why),
-        None => stop(ctx, &id).await,
-    };
-    drop(writing);
-    if stays {
-        tracing::debug!(container = %id, "kept");
-    } else {
-        run.remove_in_background(id);
+        Some(Err(Lost::Engine(why))) => Ok(Exit::refused(125, why)),
+        None => {
+            // Its last words are heard, too.
+            let last_words = tokio::time::timeout(LAST_WORDS, following);
+            let (exit, _) = tokio::join!(stop(ctx, id), last_words);
+            Ok(exit)
+        }
     }
-    Ok(exit)
 }
 
 /// Where the task's volumes are mounted in this container.
-fn mounted_volumes(
-    definition: &Definition,
-    names: &[String],
-    ctx: &StepContext,
-) -> Vec<(String, String)> {
+fn mounted_volumes(definition: &Definition, ctx: &StepContext) -> Vec<(String, String)> {
     let mounts = definition
         .body
         .host_config
         .as_ref()
         .and_then(|h| h.mounts.as_ref());
     let mounts = mounts.map_or(&[][..], Vec::as_slice);
-    names
+    definition
+        .needs_volumes
         .iter()
         .filter_map(|name| {
             let scoped = ctx.run.scoped(name);
@@ -205,66 +222,82 @@ async fn stop(ctx: &StepContext, id: &str) -> Exit {
     }
 }
 
-/// Sees to it that the image is there; returns what the engine is to make the container of.
-async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<String, Failure> {
+/// What a container is made of.
+enum Image {
+    /// What a step of this run built: by its digest, so that nobody can have given the name to another image.
+    Built(String),
+    /// Any other, by its name.
+    Named(String),
+}
+
+/// Sees to it that the image is there, as far as that is known before the container is made.
+async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<Image, Failure> {
     let run = &ctx.run;
     let name = definition.image.as_str();
-    let platform = definition.platform.as_deref();
     if let Some(built) = run.images.find(name) {
-        run.images
-            .load_into_engine(ctx, &built)
-            .await
-            .map_err(Failure::Other)?;
-        return Ok(name.to_owned());
+        let loaded = run.images.load_into_engine(ctx, &built).await;
+        loaded.map_err(Failure::Other)?;
+        return Ok(Image::Built(if built.in_engine {
+            built.digest.to_string()
+        } else {
+            name.to_owned()
+        }));
     }
     if definition.pull == Pull::Always {
-        super::super::images::pull(ctx, name, platform)
-            .await
-            .map_err(Failure::Other)?;
+        let pulled = crate::images::pull(ctx, name, definition.platform.as_deref()).await;
+        pulled.map_err(Failure::Other)?;
     }
-    Ok(name.to_owned())
+    Ok(Image::Named(name.to_owned()))
 }
 
 /// Makes the container; pulls its image where the engine does not have it.
 async fn create(
     ctx: &StepContext,
     definition: &Definition,
-    image: String,
+    image: Image,
 ) -> Result<String, Failure> {
     let run = &ctx.run;
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let name = container_name(&run.scoped(ctx.step.id.as_str()), serial);
-    let mut body = definition.body.clone();
-    body.image = Some(image.clone());
     let platform = definition.platform.as_deref();
-    let id = match run
+    let mut body = definition.body.clone();
+    let (Image::Built(text) | Image::Named(text)) = &image;
+    body.image = Some(text.clone());
+    let made = run
         .engine
         .create_container(&name, platform, body.clone())
-        .await
-    {
-        Err(error)
-            if error.status() == Some(404)
-                && error.engine_says().to_lowercase().contains("no such image")
-                && definition.pull != Pull::Never =>
-        {
-            crate::images::pull(ctx, &image, platform)
-                .await
-                .map_err(Failure::Other)?;
-            run.engine.create_container(&name, platform, body).await?
-        }
-        other => other?,
+        .await;
+    let is_missing = |error: &EngineError| {
+        error.status() == Some(404) && error.engine_says().to_lowercase().contains("no such image")
     };
-    tell_image(ctx, &image);
-    Ok(id)
+    match (made, image) {
+        (Ok(id), image) => {
+            if let Image::Named(image) = image {
+                tell_image(ctx, image);
+            }
+            Ok(id)
+        }
+        (Err(error), Image::Built(_)) if is_missing(&error) => Err(Failure::Other(format!(
+            "the image {} that this run built is gone from the engine: somebody else gave its name to another one",
+            definition.image
+        ))),
+        (Err(error), Image::Named(image))
+            if is_missing(&error) && definition.pull != Pull::Never =>
+        {
+            let pulled = crate::images::pull(ctx, &image, platform).await;
+            pulled.map_err(Failure::Other)?;
+            let id = run.engine.create_container(&name, platform, body).await?;
+            tell_image(ctx, image);
+            Ok(id)
+        }
+        (Err(error), _) => Err(error.into()),
+    }
 }
 
-/// Tells which image is run, by digest, without holding the container up.
-fn tell_image(ctx: &StepContext, image: &str) {
-    if ctx.run.images.find(image).is_some() {
-        // The run's own image stands on its bases, which its build has told.
-        return;
-    }
-    let (ctx, image) = (ctx.clone(), image.to_owned());
+/// Tells which image is run, by digest, without holding the container up. One that the run built stands on its
+/// bases, which its build has told.
+fn tell_image(ctx: &StepContext, image: String) {
+    let ctx = ctx.clone();
     let run = Arc::clone(&ctx.run);
     run.background.spawn(async move {
         let reference = image.parse::<ImageRef>().ok();

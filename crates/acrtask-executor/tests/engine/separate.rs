@@ -35,9 +35,16 @@ async fn built_run_and_pushed() {
     assert_eq!(ran.report.pushed.len(), 2, "{}", ran.story());
     // What was tested is inside what was pushed: the platform's manifest has the digest of the build.
     for event in &ran.events {
-        if let acrtask_model::EventKind::ImagePushed { digest, platforms, .. } = &event.kind {
+        if let acrtask_model::EventKind::ImagePushed {
+            digest, platforms, ..
+        } = &event.kind
+        {
             let built = &ran.report.built[0].digest;
-            assert!(digest == built || platforms.values().any(|d| d == built), "{}", ran.story());
+            assert!(
+                digest == built || platforms.values().any(|d| d == built),
+                "{}",
+                ran.story()
+            );
         }
     }
 }
