@@ -9,6 +9,7 @@ use crate::{
     check::DEFAULT_NETWORK,
     graph,
     plan::{Plan, Step, StepKind},
+    render::printable,
 };
 
 /// Widest column of ids, in characters; longer ids push their line to the right.
@@ -90,7 +91,7 @@ impl Picture<'_> {
             .collect();
         for (what, names) in [("networks", networks), ("volumes", volumes)] {
             if !names.is_empty() {
-                out += &paint.dim(&format!("{what} {}", names.join(", ")));
+                out += &paint.dim(&printable(&format!("{what} {}", names.join(", "))));
                 out.push('\n');
             }
         }
@@ -113,12 +114,12 @@ impl Picture<'_> {
                 String::new()
             };
             let number = paint.dim(&format!("{number:>0$}", self.number_width));
-            let id = format!("{:<1$}", step.id.as_str(), self.id_width);
+            let id = format!("{:<1$}", printable(step.id.as_str()), self.id_width);
             let (kind, line) = summary(step);
             // Number, bracket, id and kind with their gaps.
             let column = self.number_width + 1 + 2 + 1 + self.id_width + 2 + 5 + 2;
             let room = self.room(column + id.chars().count() - self.id_width);
-            let line = cut(&self.patterns.mask(&line), room);
+            let line = cut(&printable(&self.patterns.mask(&line)), room);
             let (bracket, id, kind) = (paint.dim(bracket), paint.bold(&id), paint.kind(kind));
             *out += &format!("{number} {bracket} {id}  {kind}  {line}\n");
 
@@ -129,7 +130,7 @@ impl Picture<'_> {
                     Note::Plain(text) => (text, Paint::dim),
                     Note::Refused(text) => (text, Paint::red),
                 };
-                for text in wrapped(&self.patterns.mask(&text), self.room(column)) {
+                for text in wrapped(&printable(&self.patterns.mask(&text)), self.room(column)) {
                     *out += &format!("{margin}{}{gap}{}\n", paint.dim(below), color(paint, &text));
                 }
             }

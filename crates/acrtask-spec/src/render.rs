@@ -39,13 +39,14 @@ pub fn render_diagnostics(
         .with_wrap_lines(true)
         .with_break_words(false)
         .without_cause_chain();
-    let code = NamedSource::new(&source.name, source.text.clone());
+    let code = NamedSource::new(printable(&source.name), printable(&source.text));
     // Of a line that no terminal shows whole, the place is told instead.
     let showable = source.text.lines().all(|line| line.len() <= LONGEST_LINE);
     let mut out = String::new();
     for diagnostic in diagnostics {
+        let diagnostic = diagnostic.clone().map_texts(printable);
         let shown = Shown {
-            diagnostic,
+            diagnostic: &diagnostic,
             code: &code,
             showable,
         };
@@ -57,6 +58,27 @@ pub fn render_diagnostics(
     }
     out.push_str(&count(diagnostics));
     out
+}
+
+/// `text` without what would steer a terminal or turn the direction of writing around. Line breaks and tabs
+/// stay, and so does the place of each byte: what stands in for a character has its length.
+pub(crate) fn printable(text: &str) -> String {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let shown = |c: char| match c {
+        '\n' | '\t' => c,
+        // Most stand before a line break, where nobody wants to see them.
+        '\r' => ' ',
+        c if !steers(c) => c,
+        c => match c.len_utf8() {
+            1 => '?',
+            2 => '¿',
+            _ => '\u{fffd}',
+        },
+    };
+    text.chars().map(shown).collect()
 }
 
 /// `2 errors, 1 warning`; nothing where there are none.
@@ -144,5 +166,25 @@ impl miette::Diagnostic for Shown<'_> {
                 }
             },
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_not_printed() {
+        for (text, expected) in [
+            ("plain ä\n\tx", "plain ä\n\tx"),
+            ("a\r\nb", "a \nb"),
+            ("\u{1b}[31m\0\u{7f}", "?[31m??"),
+            ("\u{9b}31m", "¿31m"),
+            ("\u{202e}\u{2066}\u{2028}", "\u{fffd}\u{fffd}\u{fffd}"),
+            ("\u{61c}", "¿"),
+        ] {
+            assert_eq!(printable(text), expected, "{text:?}");
+            assert_eq!(printable(text).len(), text.len(), "{text:?}");
+        }
     }
 }
