@@ -82,7 +82,9 @@ fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceE
             "write https://",
         );
     }
-    if url.scheme() == "http" && !here && url.password().is_some() {
+    // A token alone stands where the user does.
+    let has_secret = !url.username().is_empty() || url.password().is_some();
+    if url.scheme() == "http" && !here && has_secret {
         return refuse(
             "its password would go over the network in clear".into(),
             "write https://",
@@ -99,5 +101,25 @@ fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceE
             "the operator of this machine can allow private addresses",
         ),
         Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_a_password_nor_a_token_goes_in_clear() {
+        for (url, allowed) in [
+            ("http://example.com/c.tar", true),
+            ("http://user:hunter2@example.com/c.tar", false),
+            ("http://hunter2@example.com/c.tar", false),
+            ("https://hunter2@example.com/c.tar", true),
+            ("http://hunter2@127.0.0.1/c.tar", true),
+        ] {
+            let parsed = Url::parse(url).unwrap();
+            let checked = check_policy(&parsed, &Options::default(), "the context");
+            assert_eq!(checked.is_ok(), allowed, "{url}");
+        }
     }
 }
