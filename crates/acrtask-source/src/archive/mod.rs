@@ -97,7 +97,7 @@ pub(crate) fn is_archive(start: &[u8]) -> bool {
     packing(start) != Packing::Plain || is_tar(start)
 }
 
-/// Unpacks `input` into the empty folder `target`. `context` is its name in errors.
+/// Unpacks `input` into the folder `target`, which is empty or holds what other archives left. `context` is its name in errors.
 ///
 /// # Errors
 /// [`SourceError::Archive`], [`SourceError::TooLarge`]. `target` then holds a part.

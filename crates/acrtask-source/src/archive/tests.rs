@@ -230,6 +230,14 @@ async fn refuses_every_way_out() {
                 .end(),
             "is a link",
         ),
+        (
+            "a hard link of a link, in another place",
+            Tar::default()
+                .symlink("a/b/up", "../../file")
+                .hard_link("up", "a/b/up")
+                .end(),
+            "leads out",
+        ),
         ("empty link", Tar::default().symlink("a", "").end(), "link"),
         (
             "a link to itself",
@@ -267,6 +275,23 @@ async fn a_file_in_the_place_of_a_link_does_not_write_through_it() {
     assert_eq!(
         std::fs::read_to_string(folder.path().join("target/a")).unwrap(),
         "new"
+    );
+}
+
+#[tokio::test]
+async fn an_archive_cannot_turn_a_link_of_the_one_before_outward() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits::default();
+    let first = Tar::default().symlink("sly", "up/../x").end();
+    unpack(&*first, folder.path(), "ctx", &limits)
+        .await
+        .unwrap();
+    let second = Tar::default().symlink("up", ".").end();
+    let error = unpack(&*second, folder.path(), "ctx", &limits).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("`sly`") && error.contains("leads out"),
+        "{error}"
     );
 }
 

@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use walkdir::WalkDir;
+
 use crate::paths;
 
 /// Why an entry could not be written.
@@ -29,17 +31,18 @@ pub(super) struct Tree<'a> {
     root: &'a Path,
     /// Folders below the root that are known to be folders.
     known: HashSet<PathBuf>,
-    links: Vec<PathBuf>,
+    /// Whether there is a link of either kind among the entries.
+    links: bool,
     modes: Vec<(PathBuf, u32)>,
 }
 
 impl<'a> Tree<'a> {
-    /// `root` has to be absolute, without links, and empty.
+    /// `root` has to be absolute and without links. It holds nothing, or what other archives left there.
     pub(super) fn new(root: &'a Path) -> Self {
         Self {
             root,
             known: HashSet::new(),
-            links: Vec::new(),
+            links: false,
             modes: Vec::new(),
         }
     }
@@ -65,7 +68,7 @@ impl<'a> Tree<'a> {
     pub(super) fn symlink(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
         let full = self.make_room(path)?;
         symlink(to, full)?;
-        self.links.push(path.to_owned());
+        self.links = true;
         Ok(())
     }
 
@@ -86,17 +89,16 @@ impl<'a> Tree<'a> {
         let full = self.make_room(path)?;
         // Does not follow a link at its end.
         fs::hard_link(target, full)?;
+        self.links = true;
         Ok(())
     }
 
-    /// No link may lead out, whatever the links are that it passes: only when all are there can that be said. Then the
-    /// folders get their modes.
+    /// No link may lead out, whatever the links are that it passes: only when all are there can that be said. All links
+    /// of the folder are looked at, because a hard link is a symbolic one in another place, and because a link
+    /// may change where those of an earlier archive lead. Then the folders get their modes.
     pub(super) fn finish(self) -> Result<(), (PathBuf, Trouble)> {
-        for link in &self.links {
-            // It may have been replaced since.
-            if let Err(error) = paths::inside(self.root, link) {
-                return Err((link.clone(), Trouble::Refused(format!("a link: {error}"))));
-            }
+        if self.links {
+            check_links(self.root)?;
         }
         for (folder, mode) in self.modes.into_iter().rev() {
             fs::set_permissions(self.root.join(&folder), Permissions::from_mode(mode))
@@ -156,4 +158,24 @@ impl<'a> Tree<'a> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Refuses a folder in which a symbolic link leads out of it.
+fn check_links(root: &Path) -> Result<(), (PathBuf, Trouble)> {
+    for entry in WalkDir::new(root).min_depth(1) {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(root).to_owned();
+            (path, Trouble::Io(error.into()))
+        })?;
+        if entry.path_is_symlink() {
+            let link = entry.path().strip_prefix(root).unwrap_or(entry.path());
+            paths::inside(root, link).map_err(|error| {
+                (
+                    link.to_owned(),
+                    Trouble::Refused(format!("a link: {error}")),
+                )
+            })?;
+        }
+    }
+    Ok(())
 }
