@@ -181,6 +181,23 @@ fn a_refused_file() {
     insta::assert_snapshot!("refused_run", run_in(&bad, &["run"]));
 }
 
+/// Before an engine is looked for: there is none here.
+#[test]
+fn what_the_operator_has_to_allow() {
+    let files = [(
+        "acr-task.yaml",
+        "steps:\n  - id: first\n    cmd: a\n  - id: root\n    cmd: a\n    privileged: true\n  - id: net\n    cmd: --network host a\n  \
+         - id: both\n    build: --network host .\n",
+    )];
+    let run = ["run", "--docker-host", "unix:///no/such/docker.sock"];
+    insta::assert_snapshot!("not_allowed", run_in(&files, &run));
+    let allowed = run_in(
+        &files,
+        &[&run[..], &["--allow", "privileged,host-network"]].concat(),
+    );
+    assert!(allowed.starts_with("exit code: 3\n"), "{allowed}");
+}
+
 #[test]
 fn where_the_task_file_is() {
     let small = |image: &str| format!("steps:\n  - id: one\n    cmd: {image}\n");

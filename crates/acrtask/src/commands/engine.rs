@@ -100,20 +100,25 @@ pub(crate) fn options(
     if let Some(host) = engine.docker_host.as_ref().filter(|host| !host.is_empty()) {
         docker.host.clone_from(host);
     }
-    let allows = |what| engine.allow.contains(&what);
     Ok(Options {
         builder: endpoint(builder)?,
         credentials,
-        allow: Allow {
-            docker_socket: allows(Allowed::DockerSocket),
-            privileged: allows(Allowed::Privileged),
-            host_network: allows(Allowed::HostNetwork),
-        },
+        allow: allow(engine),
         no_push: how.no_push,
         timeout: how.timeout,
         ssh_agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
         ..Options::new(docker)
     })
+}
+
+/// What `--allow` allows.
+pub(crate) fn allow(args: &EngineArgs) -> Allow {
+    let allows = |what| args.allow.contains(&what);
+    Allow {
+        docker_socket: allows(Allowed::DockerSocket),
+        privileged: allows(Allowed::Privileged),
+        host_network: allows(Allowed::HostNetwork),
+    }
 }
 
 fn endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {

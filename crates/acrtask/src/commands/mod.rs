@@ -6,6 +6,7 @@ mod context;
 mod engine;
 mod interrupt;
 mod lookup;
+mod permit;
 pub(crate) mod plan;
 pub(crate) mod run;
 mod task;

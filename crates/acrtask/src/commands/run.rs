@@ -14,6 +14,7 @@ use super::{
     context::Context,
     engine::{self, RunFiles, Session},
     interrupt::until_interrupted,
+    permit,
     task::{self, Understood, tell},
     watch::Changes,
 };
@@ -203,7 +204,11 @@ fn prepare(
         Some(line) => understand_cmd(line, &args.task, &id, platform, context)?,
         None => task::understand(&args.task, &id, platform, context)?,
     };
-    let diagnostics = understood.resolution.for_run();
+    let mut diagnostics = understood.resolution.for_run();
+    if let Some(plan) = &understood.resolution.plan {
+        let allow = engine::allow(&args.engine);
+        diagnostics.extend(permit::refusals(&understood.source, plan, allow));
+    }
     tell(&understood.source, &diagnostics, stderr);
     if diagnostics.iter().any(Diagnostic::is_error) {
         return Ok(None);
