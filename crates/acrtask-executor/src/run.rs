@@ -23,6 +23,7 @@ use crate::{
     error::chain,
     graph::{Action, End, Graph, Input, Node},
     output::{Events, StepOutput},
+    policy::reach::only_unreachable,
     steps::{self, Trace},
     workspace::Workspace,
 };
@@ -162,7 +163,12 @@ async fn drive(
             let mut guard = Guard {
                 run: Some(Arc::clone(&run)),
             };
-            let (outcome, steps) = carry_out(&run, limit, cancel).await;
+            let (mut outcome, steps) = carry_out(&run, limit, cancel).await;
+            if outcome.state == RunState::Failed
+                && only_unreachable(steps.iter().map(|(_, state, _)| state))
+            {
+                outcome.state = RunState::Error;
+            }
             let left = run.clean_up().await;
             guard.run = None;
             (outcome, steps, left)

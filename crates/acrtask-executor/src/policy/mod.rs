@@ -1,5 +1,6 @@
 //! What surrounds an attempt of a step: each behaviour in its own file, composed by [`crate::steps`].
 
+pub(crate) mod reach;
 pub(crate) mod retry;
 pub(crate) mod timeout;
 

@@ -95,15 +95,14 @@ impl Failure {
     fn retryable(why: impl Into<String>) -> Self {
         let why = why.into();
         // A registry that refuses the credentials will go on refusing them.
-        let again = ![
-            "unauthorized",
-            "denied",
-            "no basic auth credentials",
-            "401",
-            "403",
-        ]
-        .iter()
-        .any(|sign| why.to_lowercase().contains(sign));
+        let refused = ["unauthorized", "denied", "no basic auth credentials"]
+            .iter()
+            .any(|sign| why.to_lowercase().contains(sign));
+        // As words of their own: digests hold these digits too.
+        let status = why
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| matches!(word, "401" | "403"));
+        let again = !refused && !status;
         Self { why, again }
     }
 
@@ -196,6 +195,28 @@ fn is_built(built: &Built, digest: &Digest, body: &ManifestBody) -> bool {
         ManifestBody::Image(image) => {
             image.config.digest == built.digest
                 || built.config.as_ref() == Some(&image.config.digest)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Failure;
+
+    #[test]
+    fn what_a_registry_refuses_is_not_tried_again() {
+        for (why, again) in [
+            ("dial tcp 127.0.0.1:1: connect: connection refused", true),
+            (
+                "Head \"https://h/v2/a/blobs/sha256:f4c4030ef401\": EOF",
+                true,
+            ),
+            ("unexpected status from PUT request: 403 Forbidden", false),
+            ("status 401", false),
+            ("denied: requested access to the resource is denied", false),
+            ("no basic auth credentials", false),
+        ] {
+            assert_eq!(Failure::retryable(why).again, again, "{why}");
         }
     }
 }
