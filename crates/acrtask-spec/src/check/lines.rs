@@ -6,7 +6,7 @@ use acrtask_model::ImageRef;
 
 use super::{Context, line_of, order::Named};
 use crate::{
-    alias::expand_image,
+    alias::{PREDEFINED, expand_image},
     build_line,
     cmd_line::{self, CmdLine, CommandKind, docker_word_supported},
     diagnostic::Diagnostic,
@@ -277,10 +277,27 @@ impl Places<'_> {
         let start = place(refused.span.start);
         let end = place(refused.span.end.saturating_sub(1)).max(start) + 1;
         let diagnostic = Diagnostic {
-            help: refused.help.clone(),
+            help: self
+                .help_for_alias(&refused.span)
+                .or_else(|| refused.help.clone()),
             ..Diagnostic::error("cannot-run", refused.message.clone())
         };
         report.placed(diagnostic.at(start..end, "here"))
+    }
+
+    /// What to write where `span` begins with the alias of a fact of the run although the file has aliases: it comes
+    /// out of the value of another one.
+    fn help_for_alias(&self, span: &Range<usize>) -> Option<String> {
+        self.context.aliases?;
+        let part = self.text.value.get(self.unshifted(span.start)..)?;
+        let bare = part.strip_prefix("${").or(part.strip_prefix('$'))?;
+        let end = bare.find(|c: char| !c.is_ascii_alphanumeric());
+        let name = &bare[..end.unwrap_or(bare.len())];
+        PREDEFINED.contains(&name).then(|| {
+            format!(
+                "write `{{{{.Run.{name}}}}}` instead of `${name}`: aliases in the value of another alias are not replaced"
+            )
+        })
     }
 
     fn unshifted(&self, at: usize) -> usize {
