@@ -81,6 +81,8 @@ impl Patched {
 /// The way from a text back to the author's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origin<'a> {
+    /// What the author wrote.
+    author: &'a str,
     /// The rewritings, the last one first.
     layers: Vec<Layer<'a>>,
 }
@@ -92,6 +94,14 @@ enum Layer<'a> {
 }
 
 impl<'a> Origin<'a> {
+    /// The author's own text.
+    pub(crate) fn of(author: &'a str) -> Self {
+        Self {
+            author,
+            layers: Vec::new(),
+        }
+    }
+
     /// One more rewriting, after those so far: pieces put together.
     pub(crate) fn patched(&self, by: &'a Patched) -> Self {
         self.with(Layer::Patched(by))
@@ -105,7 +115,16 @@ impl<'a> Origin<'a> {
     fn with(&self, layer: Layer<'a>) -> Self {
         let mut layers = vec![layer];
         layers.extend(self.layers.iter().cloned());
-        Self { layers }
+        Self {
+            author: self.author,
+            layers,
+        }
+    }
+
+    /// What the author wrote for `span`.
+    pub(crate) fn written(&self, span: Range<usize>) -> &'a str {
+        let span = self.span(span);
+        self.author.get(span).unwrap_or_default()
     }
 
     /// The author's bytes behind `span`; never empty where the span is not.
@@ -180,7 +199,8 @@ mod tests {
         patched.copy(source, 5..9);
         patched.copy(source, 16..18);
         assert_eq!(patched.text, "ab replaced cd\nef");
-        let origin = Origin::default().patched(&patched);
+        let origin = Origin::of(source).patched(&patched);
+        assert_eq!(origin.written(3..13), "$X c");
         assert_eq!(origin.span(0..2), 0..2);
         assert_eq!(origin.span(5..7), 3..5);
         assert_eq!(origin.span(0..14), 0..8);

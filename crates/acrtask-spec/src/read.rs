@@ -48,6 +48,11 @@ impl<'a> Report<'a> {
         self.origin.span(span)
     }
 
+    /// What the author wrote for `span`, before aliases and templates.
+    fn written(&self, span: Range<usize>) -> &'a str {
+        self.origin.written(span).trim()
+    }
+
     /// Whether enough problems have been noted.
     pub(crate) fn is_full(&self) -> bool {
         self.diagnostics.len() >= MAX_PROBLEMS
@@ -159,14 +164,13 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             return Vec::new();
         };
         let Kind::List(items) = &node.kind else {
-            let written = self
-                .source
-                .get(node.span.clone())
-                .unwrap_or_default()
-                .trim();
+            let written = self.report.written(node.span.clone());
             let help = match node.scalar() {
-                Some(value) if !value.contains('\n') => {
-                    format!("write a list: `{key}: [{}]`", quoted(value))
+                Some(_) if written.starts_with(['\'', '"']) && !written.contains('\n') => {
+                    format!("write a list: `{key}: [{written}]`")
+                }
+                Some(_) if !written.is_empty() && !written.contains('\n') => {
+                    format!("write a list: `{key}: [{}]`", quoted(written))
                 }
                 _ if written.starts_with('{') => format!("write a list: `{key}: ['{written}']`"),
                 _ => format!("write a list:\n{key}:\n  - ..."),

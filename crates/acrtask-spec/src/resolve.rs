@@ -163,7 +163,7 @@ fn run(
         0
     };
     whole.copy(&source.text, mark..source.text.len());
-    let origin = Origin::default().patched(&whole);
+    let origin = Origin::of(&source.text).patched(&whole);
 
     if !version::find(&whole.text).is_some_and(version::has_aliases) {
         let task = Task {
