@@ -15,9 +15,10 @@ pub(crate) fn find(text: &str) -> Option<&str> {
         .map(|(_, value)| value.trim().trim_matches(quotes))
 }
 
-/// Whether a file of this version, compared as text, has aliases.
+/// Whether a file of this version, compared as text, has aliases. Of a version that does not exist, the one that was
+/// most likely meant decides too, so that what follows is checked as the author meant it.
 pub(crate) fn has_aliases(version: &str) -> bool {
-    version >= "v1.1.0"
+    version >= "v1.1.0" || (parse(version).is_none() && nearest(version) == Version::V1_1_0)
 }
 
 /// Reads a version, in any case.
@@ -71,7 +72,11 @@ mod tests {
             assert_eq!(find(text), expected, "{text:?}");
         }
         assert!(has_aliases("v1.1.0") && has_aliases("v2") && !has_aliases("V1.1.0"));
-        assert!(!has_aliases("v1.0.0") && !has_aliases("1.1.0"));
+        assert!(!has_aliases("v1.0.0") && !has_aliases("1.0-preview-1") && !has_aliases("1.0"));
+        assert!(
+            has_aliases("1.1.0") && has_aliases("v1.1"),
+            "as it was meant"
+        );
     }
 
     #[test]
