@@ -133,7 +133,12 @@ impl std::error::Error for Shown<'_> {}
 
 impl miette::Diagnostic for Shown<'_> {
     fn code<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
-        Some(Box::new(self.diagnostic.code))
+        // The word too: a mark or a colour alone says little where there is no colour, and nothing to a search.
+        let word = match self.diagnostic.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        Some(Box::new(format!("{word}[{}]", self.diagnostic.code)))
     }
 
     fn severity(&self) -> Option<miette::Severity> {
