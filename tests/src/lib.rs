@@ -84,6 +84,11 @@ impl World {
         }
     }
 
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The base image that every registry of the tests has.
     pub fn busybox(&self) -> String {
         format!("{}/base/busybox:1.36", self.registry)
