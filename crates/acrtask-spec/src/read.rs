@@ -243,15 +243,16 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                     || format!("write a number: `{key}: 5`"),
                     |number| format!("write the bare number: `{key}: {number}`"),
                 );
+                let found = match node.meaning() {
+                    Some(Meaning::Float(_)) => "a number out of range",
+                    _ => node.describe(),
+                };
                 self.report.push(
                     Diagnostic::error(
                         "wrong-type",
-                        format!("`{key}` takes a whole number, this is {}", node.describe()),
+                        format!("`{key}` takes a whole number, this is {found}"),
                     )
-                    .at(
-                        first_line(node.span.clone(), self.source),
-                        "expected a number",
-                    )
+                    .at(first_line(node.span.clone(), self.source), expected)
                     .help(meant),
                 );
                 return None;

@@ -437,14 +437,16 @@ fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
         ));
         return refused;
     }
-    if image.starts_with('-') || refused.span.start < offset + image.len() {
+    let rest = trimmed[image.len()..].trim();
+    // What follows is no command of the image that a shell inside it could be given.
+    let nothing_of_its_own = rest.starts_with(['&', '|', ';', '<', '>']);
+    if image.starts_with('-') || refused.span.start < offset + image.len() || nothing_of_its_own {
         refused.help = Some(
             "begin with the image, and give the line to a shell inside it: `IMAGE sh -c '...'`"
                 .into(),
         );
         return refused;
     }
-    let rest = trimmed[image.len()..].trim();
     refused.help = Some(format!(
         "give the line to a shell inside the container: `cmd: {image} sh -c {}`",
         single_quoted(rest)
