@@ -1,10 +1,13 @@
 //! Whether a run failed only because a registry or the engine could not be reached: nothing is then known to be
 //! wrong with the task.
 //!
-//! Engines and builders tell their own failures as text alone. Only the reasons of steps that no process ended
-//! are read, so that nothing a task prints decides.
+//! Engines and builders tell their own failures as text alone. Only the reasons of steps that no process of the
+//! task ended are read, so that nothing a task prints decides.
 
 use acrtask_model::StepState;
+
+/// The exit code of a container that the engine did not start.
+const ENGINE_REFUSED: i64 = 125;
 
 /// How Go's network stack and our own client say that there was no connection.
 const SIGNS: [&str; 8] = [
@@ -25,7 +28,9 @@ pub(crate) fn only_unreachable<'a>(states: impl IntoIterator<Item = &'a StepStat
             reason,
             exit_code,
             ignored: false,
-        } => Some(exit_code.is_none() && sounds_unreachable(reason)),
+        } => {
+            Some(exit_code.is_none_or(|code| code == ENGINE_REFUSED) && sounds_unreachable(reason))
+        }
         StepState::TimedOut { .. } => Some(false),
         _ => None,
     });
@@ -66,6 +71,7 @@ mod tests {
             (vec![refused(), ordinary()], false),
             (vec![ordinary()], false),
             (vec![failed("connection refused", Some(1), false)], false),
+            (vec![failed("connection refused", Some(125), false)], true),
             (vec![failed("connection refused", None, true)], false),
             (vec![failed("manifest unknown", None, false)], false),
             (

@@ -61,6 +61,7 @@ async fn build(
         ctx.output.say(Stream::Stderr, text).await;
     }
     request.exports = outputs.exports(&ctx.run.builder);
+    outputs.redirect_caches(&mut request.cache_exports);
     let makes_image = outputs.is_default() && !names.is_empty();
     if makes_image {
         request

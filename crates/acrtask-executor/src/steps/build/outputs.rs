@@ -1,11 +1,13 @@
-//! `--output`: what a build makes beside, or instead of, an image. It goes into the workspace and nowhere else.
+//! `--output`, and `--cache-to` of type local: what a build makes beside, or instead of, an image. It goes into the
+//! workspace and nowhere else.
 
 use std::path::PathBuf;
 
-use acrtask_buildkit::{Export, ImageExport, Sink};
+use acrtask_buildkit::{CacheSpec, Export, ImageExport, Sink};
 use acrtask_model::ImageRef;
 use acrtask_spec::build_line::BuildLine;
 
+use super::recipe::LOCAL_CACHE;
 use crate::{
     archive::Pack,
     builder::Builder,
@@ -19,6 +21,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     wanted: Vec<Wanted>,
+    /// Of the exported caches of type local, in the line's order.
+    caches: Vec<Wanted>,
     images: Vec<ImageExport>,
 }
 
@@ -88,6 +92,21 @@ impl Outputs {
                 names: names.iter().map(ToString::to_string).collect(),
             });
         }
+        for cache in line
+            .cache_to
+            .iter()
+            .filter(|cache| cache.kind == LOCAL_CACHE)
+        {
+            let dest = cache.attrs.iter().find(|(key, _)| key == "dest");
+            let (_, dest) = dest.ok_or("--cache-to type=local: name a folder with dest=")?;
+            out.caches.push(Wanted {
+                kind: Kind::Folder,
+                scratch: ctx.run.workspace.scratch().map_err(|error| chain(&error))?,
+                target: resolve_path(&working_folder(&ctx.step), dest)
+                    .map_err(|error| chain(&error))?,
+                names: Vec::new(),
+            });
+        }
         Ok(out)
     }
 
@@ -121,9 +140,18 @@ impl Outputs {
         files.chain(images).collect()
     }
 
+    /// Names the folders that exported caches of type local are written to.
+    pub(crate) fn redirect_caches(&self, exports: &mut [CacheSpec]) {
+        let local = exports.iter_mut().filter(|cache| cache.kind == LOCAL_CACHE);
+        for (cache, wanted) in local.zip(&self.caches) {
+            let folder = wanted.scratch.path().to_string_lossy().into_owned();
+            cache.attrs.insert("dest".into(), folder);
+        }
+    }
+
     /// Carries what the builder wrote into the workspace.
     pub(crate) async fn deliver(&self, ctx: &StepContext) -> Result<(), String> {
-        for wanted in &self.wanted {
+        for wanted in self.wanted.iter().chain(&self.caches) {
             let relative = |path: &str| PathBuf::from(path.trim_start_matches('/'));
             // From the root, so that folders on the way are made where they are missing.
             let (root, rest) = split_root(&wanted.target);

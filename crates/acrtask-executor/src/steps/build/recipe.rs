@@ -25,6 +25,8 @@ use crate::{
     workspace::{BuildFolder, WORKSPACE, resolve_path},
 };
 
+/// The type of a cache that is a folder.
+pub(super) const LOCAL_CACHE: &str = "local";
 /// First bytes of a file by which text is told from an archive.
 const SNIFF: usize = 512;
 
@@ -110,8 +112,8 @@ impl Recipe {
             ssh: ssh(ctx, line)?,
             named_contexts,
             provenance,
-            cache_imports: caches(&line.cache_from),
-            cache_exports: caches(&line.cache_to),
+            cache_imports: caches(&line.cache_from, &base)?,
+            cache_exports: caches(&line.cache_to, &base)?,
             line: line.clone(),
             _held: held,
         })
@@ -391,12 +393,26 @@ fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
         .collect()
 }
 
-fn caches(specs: &[acrtask_spec::build_line::CacheSpec]) -> Vec<CacheSpec> {
+/// `--cache-from` and `--cache-to`. A folder that is read is one of the workspace; where one is written is said by
+/// [`super::outputs::Outputs::redirect_caches`].
+fn caches(
+    specs: &[acrtask_spec::build_line::CacheSpec],
+    base: &Base,
+) -> Result<Vec<CacheSpec>, String> {
     specs
         .iter()
-        .map(|spec| CacheSpec {
-            kind: spec.kind.clone(),
-            attrs: spec.attrs.iter().cloned().collect(),
+        .map(|spec| {
+            let mut attrs: BTreeMap<_, _> = spec.attrs.iter().cloned().collect();
+            if spec.kind == LOCAL_CACHE {
+                attrs.remove("dest");
+                if let Some(src) = attrs.get_mut("src") {
+                    *src = base.local(src)?.to_string_lossy().into_owned();
+                }
+            }
+            Ok(CacheSpec {
+                kind: spec.kind.clone(),
+                attrs,
+            })
         })
         .collect()
 }
