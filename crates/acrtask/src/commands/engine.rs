@@ -25,8 +25,8 @@ use crate::{
     render::{self, Form, style::Style, summary},
 };
 
-/// Events that wait for the renderer; more make the run wait.
-const EVENTS: usize = 1024;
+/// Events that wait for the renderer, each with up to 64 KiB of output; more make the run wait.
+const EVENTS: usize = 32;
 
 /// The registries' credentials: those of `--credential`, then the Docker configuration's.
 /// `stdin_is_taken` says what else reads standard input.
@@ -106,7 +106,9 @@ pub(crate) fn options(
         allow: allow(engine),
         no_push: how.no_push,
         timeout: how.timeout,
-        ssh_agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
+        ssh_agent: std::env::var_os("SSH_AUTH_SOCK")
+            .filter(|socket| !socket.is_empty())
+            .map(PathBuf::from),
         ..Options::new(docker)
     })
 }
