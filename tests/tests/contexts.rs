@@ -1,5 +1,7 @@
 //! Where the files of a run come from: git, tarballs, standard input, artifacts, nothing.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::Path;
 
 use acrtask_tests::{

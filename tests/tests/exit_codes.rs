@@ -1,5 +1,7 @@
 //! Each exit code, from what causes it. 130 is in `interrupt.rs`, 124 also among the scenarios.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use acrtask_tests::{
     World, engine,
     project::{folder, one_step},

@@ -1,6 +1,8 @@
 //! Runs that are interrupted or killed, and what is left of them. What a signal does to a single container is in
 //! `program.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     path::Path,
     time::{Duration, Instant},

@@ -1,5 +1,7 @@
 //! `--watch`: what is a change and what is none. That one run follows the other is in `program.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use acrtask_tests::{
     World, engine,
     project::{folder, one_step, write},

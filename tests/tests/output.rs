@@ -1,0 +1,128 @@
+//! What the program prints: the forms of its log, and as much of it as a step likes.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use acrtask_tests::{
+    World, new_run_id,
+    project::{folder, one_step},
+};
+use serde_json::Value;
+
+#[test]
+fn events_are_one_json_object_a_line() {
+    let Some(world) = World::find() else { return };
+    let files = folder(&[("acr-task.yaml", &one_step("echo out; echo err >&2"))]);
+    let outcome = world.acrtask(files.path(), &["run", "-o", "json"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let events = outcome.events();
+    let names: Vec<&str> = events
+        .iter()
+        .map(|e| e["event"].as_str().unwrap())
+        .collect();
+    let first = names.iter().find(|name| **name != "progress");
+    assert_eq!(first, Some(&"run_started"), "{names:?}");
+    assert_eq!(names.last(), Some(&"run_finished"), "{names:?}");
+    for event in &events {
+        assert_eq!(event["run"], outcome.run.as_str());
+        assert!(event["time"].as_str().unwrap().ends_with('Z'), "{event}");
+    }
+    for (stream, text) in [("stdout", "out"), ("stderr", "err")] {
+        let found = |e: &&Value| e["stream"] == stream && e["text"] == text;
+        assert_eq!(events.iter().filter(found).count(), 1, "{stream}");
+    }
+    assert_eq!(outcome.stderr, "");
+}
+
+#[test]
+fn plain_lines_begin_with_their_step() {
+    let Some(world) = World::find() else { return };
+    let task = "version: v1.1.0
+steps:
+  - {id: a, cmd: $Registry/base/busybox:1.36 sh -c 'seq 1 50', when: ['-']}
+  - {id: longer, cmd: $Registry/base/busybox:1.36 sh -c 'seq 101 150', when: ['-']}
+";
+    let files = folder(&[("acr-task.yaml", task)]);
+    let outcome = world.acrtask(files.path(), &["run"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    for (prefix, numbers) in [("a      | ", 1..=50), ("longer | ", 101..=150)] {
+        let lines = outcome
+            .stdout
+            .lines()
+            .filter_map(|line| line.strip_prefix(prefix));
+        let found: Vec<u32> = lines.filter_map(|line| line.parse().ok()).collect();
+        assert_eq!(found, numbers.collect::<Vec<u32>>(), "{}", outcome.all());
+    }
+    assert!(!outcome.stdout.contains('\x1b'), "no colour in a pipe");
+}
+
+/// Kilobytes that the process has used at most so far; nothing once it is gone.
+fn peak(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// 100 MiB of one step: whole, in order, and never in the program's memory.
+#[test]
+fn a_hundred_mebibytes_of_output() {
+    const LINES: u64 = 1 << 20;
+    let Some(world) = World::find() else { return };
+    // Each line is a number of seven digits and filling: a hundred bytes with its end.
+    let script = format!(
+        "yes {} | head -n {LINES} | nl -v 1000000 -s \"\" -w 7",
+        "x".repeat(92)
+    );
+    let files = folder(&[("acr-task.yaml", &one_step(&script))]);
+    let log = files.path().join("log");
+    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
+    let mut child = Command::new(program)
+        .args([
+            "run",
+            "-o",
+            "plain",
+            "-r",
+            &world.registry,
+            "--id",
+            &new_run_id(),
+        ])
+        .args(["-f", "acr-task.yaml", "/dev/null"])
+        .current_dir(files.path())
+        .stdout(File::create(&log).unwrap())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let mut kilobytes = 0;
+    let status = loop {
+        kilobytes = kilobytes.max(peak(child.id()).unwrap_or_default());
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(140) {
+            child.kill().unwrap();
+            panic!("not done after {:?}", begun.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success());
+    let mut next = 1_000_000;
+    for line in BufReader::new(File::open(&log).unwrap()).lines() {
+        let line = line.unwrap();
+        let Some(number) = line.strip_prefix("one | ").and_then(|text| text.get(..7)) else {
+            continue;
+        };
+        if line.ends_with('x') && !line.contains("cmd:") {
+            assert_eq!(number, next.to_string(), "a line is lost or out of order");
+            next += 1;
+        }
+    }
+    assert_eq!(next, 1_000_000 + LINES);
+    assert!(kilobytes > 0 && kilobytes < 64 << 10, "{kilobytes} KiB");
+}
