@@ -252,7 +252,10 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                         "wrong-type",
                         format!("`{key}` takes a whole number, this is {found}"),
                     )
-                    .at(first_line(node.span.clone(), self.source), expected)
+                    .at(
+                        first_line(node.span.clone(), self.source),
+                        "expected a number",
+                    )
                     .help(meant),
                 );
                 return None;
