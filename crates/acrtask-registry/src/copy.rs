@@ -23,6 +23,8 @@ use crate::{
 
 /// Blobs that are copied at a time.
 const PARALLEL: usize = 4;
+/// Indexes inside indexes that are followed; real images have one level, two at most.
+const MAX_DEPTH: usize = 8;
 
 /// An entry for a new index: a descriptor, and where the manifest is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,9 +133,24 @@ impl Registry {
         source: &ImageRef,
         target: &ImageRef,
     ) -> Result<Digest, RegistryError> {
+        self.copy_at(source, target, 0).await
+    }
+
+    async fn copy_at(
+        &self,
+        source: &ImageRef,
+        target: &ImageRef,
+        depth: usize,
+    ) -> Result<Digest, RegistryError> {
+        if depth > MAX_DEPTH {
+            return Err(RegistryError::Invalid {
+                attempt: format!("copy {source}"),
+                reason: format!("it is an index inside more than {MAX_DEPTH} others"),
+            });
+        }
         let target = target.clone().or_latest();
         let manifest = self.manifest(source).await?;
-        self.copy_parts(source, &target, &manifest).await?;
+        self.copy_parts(source, &target, &manifest, depth).await?;
         self.put_manifest(&target, &manifest.media_type, manifest.raw)
             .await
     }
@@ -144,6 +161,7 @@ impl Registry {
         source: &'a ImageRef,
         target: &'a ImageRef,
         manifest: &'a Manifest,
+        depth: usize,
     ) -> Pin<Box<dyn Future<Output = Result<(), RegistryError>> + Send + 'a>> {
         Box::pin(async move {
             if source.name() == target.name() {
@@ -153,7 +171,8 @@ impl Registry {
                 ManifestBody::Index(index) => {
                     for entry in &index.manifests {
                         let from = source.at(entry.digest.clone());
-                        self.copy(&from, &target.at(entry.digest.clone())).await?;
+                        let to = target.at(entry.digest.clone());
+                        self.copy_at(&from, &to, depth + 1).await?;
                     }
                     Ok(())
                 }

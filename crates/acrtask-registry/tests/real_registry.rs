@@ -286,3 +286,33 @@ async fn a_registry_with_a_password() {
     let manifest = client(Credentials::new()).manifest(&copy).await.unwrap();
     assert!(matches!(manifest.body, ManifestBody::Image(_)));
 }
+
+#[tokio::test]
+async fn copies_indexes_inside_indexes_only_so_far() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let source = parsed(format!("{}:0", repository(&host, "nested")));
+    let mut inner = push_image(&registry, &source, "amd64", "at the bottom").await;
+    let mut media_type = OCI_MANIFEST;
+    let mut results = Vec::new();
+    for level in 1..=10 {
+        let at = source.with_tag(&level.to_string()).unwrap();
+        let size = registry
+            .resolve(&source.at(inner.clone()))
+            .await
+            .unwrap()
+            .size;
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+            {"mediaType": media_type, "digest": inner, "size": size},
+        ]});
+        let raw = index.to_string().into();
+        inner = registry.put_manifest(&at, OCI_INDEX, raw).await.unwrap();
+        media_type = OCI_INDEX;
+        let to = parsed(format!("{}:{level}", repository(&host, "nested-copy")));
+        results.push(registry.copy(&at, &to).await.is_ok());
+    }
+    assert_eq!(results[..8], [true; 8]);
+    assert_eq!(results[8..], [false; 2]);
+}
