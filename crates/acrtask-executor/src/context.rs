@@ -265,13 +265,29 @@ impl RunContext {
 
     async fn remove(&self) -> Vec<String> {
         self.background.close();
-        self.background.wait().await;
+        // To remove a network takes an engine longer than to remove the containers that were on it. It can do both
+        // at once, as long as they have ended; where one has not, the network is removed further down.
+        tokio::join!(self.background.wait(), self.try_to_remove_networks());
         remove_all(
             &self.engine,
             &self.labels,
             self.workspace.keeper_image_if_made(),
         )
         .await
+    }
+
+    async fn try_to_remove_networks(&self) {
+        let made =
+            self.plan.networks.iter().filter(|network| {
+                !network.skip_creation && self.networks[&network.name].initialized()
+            });
+        let removals = made.map(|network| async {
+            let name = self.network_name(network);
+            if let Err(error) = self.engine.remove_network(&name).await {
+                tracing::debug!(network = %name, error = %crate::error::chain(&error), "not removed yet");
+            }
+        });
+        futures::future::join_all(removals).await;
     }
 }
 
