@@ -44,10 +44,12 @@ impl Service {
 
     fn owns(&self, pid: Pid) -> bool {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // Empty for a process that has ended (proc_pid_cmdline(5)).
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         self.programs
             .iter()
             .any(|program| name.starts_with(program))
+            && !arguments.is_empty()
             && String::from_utf8_lossy(&arguments).contains(&self.mark)
     }
 
