@@ -31,6 +31,7 @@ scenarios! {
     cache_enabled: "cache-enabled",
     cmd_line_words: "cmd-line-words",
     container_settings: "container-settings",
+    docker_socket_is_refused: "docker-socket-is-refused",
     docker_words: "docker-words",
     failing_build_shows_the_dockerfile: "failing-build-shows-the-dockerfile",
     failure_stops_what_runs: "failure-stops-what-runs",

@@ -5,7 +5,9 @@
 use acrtask_executor::Allow;
 use acrtask_spec::{
     Diagnostic, TaskSource,
-    cmd_line::{CmdLine, CommandKind, ContainerLine, Word, WordPart},
+    cmd_line::{
+        CmdLine, Command, CommandKind, ContainerLine, Word, WordPart, docker_word_supported,
+    },
     plan::{Plan, Step, StepKind},
 };
 
@@ -33,7 +35,14 @@ pub(super) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Di
                 )
             });
             let network = network.then(|| refuse("the network of this machine", "host-network"));
-            privileged.into_iter().chain(network)
+            let socket = !allow.docker_socket && needs_socket(step);
+            let socket = socket.then(|| {
+                refuse(
+                    "a word of `docker` that only the engine's socket can carry out, which is root on this machine",
+                    "docker-socket",
+                )
+            });
+            privileged.into_iter().chain(network).chain(socket)
         })
         .collect()
 }
@@ -59,8 +68,22 @@ fn wants_host_network(step: &Step) -> bool {
         })
 }
 
+fn needs_socket(step: &Step) -> bool {
+    commands(step).any(
+        |command| matches!(&command.kind, CommandKind::Docker(words) if !docker_word_supported(words)),
+    )
+}
+
 /// The containers of a cmd step.
 fn containers(step: &Step) -> impl Iterator<Item = &ContainerLine> {
+    commands(step).filter_map(|command| match &command.kind {
+        CommandKind::Container(line) => Some(&**line),
+        _ => None,
+    })
+}
+
+/// The commands of a cmd step.
+fn commands(step: &Step) -> impl Iterator<Item = &Command> {
     let line: Option<&CmdLine> = match &step.kind {
         StepKind::Cmd(cmd) => cmd.line.as_ref().ok(),
         StepKind::Build(_) | StepKind::Push(_) => None,
@@ -70,10 +93,6 @@ fn containers(step: &Step) -> impl Iterator<Item = &ContainerLine> {
             std::iter::once(&line.first).chain(line.rest.iter().map(|(_, pipeline)| pipeline))
         })
         .flat_map(|pipeline| &pipeline.commands)
-        .filter_map(|command| match &command.kind {
-            CommandKind::Container(line) => Some(&**line),
-            _ => None,
-        })
 }
 
 fn is(word: &Word, text: &str) -> bool {

@@ -78,7 +78,10 @@ fn failures(view: &RunView, style: Style, out: &mut String) {
                 let _ = writeln!(out, "  {}", text::plain(line));
             }
         }
-        if !step.log_tail.is_empty() {
+        // A step that came to nothing printed its reason alone, which has just been told.
+        let told = reason(&step.state).map(|reason| format!("acrtask: {reason}"));
+        let news = told.is_none_or(|told| step.log_tail != [told]);
+        if news && !step.log_tail.is_empty() {
             let _ = writeln!(out, "{}", style.dim("  its last lines:"));
             for line in &step.log_tail {
                 let _ = writeln!(out, "  {} {}", style.dim("|"), text::plain(line));
