@@ -51,6 +51,17 @@ fn reached(limit: u64, unit: &'static str) -> Poll<io::Result<()>> {
     Poll::Ready(Err(io::Error::other(LimitReached { limit, unit })))
 }
 
+/// Reads on, and says how many bytes came.
+fn poll_counted(
+    inner: &mut (impl AsyncRead + Unpin),
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<u64>> {
+    let before = buf.filled().len();
+    std::task::ready!(Pin::new(inner).poll_read(cx, buf))?;
+    Poll::Ready(Ok((buf.filled().len() - before) as u64))
+}
+
 /// Counts what is read, up to a limit.
 pub(super) struct Metered<R> {
     pub(super) inner: R,
@@ -64,9 +75,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        let read = (buf.filled().len() - before) as u64;
+        let read = std::task::ready!(poll_counted(&mut self.inner, cx, buf))?;
         let seen = self.seen.fetch_add(read, Ordering::Relaxed) + read;
         if seen > self.limit {
             return reached(self.limit, "bytes to download");
@@ -91,9 +100,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Budgeted<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        let read = (buf.filled().len() - before) as u64;
+        let read = std::task::ready!(poll_counted(&mut self.inner, cx, buf))?;
         let left = self.budget.load(Ordering::Relaxed);
         if read > left {
             return reached(MAX_HEADERS, "bytes of headers between two entries");
