@@ -9,7 +9,7 @@ use std::{
 };
 
 use acrtask_tests::{
-    World, engine, new_run_id,
+    Outcome, Running, World, engine, new_run_id,
     project::{self, folder, one_step},
 };
 use wiremock::{Mock, MockServer, ResponseTemplate, matchers::any};
@@ -32,6 +32,21 @@ fn is_running(token: &str) -> bool {
         .any(|line| String::from_utf8_lossy(&line).contains(token))
 }
 
+/// Sends the signal of Ctrl-C: the run must end soon, and say with its exit code why.
+fn interrupt(run: Running) -> Outcome {
+    let asked = Instant::now();
+    run.signal("INT");
+    let outcome = run.wait();
+    assert!(
+        asked.elapsed() < SOON,
+        "{:?}: {}",
+        asked.elapsed(),
+        outcome.all()
+    );
+    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    outcome
+}
+
 #[test]
 fn a_build_is_stopped_also_inside_of_buildkit() {
     let Some(world) = World::find() else { return };
@@ -51,15 +66,7 @@ steps:
     run.wait_for("\"text\":\"it began\"");
     let is_seen = is_running(&format!("end-{token}"));
     let asked = Instant::now();
-    run.signal("INT");
-    let outcome = run.wait();
-    assert!(
-        asked.elapsed() < SOON,
-        "{:?}: {}",
-        asked.elapsed(),
-        outcome.all()
-    );
-    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    let outcome = interrupt(run);
     assert_eq!(outcome.state("image"), "canceled", "{}", outcome.all());
     // Never started, because of the same signal.
     for step in ["test", "out"] {
@@ -89,16 +96,7 @@ steps:
     let files = folder(&[("acr-task.yaml", task)]);
     let run = world.start(files.path(), &["run", "-o", "plain"]);
     run.wait_for("slow   | ready");
-    let asked = Instant::now();
-    run.signal("INT");
-    let outcome = run.wait();
-    assert!(
-        asked.elapsed() < SOON,
-        "{:?}: {}",
-        asked.elapsed(),
-        outcome.all()
-    );
-    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    let outcome = interrupt(run);
     let line_of = |step: &str| {
         let mut lines = outcome.stdout.lines().rev();
         let found = lines.find(|line| line.split_whitespace().next() == Some(step));
