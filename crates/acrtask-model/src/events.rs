@@ -30,6 +30,16 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
+    /// What was found in the task file, where a runner read it: before the first event of the run itself, or in its
+    /// place where the file is refused. `acrtask run` on one's own machine says the same on standard error.
+    TaskFile {
+        /// The file's name.
+        name: String,
+        /// What it holds, as written.
+        text: String,
+        /// Errors and warnings, in the order of the file; with an error among them nothing is started.
+        problems: Vec<FileProblem>,
+    },
     /// The run begins. The first event.
     RunStarted {
         /// Every step of the plan, in file order.
@@ -169,6 +179,34 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         left: Vec<String>,
     },
+}
+
+/// A problem of a task file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileProblem {
+    /// Which kind: stable, like `unknown-key`.
+    pub code: String,
+    /// It stands in the way of a run.
+    pub error: bool,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// What to write instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    /// Where. The first is the place to go to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Place>,
+}
+
+/// A place in a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its first byte.
+    pub start: usize,
+    /// The byte after its last one.
+    pub end: usize,
+    /// What is there; may be empty.
+    pub text: String,
 }
 
 /// A step as the first event lists it.

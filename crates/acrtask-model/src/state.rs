@@ -101,6 +101,10 @@ impl fmt::Display for SkipReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// Waits for a runner.
+    Queued,
+    /// Handed to a runner that has not begun yet.
+    Leased,
     /// Steps are running.
     Running,
     /// Every step finished well, or its failure was ignored.
@@ -115,9 +119,49 @@ pub enum RunState {
     Error,
 }
 
+impl RunState {
+    /// Every state, in the order of a run's life.
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Leased,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Canceled,
+        Self::TimedOut,
+        Self::Error,
+    ];
+
+    /// True for a state that never changes again.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Leased | Self::Running)
+    }
+
+    /// As JSON, the database and the API have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Leased => "leased",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::TimedOut => "timed_out",
+            Self::Error => "error",
+        }
+    }
+
+    /// The other way of [`Self::as_str`].
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
 impl fmt::Display for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Queued => "queued",
+            Self::Leased => "leased",
             Self::Running => "running",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",

@@ -41,7 +41,9 @@ impl From<RunState> for Exit {
             RunState::Canceled => Self::Interrupted,
             RunState::TimedOut => Self::TimedOut,
             // A run that never told its end was cut off from its engine.
-            RunState::Error | RunState::Running => Self::Unreachable,
+            RunState::Error | RunState::Running | RunState::Queued | RunState::Leased => {
+                Self::Unreachable
+            }
         }
     }
 }

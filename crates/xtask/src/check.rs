@@ -29,9 +29,52 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-template",
         ],
     ),
+    ("acrtask-api", &["acrtask-model"]),
+    ("acrtask-proto", &[]),
+    ("acrtask-store", &["acrtask-api", "acrtask-model"]),
+    (
+        "acrtask-job",
+        &[
+            "acrtask-api",
+            "acrtask-executor",
+            "acrtask-model",
+            "acrtask-registry",
+            "acrtask-source",
+            "acrtask-spec",
+        ],
+    ),
+    (
+        "acrtask-agent",
+        &[
+            "acrtask-api",
+            "acrtask-executor",
+            "acrtask-job",
+            "acrtask-model",
+            "acrtask-proto",
+            "acrtask-registry",
+            "acrtask-source",
+            "acrtask-spec",
+        ],
+    ),
+    (
+        "acrtask-server",
+        &[
+            "acrtask-api",
+            "acrtask-model",
+            "acrtask-proto",
+            "acrtask-registry",
+            "acrtask-spec",
+            "acrtask-store",
+        ],
+    ),
     (
         "acrtask",
         &[
+            "acrtask-agent",
+            "acrtask-api",
+            "acrtask-job",
+            "acrtask-server",
+            "acrtask-store",
             "acrtask-model",
             "acrtask-spec",
             "acrtask-buildkit",
@@ -40,12 +83,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-executor",
         ],
     ),
-    ("acrtask-tests", &["acrtask-model", "acrtask-spec"]),
+    (
+        "acrtask-tests",
+        &[
+            "acrtask-api",
+            "acrtask-model",
+            "acrtask-proto",
+            "acrtask-spec",
+            "acrtask-store",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
 /// The crates that do no input or output, and what would let them.
-const PURE: &[&str] = &["acrtask-model", "acrtask-template", "acrtask-spec"];
+const PURE: &[&str] = &[
+    "acrtask-api",
+    "acrtask-model",
+    "acrtask-template",
+    "acrtask-spec",
+];
 const IMPURE: &[&str] = &[
     "bollard",
     "git2",
@@ -203,7 +260,11 @@ fn source(name: &str, text: &str) -> Vec<String> {
 /// All Rust files of the project that people write.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut waiting = vec![root.join("crates"), root.join("tests")];
+    let mut waiting = vec![
+        root.join("crates"),
+        root.join("runners"),
+        root.join("tests"),
+    ];
     while let Some(dir) = waiting.pop() {
         let entries =
             fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;

@@ -54,6 +54,8 @@ impl Lines {
     pub(crate) fn event(&mut self, view: &RunView, event: &Event, out: &mut String) {
         let folded = self.detail == Detail::Folded;
         match &event.kind {
+            // Diagnostics go to standard error, with the text that they are about.
+            EventKind::TaskFile { .. } => {}
             EventKind::RunStarted {
                 steps,
                 engine,

@@ -8,6 +8,7 @@ use acrtask_model::{Event, EventKind};
 /// until the page has a section about it.
 fn name(kind: &EventKind) -> &'static str {
     match kind {
+        EventKind::TaskFile { .. } => "task_file",
         EventKind::RunStarted { .. } => "run_started",
         EventKind::Progress { .. } => "progress",
         EventKind::StepStarted { .. } => "step_started",
@@ -23,7 +24,7 @@ fn name(kind: &EventKind) -> &'static str {
         EventKind::RunFinished { .. } => "run_finished",
     }
 }
-const EVENTS: usize = 13;
+const EVENTS: usize = 14;
 
 /// The first column of the tables in `text`.
 fn keys(text: &str) -> BTreeSet<String> {

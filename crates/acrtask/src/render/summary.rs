@@ -49,7 +49,11 @@ pub(crate) fn verdict(view: &RunView) -> Option<String> {
         RunState::Succeeded => return None,
         RunState::TimedOut => "timed out",
         RunState::Canceled => "was stopped",
-        RunState::Running | RunState::Failed | RunState::Error => "failed",
+        RunState::Queued
+        | RunState::Leased
+        | RunState::Running
+        | RunState::Failed
+        | RunState::Error => "failed",
     };
     let why = finished
         .outcome

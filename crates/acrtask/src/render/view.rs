@@ -291,7 +291,7 @@ impl RunView {
                     }),
                 }
             }
-            EventKind::Warning { .. } => {}
+            EventKind::Warning { .. } | EventKind::TaskFile { .. } => {}
             EventKind::RunFinished {
                 outcome,
                 elapsed_ms,

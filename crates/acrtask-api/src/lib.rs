@@ -1,0 +1,13 @@
+//! The words of the HTTP API: what requests and answers hold. The server answers with them, the program asks with
+//! them, and a runner is handed the [`spec::RunSpec`] of its runs.
+//!
+//! Invariants: nothing here does I/O; a secret that stands in a request cannot be printed; requests refuse keys that
+//! they do not know, answers may grow.
+
+pub mod admin;
+pub mod run;
+pub mod spec;
+pub mod task;
+
+/// Where the API is, below the server's address.
+pub const BASE: &str = "/api/v1";

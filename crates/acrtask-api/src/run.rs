@@ -1,0 +1,269 @@
+//! Runs, as the API shows them.
+
+use std::collections::BTreeMap;
+
+use acrtask_model::{
+    Digest, RunId, RunState, StepId, StepState,
+    events::{BaseRole, Evidence},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    spec::{ContextSource, RunSpec},
+    task::QueueOptions,
+};
+
+/// A request for a run that belongs to no stored task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateRun {
+    /// What it is to do.
+    pub spec: RunSpec,
+    /// Where and when it may run.
+    #[serde(default)]
+    pub queue: QueueOptions,
+    /// Values of secrets of this run alone; their names are added to `spec.secrets`. Never shown again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretText>,
+    /// Logins for registries that hold for this run alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<RunCredential>,
+}
+
+/// A request for a run of a stored task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StartTask {
+    /// Values that win over those of the task.
+    pub set: BTreeMap<String, String>,
+    /// Values of secrets of this run alone.
+    pub secrets: BTreeMap<String, SecretText>,
+    /// Other files than the task's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<ContextSource>,
+    /// Another task file than the task's own: a path in the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Another priority than the task's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// Build and test, but push nothing.
+    pub no_push: bool,
+}
+
+/// A secret on its way to the server. Cannot be printed.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct SecretText(pub String);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// A login for a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunCredential {
+    /// Host and port.
+    pub host: String,
+    /// The user.
+    pub username: String,
+    /// The password.
+    pub password: SecretText,
+}
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: RunId,
+    /// The stored task that it is a run of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Where it stands.
+    #[schema(value_type = String)]
+    pub state: RunState,
+    /// Why it ended as it did, or why it is waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What started it: `manual`, `rerun`, `task` ...
+    pub trigger: String,
+    /// Who asked for it: the name of a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// The run that this one repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub rerun_of: Option<RunId>,
+    /// The attempt that counts, from 1; 0 while it has not been leased.
+    pub attempt: u32,
+    /// The runner that holds or held it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
+    /// Where and when it may run.
+    pub queue: QueueOptions,
+    /// What it is to do.
+    pub spec: RunSpec,
+    /// When it was asked for.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// When its first step could start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub finished_at: Option<Timestamp>,
+    /// Somebody asked for its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_requested: bool,
+    /// Bytes of its log so far.
+    pub log_length: u64,
+    /// What came of it, once it is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<RunResult>,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunResult {
+    /// The task file was refused: nothing was started.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
+    /// Each step in file order.
+    pub steps: Vec<StepResult>,
+    /// What reached a registry.
+    pub images: Vec<ImageResult>,
+    /// What images were made from, and which images ran.
+    pub bases: Vec<BaseResult>,
+    /// Vertices of builds that came from a cache, and all of them.
+    pub cached_vertices: u64,
+    /// As above.
+    pub vertices: u64,
+    /// The facts that were found out for it: commit, branch ...
+    pub facts: crate::spec::Facts,
+}
+
+/// A step that is over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepResult {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: StepId,
+    /// Its final state.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub state: StepState,
+    /// Milliseconds, retries included.
+    pub elapsed_ms: u64,
+}
+
+/// An image that reached its registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageResult {
+    /// The step.
+    #[schema(value_type = String)]
+    pub step: StepId,
+    /// Full name with tag.
+    pub name: String,
+    /// As the registry has it.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}
+
+/// An image that another one was made from, or that a step ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BaseResult {
+    /// The step.
+    #[schema(value_type = String)]
+    pub step: StepId,
+    /// What it was to the step.
+    #[schema(value_type = String)]
+    pub role: BaseRole,
+    /// As it was asked for.
+    pub name: String,
+    /// What was used.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// How that is known.
+    #[schema(value_type = String)]
+    pub evidence: Evidence,
+}
+
+/// Why a run waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// Runs that come before it, from 0; nothing for one that does not wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<u64>,
+    /// In one sentence.
+    pub summary: String,
+    /// What each runner lacks for it.
+    pub runners: Vec<RunnerVerdict>,
+    /// The run that holds its concurrency group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub behind: Option<RunId>,
+}
+
+/// Whether a runner would take a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerVerdict {
+    /// Its name.
+    pub runner: String,
+    /// It would.
+    pub would_do: bool,
+    /// Why it does not take it now, or ever: `offline`, `no free slot`, `pool is x`, `lacks the label a=b`, `is linux/arm64`.
+    pub why: String,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Page<T> {
+    /// The entries.
+    pub items: Vec<T>,
+    /// Given as `cursor`, it leads to the next page; nothing on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An upload of a context: begun, or complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Context {
+    /// Its id: what `context.id` of a run's spec names.
+    pub id: String,
+    /// Bytes that the server has; the next part goes to this offset.
+    pub received: u64,
+    /// Bytes in all.
+    pub size: u64,
+    /// All of it is there, and its digest is right.
+    pub complete: bool,
+    /// The largest part that the server takes at once, in bytes.
+    pub part_limit: u64,
+}
+
+/// Begins an upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateContext {
+    /// Bytes in all.
+    pub size: u64,
+    /// `sha256:...` of all of it; where the server has that already, the upload is complete at once.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}

@@ -1,0 +1,198 @@
+//! What one run is to do: all that decides its plan, without secrets.
+//!
+//! The client or the control plane writes it, it is stored with the run, and the runner (or `acrtask run` on the
+//! user's own machine) makes a plan of it. Invariant: a spec holds names of secrets and never a value.
+
+use std::collections::BTreeMap;
+
+use acrtask_model::Digest;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// What one run is to do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunSpec {
+    /// Where the files come from.
+    #[serde(default)]
+    pub context: ContextSource,
+    /// What is done with them.
+    #[serde(default)]
+    pub work: Work,
+    /// What `{{.Run.*}}` gives.
+    #[serde(default)]
+    pub facts: Facts,
+    /// `--set`: values that win over those of `values`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
+    /// What a values file holds.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub values: Map<String, Value>,
+    /// The secrets that the run is given beside this spec: in `.Secrets` and, masked, in `.Values`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Secrets for `RUN --mount=type=secret,id=ID` of builds that ask for them by id alone; names of `secrets` too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub build_secrets: Vec<String>,
+    /// Variables of every step that does not set them itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alias_images: BTreeMap<String, String>,
+    /// `linux/amd64` ...: what builds are for where their line says nothing; the first is the run's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+    /// Limit of the whole run, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_secs: Option<u64>,
+    /// Build and test, but push nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_push: bool,
+    /// Base images by the reference that a Dockerfile uses, and the digest that stands for it in this run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub pins: BTreeMap<String, Digest>,
+    /// The layer cache that the runs of a task share.
+    #[serde(default)]
+    pub cache: SharedCache,
+}
+
+/// Where the files of a run come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "from", rename_all = "camelCase", deny_unknown_fields)]
+pub enum ContextSource {
+    /// Nothing: an empty workspace.
+    #[default]
+    None,
+    /// What was uploaded to the server: a tar, perhaps compressed.
+    Upload {
+        /// The id that the upload was given.
+        id: String,
+    },
+    /// A git repository (`URL#ref:folder`), a tarball's URL, or `oci://REFERENCE`: fetched by the runner.
+    Url {
+        /// As `acrtask run URL` takes it, without a password.
+        url: String,
+    },
+}
+
+/// What a run does with its files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "do", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Work {
+    /// The task file that is found in the context: `acr-task.yaml`, then `acb.yaml`.
+    #[default]
+    Usual,
+    /// A task file of the context.
+    File {
+        /// Its path in the context.
+        path: String,
+    },
+    /// A task file that came with the request.
+    Text {
+        /// Its name, as diagnostics show it.
+        name: String,
+        /// What it holds.
+        text: String,
+    },
+    /// One container.
+    Cmd {
+        /// The image and its arguments, as a `cmd` step has them.
+        line: String,
+    },
+    /// One image, built and pushed.
+    Build(BuildSpec),
+}
+
+/// One image to build: what `acrtask build` takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BuildSpec {
+    /// The image's names; one without a registry gets the run's own. Templates and `$Registry`, `$ID` work in them.
+    pub images: Vec<String>,
+    /// The Dockerfile, relative to the context.
+    #[serde(default = "dockerfile")]
+    pub dockerfile: String,
+    /// `--target`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Build arguments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub args: BTreeMap<String, String>,
+    /// Build arguments whose values are secrets of the run with the same names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_args: Vec<String>,
+    /// Use nothing of the cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
+}
+
+fn dockerfile() -> String {
+    "Dockerfile".into()
+}
+
+/// What `{{.Run.*}}` gives, where it is known before the run. What is empty is found out by whoever runs it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Facts {
+    /// The registry that images without one belong to.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub registry: String,
+    /// The commit.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub commit: String,
+    /// The branch.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub branch: String,
+    /// The git tag.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub git_tag: String,
+    /// The repository's URL.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub repository: String,
+    /// The time of the run; nothing: when it is prepared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub date: Option<jiff::Timestamp>,
+    /// What triggered it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub triggered_by: String,
+    /// The task's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub task_name: String,
+    /// The operating system of the steps.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub os: String,
+    /// Its version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub os_version: String,
+    /// The processor of the steps.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub architecture: String,
+    /// What `{{.Run.SharedVolume}}` gives.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub shared_volume: String,
+}
+
+/// The layer cache in the registry that the runs of one task share, beside each image: `IMAGE:cache_<name>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "use", rename_all = "camelCase", deny_unknown_fields)]
+pub enum SharedCache {
+    /// Only what the task file itself says.
+    #[default]
+    Off,
+    /// Imported and exported: runs that are trusted.
+    ReadWrite {
+        /// The task's name, cut to what a tag may hold.
+        name: String,
+    },
+    /// Imported only: what has not been approved must not leave layers for others.
+    ReadOnly {
+        /// As above.
+        name: String,
+    },
+}

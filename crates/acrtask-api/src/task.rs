@@ -1,0 +1,209 @@
+//! Stored tasks, as the API and declarative files have them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::spec::BuildSpec;
+
+/// A task: what runs of it do, and where they may run. The form of a file of `acrtask task apply`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskDefinition {
+    /// Its name: letters, digits, `-`, `_`, `.` and `/`, at most 100 characters.
+    pub name: String,
+    /// A few words about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Off: nothing starts a run of it.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub enabled: bool,
+    /// Where the files come from: a git URL (`URL#ref:folder`), a tarball's URL, `oci://REFERENCE`; nothing: no files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The task file in the context. One of `file`, `text`, `cmd` and `build`; none of them: `acr-task.yaml`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The text of a task file, in place of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// One container, in place of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<String>,
+    /// One image, in place of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildSpec>,
+    /// The registry that images without one belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
+    /// Values for `{{.Values.KEY}}`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub values: Map<String, Value>,
+    /// Secrets by the name that the task file uses: the name in the secret store.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
+    /// Variables of every step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alias_images: BTreeMap<String, String>,
+    /// `linux/amd64` ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Limit of a run: `90s`, `1h30m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// The layer cache that the runs of the task share in the registry.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub cache: bool,
+    /// Where and when runs of it may run.
+    #[serde(default)]
+    pub queue: QueueOptions,
+    /// What starts runs of it.
+    #[serde(default, skip_serializing_if = "Triggers::is_empty")]
+    pub triggers: Triggers,
+}
+
+/// Where and when a run may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct QueueOptions {
+    /// -10 to 10; each step up is ten minutes of a head start over what waits beside it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// The pool of runners; nothing: `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Labels that a runner must have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Runs that must not run side by side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+}
+
+/// Runs that share a group take turns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Concurrency {
+    /// The group's name; for a stored task its own name where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Runs of the group that may run at once; at least 1.
+    #[serde(default = "one")]
+    pub max: u32,
+    /// A new run cancels those of its group that came before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_superseded: bool,
+}
+
+/// What starts runs of a task, beside people and the API.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Triggers {
+    /// A commit to the context's repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<CommitTrigger>,
+    /// A base image with a new digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<BaseImageTrigger>,
+    /// Timers, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub timers: BTreeMap<String, Timer>,
+}
+
+impl Triggers {
+    /// Nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Runs at commits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CommitTrigger {
+    /// On.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+/// Runs at new digests of base images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BaseImageTrigger {
+    /// On.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Which bases count.
+    #[serde(default)]
+    pub r#type: BaseImageTriggerType,
+}
+
+/// Which bases count.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+pub enum BaseImageTriggerType {
+    /// What the image stands on.
+    #[default]
+    Runtime,
+    /// Those of build stages too.
+    All,
+}
+
+/// A timer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timer {
+    /// Five fields of cron, in UTC.
+    pub schedule: String,
+    /// On.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+/// A stored task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// Its id, which stays when it is renamed.
+    pub id: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub definition: TaskDefinition,
+    /// Grows with each change.
+    pub generation: i64,
+    /// The file that it came from; nothing for one that was made through the API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// When it was made.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    #[schema(value_type = String)]
+    pub updated_at: Timestamp,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

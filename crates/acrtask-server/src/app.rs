@@ -1,0 +1,72 @@
+//! What all parts of the control plane share.
+
+use std::{sync::Arc, time::Duration};
+
+use acrtask_store::Store;
+use tokio::sync::Notify;
+
+use crate::{
+    blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub, vault::Vault,
+};
+
+/// Settings of a control plane that do not change while it runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This control plane among those that share a database.
+    pub server_id: String,
+    /// A lease that is not renewed for so long is over.
+    pub lease: Duration,
+    /// How often a runner renews its leases.
+    pub heartbeat: Duration,
+    /// A lease that was handed out and not begun for so long goes back to the queue.
+    pub accept: Duration,
+    /// Attempts at a run, the first one included, before its runners' loss fails it.
+    pub max_attempts: u32,
+    /// Largest context, in bytes.
+    pub context_limit: u64,
+    /// Largest part of an upload, in bytes.
+    pub part_limit: u64,
+    /// How long runs, their logs and contexts are kept after their end.
+    pub retention: Duration,
+    /// Limit of a run that says none.
+    pub run_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server_id: String::new(),
+            lease: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(10),
+            accept: Duration::from_secs(15),
+            max_attempts: 3,
+            context_limit: 4 << 30,
+            part_limit: 64 << 20,
+            retention: Duration::from_secs(30 * 24 * 3600),
+            run_timeout: Duration::from_secs(3600 * 8),
+        }
+    }
+}
+
+/// One control plane.
+#[derive(Debug)]
+pub struct App {
+    /// Settings.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// Logs and contexts.
+    pub blobs: Blobs,
+    /// Encrypts what is secret.
+    pub vault: Vault,
+    /// The time.
+    pub clock: Clock,
+    /// Runners that are connected to this control plane.
+    pub hub: Hub,
+    /// Wakes those who read logs that grow.
+    pub logs: LogHub,
+    /// Wakes the scheduler: a run came, a slot is free. It would have looked anyway.
+    pub wake: Arc<Notify>,
+    /// What /metrics shows.
+    pub metrics: Metrics,
+}

@@ -1,0 +1,20 @@
+//! The control plane: what should run is decided here, handed to runners, and written down as they tell it.
+//!
+//! [`api`] answers people and programs over HTTP; [`runners`] answers runners over gRPC; [`scheduler`] and [`reaper`] move
+//! the queue; [`app`] holds what they share. Invariants: the database is the only queue, and what is in memory here may
+//! be lost at any time; nothing is acknowledged before it is committed; hints only save time.
+
+pub mod api;
+pub mod app;
+pub mod blobs;
+pub mod clock;
+pub mod logs;
+pub mod metrics;
+pub mod reaper;
+pub mod runners;
+pub mod scheduler;
+pub mod serve;
+pub mod submit;
+pub mod vault;
+
+pub use app::{App, Config};
