@@ -1,0 +1,262 @@
+//! Where bytes are kept that are too many for the database: logs and contexts.
+//!
+//! A folder by default; S3 and Azure by URL, with their usual `AWS_*` and `AZURE_*` variables. Invariants: what was put is
+//! on disk (or answered for by the service) before `put` returns; streams are held in memory only a few MiB at a time;
+//! keys are made of ids and numbers of ours, never of what a user wrote. Left out: listing, since the database knows
+//! every key.
+
+use std::{ops::Range, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, local::LocalFileSystem, path::Path,
+    prefix::PrefixStore,
+};
+use url::Url;
+
+/// Bytes of a stream that are sent at once; the services want at least 5 MiB.
+const PART: usize = 8 << 20;
+/// Parts of one stream that may be under way at once.
+const PARTS_UNDER_WAY: usize = 2;
+/// Deletions that are under way at once.
+const DELETIONS: usize = 16;
+
+/// Why bytes could not be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// There is nothing under the key.
+    #[error("there is no blob `{0}`")]
+    NotFound(String),
+    /// The place for blobs cannot be used.
+    #[error("cannot keep blobs at `{url}`: {reason}")]
+    Setup {
+        /// The place.
+        url: String,
+        /// Why, and what to write instead.
+        reason: String,
+    },
+    /// The place for blobs failed.
+    #[error("cannot {attempt} the blob `{key}`")]
+    Failed {
+        /// `write`, `read`, `delete`.
+        attempt: &'static str,
+        /// Its key.
+        key: String,
+        /// Why.
+        source: object_store::Error,
+    },
+    /// The stream that was to be kept broke off.
+    #[error("what was to be written broke off")]
+    Input(#[source] std::io::Error),
+}
+
+impl BlobError {
+    fn of(attempt: &'static str, key: &str, error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { .. } => Self::NotFound(key.to_owned()),
+            source => Self::Failed {
+                attempt,
+                key: key.to_owned(),
+                source,
+            },
+        }
+    }
+}
+
+/// The place for blobs.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Blobs {
+    /// A folder (made where it is missing), `file:///FOLDER`, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+    ///
+    /// # Errors
+    /// [`BlobError::Setup`].
+    pub fn open(url: &str) -> Result<Self, BlobError> {
+        let failed = |reason: String| BlobError::Setup {
+            url: url.to_owned(),
+            reason,
+        };
+        let parsed = match url.split_once("://") {
+            Some(_) => Url::parse(url).map_err(|error| failed(error.to_string()))?,
+            None => return Self::folder(PathBuf::from(url), url),
+        };
+        let prefix = Path::from_url_path(parsed.path().trim_matches('/'))
+            .map_err(|error| failed(error.to_string()))?;
+        // The client for the services is built inside their crate, with the provider of the process.
+        acrtask_registry::install_crypto_provider();
+        let built = match parsed.scheme() {
+            "file" => {
+                let path = parsed
+                    .to_file_path()
+                    .map_err(|()| failed("write `file:///FOLDER`".into()))?;
+                return Self::folder(path, url);
+            }
+            "s3" => AmazonS3Builder::from_env()
+                .with_url(url)
+                .build()
+                .map(|store| prefixed(store, prefix)),
+            "az" | "azure" | "abfs" | "abfss" => MicrosoftAzureBuilder::from_env()
+                .with_url(url)
+                .build()
+                .map(|store| prefixed(store, prefix)),
+            other => {
+                return Err(failed(format!(
+                    "`{other}` is not known; give a folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`"
+                )));
+            }
+        };
+        Ok(Self {
+            store: built.map_err(|error| failed(error.to_string()))?,
+        })
+    }
+
+    fn folder(path: PathBuf, url: &str) -> Result<Self, BlobError> {
+        let failed = |reason: String| BlobError::Setup {
+            url: url.to_owned(),
+            reason,
+        };
+        std::fs::create_dir_all(&path).map_err(|error| failed(error.to_string()))?;
+        let store = LocalFileSystem::new_with_prefix(&path)
+            .map_err(|error| failed(error.to_string()))?
+            .with_fsync(true)
+            .with_automatic_cleanup(true);
+        Ok(Self {
+            store: Arc::new(store),
+        })
+    }
+
+    /// Keeps `data` under `key`, in place of what was there.
+    ///
+    /// # Errors
+    /// When the place for blobs fails.
+    pub async fn put(&self, key: &str, data: Bytes) -> Result<(), BlobError> {
+        self.store
+            .put(&Path::from(key), PutPayload::from_bytes(data))
+            .await
+            .map_err(|error| BlobError::of("write", key, error))?;
+        Ok(())
+    }
+
+    /// Keeps all of `data` under `key`, and tells how many bytes that were. Nothing is kept where the stream breaks off.
+    ///
+    /// # Errors
+    /// [`BlobError::Input`] with the stream's own error, or when the place for blobs fails.
+    pub async fn put_stream(
+        &self,
+        key: &str,
+        data: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    ) -> Result<u64, BlobError> {
+        let failed = |error| BlobError::of("write", key, error);
+        let mut data = std::pin::pin!(data);
+        let mut length = 0;
+        // What is small goes in one request.
+        let mut head = Vec::new();
+        let mut over = false;
+        while head.len() < PART && !over {
+            match data.next().await {
+                Some(chunk) => head.extend_from_slice(&chunk.map_err(BlobError::Input)?),
+                None => over = true,
+            }
+        }
+        length += head.len() as u64;
+        if over {
+            self.put(key, head.into()).await?;
+            return Ok(length);
+        }
+        let upload = self
+            .store
+            .put_multipart(&Path::from(key))
+            .await
+            .map_err(failed)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        upload.put(head.into());
+        while let Some(chunk) = data.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    let _ = upload.abort().await;
+                    return Err(BlobError::Input(error));
+                }
+            };
+            length += chunk.len() as u64;
+            if let Err(error) = upload.wait_for_capacity(PARTS_UNDER_WAY).await {
+                let _ = upload.abort().await;
+                return Err(failed(error));
+            }
+            upload.put(chunk);
+        }
+        upload.finish().await.map_err(failed)?;
+        Ok(length)
+    }
+
+    /// All that is under `key`.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], or when the place for blobs fails.
+    pub async fn get(&self, key: &str) -> Result<Bytes, BlobError> {
+        let failed = |error| BlobError::of("read", key, error);
+        let got = self.store.get(&Path::from(key)).await.map_err(failed)?;
+        got.bytes().await.map_err(failed)
+    }
+
+    /// What is under `key`, or a part of it, a little at a time.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], or when the place for blobs fails; the stream may fail too.
+    pub async fn get_stream(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, BlobError> {
+        if range.as_ref().is_some_and(Range::is_empty) {
+            return Ok(futures::stream::empty().boxed());
+        }
+        let options = GetOptions {
+            range: range.map(GetRange::Bounded),
+            ..GetOptions::default()
+        };
+        let got = self
+            .store
+            .get_opts(&Path::from(key), options)
+            .await
+            .map_err(|error| BlobError::of("read", key, error))?;
+        Ok(got.into_stream().map_err(std::io::Error::other).boxed())
+    }
+
+    /// Removes blobs; one that is not there is as good as removed.
+    ///
+    /// # Errors
+    /// The first failure; the others were tried all the same.
+    pub async fn delete(&self, keys: &[String]) -> Result<(), BlobError> {
+        let mut first = Ok(());
+        let mut results = futures::stream::iter(keys)
+            .map(|key| async move {
+                self.store
+                    .delete(&Path::from(key.as_str()))
+                    .await
+                    .map_err(|error| BlobError::of("delete", key, error))
+            })
+            .buffer_unordered(DELETIONS);
+        while let Some(result) = results.next().await {
+            match result {
+                Ok(()) | Err(BlobError::NotFound(_)) => {}
+                Err(error) if first.is_ok() => first = Err(error),
+                Err(_) => {}
+            }
+        }
+        first
+    }
+}
+
+fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
+    if prefix.as_ref().is_empty() {
+        Arc::new(store)
+    } else {
+        Arc::new(PrefixStore::new(store, prefix))
+    }
+}
