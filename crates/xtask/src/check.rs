@@ -93,6 +93,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-store",
         ],
     ),
+    ("codegen", &[]),
     ("xtask", &[]),
 ];
 

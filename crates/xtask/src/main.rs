@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod cargo;
 mod check;
+mod codegen;
 mod demo;
 mod engine;
 mod http;
@@ -38,6 +39,12 @@ enum Command {
     Test,
     /// Only the project's rules: dependency directions, sizes, headers.
     Check,
+    /// Make Rust of proto/.
+    Codegen {
+        /// Only compare with what is checked in.
+        #[arg(long)]
+        check: bool,
+    },
     /// Compare with the `docker` command: all, or the named cases.
     Bench {
         /// What to compare.
@@ -72,6 +79,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo => demo::demo()?,
         Command::Test => test::test()?,
         Command::Check => check::check()?,
+        Command::Codegen { check } => codegen::codegen(check)?,
         Command::Bench { cases } => bench::bench(&cases)?,
         Command::Measured { command } => bench::measured(&command)?,
         Command::Up => {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, check, say, setup};
+use crate::{cargo, check, codegen, say, setup};
 
 /// Runs format, lints, project rules and all tests, and stops at the first that fails. What needs no
 /// engine comes first: a slip in the format is told within a second.
@@ -25,6 +25,7 @@ pub(crate) fn test() -> Result<()> {
         "warnings",
     ];
     cargo::run(&mut cargo::cargo(&clippy)?)?;
+    codegen::codegen(true)?;
     let environment = setup::up()?;
     say::doing("Building acrtask and the tests");
     // All at once: cargo gives libraries the features that the chosen packages want together, so that
