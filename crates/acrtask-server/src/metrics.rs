@@ -1,0 +1,5 @@
+//! What /metrics shows.
+
+/// Counters, gauges and histograms.
+#[derive(Debug, Default)]
+pub struct Metrics {}

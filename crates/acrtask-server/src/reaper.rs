@@ -1,0 +1,1 @@
+//! Takes leases back that are over.

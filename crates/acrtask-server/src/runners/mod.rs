@@ -1,0 +1,3 @@
+//! Answers runners over gRPC.
+
+pub mod hub;

@@ -1,0 +1,1 @@
+//! Hands queued runs to runners.

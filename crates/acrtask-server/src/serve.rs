@@ -1,0 +1,1 @@
+//! The listener, and everything that runs behind it.
