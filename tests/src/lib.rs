@@ -24,7 +24,10 @@ use serde_json::Value;
 
 pub mod engine;
 pub mod project;
+pub mod proxy;
 pub mod scenario;
+pub mod second_engine;
+pub mod service;
 
 /// The longest that any run of a test may take.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -126,23 +129,22 @@ impl World {
             .args(["--registry", &self.registry, "--id", run])
             .args(rest);
         command.current_dir(folder).envs(variables.iter().copied());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()));
-        let mut stdin = child.stdin.take().expect("it is piped");
-        // A program that does not read its input may have closed it.
-        let _ = stdin.write_all(input.as_bytes());
-        let stdout = Collected::of(child.stdout.take().expect("it is piped"));
-        let stderr = Collected::of(child.stderr.take().expect("it is piped"));
-        Running {
-            run: run.to_owned(),
-            child,
-            stdout,
-            stderr,
-        }
+        Running::spawn(run, command, input)
+    }
+
+    /// The program with exactly these arguments.
+    pub fn start_plain<S: AsRef<OsStr>>(
+        &self,
+        folder: &Path,
+        args: &[S],
+        variables: &[(&str, &str)],
+    ) -> Running {
+        let mut command = Command::new(&self.program);
+        command
+            .args(args)
+            .current_dir(folder)
+            .envs(variables.iter().copied());
+        Running::spawn("", command, "")
     }
 
     /// Starts it, and waits for its end.
@@ -178,6 +180,26 @@ impl World {
 }
 
 impl Running {
+    fn spawn(run: &str, mut command: Command, input: &str) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // A program that does not read its input may have closed it.
+        let _ = stdin.write_all(input.as_bytes());
+        let stdout = Collected::of(child.stdout.take().expect("it is piped"));
+        let stderr = Collected::of(child.stderr.take().expect("it is piped"));
+        Self {
+            run: run.to_owned(),
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
     /// Sends a signal by its name: `INT`, `TERM`, `KILL`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")

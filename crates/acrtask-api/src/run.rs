@@ -19,6 +19,10 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateRun {
+    /// The id that it is to have; nothing: one of the server's choice. One that is taken is a conflict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub id: Option<RunId>,
     /// What it is to do.
     pub spec: RunSpec,
     /// Where and when it may run.

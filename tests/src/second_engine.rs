@@ -1,0 +1,182 @@
+//! A second Docker engine with nothing in it: for what an empty layer cache shows, and for engines that are killed.
+//!
+//! It runs in the root file system of the engine that `cargo xtask test` set up, in a mount namespace of its own, with a
+//! bridge of its own and without packet filter rules, so that the first engine does not notice. Where the engine is
+//! somebody else's, there is no such root file system, and the tests that need a second one are skipped.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Run by the shell in the new mount namespace: root file system, data, folder for the socket, name.
+const ENTER: &str = r#"
+set -eu
+root=$1 data=$2 run=$3 name=$4
+mount --bind "$root" "$root"
+mount --rbind /proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
+mkdir -p "$root/run/$name" "$root/var/lib/docker"
+mount --bind "$run" "$root/run/$name"
+mount --bind "$data" "$root/var/lib/docker"
+if [ -z "$(ls -A "$root/sys/fs/cgroup")" ]; then
+    mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+fi
+exec chroot "$root" dockerd --config-file="/run/$name/daemon.json"
+"#;
+
+/// An engine of a test's own; it ends with this.
+#[derive(Debug)]
+pub struct SecondEngine {
+    /// The value for `DOCKER_HOST`.
+    pub host: String,
+    name: String,
+    bridge: String,
+    busybox: PathBuf,
+    root: PathBuf,
+    folder: TempDir,
+}
+
+impl SecondEngine {
+    /// Starts one; nothing where this machine cannot.
+    #[expect(clippy::print_stderr, reason = "the test's own output")]
+    pub fn start() -> Option<Self> {
+        let Some((root, busybox)) = parts() else {
+            eprintln!("skipped: the engine is not one that `cargo xtask test` set up");
+            return None;
+        };
+        // An interface's name has at most 15 characters.
+        let bridge = format!("acrt{}", std::process::id());
+        let name = format!("acrtask-second-{}", std::process::id());
+        let folder = tempfile::Builder::new()
+            .prefix("acrt2-")
+            .tempdir()
+            .expect("a folder can be made");
+        let network = std::process::id() % 250;
+        let address = format!("172.31.{network}.1/24");
+        for words in [
+            ["brctl", "addbr", &bridge].as_slice(),
+            &["ip", "addr", "add", &address, "dev", &bridge],
+            &["ip", "link", "set", &bridge, "up"],
+        ] {
+            let done = Command::new(&busybox).args(words).status();
+            assert!(done.is_ok_and(|status| status.success()), "{words:?}");
+        }
+        let mut engine = Self {
+            host: format!("unix://{}/run/docker.sock", folder.path().display()),
+            name,
+            bridge,
+            busybox,
+            root,
+            folder,
+        };
+        engine.restart();
+        Some(engine)
+    }
+
+    /// Starts it, or starts it again with what it had, and waits until it answers.
+    pub fn restart(&mut self) {
+        let (data, run) = (self.folder.path().join("data"), self.folder.path().join("run"));
+        let name = &self.name;
+        for folder in [&data, &run] {
+            std::fs::create_dir_all(folder).expect("a folder can be made");
+        }
+        for stale in ["docker.sock", "docker.pid"] {
+            let _ = std::fs::remove_file(run.join(stale));
+        }
+        let configuration = serde_json::json!({
+            "features": { "containerd-snapshotter": true },
+            "hosts": [format!("unix:///run/{name}/docker.sock")],
+            "pidfile": format!("/run/{name}/docker.pid"),
+            "exec-root": format!("/run/{name}/exec"),
+            "data-root": "/var/lib/docker",
+            "insecure-registries": ["127.0.0.0/8"],
+            "iptables": false,
+            "ip6tables": false,
+            "bridge": self.bridge,
+        });
+        std::fs::write(run.join("daemon.json"), configuration.to_string())
+            .expect("a file can be written");
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
+        let errors = log.try_clone().expect("a file can be shared");
+        Command::new("setsid")
+            .args(["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", ENTER, "sh"])
+            .arg(&self.root)
+            .args([&data, &run])
+            .arg(name)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .expect("unshare can be started");
+        let begun = Instant::now();
+        let socket = run.join("docker.sock");
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the second engine does not answer:\n{}",
+                std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills it with everything that it runs, as a crash does: nothing is cleaned up.
+    pub fn kill(&self) {
+        let begun = Instant::now();
+        loop {
+            let processes = self.processes();
+            if processes.is_empty() {
+                return;
+            }
+            let _ = Command::new("kill").arg("-KILL").args(&processes).status();
+            assert!(begun.elapsed() < Duration::from_secs(20), "{processes:?} do not end");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Its processes: those that live in its mount namespace, which is how its containers' shims are found too.
+    fn processes(&self) -> Vec<String> {
+        let mark = format!("/run/{}/", self.name);
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter(|entry| {
+            let mounts = std::fs::read_to_string(entry.path().join("mountinfo"));
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let ours = mounts.is_ok_and(|text| text.contains(self.name.as_str()));
+            !line.is_empty() && (ours || String::from_utf8_lossy(&line).contains(&mark))
+        })
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .collect()
+    }
+}
+
+impl Drop for SecondEngine {
+    fn drop(&mut self) {
+        self.kill();
+        for words in [
+            vec!["ip", "link", "set", &self.bridge, "down"],
+            vec!["brctl", "delbr", &self.bridge],
+        ] {
+            let _ = Command::new(&self.busybox).args(words).status();
+        }
+    }
+}
+
+/// The root file system of our own engine and the busybox of its set-up.
+fn parts() -> Option<(PathBuf, PathBuf)> {
+    let docker = std::env::var_os("ACRTASK_TEST_DOCKER")?;
+    let root = Path::new(&docker).ancestors().nth(3)?.to_owned();
+    let cache = std::fs::read_dir(root.parent()?).ok()?.flatten();
+    let tools = cache.filter(|entry| entry.file_name().to_string_lossy().starts_with("tools-"));
+    let busybox = tools
+        .map(|entry| entry.path().join("bin/busybox"))
+        .find(|path| path.exists())?;
+    Some((root, busybox))
+}
