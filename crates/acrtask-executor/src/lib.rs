@@ -18,6 +18,7 @@ mod cmd;
 mod context;
 mod engine;
 mod error;
+mod fence;
 mod graph;
 mod images;
 mod leftovers;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
+pub use fence::Fence;
 
 use builder::Builder;
 use engine::Engine;
@@ -124,6 +126,27 @@ pub struct RunRequest {
     pub context: Option<PathBuf>,
     /// What `build -` and `build -f -` read.
     pub stdin: Option<PathBuf>,
+    /// Push steps push nothing and say so, whatever [`Options::no_push`] says.
+    pub no_push: bool,
+    /// The run's own credentials, in the place of [`Options::credentials`].
+    pub credentials: Option<Credentials>,
+    /// Asked before anything is written to a registry under an image's name.
+    pub fence: Option<Arc<dyn Fence>>,
+}
+
+impl RunRequest {
+    /// Without files, with the executor's own credentials, and free to push.
+    pub fn new(id: RunId, plan: Plan) -> Self {
+        Self {
+            id,
+            plan,
+            context: None,
+            stdin: None,
+            no_push: false,
+            credentials: None,
+            fence: None,
+        }
+    }
 }
 
 /// What a run came to.

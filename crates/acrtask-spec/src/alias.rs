@@ -36,6 +36,25 @@ pub(crate) struct Aliases {
 }
 
 impl Aliases {
+    /// Those that a file has without an `alias:` block.
+    pub(crate) fn predefined(facts: &RunFacts) -> Self {
+        let builtin = BUILTIN_IMAGES
+            .iter()
+            .map(|(name, image)| ((*name).to_owned(), (*image).to_owned()));
+        let images = facts
+            .images
+            .iter()
+            .map(|(name, image)| (name.clone(), image.clone()));
+        let run_facts = PREDEFINED
+            .iter()
+            .map(|name| ((*name).to_owned(), format!("{{{{.Run.{name}}}}}")));
+        Self {
+            directive: '$',
+            // Of two with one name the later one is kept.
+            values: builtin.chain(images).chain(run_facts).collect(),
+        }
+    }
+
     /// The image that the bare word `name` stands for at the beginning of a cmd.
     pub(crate) fn image(&self, name: &str) -> Option<&str> {
         if PREDEFINED.contains(&name) {
@@ -117,17 +136,7 @@ pub(crate) fn read(
             }
         }
     }
-    let run_facts = PREDEFINED
-        .iter()
-        .map(|name| ((*name).to_owned(), format!("{{{{.Run.{name}}}}}")));
-    let images = facts
-        .images
-        .iter()
-        .map(|(name, image)| (name.clone(), image.clone()));
-    let builtin = BUILTIN_IMAGES
-        .iter()
-        .map(|(name, image)| ((*name).to_owned(), (*image).to_owned()));
-    for (name, value) in run_facts.chain(images).chain(builtin) {
+    for (name, value) in Aliases::predefined(facts).values {
         aliases.values.entry(name).or_insert(value);
     }
     aliases

@@ -5,7 +5,11 @@ mod declared;
 mod lines;
 mod order;
 
-use std::{collections::HashSet, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    time::Duration,
+};
 
 use acrtask_model::Secret;
 
@@ -141,6 +145,7 @@ pub(crate) fn plan(
         steps,
         secrets: context.secrets.to_vec(),
         timeout: None,
+        pins: BTreeMap::new(),
     });
     (plan, refusals)
 }

@@ -39,8 +39,8 @@ fn step_json(step: &Step) -> Value {
                     put(key, json!(value));
                 }
             }
-            if let Some(reference) = &build.cache {
-                put("cacheRef", json!(reference));
+            if let Some(step_cache) = &build.cache {
+                put("cacheRef", json!(step_cache.reference));
                 cache = "enabled";
             }
             (tags, build_args) = (shown.tags, shown.build_args);

@@ -38,7 +38,7 @@ pub use facts::{
 pub use json::plan_json;
 pub use picture::plan_text;
 pub use render::render_diagnostics;
-pub use resolve::{MAX_FILE, Resolution, resolve};
+pub use resolve::{MAX_FILE, Resolution, render_text, resolve};
 
 /// A task file.
 #[derive(Debug, Clone, Default)]

@@ -230,7 +230,8 @@ fn notes(step: &Step, obvious: bool, default_network: Option<&str>) -> Vec<Note>
         );
     }
     if let StepKind::Build(build) = &step.kind {
-        named("cache", build.cache.as_ref().map(ToString::to_string));
+        let cache = build.cache.as_ref();
+        named("cache", cache.map(|cache| cache.reference.to_string()));
     }
     if !settings.is_empty() {
         notes.push(Note::Plain(settings.join(" · ")));

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use acrtask_model::{ImageRef, Secret, StepId};
+use acrtask_model::{Digest, ImageRef, Secret, StepId};
 use serde::Serialize;
 
 use crate::{build_line::BuildLine, cmd_line::CmdLine};
@@ -42,6 +42,9 @@ pub struct Plan {
     pub secrets: Vec<Secret>,
     /// The whole run's limit, where `--timeout` or the file gives one.
     pub timeout: Option<Duration>,
+    /// Images that stand for others: where a build or a container would take the name, with its tag, it takes the
+    /// digest. Empty but for a run that repeats another one. What the run itself builds under the name comes first.
+    pub pins: BTreeMap<ImageRef, Digest>,
 }
 
 /// A network of the run.
@@ -159,8 +162,17 @@ pub struct BuildStep {
     pub raw: String,
     /// Its words, understood. An `Err` says why `acrtask run` refuses it; `acrtask plan` still shows the step.
     pub line: Result<BuildLine, LineRefusal>,
-    /// The reference of the step's registry cache, where `cache: enabled` asks for one.
-    pub cache: Option<ImageRef>,
+    /// The step's registry cache, where `cache: enabled` or the run asks for one.
+    pub cache: Option<StepCache>,
+}
+
+/// A cache of layers in a registry. One that cannot be read or written fails no build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepCache {
+    /// Where it is.
+    pub reference: ImageRef,
+    /// Whether the build's layers are added to it; else they are only taken from it.
+    pub export: bool,
 }
 
 /// A cmd step.

@@ -208,6 +208,31 @@ fn run(
     task.resolve(facts, lookup, secrets, problems)
 }
 
+/// A text that stands in no file, like the name of the image of a stored task, with the templates and the
+/// predefined aliases of task files filled in.
+///
+/// # Errors
+///
+/// What is wrong with its template.
+pub fn render_text(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> {
+    let secrets = facts
+        .secrets
+        .iter()
+        .map(|(id, secret)| (id.as_str(), secret));
+    let data = facts.template_data(secrets);
+    let replaced = alias::replace(text, &Aliases::predefined(facts))?;
+    let rendered = Template::parse("text", &replaced.text)
+        .and_then(|parsed| parsed.render(&data, &limits(facts)));
+    rendered.map_err(|error| {
+        let patterns = Patterns::new(facts.secrets.iter().map(|(_, secret)| secret));
+        Diagnostic {
+            help: error.help,
+            ..Diagnostic::error("template", error.message)
+        }
+        .map_texts(|text| shortened(patterns.mask(text)))
+    })
+}
+
 fn limits(facts: &RunFacts) -> Limits {
     Limits {
         now: Some(facts.date),

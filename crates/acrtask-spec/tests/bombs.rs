@@ -84,7 +84,7 @@ fn bombs_are_refused_in_time() {
         let size = shown.len() + pictured.map_or(0, |picture| picture.len());
         assert!(size < 2 << 20, "{name} is answered with {size} bytes");
         println!("{name}: {took:?}, peak {} KiB", peak());
-        let codes: Vec<&str> = resolution.diagnostics.iter().map(|d| d.code).collect();
+        let codes: Vec<&str> = resolution.diagnostics.iter().map(|d| &*d.code).collect();
         match code {
             Some(code) => assert!(
                 codes.contains(&code),

@@ -144,10 +144,8 @@ impl Task {
             panic!("{}", render_diagnostics(&source, &problems, false, 120))
         };
         RunRequest {
-            id: self.id.clone(),
-            plan,
             context: Some(self.context.path().to_owned()),
-            stdin: None,
+            ..RunRequest::new(self.id.clone(), plan)
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     diagnostic::Diagnostic,
     facts::RunFacts,
     origin::align,
-    plan::{BuildStep, CmdStep, LineRefusal, PushStep, StepKind},
+    plan::{BuildStep, CmdStep, LineRefusal, PushStep, StepCache, StepKind},
     read::{Report, Text, first_line, quoted},
     task::RawStep,
 };
@@ -103,7 +103,10 @@ pub(super) fn step_kind(
                 );
                 None
             }
-            Some(Ok(reference)) => Some(reference),
+            Some(Ok(reference)) => Some(StepCache {
+                reference,
+                export: true,
+            }),
             None => None,
         };
         return Some(StepKind::Build(Box::new(BuildStep {

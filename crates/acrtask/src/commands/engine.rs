@@ -212,10 +212,9 @@ impl Session {
             tokio::task::spawn_blocking(move || render::show(&runtime, receiver, &seen, form));
         self.interrupts.run_begins(&id);
         let request = RunRequest {
-            id,
-            plan,
             context: files.context,
             stdin: files.stdin,
+            ..RunRequest::new(id, plan)
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;
         // Stopped by nobody but the program itself, which says why.

@@ -11,7 +11,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use acrtask_buildkit::{BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport};
 use acrtask_model::{Digest, EventKind, ImageRef, ReferenceError, events::Stream};
-use acrtask_spec::{build_line::BuildLine, plan::BuildStep};
+use acrtask_spec::{
+    build_line::BuildLine,
+    plan::{BuildStep, StepCache},
+};
 
 use super::Trace;
 use crate::{
@@ -151,22 +154,23 @@ fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool, separate: b
     }
 }
 
-/// `cache: enabled`: import from and export to the step's own reference in the registry.
-async fn step_cache(ctx: &StepContext, cache: &ImageRef, recipe: &mut Recipe) {
+/// The step's cache: import from its reference in the registry and, where the step may, export to it.
+async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
     let run = &ctx.run;
+    let StepCache { reference, export } = cache;
     if let Some(lacking) = run
         .builder
         .client
         .capabilities()
         .missing(Feature::CacheExport)
     {
-        let message = format!("`cache: enabled` has no effect: {lacking}");
+        let message = format!("the cache {reference} is not used: {lacking}");
         run.events.warn(Some(&ctx.step.id), message, None).await;
         return;
     }
     let spec = |extra: &[(&str, &str)]| {
-        let mut attrs = BTreeMap::from([("ref".to_owned(), cache.to_string())]);
-        if run.is_insecure(cache.registry()) {
+        let mut attrs = BTreeMap::from([("ref".to_owned(), reference.to_string())]);
+        if run.is_insecure(reference.registry()) {
             attrs.insert("registry.insecure".into(), "true".into());
         }
         attrs.extend(
@@ -180,6 +184,9 @@ async fn step_cache(ctx: &StepContext, cache: &ImageRef, recipe: &mut Recipe) {
         }
     };
     recipe.cache_imports.push(spec(&[]));
+    if !export {
+        return;
+    }
     if run.options.no_push {
         ctx.output
             .say(

@@ -1,0 +1,112 @@
+//! What a task asks for that the operator has to allow by name, found before anything starts. Pure.
+//!
+//! The executor refuses the same things when it comes to them; this only saves the steps before.
+
+use acrtask_executor::Allow;
+use acrtask_spec::{
+    Diagnostic, TaskSource,
+    cmd_line::{
+        CmdLine, Command, CommandKind, ContainerLine, Word, WordPart, docker_word_supported,
+    },
+    plan::{Plan, Step, StepKind},
+};
+
+/// An error for each step of `plan` that asks for more than `allow`.
+pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Diagnostic> {
+    plan.steps
+        .iter()
+        .flat_map(|step| {
+            let privileged = !allow.privileged && is_privileged(step);
+            let network = !allow.host_network && wants_host_network(step);
+            let refuse = |asked: &str, flag: &str| {
+                Diagnostic::error(
+                    "not-allowed",
+                    format!("the step `{}` asks for {asked}", step.id),
+                )
+                .at(first_line(&source.text, step.line), "in this step")
+                .help(format!(
+                    "an operator who trusts this task allows it with `--allow {flag}`"
+                ))
+            };
+            let privileged = privileged.then(|| {
+                refuse(
+                    "a privileged container, which is root on this machine",
+                    "privileged",
+                )
+            });
+            let network = network.then(|| refuse("the network of this machine", "host-network"));
+            let socket = !allow.docker_socket && needs_socket(step);
+            let socket = socket.then(|| {
+                refuse(
+                    "a word of `docker` that only the engine's socket can carry out, which is root on this machine",
+                    "docker-socket",
+                )
+            });
+            privileged.into_iter().chain(network).chain(socket)
+        })
+        .collect()
+}
+
+fn is_privileged(step: &Step) -> bool {
+    step.container.privileged || containers(step).any(|line| line.flags.privileged)
+}
+
+fn wants_host_network(step: &Step) -> bool {
+    let of_build = match &step.kind {
+        StepKind::Build(build) => build
+            .line
+            .as_ref()
+            .is_ok_and(|line| line.network.as_deref() == Some("host")),
+        StepKind::Cmd(_) | StepKind::Push(_) => false,
+    };
+    of_build
+        || containers(step).any(|line| {
+            line.flags
+                .network
+                .as_ref()
+                .is_some_and(|word| is(word, "host"))
+        })
+}
+
+fn needs_socket(step: &Step) -> bool {
+    commands(step).any(
+        |command| matches!(&command.kind, CommandKind::Docker(words) if !docker_word_supported(words)),
+    )
+}
+
+/// The containers of a cmd step.
+fn containers(step: &Step) -> impl Iterator<Item = &ContainerLine> {
+    commands(step).filter_map(|command| match &command.kind {
+        CommandKind::Container(line) => Some(&**line),
+        _ => None,
+    })
+}
+
+/// The commands of a cmd step.
+fn commands(step: &Step) -> impl Iterator<Item = &Command> {
+    let line: Option<&CmdLine> = match &step.kind {
+        StepKind::Cmd(cmd) => cmd.line.as_ref().ok(),
+        StepKind::Build(_) | StepKind::Push(_) => None,
+    };
+    line.into_iter()
+        .flat_map(|line| {
+            std::iter::once(&line.first).chain(line.rest.iter().map(|(_, pipeline)| pipeline))
+        })
+        .flat_map(|pipeline| &pipeline.commands)
+}
+
+fn is(word: &Word, text: &str) -> bool {
+    matches!(word.parts.as_slice(), [WordPart::Text(part)] if part == text)
+}
+
+/// The bytes of line number `line`, from 1, without its indentation.
+fn first_line(text: &str, line: usize) -> std::ops::Range<usize> {
+    let start: usize = text
+        .split_inclusive('\n')
+        .take(line.saturating_sub(1))
+        .map(str::len)
+        .sum();
+    let line = text[start..].lines().next().unwrap_or("");
+    let indent = line.len() - line.trim_start().len();
+    start + indent..start + line.trim_end().len().max(indent)
+}
