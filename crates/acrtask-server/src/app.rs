@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use acrtask_store::Store;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub, vault::Vault,
@@ -30,6 +31,8 @@ pub struct Config {
     pub retention: Duration,
     /// Limit of a run that says none.
     pub run_timeout: Duration,
+    /// How often everything that could be missed is looked at again: the queue, leases, cancel requests.
+    pub poll: Duration,
 }
 
 impl Default for Config {
@@ -44,6 +47,7 @@ impl Default for Config {
             part_limit: 64 << 20,
             retention: Duration::from_secs(30 * 24 * 3600),
             run_timeout: Duration::from_secs(3600 * 8),
+            poll: Duration::from_secs(1),
         }
     }
 }
@@ -69,4 +73,24 @@ pub struct App {
     pub wake: Arc<Notify>,
     /// What /metrics shows.
     pub metrics: Metrics,
+    /// The control plane is shutting down: streams end, and what is under way is finished.
+    pub closing: CancellationToken,
+}
+
+impl App {
+    /// One without runners and readers.
+    pub fn new(config: Config, store: Store, blobs: Blobs, vault: Vault, clock: Clock) -> Self {
+        Self {
+            config,
+            store,
+            blobs,
+            vault,
+            clock,
+            hub: Hub::default(),
+            logs: LogHub::default(),
+            wake: Arc::default(),
+            metrics: Metrics::default(),
+            closing: CancellationToken::new(),
+        }
+    }
 }

@@ -1,1 +1,3 @@
 //! Hands queued runs to runners.
+
+pub mod place;
