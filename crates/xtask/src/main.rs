@@ -13,6 +13,7 @@ mod engine;
 mod http;
 mod images;
 mod packages;
+mod postgres;
 mod process;
 mod registry;
 mod say;
@@ -56,7 +57,7 @@ enum Command {
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Find or set up an engine, registries and base images.
+    /// Find or set up an engine, registries, base images and PostgreSQL.
     Up,
     /// Like `up`, and print the variables that name them, for `eval "$(cargo xtask env)"`.
     Env,

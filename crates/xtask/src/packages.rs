@@ -11,7 +11,7 @@ use crate::cache::{Cache, Lock, remove_tree, short_hash};
 use crate::process::run_logged;
 use crate::say;
 
-/// What is needed: the registry, the content of the base images, and the maker of root file systems.
+/// What is always needed: the registry, the content of the base images, and the maker of root file systems.
 const PACKAGES: &[&str] = &[
     "bash-static",
     "busybox-static",
@@ -28,25 +28,12 @@ pub(crate) struct Tools {
 impl Tools {
     /// Unpacks the packages, unless an earlier command did.
     pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<Self> {
-        let name = format!("tools-{}", short_hash(&PACKAGES.join(" ")));
-        let root = cache.dir_once(&name, |dir| {
-            if !Path::new("/usr/bin/apt-get").exists() || !Path::new("/usr/bin/dpkg-deb").exists() {
-                bail!(
-                    "this machine has no apt-get, so {} cannot be had from Debian's packages; \
-                     on other systems set ACRTASK_TEST_DOCKER_HOST to a Docker Engine with the containerd image \
-                     store and run this in a Debian container or machine",
-                    PACKAGES.join(", ")
-                );
-            }
-            say::doing(format!(
-                "Unpacking {} from Debian's packages into {} (nothing is installed)",
-                PACKAGES.join(", "),
-                cache.root().display()
-            ));
-            let log = cache.dir("logs")?.join("packages.log");
-            download(cache, dir, &log)?;
-            unpack(dir, &log)
-        })?;
+        let root = unpacked(
+            cache,
+            "tools",
+            PACKAGES,
+            "ACRTASK_TEST_DOCKER_HOST to a Docker Engine with the containerd image store",
+        )?;
         Ok(Self { root })
     }
 
@@ -56,7 +43,35 @@ impl Tools {
     }
 }
 
-fn download(cache: &Cache, into: &Path, log: &Path) -> Result<()> {
+/// A folder `NAME-HASH` of the cache with these packages unpacked. `instead` ends the sentence `set ...` for machines
+/// where Debian's packages cannot be had.
+pub(crate) fn unpacked(
+    cache: &Cache,
+    name: &str,
+    packages: &[&str],
+    instead: &str,
+) -> Result<PathBuf> {
+    let name = format!("{name}-{}", short_hash(&packages.join(" ")));
+    cache.dir_once(&name, |dir| {
+        if !Path::new("/usr/bin/apt-get").exists() || !Path::new("/usr/bin/dpkg-deb").exists() {
+            bail!(
+                "this machine has no apt-get, so {} cannot be had from Debian's packages; \
+                 on other systems set {instead} and run this in a Debian container or machine",
+                packages.join(", ")
+            );
+        }
+        say::doing(format!(
+            "Unpacking {} from Debian's packages into {} (nothing is installed)",
+            packages.join(", "),
+            cache.root().display()
+        ));
+        let log = cache.dir("logs")?.join("packages.log");
+        download(cache, packages, dir, &log)?;
+        unpack(dir, &log)
+    })
+}
+
+fn download(cache: &Cache, packages: &[&str], into: &Path, log: &Path) -> Result<()> {
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -66,7 +81,7 @@ fn download(cache: &Cache, into: &Path, log: &Path) -> Result<()> {
         command
     };
     let mut fetch = vec!["download"];
-    fetch.extend(PACKAGES);
+    fetch.extend(packages);
     if run_logged(&mut apt(&fetch), log).is_ok() {
         return Ok(());
     }

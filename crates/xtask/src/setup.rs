@@ -1,4 +1,4 @@
-//! `up` and `down`: the engine, the registries and the base images together, and the variables that
+//! `up` and `down`: the engine, the registries, the base images and PostgreSQL together, and the variables that
 //! tell others where they are.
 
 use std::fmt::Write;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, say};
+use crate::{engine, images, postgres, say};
 
 /// Everything that is set up, as environment variables.
 #[derive(Debug)]
@@ -62,6 +62,7 @@ pub(crate) fn up() -> Result<Environment> {
     images::put(&open, &tools).with_context(|| {
         format!("the registry at {open} cannot be used (unset ACRTASK_TEST_REGISTRY to have one started)")
     })?;
+    let postgres = postgres::get(&cache, &lock)?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
@@ -69,6 +70,11 @@ pub(crate) fn up() -> Result<Environment> {
         ("ACRTASK_TEST_AUTH_REGISTRY", password),
         ("ACRTASK_TEST_AUTH_USER", USER.to_owned()),
         ("ACRTASK_TEST_AUTH_PASSWORD", PASSWORD.to_owned()),
+        ("ACRTASK_TEST_POSTGRES", postgres.url),
+        (
+            "ACRTASK_TEST_POSTGRES_BIN",
+            postgres.programs.display().to_string(),
+        ),
     ];
     if let Some(root) = &engine.root {
         let docker = root.join("usr/bin/docker");
@@ -100,6 +106,7 @@ pub(crate) fn down() -> Result<()> {
     let lock = cache.lock()?;
     engine::down(&cache, &lock)?;
     registry::down(&cache, &lock)?;
+    postgres::down(&cache, &lock)?;
     say::doing(format!("Removing {}", cache.root().display()));
     cache::remove_tree(cache.root())
         .context("everything is stopped, but not all could be removed")?;

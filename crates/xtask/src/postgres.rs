@@ -1,0 +1,305 @@
+//! A real PostgreSQL on loopback, as a process of our own with data in the cache; the service that the package brings is
+//! not involved. The programs are the machine's, where it has them, else Debian's, unpacked and not installed.
+//!
+//! PostgreSQL refuses to run as root, so root's processes run in a user namespace where root has another number: the
+//! files stay root's, and no other user is needed. `postgres/bin` of the cache holds `initdb` and `postgres` as scripts
+//! that do so, for tests that want an instance of their own to stop and start. Data reaches the disk at each
+//! commit, as it would anywhere: what the benchmarks measure is true.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+
+use crate::cache::{self, Cache, Lock};
+use crate::process::{Service, log_tail, run_logged, start_detached, wait_until};
+use crate::{packages, say};
+
+/// The server and, of the libraries that it wants, those that a minimal Debian 12 lacks.
+const PACKAGES: &[&str] = &[
+    "postgresql-15",
+    "libcom-err2",
+    "libgssapi-krb5-2",
+    "libicu72",
+    "libk5crypto3",
+    "libkeyutils1",
+    "libkrb5-3",
+    "libkrb5support0",
+    "libldap-2.5-0",
+    "libpq5",
+    "libreadline8",
+    "libsasl2-2",
+    "libssl3",
+    "libxml2",
+];
+
+/// Connections: a test suite opens many pools at once.
+const CONNECTIONS: u32 = 300;
+
+/// A PostgreSQL that answers.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    /// `postgres://postgres@127.0.0.1:PORT/postgres`.
+    pub(crate) url: String,
+    /// The folder with `initdb` and `postgres`.
+    pub(crate) programs: PathBuf,
+}
+
+/// The one that the user named, else our own; starts it when it does not run.
+pub(crate) fn get(cache: &Cache, lock: &Lock) -> Result<Postgres> {
+    let programs = programs(cache)?;
+    let url = match named(cache) {
+        Some(url) => {
+            say::found("the PostgreSQL of ACRTASK_TEST_POSTGRES is used as it is");
+            url
+        }
+        None => own(cache, lock, &programs)?,
+    };
+    Ok(Postgres { url, programs })
+}
+
+/// Stops our own, should it run.
+pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
+    let service = service(cache);
+    // The first signal ends sessions too; the second one alone would wait for them.
+    for pid in service.processes() {
+        let _ = kill(pid, Signal::SIGINT);
+    }
+    wait_until(Duration::from_secs(5), || service.processes().is_empty());
+    if service.stop(None, Duration::from_secs(5))? {
+        say::found("PostgreSQL did not end by itself and was killed");
+    }
+    Ok(())
+}
+
+/// The one that the user named; not the one that an earlier `up` named through the same variable.
+fn named(cache: &Cache) -> Option<String> {
+    let named = std::env::var("ACRTASK_TEST_POSTGRES").ok()?;
+    let own = port_of_last_time(cache).map(url);
+    Some(named).filter(|named| !named.is_empty() && Some(named) != own.as_ref())
+}
+
+fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
+    let service = service(cache);
+    let known = port_of_last_time(cache);
+    if let Some(port) = known
+        && !service.processes().is_empty()
+        && answers(port)
+    {
+        say::found(format!(
+            "the PostgreSQL set up earlier runs at 127.0.0.1:{port}"
+        ));
+        return Ok(url(port));
+    }
+    service.stop(None, Duration::from_secs(5))?;
+    let data = data(cache);
+    let log = cache.dir("logs")?.join("initdb.log");
+    if !data.is_dir() {
+        say::doing(format!("Making a PostgreSQL in {}", data.display()));
+        let partial = cache.path("postgres/data.partial");
+        cache::remove_tree(&partial)?;
+        run_logged(
+            Command::new(programs.join("initdb"))
+                .args(["--username=postgres", "--auth=trust"])
+                .args(["--locale=C", "--encoding=UTF8", "--no-sync", "-D"])
+                .arg(&partial),
+            &log,
+        )
+        .context(
+            "cannot make a PostgreSQL (set ACRTASK_TEST_POSTGRES to the URL of one to use that)",
+        )?;
+        fs::rename(&partial, &data)
+            .with_context(|| format!("cannot rename {}", partial.display()))?;
+    }
+    let port = free_port(known)?;
+    say::doing(format!("Starting PostgreSQL at 127.0.0.1:{port}"));
+    cache::write_whole(&cache.path("postgres/port"), &format!("{port}\n"))?;
+    let log = cache.dir("logs")?.join("postgres.log");
+    let mut command = Command::new("setsid");
+    command
+        .arg(programs.join("postgres"))
+        .arg("-D")
+        .arg(&data)
+        .args(["-p", &port.to_string(), "-k", ""])
+        .args(["-c", "listen_addresses=127.0.0.1"])
+        .args(["-c", &format!("max_connections={CONNECTIONS}")])
+        // What compiles queries is a library of its own, which is not unpacked.
+        .args(["-c", "jit=off"]);
+    let mut child = start_detached(command, &log)?;
+    let mut ended = None;
+    wait_until(Duration::from_secs(30), || {
+        ended = child.try_wait().ok().flatten();
+        ended.is_some() || answers(port)
+    });
+    if ended.is_some() || !answers(port) {
+        bail!(
+            "PostgreSQL at 127.0.0.1:{port} did not start; the end of {}:\n{}",
+            log.display(),
+            log_tail(&log, 10)
+        );
+    }
+    Ok(url(port))
+}
+
+fn service(cache: &Cache) -> Service {
+    Service {
+        mark: data(cache).display().to_string(),
+        programs: &["postgres"],
+    }
+}
+
+fn data(cache: &Cache) -> PathBuf {
+    cache.path("postgres/data")
+}
+
+fn url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+}
+
+fn port_of_last_time(cache: &Cache) -> Option<u16> {
+    let text = fs::read_to_string(cache.path("postgres/port")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The port of last time when nobody took it meanwhile; else any free one.
+fn free_port(known: Option<u16>) -> Result<u16> {
+    let known = known.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let listener = known.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
+    let address = listener.and_then(|listener| listener.local_addr());
+    Ok(address.context("no port of 127.0.0.1 is free")?.port())
+}
+
+/// Whether a PostgreSQL lets us in: its answer to the first message of a session is `R`, authentication.
+fn answers(port: u16) -> bool {
+    const HELLO: &[u8] = b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    let limit = Duration::from_secs(5);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let ask = || -> std::io::Result<u8> {
+        let mut stream = TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(HELLO)?;
+        let mut kind = [0];
+        stream.read_exact(&mut kind)?;
+        Ok(kind[0])
+    };
+    ask().is_ok_and(|kind| kind == b'R')
+}
+
+/// The folder with `initdb` and `postgres` that work for root, too.
+fn programs(cache: &Cache) -> Result<PathBuf> {
+    let (found, libraries) = match installed() {
+        Some(found) => (found, None),
+        None => {
+            let root = packages::unpacked(
+                cache,
+                "postgres",
+                PACKAGES,
+                "ACRTASK_TEST_POSTGRES to the URL of a PostgreSQL",
+            )?;
+            let found = newest(&root.join("usr/lib/postgresql"))
+                .context("Debian's package of PostgreSQL holds no server")?;
+            (found, Some(libraries(&root)?))
+        }
+    };
+    let folder = cache.dir("postgres/bin")?;
+    for program in ["initdb", "postgres"] {
+        let path = folder.join(program);
+        let text = script(&found.join(program), libraries.as_deref());
+        if fs::read_to_string(&path).is_ok_and(|there| there == text) {
+            continue;
+        }
+        cache::write_whole(&path, &text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {} a program", path.display()))?;
+    }
+    Ok(folder)
+}
+
+fn script(program: &Path, libraries: Option<&str>) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let libraries = libraries.map_or_else(String::new, |path| {
+        format!("export LD_LIBRARY_PATH={}\n", quoted(path))
+    });
+    let program = quoted(&program.to_string_lossy());
+    format!(
+        "#!/bin/sh\n# PostgreSQL refuses to run as root: where we are root, we are called otherwise.\n{libraries}\
+         if [ \"$(id -u)\" = 0 ]; then\n  \
+         exec unshare --user --map-user=65534 --map-group=65534 -- {program} \"$@\"\nfi\n\
+         exec {program} \"$@\"\n"
+    )
+}
+
+fn installed() -> Option<PathBuf> {
+    newest(Path::new("/usr/lib/postgresql"))
+}
+
+/// `VERSION/bin` with a server in it, of the highest version.
+fn newest(folder: &Path) -> Option<PathBuf> {
+    fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let version: u32 = path.file_name()?.to_str()?.parse().ok()?;
+            let programs = path.join("bin");
+            let whole = ["initdb", "postgres"]
+                .iter()
+                .all(|program| programs.join(program).is_file());
+            whole.then_some((version, programs))
+        })
+        .max()
+        .map(|(_, programs)| programs)
+}
+
+/// The folders with the unpacked libraries: `usr/lib/TRIPLET` and `lib/TRIPLET`.
+fn libraries(root: &Path) -> Result<String> {
+    let mut folders = Vec::new();
+    for folder in ["usr/lib", "lib"] {
+        let entries = fs::read_dir(root.join(folder));
+        for entry in entries.into_iter().flatten() {
+            let path = entry.context("cannot list the libraries")?.path();
+            if path.to_string_lossy().ends_with("-linux-gnu") {
+                folders.push(path.display().to_string());
+            }
+        }
+    }
+    Ok(folders.join(":"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_quote_their_paths() {
+        let text = script(Path::new("/a b/it's/postgres"), Some("/lib"));
+        assert!(
+            text.contains(r"exec '/a b/it'\''s/postgres' "),
+            "unexpected script:\n{text}"
+        );
+        assert!(text.contains("export LD_LIBRARY_PATH='/lib'\n"));
+    }
+
+    #[test]
+    fn the_newest_whole_version_is_taken() {
+        let base = std::env::temp_dir().join(format!("xtask-postgres-{}", std::process::id()));
+        for (version, programs) in [
+            ("9", &["initdb", "postgres"][..]),
+            ("15", &["initdb", "postgres"]),
+            ("17", &["psql"]),
+        ] {
+            let folder = base.join(version).join("bin");
+            fs::create_dir_all(&folder).unwrap();
+            for program in programs {
+                fs::write(folder.join(program), "").unwrap();
+            }
+        }
+        assert_eq!(newest(&base), Some(base.join("15/bin")));
+        fs::remove_dir_all(base).unwrap();
+    }
+}
