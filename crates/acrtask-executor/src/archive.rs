@@ -45,6 +45,15 @@ pub(crate) enum Pack {
     },
 }
 
+/// Packs everything below `folder` as the workspace of a run gets it, while it is read: owned by root, links as they
+/// are, `.git` and what `.dockerignore` names included, without sockets, pipes and devices. Needs a runtime.
+pub fn pack_folder(folder: &Path) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+    pack(vec![Pack::Folder {
+        from: folder.to_owned(),
+        at: PathBuf::new(),
+    }])
+}
+
 /// Packs `parts` into one archive, while it is read.
 pub(crate) fn pack(parts: Vec<Pack>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let (sender, mut receiver) = mpsc::channel(CHANNEL);
@@ -63,7 +72,7 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
     tar.mode(HeaderMode::Complete);
     for part in parts {
         match part {
-            Pack::Folder { from, at } => pack_folder(&mut tar, &from, &at)?,
+            Pack::Folder { from, at } => write_folder(&mut tar, &from, &at)?,
             Pack::File { from, at, mode } => {
                 let file = File::open(&from).map_err(about("open", &from))?;
                 let size = file.metadata().map_err(about("look at", &from))?.len();
@@ -81,7 +90,7 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
-fn pack_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Result<()> {
+fn write_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Result<()> {
     for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
         let entry = match entry {
             Ok(entry) => entry,

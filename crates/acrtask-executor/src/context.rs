@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::{RunId, Secret, mask::Patterns};
+use acrtask_model::{ImageRef, RunId, Secret, mask::Patterns};
 use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
 use acrtask_spec::plan::{Network, Plan, Step, Volume};
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Options,
+    Fence, Options,
     archive::{self, Pack},
     builder::{Builder, Recipes},
     cmd::body::pairs,
@@ -47,6 +47,9 @@ pub(crate) struct RunContext {
     pub(crate) recipes: Recipes,
     /// What `-` of a build reads.
     pub(crate) stdin: Option<PathBuf>,
+    /// Nothing is pushed, and that is said.
+    pub(crate) no_push: bool,
+    fence: Option<Arc<dyn Fence>>,
     pub(crate) plan: Plan,
     networks: HashMap<String, OnceCell<()>>,
     volumes: HashMap<String, OnceCell<()>>,
@@ -81,6 +84,8 @@ pub(crate) struct Parts {
     pub(crate) patterns: Patterns,
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) stdin: Option<PathBuf>,
+    pub(crate) no_push: bool,
+    pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
 /// What must never be seen of a plan.
@@ -112,6 +117,8 @@ impl RunContext {
             images: Images::default(),
             recipes: Recipes::default(),
             stdin: parts.stdin,
+            no_push: parts.no_push,
+            fence: parts.fence,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
             named: Mutex::default(),
@@ -119,6 +126,21 @@ impl RunContext {
             left: OnceCell::new(),
             plan,
         }
+    }
+
+    /// Whether a fence stands before the run's pushes.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fence.is_some()
+    }
+
+    /// The name by which an image that this run did not build is asked for: by its digest where the plan pins it.
+    pub(crate) fn pinned(&self, name: &str) -> Option<String> {
+        if self.plan.pins.is_empty() {
+            return None;
+        }
+        let image = name.parse::<ImageRef>().ok()?.or_latest();
+        let digest = self.plan.pins.get(&image)?;
+        Some(image.at(digest.clone()).to_string())
     }
 
     /// The credentials of the run as they stand now.
@@ -389,4 +411,19 @@ pub(crate) struct StepContext {
     pub(crate) cancel: CancellationToken,
     /// A detached step's container is up.
     pub(crate) up: Arc<tokio::sync::Notify>,
+}
+
+impl StepContext {
+    /// Waits until it is known whether the run may push now; says why not.
+    pub(crate) async fn may_push(&self) -> Result<(), String> {
+        let Some(fence) = &self.run.fence else {
+            return Ok(());
+        };
+        tokio::select! {
+            answer = fence.may_push() => {
+                answer.map_err(|why| format!("nothing was pushed: {why}"))
+            }
+            () = self.cancel.cancelled() => Err("the step was stopped".into()),
+        }
+    }
 }

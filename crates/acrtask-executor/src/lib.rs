@@ -40,6 +40,7 @@ use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
 pub use fence::Fence;

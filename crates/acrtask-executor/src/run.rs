@@ -221,7 +221,8 @@ fn context(
     request: RunRequest,
     events: Events,
 ) -> Result<Arc<RunContext>, String> {
-    let credentials = with_declared(&executor.options.credentials, &request.plan);
+    let own = request.credentials.as_ref();
+    let credentials = with_declared(own.unwrap_or(&executor.options.credentials), &request.plan);
     let registry = executor
         .options
         .registry(&credentials)
@@ -247,6 +248,8 @@ fn context(
         events,
         workspace,
         stdin: request.stdin,
+        no_push: request.no_push || executor.options.no_push,
+        fence: request.fence,
     };
     Ok(Arc::new(RunContext::new(parts, request.plan)))
 }

@@ -236,6 +236,31 @@ pub async fn fetch_with_input(
     }
 }
 
+/// Unpacks what was packed of a folder on another machine and uploaded from there: a tar, perhaps compressed, or a
+/// single Dockerfile. Unlike in a [`ContextSpec::Stdin`], links may lead anywhere, as in the folder that they come from.
+///
+/// # Errors
+/// [`SourceError`]. Dropping the future removes what was unpacked.
+pub async fn unpack_upload(
+    input: impl AsyncRead + Unpin + Send,
+    options: &Options,
+) -> Result<Workspace, SourceError> {
+    let scratch = options.scratch()?;
+    let (context, limits) = ("the uploaded context", &options.limits);
+    let links = archive::Links::Anywhere;
+    let unpacking = archive::unpack_with(input, scratch.path(), context, limits, links);
+    match tokio::time::timeout(limits.time, unpacking).await {
+        Ok(unpacked) => unpacked?,
+        Err(_) => {
+            return Err(SourceError::TimedOut {
+                context: context.into(),
+                limit: limits.time,
+            });
+        }
+    };
+    owned(scratch)
+}
+
 async fn fetch_any(
     spec: &ContextSpec,
     options: &Options,

@@ -226,7 +226,7 @@ async fn stop(ctx: &StepContext, id: &str) -> Exit {
 enum Image {
     /// What a step of this run built: by its digest, so that nobody can have given the name to another image.
     Built(String),
-    /// Any other, by its name.
+    /// Any other, by its name, or by the digest that the plan pins it to.
     Named(String),
 }
 
@@ -243,11 +243,12 @@ async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<Ima
             name.to_owned()
         }));
     }
+    let name = run.pinned(name).unwrap_or_else(|| name.to_owned());
     if definition.pull == Pull::Always {
-        let pulled = crate::images::pull(ctx, name, definition.platform.as_deref()).await;
+        let pulled = crate::images::pull(ctx, &name, definition.platform.as_deref()).await;
         pulled.map_err(Failure::Other)?;
     }
-    Ok(Image::Named(name.to_owned()))
+    Ok(Image::Named(name))
 }
 
 /// Makes the container; pulls its image where the engine does not have it.
@@ -273,7 +274,7 @@ async fn create(
     match (made, image) {
         (Ok(id), image) => {
             if let Image::Named(image) = image {
-                tell_image(ctx, image);
+                tell_image(ctx, definition.image.clone(), image);
             }
             Ok(id)
         }
@@ -287,7 +288,7 @@ async fn create(
             let pulled = crate::images::pull(ctx, &image, platform).await;
             pulled.map_err(Failure::Other)?;
             let id = run.engine.create_container(&name, platform, body).await?;
-            tell_image(ctx, image);
+            tell_image(ctx, definition.image.clone(), image);
             Ok(id)
         }
         (Err(error), _) => Err(error.into()),
@@ -296,7 +297,7 @@ async fn create(
 
 /// Tells which image is run, by digest, without holding the container up. One that the run built stands on its
 /// bases, which its build has told.
-fn tell_image(ctx: &StepContext, image: String) {
+fn tell_image(ctx: &StepContext, asked_for: String, image: String) {
     let ctx = ctx.clone();
     let run = Arc::clone(&ctx.run);
     run.background.spawn(async move {
@@ -310,7 +311,7 @@ fn tell_image(ctx: &StepContext, image: String) {
                 .send(EventKind::BaseUsed {
                     step: ctx.step.id.clone(),
                     role: BaseRole::Ran,
-                    name: image,
+                    name: asked_for,
                     digest,
                     evidence: Evidence::Engine,
                 })

@@ -23,7 +23,7 @@ pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
             Err(refusal) => return Attempt::failed(refusal.message.clone()),
         }
     }
-    if ctx.run.options.no_push {
+    if ctx.run.no_push {
         for image in &images {
             let text = format!("not pushed, as --no-push asks: {image}");
             ctx.output.say(Stream::Stderr, &text).await;
@@ -120,6 +120,7 @@ async fn push_once(
     built: Option<&Arc<Built>>,
 ) -> Result<Digest, Failure> {
     let run = &ctx.run;
+    ctx.may_push().await.map_err(Failure::fatal)?;
     let text = format!("pushing {image}");
     ctx.output.say(Stream::Stderr, &text).await;
     let told = match built {

@@ -4,6 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use tokio_tar::EntryType;
 
+use super::Links;
+
 /// An entry that may be unpacked, as far as its header tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Item {
@@ -25,6 +27,7 @@ pub(super) fn classify(
     kind: EntryType,
     name: &Path,
     link: &Path,
+    links: Links,
 ) -> Result<(PathBuf, Item), String> {
     let path = clean(name).map_err(|reason| format!("its name {reason}"))?;
     let item = match kind {
@@ -33,7 +36,7 @@ pub(super) fn classify(
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Item::File,
         EntryType::Directory => Item::Folder,
         EntryType::Symlink => {
-            check_symlink(&path, link)?;
+            check_symlink(&path, link, links)?;
             Item::Symlink(link.to_owned())
         }
         EntryType::Link => Item::HardLink(
@@ -64,9 +67,12 @@ fn clean(name: &Path) -> Result<PathBuf, &'static str> {
 }
 
 /// The target of a symbolic link at `path`, as it is written. Links that it passes are another matter.
-fn check_symlink(path: &Path, to: &Path) -> Result<(), &'static str> {
+fn check_symlink(path: &Path, to: &Path, links: Links) -> Result<(), &'static str> {
     if to.as_os_str().is_empty() {
         return Err("a link to nothing");
+    }
+    if links == Links::Anywhere {
+        return Ok(());
     }
     if to.is_absolute() {
         return Err("a link to an absolute path");

@@ -41,6 +41,16 @@ const BUFFER: usize = 128 << 10;
 /// Enough of a stream's beginning to tell what it is: one block of tar.
 const BLOCK: usize = 512;
 
+/// Where symbolic links may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// Nowhere out of the archive's folder.
+    Inside,
+    /// Anywhere: they are what the folder had that was packed, and mean something only where it is used. Nothing is
+    /// written through them, and whoever reads the folder follows none out of it ([`crate::paths::inside`]).
+    Anywhere,
+}
+
 /// What a stream turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
@@ -107,6 +117,20 @@ pub async fn unpack(
     context: &str,
     limits: &Limits,
 ) -> Result<Content, SourceError> {
+    unpack_with(input, target, context, limits, Links::Inside).await
+}
+
+/// As [`unpack`], with a say on links.
+///
+/// # Errors
+/// As [`unpack`].
+pub(crate) async fn unpack_with(
+    input: impl AsyncRead + Unpin + Send,
+    target: &Path,
+    context: &str,
+    limits: &Limits,
+    links: Links,
+) -> Result<Content, SourceError> {
     let packed = Counter::default();
     let input = Metered {
         inner: input,
@@ -122,6 +146,7 @@ pub async fn unpack(
         limits,
         packed,
         target: &target,
+        links,
     };
     unpacker.unpack(input).await
 }
@@ -131,6 +156,7 @@ struct Unpacker<'a> {
     limits: &'a Limits,
     packed: Counter,
     target: &'a Path,
+    links: Links,
 }
 
 impl Unpacker<'_> {
@@ -227,7 +253,7 @@ impl Unpacker<'_> {
         let mut entries = archive
             .entries()
             .map_err(|error| self.read_error(None, &error))?;
-        let mut tree = Tree::new(self.target);
+        let mut tree = Tree::new(self.target, self.links);
         let (mut count, mut bytes) = (0, 0u64);
         loop {
             budget.store(MAX_HEADERS, Ordering::Relaxed);
@@ -275,7 +301,7 @@ impl Unpacker<'_> {
         let header = entry.header();
         let mode = header.mode().unwrap_or(0o644) & 0o777;
         let modified = header.mtime().unwrap_or_default();
-        let (path, item) = classify(header.entry_type(), &name, &link)
+        let (path, item) = classify(header.entry_type(), &name, &link, self.links)
             .map_err(|reason| self.broken(Some(&name), &reason))?;
         if path.as_os_str().is_empty() {
             return Ok(());
@@ -293,7 +319,7 @@ impl Unpacker<'_> {
                 }
                 Ok(())
             }
-            Item::Folder => tree.folder(&path, mode).map_err(trouble),
+            Item::Folder => tree.folder(&path, mode, modified).map_err(trouble),
             Item::Symlink(to) => tree.symlink(&path, &to).map_err(trouble),
             Item::HardLink(to) => tree.hard_link(&path, &to).map_err(trouble),
         }

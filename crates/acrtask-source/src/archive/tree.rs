@@ -9,10 +9,12 @@ use std::{
     io,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use walkdir::WalkDir;
 
+use super::Links;
 use crate::paths;
 
 /// Why an entry could not be written.
@@ -32,18 +34,20 @@ pub(super) struct Tree<'a> {
     /// Folders below the root that are known to be folders.
     known: HashSet<PathBuf>,
     /// Whether there is a link of either kind among the entries.
-    links: bool,
-    modes: Vec<(PathBuf, u32)>,
+    has_links: bool,
+    links: Links,
+    folders: Vec<(PathBuf, u32, u64)>,
 }
 
 impl<'a> Tree<'a> {
     /// `root` has to be absolute and without links. It holds nothing, or what other archives left there.
-    pub(super) fn new(root: &'a Path) -> Self {
+    pub(super) fn new(root: &'a Path, links: Links) -> Self {
         Self {
             root,
             known: HashSet::new(),
-            links: false,
-            modes: Vec::new(),
+            has_links: false,
+            links,
+            folders: Vec::new(),
         }
     }
 
@@ -59,16 +63,16 @@ impl<'a> Tree<'a> {
         Ok(file)
     }
 
-    pub(super) fn folder(&mut self, path: &Path, mode: u32) -> Result<(), Trouble> {
+    pub(super) fn folder(&mut self, path: &Path, mode: u32, modified: u64) -> Result<(), Trouble> {
         self.make_folder(path)?;
-        self.modes.push((path.to_owned(), mode | 0o700));
+        self.folders.push((path.to_owned(), mode | 0o700, modified));
         Ok(())
     }
 
     pub(super) fn symlink(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
         let full = self.make_room(path)?;
         symlink(to, full)?;
-        self.links = true;
+        self.has_links = true;
         Ok(())
     }
 
@@ -89,19 +93,19 @@ impl<'a> Tree<'a> {
         let full = self.make_room(path)?;
         // Does not follow a link at its end.
         fs::hard_link(target, full)?;
-        self.links = true;
+        self.has_links = true;
         Ok(())
     }
 
     /// No link may lead out, whatever the links are that it passes: only when all are there can that be said. All links
     /// of the folder are looked at, because a hard link is a symbolic one in another place, and because a link
-    /// may change where those of an earlier archive lead. Then the folders get their modes.
+    /// may change where those of an earlier archive lead. Then the folders get their modes and times.
     pub(super) fn finish(self) -> Result<(), (PathBuf, Trouble)> {
-        if self.links {
+        if self.has_links && self.links == Links::Inside {
             check_links(self.root)?;
         }
-        for (folder, mode) in self.modes.into_iter().rev() {
-            fs::set_permissions(self.root.join(&folder), Permissions::from_mode(mode))
+        for (folder, mode, modified) in self.folders.into_iter().rev() {
+            dress(&self.root.join(&folder), mode, modified)
                 .map_err(|error| (folder, error.into()))?;
         }
         Ok(())
@@ -157,6 +161,15 @@ impl<'a> Tree<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Gives a folder its mode, and the time at which it was last changed.
+fn dress(folder: &Path, mode: u32, modified: u64) -> io::Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(mode))?;
+    match SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(modified)) {
+        Some(modified) => File::open(folder)?.set_modified(modified),
+        None => Ok(()),
     }
 }
 

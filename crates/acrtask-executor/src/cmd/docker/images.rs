@@ -34,7 +34,7 @@ pub(super) async fn push(ctx: &StepContext, words: &[String]) -> Done {
     let args = Args::read(words, &[switch("quiet", 'q')])?;
     let [name] = args.exactly("one image")?;
     let image = reference(name)?;
-    if ctx.run.options.no_push {
+    if ctx.run.no_push {
         let text = format!("not pushed, as --no-push asks: {image}");
         ctx.output
             .say(acrtask_model::events::Stream::Stderr, &text)

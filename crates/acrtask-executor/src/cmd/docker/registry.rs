@@ -199,11 +199,12 @@ pub(super) async fn imagetools(ctx: &StepContext, words: &[String], io: &Io) -> 
 
 /// Stores an index in its registry, and tells it as pushed.
 async fn put(ctx: &StepContext, target: &ImageRef, list: &[IndexEntry], io: &Io) -> Done {
-    if ctx.run.options.no_push {
+    if ctx.run.no_push {
         let text = format!("not pushed, as --no-push asks: {target}");
         ctx.output.say(Stream::Stderr, &text).await;
         return Ok(Exit::OK);
     }
+    ctx.may_push().await?;
     let digest = ctx
         .run
         .registry()

@@ -9,7 +9,9 @@ pub(crate) use recipe::Recipe;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use acrtask_buildkit::{BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport};
+use acrtask_buildkit::{
+    BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport, NoCache,
+};
 use acrtask_model::{Digest, EventKind, ImageRef, ReferenceError, events::Stream};
 use acrtask_spec::{
     build_line::BuildLine,
@@ -58,7 +60,7 @@ async fn build(
 
     let outputs = outputs::Outputs::plan(ctx, line, &names).map_err(Attempt::failed)?;
     let separate = !ctx.run.builder.is_engine();
-    let pushes = line.push && !ctx.run.options.no_push;
+    let pushes = line.push && !ctx.run.no_push;
     if line.push && !pushes {
         let text = "not pushed, as --no-push asks";
         ctx.output.say(Stream::Stderr, text).await;
@@ -77,6 +79,15 @@ async fn build(
         });
     }
 
+    if ctx.run.is_fenced() && pushes_in_solve(&request.exports) {
+        let built_first = build_first(ctx, &recipe).await;
+        if let Err(error) = built_first.map_err(Attempt::failed)? {
+            return Err(failed(ctx, &error, trace).await);
+        }
+        ctx.may_push().await.map_err(Attempt::failed)?;
+        request.no_cache = NoCache::UseCache;
+        request.pull = false;
+    }
     let outcome = match ctx.run.builder.build(ctx, request).await {
         Ok(outcome) => outcome,
         Err(error) => return Err(failed(ctx, &error, trace).await),
@@ -120,6 +131,20 @@ async fn build(
         }
     }
     Ok(())
+}
+
+fn pushes_in_solve(exports: &[Export]) -> bool {
+    exports
+        .iter()
+        .any(|export| matches!(export, Export::Image(image) if image.push))
+}
+
+/// Builds everything and exports nothing, so that what follows the question whether the run may push is the push
+/// alone, and not a build that takes longer than the answer holds.
+async fn build_first(ctx: &StepContext, recipe: &Recipe) -> Result<Result<(), BuildError>, String> {
+    let mut request = recipe.request(ctx)?;
+    request.cache_exports.clear();
+    Ok(ctx.run.builder.build(ctx, request).await.map(drop))
 }
 
 /// The names of `-t`, complete and without duplicates.
@@ -187,7 +212,7 @@ async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
     if !export {
         return;
     }
-    if run.options.no_push {
+    if run.no_push {
         ctx.output
             .say(
                 Stream::Stderr,

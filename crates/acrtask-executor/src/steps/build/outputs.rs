@@ -74,7 +74,7 @@ impl Outputs {
                             parsed.is_ok_and(|name| ctx.run.is_insecure(name.registry()))
                         }),
                         names,
-                        push: push && !ctx.run.options.no_push,
+                        push: push && !ctx.run.no_push,
                         ..Default::default()
                     });
                     continue;

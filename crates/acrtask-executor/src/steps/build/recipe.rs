@@ -11,9 +11,9 @@ use std::{
 
 use acrtask_buildkit::{
     BuildContext, BuildRequest, BuildSecret, CacheSpec, DockerfileSource, NamedContext, Network,
-    NoCache, Provenance, SecretSource, SshSource,
+    NoCache, Provenance, SecretSource, SourcePin, SshSource,
 };
-use acrtask_model::{ReferenceError, Secret};
+use acrtask_model::{ImageRef, ReferenceError, Secret, reference::DOCKER_HUB};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
@@ -40,6 +40,7 @@ pub(crate) struct Recipe {
     secrets: Vec<BuildSecret>,
     ssh: Vec<SshSource>,
     named_contexts: BTreeMap<String, NamedContext>,
+    pins: Vec<SourcePin>,
     provenance: Provenance,
     pub(crate) cache_imports: Vec<CacheSpec>,
     pub(crate) cache_exports: Vec<CacheSpec>,
@@ -104,19 +105,22 @@ impl Recipe {
             .filter(|(_, value)| value.is_some())
             .collect();
         let provenance = provenance(ctx, line, &build_args).await;
-        Ok(Self {
+        let mut recipe = Self {
             context,
             dockerfile,
             build_args,
             secrets: secrets(ctx, line, &base)?,
             ssh: ssh(ctx, line)?,
             named_contexts,
+            pins: Vec::new(),
             provenance,
             cache_imports: caches(&line.cache_from, &base)?,
             cache_exports: caches(&line.cache_to, &base)?,
             line: line.clone(),
             _held: held,
-        })
+        };
+        recipe.pins = pins(ctx, &recipe).await;
+        Ok(recipe)
     }
 
     /// The request, without exports.
@@ -142,6 +146,7 @@ impl Recipe {
         request.network = network(ctx, line.network.as_deref())?;
         request.shm_size = line.shm_size;
         request.ulimits = line.ulimits.clone();
+        request.pins = self.pins.clone();
         request.named_contexts = self.named_contexts.clone();
         request.secrets = self.secrets.clone();
         request.ssh = self.ssh.clone();
@@ -439,6 +444,61 @@ fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
             "--network is default, none or host for a build, not `{other}`"
         )),
     }
+}
+
+/// The digests that the plan holds base images to: but for what the run itself has built under the name, and for
+/// what the line says stands for it.
+///
+/// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
+/// stage may have the name, the image's tag decides, and that is said.
+async fn pins(ctx: &StepContext, recipe: &Recipe) -> Vec<SourcePin> {
+    let mut pins = Vec::new();
+    if ctx.run.plan.pins.is_empty() {
+        return pins;
+    }
+    let stages = recipe.dockerfile_text().and_then(|text| {
+        let parsed = parse_dockerfile::parse(&text).ok()?;
+        let names = parsed.stages().filter_map(|stage| {
+            let (_, name) = stage.from.as_.as_ref()?;
+            Some(name.value.to_lowercase())
+        });
+        Some(names.collect::<Vec<_>>())
+    });
+    for (image, digest) in &ctx.run.plan.pins {
+        let said = |name: &String| {
+            let named = name.parse::<ImageRef>();
+            named.is_ok_and(|named| named.or_latest() == *image)
+        };
+        let name = image.to_string();
+        if ctx.run.images.find(&name).is_some() || recipe.named_contexts.keys().any(said) {
+            continue;
+        }
+        let hub = format!("{DOCKER_HUB}/library/");
+        let short = name
+            .strip_prefix(&hub)
+            .and_then(|name| name.strip_suffix(":latest"));
+        let is_stage = short.is_some_and(|short| match &stages {
+            Some(stages) => stages.iter().any(|stage| stage == short),
+            None => true,
+        });
+        if is_stage {
+            let message = format!(
+                "{name} is not held to {}, because a stage of the Dockerfile may have its name",
+                digest.short()
+            );
+            let help = "name the image by its version: `FROM NAME:1.2`".to_owned();
+            ctx.run
+                .events
+                .warn(Some(&ctx.step.id), message, Some(help))
+                .await;
+            continue;
+        }
+        pins.push(SourcePin {
+            reference: name,
+            digest: digest.to_string(),
+        });
+    }
+    pins
 }
 
 /// What the image is to say of its own making: nothing, unless the line asks for it.
