@@ -1,0 +1,114 @@
+//! The API, as far as measuring needs it.
+
+use std::time::Duration;
+
+use acrtask_api::{
+    admin::RunnerToken,
+    run::{CreateRun, Run},
+    spec::{RunSpec, Work},
+};
+use acrtask_model::{Event, EventKind};
+use jiff::Timestamp;
+use reqwest::Client;
+use serde_json::{Value, json};
+
+/// A client of one server.
+pub(crate) struct Api {
+    client: Client,
+    base: String,
+    token: String,
+}
+
+impl Api {
+    pub(crate) fn new(server: &str, token: &str) -> Self {
+        // An error means that there is a provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self {
+            client: Client::new(),
+            base: format!("{server}{}", acrtask_api::BASE),
+            token: token.to_owned(),
+        }
+    }
+
+    pub(crate) async fn runner_token(&self) -> String {
+        let answer = self
+            .client
+            .post(format!("{}/runner-tokens", self.base))
+            .bearer_auth(&self.token)
+            .json(&json!({}))
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .unwrap();
+        let token: RunnerToken = answer.json().await.unwrap();
+        token.secret.0
+    }
+
+    async fn start(&self, request: &CreateRun) -> Run {
+        self.client
+            .post(format!("{}/runs", self.base))
+            .bearer_auth(&self.token)
+            .json(request)
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
+    }
+
+    async fn text(&self, path: &str) -> String {
+        self.client
+            .get(format!("{}{path}", self.base))
+            .bearer_auth(&self.token)
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    }
+}
+
+/// Milliseconds from before a run is asked for until its first step began, by the one clock of this machine.
+pub(crate) async fn latency(server: &str, token: &str, image: &str, runs: usize) -> Value {
+    let api = Api::new(server, token);
+    let mut waits = Vec::new();
+    // The first few warm connections, pages and the engine.
+    for i in 0..runs + 5 {
+        let request = CreateRun {
+            spec: RunSpec {
+                work: Work::Cmd {
+                    line: format!("{image} true"),
+                },
+                ..RunSpec::default()
+            },
+            ..CreateRun::default()
+        };
+        let asked = Timestamp::now();
+        let id = api.start(&request).await.id;
+        loop {
+            let run: Run = serde_json::from_str(&api.text(&format!("/runs/{id}")).await).unwrap();
+            if run.state.is_final() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let log = api.text(&format!("/runs/{id}/log?format=json")).await;
+        let began = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Event>(line).ok())
+            .find(|event| matches!(event.kind, EventKind::StepStarted { .. }))
+            .unwrap_or_else(|| panic!("run {id} began no step:\n{log}"));
+        if i >= 5 {
+            waits.push(began.time.duration_since(asked).as_millis_f64());
+        }
+        // An idle system: what the last run left is done with.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    waits.sort_by(f64::total_cmp);
+    let at = |part: f64| waits[((waits.len() as f64 * part) as usize).min(waits.len() - 1)];
+    json!({ "count": waits.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0) })
+}

@@ -1,0 +1,165 @@
+//! Load for a control plane, and what it makes of it: the part of `cargo xtask bench` that needs more than the program
+//! itself. Prints one JSON object.
+//!
+//! The runners here are fakes that say what a real one says and carry nothing out; the control plane and its database are
+//! the real ones.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a tool for measuring")]
+
+mod api;
+mod fleet;
+
+use std::time::{Duration, Instant};
+
+use acrtask_api::{
+    spec::{RunSpec, Work},
+    task::QueueOptions,
+};
+use acrtask_model::RunId;
+use acrtask_store::{NewRun, Store};
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Puts so many runs into the queue of a database that no server has open.
+    Fill {
+        #[arg(long)]
+        database: String,
+        #[arg(long)]
+        runs: usize,
+    },
+    /// Claims so many runs by the barest statements that the database has for it, one transaction each.
+    Bare {
+        #[arg(long)]
+        database: String,
+        #[arg(long)]
+        claims: u32,
+    },
+    /// Connects runners that finish at once whatever they are given, until so many runs were dispatched.
+    Dispatch {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long, default_value_t = 1000)]
+        runners: usize,
+        #[arg(long)]
+        runs: usize,
+    },
+    /// Connects runners that do nothing, and says so; ends when standard input does.
+    Idle {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long, default_value_t = 1000)]
+        runners: usize,
+    },
+    /// Asks for one run after the other at a real service, and tells how long each waited for its first step.
+    Latency {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long)]
+        image: String,
+        #[arg(long, default_value_t = 100)]
+        runs: usize,
+    },
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let result = match Arguments::parse().command {
+        Command::Fill { database, runs } => fill(&database, runs).await,
+        Command::Bare { database, claims } => {
+            let taken = acrtask_store::testing::bare_claims(&database, claims)
+                .await
+                .unwrap();
+            rate(claims as usize, taken)
+        }
+        Command::Dispatch {
+            server,
+            token,
+            runners,
+            runs,
+        } => {
+            let keys = fleet::register(&server, &token, runners).await;
+            let taken = fleet::dispatch(&server, keys, runs).await;
+            rate(runs, taken)
+        }
+        Command::Idle {
+            server,
+            token,
+            runners,
+        } => {
+            let keys = fleet::register(&server, &token, runners).await;
+            fleet::idle(&server, keys).await;
+            return;
+        }
+        Command::Latency {
+            server,
+            token,
+            image,
+            runs,
+        } => api::latency(&server, &token, &image, runs).await,
+    };
+    println!("{result}");
+}
+
+fn rate(count: usize, taken: Duration) -> serde_json::Value {
+    json!({ "count": count, "seconds": taken.as_secs_f64(), "per_second": count as f64 / taken.as_secs_f64() })
+}
+
+async fn fill(database: &str, runs: usize) -> serde_json::Value {
+    let store = Store::open(database).await.unwrap();
+    let begun = Instant::now();
+    let mut left = runs;
+    let mut number = 0_u64;
+    while left > 0 {
+        let batch: Vec<NewRun> = (0..left.min(1000))
+            .map(|_| {
+                number += 1;
+                new_run(number)
+            })
+            .collect();
+        left -= batch.len();
+        let now = jiff::Timestamp::now().as_millisecond();
+        store.enqueue_many(batch, now).await.unwrap();
+    }
+    rate(runs, begun.elapsed())
+}
+
+fn new_run(number: u64) -> NewRun {
+    NewRun {
+        id: RunId::new(format!("load-{}-{number}", std::process::id())).unwrap(),
+        task_id: None,
+        task_name: None,
+        spec: RunSpec {
+            work: Work::Cmd {
+                line: "reg.example.com/app:1 true".into(),
+            },
+            ..RunSpec::default()
+        },
+        queue: QueueOptions::default(),
+        platform: String::new(),
+        context_id: None,
+        secrets: None,
+        trigger: "manual".into(),
+        requested_by: None,
+        rerun_of: None,
+        idempotency_key: None,
+        timeout_secs: None,
+        traceparent: String::new(),
+        // As many tasks as a fleet has.
+        warm_key: format!("task-{}", number % 500),
+        max_attempts: 3,
+    }
+}
