@@ -127,11 +127,78 @@ impl Triggers {
 
 /// Runs at commits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CommitTrigger {
     /// On.
-    #[serde(default = "yes")]
     pub enabled: bool,
+    /// Branches that count, as globs: `main`, `release/*` (`*` stays within one part, `**` does not). `!pattern` takes
+    /// out what earlier ones let in; where all have a `!`, every other branch counts. Of a pull request it is the
+    /// branch that it asks to change. Nothing: the branch that `context` names, else the repository's default branch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<String>,
+    /// Tags that count, as globs like those of `branches`. Nothing: all, where `events` has `tag`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Files that count. Where it is not known which files changed, a run starts.
+    #[serde(skip_serializing_if = "PathFilter::is_empty")]
+    pub paths: PathFilter,
+    /// What counts. Nothing: `push`, and `tag` too where `tags` says which.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<CommitEvent>,
+    /// Texts in the message of the newest commit that keep a run from starting, in upper or lower case. Nothing:
+    /// `[skip ci]`, `[ci skip]`, `[no ci]`, `[skip acrtask]` and `***NO_CI***`; an empty list: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_messages: Option<Vec<String>>,
+    /// A newer commit of the same branch, tag or pull request cancels the runs of older ones.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub newest_wins: bool,
+}
+
+impl Default for CommitTrigger {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            branches: Vec::new(),
+            tags: Vec::new(),
+            paths: PathFilter::default(),
+            events: Vec::new(),
+            skip_messages: None,
+            newest_wins: false,
+        }
+    }
+}
+
+/// Files that count for a run: those that `include` matches (all, where it is empty) and `exclude` does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PathFilter {
+    /// Globs of paths from the repository's root: `services/api/**`, `**/*.rs`. A folder's name stands for all in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Globs of paths that never count: `docs/**`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+impl PathFilter {
+    /// Nothing is said: every file counts.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What can happen to a repository.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum CommitEvent {
+    /// Commits came to a branch.
+    Push,
+    /// A tag was made or moved.
+    Tag,
+    /// A pull request (merge request) was opened, or has new commits.
+    PullRequest,
 }
 
 /// Runs at new digests of base images.
@@ -162,11 +229,47 @@ pub enum BaseImageTriggerType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timer {
-    /// Five fields of cron, in UTC.
+    /// Five fields of cron: minute, hour, day of the month, month, day of the week. In UTC, or in `timezone`.
     pub schedule: String,
     /// On.
     #[serde(default = "yes")]
     pub enabled: bool,
+    /// The IANA time zone of `schedule`, like `Europe/Berlin`; nothing: UTC. A time that a change of the clocks leaves
+    /// out runs at the first instant after it; one that happens twice runs once, the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+    /// Each run starts later by a part of this, always the same one for the same timer: `5m`. At most a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<String>,
+    /// What becomes of ticks that nobody could handle in time.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub missed: MissedTicks,
+}
+
+impl Timer {
+    /// A timer that is on, in UTC, without jitter.
+    pub fn new(schedule: impl Into<String>) -> Self {
+        Self {
+            schedule: schedule.into(),
+            enabled: true,
+            timezone: None,
+            jitter: None,
+            missed: MissedTicks::default(),
+        }
+    }
+}
+
+/// What becomes of ticks that nobody could handle in time, because no server ran.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum MissedTicks {
+    /// One run stands for all of them.
+    #[default]
+    RunOnce,
+    /// None of them runs.
+    Skip,
 }
 
 /// A stored task.
