@@ -35,7 +35,7 @@ pub(crate) fn named(job: &Job<'_>, path: &str) -> Result<TaskSource, JobError> {
 /// The file where it usually is.
 pub(crate) fn usual(job: &Job<'_>) -> Result<TaskSource, JobError> {
     let shown = |name: &str| match &job.files {
-        Files::OfTheOperator(_) if job.context != "." => {
+        Files::OfTheOperator(_) if Path::new(&job.context) != Path::new(".") => {
             Path::new(&job.context).join(name).display().to_string()
         }
         _ => name.to_owned(),

@@ -3,13 +3,10 @@
 //! Invariant: nothing is fetched before it is needed. A signal while something is fetched ends the program, after
 //! what had come was removed.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io::Write, path::Path, sync::Arc};
 
-use acrtask_source::{ContextSpec, Progress, SourceError, Workspace};
+use acrtask_job::{Files, Git, JobError};
+use acrtask_source::{ContextSpec, GitFacts, Progress, Workspace};
 
 use super::interrupt::until_interrupted;
 use crate::error::CliError;
@@ -65,7 +62,7 @@ impl Context {
             Some(workspace) => workspace,
             None => {
                 let fetching = acrtask_source::fetch(&self.spec, &self.options);
-                until_interrupted(fetching)?.map_err(|e| source_error(&e))?
+                until_interrupted(fetching)?.map_err(|error| JobError::from(&error))?
             }
         };
         Ok(self.fetched.insert(workspace))
@@ -76,37 +73,22 @@ impl Context {
         self.fetched
     }
 
-    /// The folder where files of the task are, without asking git for anything where that can be avoided.
-    pub(crate) fn root(&mut self) -> Result<Option<PathBuf>, CliError> {
-        match &self.spec {
-            ContextSpec::None => Ok(None),
-            _ => match self.local_folder() {
-                Some(folder) => {
-                    let folder = folder.canonicalize().map_err(|error| {
-                        CliError::usage(format!("cannot read the context {}", folder.display()))
-                            .because(&error)
-                    })?;
-                    Ok(Some(folder))
-                }
-                None => self.fetch().map(|workspace| Some(workspace.root.clone())),
-            },
+    /// The files of the task, without asking git for anything where that can be avoided.
+    pub(crate) fn files(&mut self) -> Result<(Files, Git), CliError> {
+        if matches!(self.spec, ContextSpec::None) {
+            return Ok((Files::None, Git::Known(GitFacts::default())));
         }
-    }
-}
-
-fn source_error(error: &SourceError) -> CliError {
-    let message = error.to_string();
-    let shown = if error.is_unreachable() {
-        CliError::unreachable(message)
-    } else {
-        CliError::usage(message)
-    };
-    let shown = match std::error::Error::source(error) {
-        Some(cause) => shown.because(cause),
-        None => shown,
-    };
-    match error.help() {
-        Some(help) => shown.help(help),
-        None => shown,
+        if let Some(folder) = self.local_folder() {
+            let root = folder.canonicalize().map_err(|error| {
+                CliError::usage(format!("cannot read the context {}", folder.display()))
+                    .because(&error)
+            })?;
+            return Ok((Files::OfTheOperator(root.clone()), Git::OfFolder(root)));
+        }
+        let workspace = self.fetch()?;
+        Ok((
+            Files::FromElsewhere(workspace.root.clone()),
+            Git::Known(workspace.facts.clone()),
+        ))
     }
 }

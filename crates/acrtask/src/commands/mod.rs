@@ -5,10 +5,9 @@ pub(crate) mod completions;
 mod context;
 mod engine;
 mod interrupt;
-mod lookup;
-mod permit;
 pub(crate) mod plan;
 pub(crate) mod run;
+mod spec;
 mod task;
 mod watch;
 

@@ -3,13 +3,14 @@
 //! The picture is for people, and secrets are masked in it. The JSON is for programs that compare or carry out
 //! the plan: where a file puts a secret into a line, the line is told as it is.
 
-use acrtask_model::{RunId, mask::Patterns};
+use acrtask_executor::Allow;
+use acrtask_model::mask::Patterns;
 use serde_json::json;
 
 use super::{
     context::Context,
-    print,
-    task::{tell, terminal_width, understand},
+    print, spec,
+    task::{tell, terminal_width},
 };
 use crate::{
     args::{PlanArgs, PlanOutput},
@@ -21,13 +22,11 @@ use crate::{
 /// Prints the plan, or what is wrong with the file.
 pub(crate) fn plan(args: &PlanArgs, style: Style, stdout: Style) -> Result<Exit, CliError> {
     let mut context = Context::named(&args.task.context, acrtask_source::Options::default())?;
-    let run = args
-        .task
-        .facts
-        .id
-        .clone()
-        .unwrap_or_else(|| RunId::from_random(rand::random()));
-    let understood = understand(&args.task, &run, None, &mut context)?;
+    let id = spec::run_id(&args.task.facts);
+    let place = spec::place(&args.task, &mut context)?;
+    let asked = spec::of_task(&args.task, &place)?;
+    let job = spec::job(&id, &asked, &mut context, Allow::default())?;
+    let understood = acrtask_job::understand(&job)?;
     let diagnostics = understood.resolution.for_plan();
     tell(&understood.source, &diagnostics, style);
     let width = terminal_width();

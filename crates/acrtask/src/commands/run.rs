@@ -2,10 +2,9 @@
 
 use std::{io::Write, path::Path};
 
-use acrtask_model::{RunId, Secret};
+use acrtask_model::RunId;
 use acrtask_source::{ContextSpec, Scratch};
 use acrtask_spec::{
-    Diagnostic, TaskSource,
     build_line::ContextRef,
     plan::{Plan, StepKind},
 };
@@ -14,12 +13,12 @@ use super::{
     context::Context,
     engine::{self, RunFiles, Session},
     interrupt::until_interrupted,
-    permit,
-    task::{self, Understood, tell},
+    spec,
+    task::{self, tell},
     watch::Changes,
 };
 use crate::{
-    args::{ColorWhen, PathOrStdin, RunArgs, task::TaskArgs},
+    args::{ColorWhen, PathOrStdin, RunArgs},
     error::CliError,
     exit::Exit,
     render::{Form, style::Style},
@@ -193,90 +192,11 @@ fn prepare(
     context: &mut Context,
     stderr: Style,
 ) -> Result<Option<(RunId, Plan)>, CliError> {
-    let id = args
-        .task
-        .facts
-        .id
-        .clone()
-        .unwrap_or_else(|| RunId::from_random(rand::random()));
-    let platform = args.how.platform.first().map(String::as_str);
-    let understood = match &args.cmd {
-        Some(line) => understand_cmd(line, &args.task, &id, platform, context)?,
-        None => task::understand(&args.task, &id, platform, context)?,
-    };
-    let mut diagnostics = understood.resolution.for_run();
-    if let Some(plan) = &understood.resolution.plan {
-        let allow = engine::allow(&args.engine);
-        diagnostics.extend(permit::refusals(&understood.source, plan, allow));
-    }
-    tell(&understood.source, &diagnostics, stderr);
-    if diagnostics.iter().any(Diagnostic::is_error) {
-        return Ok(None);
-    }
-    let Some(mut plan) = understood.resolution.plan else {
-        return Ok(None);
-    };
-    set_platforms(&mut plan, &args.how.platform);
-    give_secrets(&mut plan, &task::secret_files(&args.task.secret_file)?);
-    Ok(Some((id, plan)))
-}
-
-/// A task of one step. `$Registry` and templates work in it as in a file.
-fn understand_cmd(
-    line: &str,
-    args: &TaskArgs,
-    id: &RunId,
-    platform: Option<&str>,
-    context: &mut Context,
-) -> Result<Understood, CliError> {
-    // JSON's texts are YAML's as well.
-    let text = format!(
-        "version: v1.1.0\nsteps:\n  - id: cmd\n    cmd: {}\n",
-        serde_json::Value::from(line)
-    );
-    let facts = task::facts(args, id, platform, context, &text)?;
-    task::resolve_source(
-        TaskSource {
-            name: "--cmd".into(),
-            text,
-        },
-        &facts,
-        context,
-    )
-}
-
-/// `--platform` for each build that names none itself.
-pub(super) fn set_platforms(plan: &mut Plan, platforms: &[String]) {
-    for step in &mut plan.steps {
-        if let StepKind::Build(build) = &mut step.kind
-            && let Ok(line) = &mut build.line
-            && line.platforms.is_empty()
-        {
-            line.platforms = platforms.to_vec();
-        }
-    }
-}
-
-/// `--secret-file` for each build that asks for the secret by its id alone. It reaches the build as a variable of
-/// the step, which no process of this machine gets to see.
-pub(super) fn give_secrets(plan: &mut Plan, secrets: &[(String, Secret)]) {
-    for step in &mut plan.steps {
-        let StepKind::Build(build) = &mut step.kind else {
-            continue;
-        };
-        let Ok(line) = &mut build.line else { continue };
-        for asked in line
-            .secrets
-            .iter_mut()
-            .filter(|asked| asked.src.is_none() && asked.env.is_none())
-        {
-            if let Some((_, value)) = secrets.iter().find(|(id, _)| *id == asked.id) {
-                let variable = format!("ACRTASK_SECRET_{}", asked.id);
-                step.env.push(format!("{variable}={}", value.expose()));
-                asked.env = Some(variable);
-            }
-        }
-    }
-    plan.secrets
-        .extend(secrets.iter().map(|(_, value)| value.clone()));
+    let id = spec::run_id(&args.task.facts);
+    let place = spec::place(&args.task, context)?;
+    let asked = spec::of_run(args, &place)?;
+    let job = spec::job(&id, &asked, context, engine::allow(&args.engine))?;
+    let prepared = acrtask_job::prepare(&job)?;
+    tell(&prepared.source, &prepared.diagnostics, stderr);
+    Ok(prepared.plan.map(|plan| (id, plan)))
 }
