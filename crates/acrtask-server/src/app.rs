@@ -71,6 +71,8 @@ pub struct App {
     pub logs: LogHub,
     /// Wakes the scheduler: a run came, a slot is free. It would have looked anyway.
     pub wake: Arc<Notify>,
+    /// Wakes the task that tells runners of cancel requests. It would have looked anyway.
+    pub cancels: Arc<Notify>,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -89,6 +91,7 @@ impl App {
             hub: Hub::default(),
             logs: LogHub::default(),
             wake: Arc::default(),
+            cancels: Arc::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

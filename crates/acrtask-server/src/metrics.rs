@@ -174,11 +174,7 @@ impl Default for Metrics {
                 "Bytes of logs that were stored",
                 Counter::default()
             ),
-            requests: add!(
-                "requests",
-                "Requests that were answered",
-                Family::default()
-            ),
+            requests: add!("requests", "Requests that were answered", Family::default()),
             connections: add!("connections", "Connections that are open", Gauge::default()),
             restarts: add!(
                 "background_restarts",

@@ -91,8 +91,9 @@ impl End {
         self.token.cancelled().await;
     }
 
-    pub(crate) fn reason(&self) -> &str {
-        self.reason.get().map_or("", String::as_str)
+    /// The reason, as the last thing that the runner hears; nothing while the connection goes on.
+    pub(crate) fn status(&self) -> Option<tonic::Status> {
+        self.reason.get().map(tonic::Status::unavailable)
     }
 }
 
@@ -151,7 +152,8 @@ pub struct Connected {
 
 impl Entry {
     fn free(&self, now: Instant) -> u32 {
-        if self.draining || self.rests_until.is_some_and(|until| now < until) {
+        let ended = self.connection.end.token.is_cancelled();
+        if ended || self.draining || self.rests_until.is_some_and(|until| now < until) {
             return 0;
         }
         let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
@@ -257,6 +259,15 @@ impl Hub {
             }
         }
         (connection, lost)
+    }
+
+    /// The runner's present connection, where `end` is its end.
+    pub(crate) fn connection(&self, id: &str, end: &End) -> Option<Connection> {
+        self.with(id, |entry| {
+            let connection = &entry.connection;
+            Arc::ptr_eq(&connection.end.reason, &end.reason).then(|| connection.clone())
+        })
+        .flatten()
     }
 
     /// A connection is over. An earlier one than the runner's present one changes nothing.
@@ -372,7 +383,9 @@ impl Hub {
     /// Whether the runner was told to stop this attempt.
     pub(crate) fn is_canceled(&self, id: &str, run: &RunId, attempt: u32) -> bool {
         self.with(id, |entry| {
-            entry.hold(run, attempt).is_some_and(|hold| hold.cancel_sent)
+            entry
+                .hold(run, attempt)
+                .is_some_and(|hold| hold.cancel_sent)
         })
         .unwrap_or(false)
     }
@@ -548,7 +561,8 @@ mod tests {
             Err(Undelivered::Gone)
         );
         end.reached().await;
-        assert_eq!(end.reason(), "the runner does not read what it is sent");
+        let status = end.status().unwrap();
+        assert_eq!(status.message(), "the runner does not read what it is sent");
         hub.disconnect("one", &connection);
         assert!(!hub.tell("one", message()));
     }

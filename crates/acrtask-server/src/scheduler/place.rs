@@ -201,7 +201,9 @@ impl Board {
                 let key = (candidate.class, candidate.warm_key.as_str());
                 let heap = warm.entry(key).or_insert_with(|| {
                     let key = fnv(candidate.warm_key.as_bytes());
-                    let entries = members.iter().map(|at| (weight(key, runners[*at].seed), *at));
+                    let entries = members
+                        .iter()
+                        .map(|at| (weight(key, runners[*at].seed), *at));
                     entries.collect()
                 });
                 warmest(heap, runners)
@@ -233,10 +235,7 @@ fn warmest(heap: &mut BinaryHeap<(u64, usize)>, runners: &[FreeRunner]) -> Optio
 }
 
 /// The runner with the most free slots. Entries that are out of date are put right as they come up.
-fn emptiest(
-    heap: &mut BinaryHeap<(u32, Reverse<usize>)>,
-    runners: &[FreeRunner],
-) -> Option<usize> {
+fn emptiest(heap: &mut BinaryHeap<(u32, Reverse<usize>)>, runners: &[FreeRunner]) -> Option<usize> {
     while let Some((free, Reverse(at))) = heap.pop() {
         let now = runners[at].free;
         if now == 0 {

@@ -1,0 +1,634 @@
+//! One runner's stream, from its hello to its end.
+//!
+//! What a runner says goes to the recorder in the order in which it came; answers go back as the verdicts arrive. Chunks of
+//! logs, and the end of a run behind them, take a lane of their own, since their bytes are put into blobs first: a
+//! place for blobs that is slow holds up no heartbeat. Invariants: a bounded number of messages is under way, then the
+//! stream is not read on; nothing is acknowledged before it is committed; what is said about a run that is not the
+//! runner's is answered with Abandon, and none of its bytes are kept.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use acrtask_api::run::RunResult;
+use acrtask_model::{RunId, RunState};
+use acrtask_proto::runner::{
+    Abandon, Attempt, Drain, FenceAnswer, Finished, FinishedAck, FromRunner, Heartbeat, Hello,
+    LogAck, LogChunk, Renewed, ToRunner, Welcome, from_runner::Message as From, to_runner::Message,
+};
+use acrtask_store::{HelloFacts, Report, RunnerRow, Verdict};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::{FuturesOrdered, FuturesUnordered},
+};
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use super::{
+    failed,
+    hub::{Connection, End, Facts, Hold},
+};
+use crate::{
+    App,
+    recorder::{Receipt, Recorder, describe, millis},
+    scheduler::place::Profile,
+};
+
+/// How long a runner may take to say hello.
+const HELLO: Duration = Duration::from_secs(15);
+/// Messages of one runner that are under way at once.
+const UNDER_WAY: usize = 64;
+/// The largest chunk of a log that is taken, in bytes.
+const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
+/// How often a chunk behind a gap is tried again: what is missing may be under way.
+const GAP_TRIES: u32 = 20;
+/// The pause between.
+const GAP_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause while blobs cannot be put.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Most platforms, labels and features of a runner.
+const MOST_FACTS: usize = 256;
+/// Most slots of a runner.
+const MOST_SLOTS: u32 = 4096;
+
+/// Carries a runner's stream through to its end.
+pub(super) async fn run(
+    app: Arc<App>,
+    recorder: Recorder,
+    runner: RunnerRow,
+    inbound: Streaming<FromRunner>,
+    out: mpsc::Sender<ToRunner>,
+    end: End,
+) {
+    let (id, name) = (runner.id.clone(), runner.name.clone());
+    let session = Session {
+        app: app.clone(),
+        recorder,
+        id: id.clone(),
+        out,
+        end: end.clone(),
+    };
+    let talk = session.talk(runner, inbound);
+    tokio::select! {
+        () = end.reached() => {}
+        () = app.closing.cancelled() => end.now("the control plane is shutting down"),
+        () = talk => {}
+    }
+    if let Some(connection) = app.hub.connection(&id, &end) {
+        app.hub.disconnect(&id, &connection);
+        let reason = end.status();
+        let reason = reason.as_ref().map_or("it left", |status| status.message());
+        tracing::info!(runner = id, name, reason, "a runner is gone");
+    }
+}
+
+struct Session {
+    app: Arc<App>,
+    recorder: Recorder,
+    id: String,
+    out: mpsc::Sender<ToRunner>,
+    end: End,
+}
+
+/// A report that has its turn.
+struct Ready {
+    of: Attempt,
+    run: RunId,
+    report: Report,
+    /// What came with a chunk.
+    data: bytes::Bytes,
+}
+
+/// What the lane gives.
+enum Prepared {
+    Report(Ready),
+    Refused(Attempt, String),
+    /// The database failed before it had its turn.
+    Unwritten,
+}
+
+type Lane = FuturesOrdered<BoxFuture<'static, Prepared>>;
+type Replies = FuturesUnordered<BoxFuture<'static, Vec<Message>>>;
+
+impl Session {
+    async fn talk(&self, runner: RunnerRow, mut inbound: Streaming<FromRunner>) {
+        let first = tokio::time::timeout(HELLO, inbound.message()).await;
+        let Ok(Ok(Some(FromRunner {
+            message: Some(From::Hello(hello)),
+        }))) = first
+        else {
+            self.end
+                .now("the first message of a runner has to be its hello");
+            return;
+        };
+        if let Err(reason) = self.welcome(runner, hello).await {
+            self.end.now(reason);
+            return;
+        }
+        let mut lane = Lane::new();
+        let mut replies = Replies::new();
+        let mut open = true;
+        while open || !lane.is_empty() || !replies.is_empty() {
+            let room = lane.len() + replies.len() < UNDER_WAY;
+            tokio::select! {
+                Some(prepared) = lane.next(), if !lane.is_empty() => {
+                    let reply = self.submit(prepared).await;
+                    replies.push(reply);
+                }
+                Some(messages) = replies.next(), if !replies.is_empty() => {
+                    for message in messages {
+                        self.send(message).await;
+                    }
+                }
+                message = inbound.message(), if open && room => match message {
+                    Ok(Some(FromRunner { message: Some(message) })) => {
+                        self.app.hub.heard(&self.id, None);
+                        self.hear(message, &mut lane, &mut replies).await;
+                    }
+                    // A message of a newer program.
+                    Ok(Some(FromRunner { message: None })) => {}
+                    Ok(None) => open = false,
+                    Err(status) => {
+                        tracing::debug!(runner = self.id, %status, "a runner's stream broke off");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Greets a runner: what it is, what of its leases it keeps, and only then may it be given new ones.
+    async fn welcome(&self, runner: RunnerRow, hello: Hello) -> Result<(), String> {
+        let app = &*self.app;
+        let facts = facts(&runner, &hello)?;
+        let pause = |error| {
+            failed(error);
+            "the database cannot be reached; connect again".to_owned()
+        };
+        let now = app.clock.now_ms();
+        app.store
+            .runner_hello(&self.id, &facts, &app.config.server_id, now)
+            .await
+            .map_err(pause)?;
+        let mut claims = Vec::new();
+        for of in hello.held {
+            if let Ok(run) = RunId::new(of.run.clone()) {
+                let receipt = self.renew(&run, of.attempt).await;
+                claims.push((of, run, receipt));
+            }
+        }
+        let mut held = HashMap::new();
+        let mut kept = Vec::new();
+        let mut abandoned = Vec::new();
+        for (of, run, receipt) in claims {
+            match receipt.await {
+                Ok(Verdict::Done | Verdict::LogAt(_)) => {
+                    let state = app.store.log_state(&run).await.map_err(pause)?;
+                    let hold = Hold {
+                        attempt: of.attempt,
+                        accepted: true,
+                        ..Hold::default()
+                    };
+                    held.insert(run, hold);
+                    kept.push(LogAck {
+                        of: Some(of),
+                        offset: state.length,
+                    });
+                }
+                Ok(Verdict::Refused { reason }) => abandoned.push(abandon(of, reason)),
+                Err(_) => return Err("the database failed; connect again".into()),
+            }
+        }
+        let welcome = Welcome {
+            runner_id: runner.id.clone(),
+            name: runner.name.clone(),
+            heartbeat_ms: u32::try_from(millis(app.config.heartbeat)).unwrap_or(u32::MAX),
+            lease_ms: u32::try_from(millis(app.config.lease)).unwrap_or(u32::MAX),
+            kept,
+        };
+        self.send(Message::Welcome(welcome)).await;
+        for message in abandoned {
+            self.send(message).await;
+        }
+        if runner.draining {
+            self.send(Message::Drain(Drain {})).await;
+        }
+        tracing::info!(
+            runner = runner.id,
+            name = runner.name,
+            pool = facts.pool,
+            slots = facts.slots,
+            held = held.len(),
+            version = facts.version,
+            "a runner is connected"
+        );
+        let (_, lost): (Connection, _) = app.hub.connect(
+            Facts {
+                id: runner.id,
+                name: runner.name,
+                profile: Arc::new(Profile {
+                    pool: facts.pool,
+                    platforms: facts.platforms,
+                    labels: facts.labels,
+                }),
+                slots: facts.slots,
+                features: facts.features,
+                version: facts.version,
+            },
+            runner.draining,
+            facts.free_disk,
+            held,
+            self.out.clone(),
+            self.end.clone(),
+        );
+        for (run, attempt) in lost {
+            let reason = "the lease did not reach the runner".to_owned();
+            let declined = Report::Declined { reason };
+            drop(
+                self.recorder
+                    .submit(&self.id, &run, attempt, declined)
+                    .await,
+            );
+        }
+        app.wake.notify_one();
+        app.cancels.notify_one();
+        Ok(())
+    }
+
+    async fn renew(&self, run: &RunId, attempt: u32) -> Receipt {
+        self.recorder
+            .submit(&self.id, run, attempt, Report::Renewed)
+            .await
+    }
+
+    async fn send(&self, message: Message) {
+        let message = ToRunner {
+            message: Some(message),
+        };
+        let _ = self.out.send(message).await;
+    }
+
+    async fn hear(&self, message: From, lane: &mut Lane, replies: &mut Replies) {
+        match message {
+            From::Hello(_) => tracing::warn!(runner = self.id, "a second hello is ignored"),
+            From::Heartbeat(heartbeat) => {
+                let reply = self.heartbeat(heartbeat).await;
+                replies.push(reply);
+            }
+            From::Accepted(accepted) => {
+                self.note(accepted.of, Report::Accepted, replies).await;
+            }
+            From::Started(started) => self.note(started.of, Report::Started, replies).await,
+            From::Declined(declined) => {
+                self.app.hub.declined(&self.id);
+                let reason = printable(declined.reason);
+                let report = Report::Declined { reason };
+                self.note(declined.of, report, replies).await;
+            }
+            From::Draining(_) => {
+                self.app.hub.set_draining(&self.id, true);
+                tracing::info!(runner = self.id, "a runner takes nothing more");
+            }
+            From::Fence(fence) => {
+                let reply = self.fence(fence.of.unwrap_or_default(), fence.nonce).await;
+                replies.push(reply);
+            }
+            From::Log(chunk) => lane.push_back(self.chunk(chunk)),
+            From::Finished(finished) => lane.push_back(self.finished(finished)),
+        }
+    }
+
+    /// A report that needs no answer but where it is refused.
+    async fn note(&self, of: Option<Attempt>, report: Report, replies: &mut Replies) {
+        let of = of.unwrap_or_default();
+        let Ok(run) = RunId::new(of.run.clone()) else {
+            replies.push(std::future::ready(vec![unknown(of)]).boxed());
+            return;
+        };
+        let receipt = self
+            .recorder
+            .submit(&self.id, &run, of.attempt, report)
+            .await;
+        let end = self.end.clone();
+        replies.push(
+            async move {
+                match receipt.await {
+                    Ok(Verdict::Done | Verdict::LogAt(_)) => Vec::new(),
+                    Ok(Verdict::Refused { reason }) => vec![abandon(of, reason)],
+                    Err(_) => unwritten(&end),
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> BoxFuture<'static, Vec<Message>> {
+        self.app.hub.heard(&self.id, Some(heartbeat.free_disk));
+        let mut claims = Vec::new();
+        let mut messages = Vec::new();
+        for of in heartbeat.held {
+            match RunId::new(of.run.clone()) {
+                Ok(run) => {
+                    let receipt = self.renew(&run, of.attempt).await;
+                    claims.push(receipt.map(|verdict| (of, run, verdict)));
+                }
+                Err(_) => messages.push(unknown(of)),
+            }
+        }
+        let (app, id, end) = (self.app.clone(), self.id.clone(), self.end.clone());
+        async move {
+            let mut held = Vec::new();
+            for (of, run, verdict) in join_all(claims).await {
+                match verdict {
+                    Ok(Verdict::Done | Verdict::LogAt(_)) => {
+                        app.hub.learn(&id, &run, of.attempt);
+                        held.push(of);
+                    }
+                    Ok(Verdict::Refused { reason }) => messages.push(abandon(of, reason)),
+                    Err(_) => return unwritten(&end),
+                }
+            }
+            messages.push(Message::Renewed(Renewed { held }));
+            messages
+        }
+        .boxed()
+    }
+
+    /// May the attempt push? Only while its lease holds and nobody wants its end.
+    async fn fence(&self, of: Attempt, nonce: u64) -> BoxFuture<'static, Vec<Message>> {
+        let answer = move |granted| Message::Fence(FenceAnswer { nonce, granted });
+        let Ok(run) = RunId::new(of.run.clone()) else {
+            return std::future::ready(vec![answer(false), unknown(of)]).boxed();
+        };
+        let receipt = self.renew(&run, of.attempt).await;
+        let (app, id, end) = (self.app.clone(), self.id.clone(), self.end.clone());
+        async move {
+            match receipt.await {
+                Ok(Verdict::Done | Verdict::LogAt(_)) => {
+                    vec![answer(!app.hub.is_canceled(&id, &run, of.attempt))]
+                }
+                Ok(Verdict::Refused { reason }) => vec![answer(false), abandon(of, reason)],
+                Err(_) => unwritten(&end),
+            }
+        }
+        .boxed()
+    }
+
+    /// Puts a chunk's bytes into a blob, however long that takes.
+    fn chunk(&self, chunk: LogChunk) -> BoxFuture<'static, Prepared> {
+        let of = chunk.of.unwrap_or_default();
+        let Ok(run) = RunId::new(of.run.clone()) else {
+            return refused(of, "there is no such run");
+        };
+        if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
+            return refused(of, "a chunk of a log has 1 byte to 1 MiB");
+        }
+        let (app, recorder, id) = (self.app.clone(), self.recorder.clone(), self.id.clone());
+        async move {
+            // Bytes of a run that is not the runner's are not kept.
+            if !app.hub.holds(&id, &run, of.attempt) {
+                let receipt = recorder
+                    .submit(&id, &run, of.attempt, Report::Renewed)
+                    .await;
+                match receipt.await {
+                    Ok(Verdict::Refused { reason }) => return Prepared::Refused(of, reason),
+                    Ok(_) => app.hub.learn(&id, &run, of.attempt),
+                    Err(_) => return Prepared::Unwritten,
+                }
+            }
+            let report = put(&app, &run, of.attempt, chunk.offset, &chunk.data).await;
+            Prepared::Report(Ready {
+                of,
+                run,
+                report,
+                data: chunk.data,
+            })
+        }
+        .boxed()
+    }
+
+    fn finished(&self, finished: Finished) -> BoxFuture<'static, Prepared> {
+        let of = finished.of.unwrap_or_default();
+        let Ok(run) = RunId::new(of.run.clone()) else {
+            return refused(of, "there is no such run");
+        };
+        let mut reason = Some(printable(finished.reason)).filter(|reason| !reason.is_empty());
+        let state = RunState::parse(&finished.state)
+            .filter(|state| state.is_final())
+            .unwrap_or_else(|| {
+                reason = Some(format!(
+                    "the runner said that it ended as `{}`, which this server does not know",
+                    printable(finished.state)
+                ));
+                RunState::Error
+            });
+        let result = serde_json::from_str(&printable(finished.result_json));
+        let result: RunResult = result.unwrap_or_else(|error| {
+            tracing::error!(%run, runner = self.id, %error, "the result of a run cannot be read");
+            RunResult::default()
+        });
+        let report = Report::Finished {
+            state,
+            reason,
+            result: Box::new(result),
+            log_length: finished.log_length,
+            log_sha256: printable(finished.log_sha256),
+        };
+        let ready = Ready {
+            of,
+            run,
+            report,
+            data: bytes::Bytes::new(),
+        };
+        std::future::ready(Prepared::Report(ready)).boxed()
+    }
+
+    /// Hands over what the lane gave, and waits for the verdict elsewhere.
+    async fn submit(&self, prepared: Prepared) -> BoxFuture<'static, Vec<Message>> {
+        let ready = match prepared {
+            Prepared::Report(ready) => ready,
+            Prepared::Refused(of, reason) => {
+                self.app.metrics.refused.inc();
+                return std::future::ready(vec![abandon(of, reason)]).boxed();
+            }
+            Prepared::Unwritten => return std::future::ready(unwritten(&self.end)).boxed(),
+        };
+        let receipt = self
+            .recorder
+            .submit(&self.id, &ready.run, ready.of.attempt, ready.report.clone())
+            .await;
+        let end = self.end.clone();
+        match ready.report {
+            Report::LogChunk { offset, .. } => {
+                let repair = Repair {
+                    app: self.app.clone(),
+                    recorder: self.recorder.clone(),
+                    id: self.id.clone(),
+                    ready,
+                    offset,
+                };
+                repair.acknowledge(receipt, end).boxed()
+            }
+            Report::Finished { log_length, .. } => async move {
+                let log_offset = match receipt.await {
+                    Ok(Verdict::Done) => log_length,
+                    Ok(Verdict::LogAt(offset)) => offset,
+                    Ok(Verdict::Refused { reason }) => return vec![abandon(ready.of, reason)],
+                    Err(_) => return unwritten(&end),
+                };
+                vec![Message::FinishedAck(FinishedAck {
+                    of: Some(ready.of),
+                    log_offset,
+                })]
+            }
+            .boxed(),
+            _ => std::future::ready(Vec::new()).boxed(),
+        }
+    }
+}
+
+/// A chunk, until it is known to be stored.
+struct Repair {
+    app: Arc<App>,
+    recorder: Recorder,
+    id: String,
+    ready: Ready,
+    offset: u64,
+}
+
+impl Repair {
+    /// Waits until the chunk is stored. Of one that overlaps what is stored the rest is stored; one behind a gap waits a
+    /// moment for what is missing, and then the runner has to connect again, where it is told from where to send.
+    async fn acknowledge(mut self, mut receipt: Receipt, end: End) -> Vec<Message> {
+        let chunk_end = self.offset + self.ready.data.len() as u64;
+        let mut gaps = 0;
+        loop {
+            let stored = match receipt.await {
+                Ok(Verdict::Done) => chunk_end,
+                Ok(Verdict::LogAt(stored)) => stored,
+                Ok(Verdict::Refused { reason }) => return vec![abandon(self.ready.of, reason)],
+                Err(_) => return unwritten(&end),
+            };
+            if stored >= chunk_end {
+                return vec![Message::LogAck(LogAck {
+                    of: Some(self.ready.of),
+                    offset: stored,
+                })];
+            }
+            let attempt = self.ready.of.attempt;
+            if stored > self.offset {
+                let skip = usize::try_from(stored - self.offset).unwrap_or(usize::MAX);
+                self.ready.data = self.ready.data.slice(skip..);
+                self.offset = stored;
+                let (run, data) = (&self.ready.run, &self.ready.data);
+                self.ready.report = put(&self.app, run, attempt, stored, data).await;
+            } else if stored < self.offset {
+                gaps += 1;
+                if gaps > GAP_TRIES {
+                    end.now(format!(
+                        "the log of run {} is missing from byte {stored} on; connect again and send it",
+                        self.ready.run
+                    ));
+                    return Vec::new();
+                }
+                tokio::time::sleep(GAP_PAUSE).await;
+            }
+            receipt = self
+                .recorder
+                .submit(
+                    &self.id,
+                    &self.ready.run,
+                    attempt,
+                    self.ready.report.clone(),
+                )
+                .await;
+        }
+    }
+}
+
+/// Puts bytes of a log into a blob and gives the report of it.
+async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data: &bytes::Bytes) -> Report {
+    let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    // With the length in its name no blob is ever replaced by a shorter one.
+    let blob = format!("logs/{run}/{attempt}/{offset}-{length}");
+    let mut pause = Duration::from_millis(100);
+    while let Err(error) = app.blobs.put(&blob, data.clone()).await {
+        tracing::error!(%run, attempt, error = describe(&error), "a part of a log waits for the place for blobs");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Report::LogChunk {
+        offset,
+        length,
+        blob,
+    }
+}
+
+fn refused(of: Attempt, reason: &str) -> BoxFuture<'static, Prepared> {
+    std::future::ready(Prepared::Refused(of, reason.to_owned())).boxed()
+}
+
+fn abandon(of: Attempt, reason: String) -> Message {
+    Message::Abandon(Abandon {
+        of: Some(of),
+        reason,
+    })
+}
+
+fn unknown(of: Attempt) -> Message {
+    abandon(of, "there is no such run".into())
+}
+
+/// A report could not be written: the runner says it again on its next connection.
+fn unwritten(end: &End) -> Vec<Message> {
+    end.now("the database failed; connect again and say it again");
+    Vec::new()
+}
+
+/// Without the one character that PostgreSQL does not store.
+fn printable(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
+/// What a runner is: what its registration said wins over what it says.
+fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, String> {
+    if hello.platforms.len() > MOST_FACTS
+        || hello.labels.len() > MOST_FACTS
+        || hello.features.len() > MOST_FACTS
+    {
+        return Err(format!(
+            "a runner has at most {MOST_FACTS} platforms, labels and features"
+        ));
+    }
+    if hello.slots > MOST_SLOTS {
+        return Err(format!("a runner has at most {MOST_SLOTS} slots"));
+    }
+    let pool = match (&runner.token_pool, hello.pool.as_str()) {
+        (Some(pool), _) => pool.clone(),
+        (None, "") => "default".to_owned(),
+        (None, pool) => printable(pool.to_owned()),
+    };
+    let texts = |map: &HashMap<String, String>| -> BTreeMap<String, String> {
+        map.iter()
+            .map(|(name, value)| (printable(name.clone()), printable(value.clone())))
+            .collect()
+    };
+    let mut labels = texts(&hello.labels);
+    labels.extend(runner.token_labels.clone());
+    Ok(HelloFacts {
+        pool,
+        labels,
+        platforms: hello.platforms.iter().cloned().map(printable).collect(),
+        slots: hello.slots,
+        features: texts(&hello.features),
+        version: printable(hello.version.clone()),
+        free_disk: hello.free_disk,
+    })
+}

@@ -1,0 +1,53 @@
+//! What is looked at again and again about connected runners: whether they are alive, and what was decided about them
+//! elsewhere.
+
+use acrtask_proto::runner::{Drain, to_runner::Message};
+use acrtask_store::StoreError;
+
+use crate::{App, recorder::Recorder};
+
+/// Ends the connections of runners that have been silent for a lease.
+pub(crate) fn end_silent(app: &App, recorder: &Recorder) {
+    // Heartbeats that wait behind a database that is away are not read.
+    if recorder.is_stalled() {
+        return;
+    }
+    for name in app.hub.end_silent(app.config.lease) {
+        tracing::warn!(
+            name,
+            "a runner was silent for a lease; its connection is ended"
+        );
+    }
+}
+
+/// Writes down who was heard of, and carries out what others have decided about connected runners: drain, remove.
+pub(crate) async fn reconcile(app: &App) -> Result<(), StoreError> {
+    let seen = app.hub.take_seen();
+    if !seen.is_empty() {
+        app.store.runners_seen(&seen, app.clock.now_ms()).await?;
+    }
+    if app.hub.is_empty() {
+        return Ok(());
+    }
+    let rows = app.store.runners().await?;
+    let known: std::collections::HashMap<&str, bool> = rows
+        .iter()
+        .map(|row| (row.id.as_str(), row.draining))
+        .collect();
+    for runner in app.hub.runners() {
+        match known.get(runner.id.as_str()) {
+            None => app.hub.end(&runner.id, "the runner was removed"),
+            Some(true) => drain(app, &runner.id),
+            Some(false) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Tells a runner that is connected here to take nothing new, and to leave when it has finished.
+pub(crate) fn drain(app: &App, id: &str) {
+    if app.hub.set_draining(id, true) {
+        app.hub.tell(id, Message::Drain(Drain {}));
+        tracing::info!(runner = id, "a runner drains");
+    }
+}
