@@ -11,7 +11,7 @@ use std::{
 };
 
 use acrtask_model::RunId;
-use acrtask_proto::runner::{ToRunner, to_runner::Message};
+use acrtask_proto::runner::{Drain, ToRunner, to_runner::Message};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::Instant,
@@ -448,12 +448,21 @@ impl Hub {
         });
     }
 
-    /// Whether the runner takes nothing new. True where that is news to it.
+    /// Somebody has decided whether the runner takes anything new: it is told to drain, once. True where that is news.
     pub(crate) fn set_draining(&self, id: &str, draining: bool) -> bool {
         self.with(id, |entry| {
-            std::mem::replace(&mut entry.draining, draining) != draining
+            let news = std::mem::replace(&mut entry.draining, draining) != draining;
+            if news && draining {
+                entry.send(Message::Drain(Drain {}));
+            }
+            news
         })
         .unwrap_or(false)
+    }
+
+    /// The runner has said that it takes nothing more.
+    pub(crate) fn leaves(&self, id: &str) {
+        self.with(id, |entry| entry.draining = true);
     }
 
     /// Every runner that has a free slot now.
@@ -497,8 +506,6 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use acrtask_proto::runner::Drain;
-
     use super::*;
 
     fn facts(slots: u32) -> Facts {

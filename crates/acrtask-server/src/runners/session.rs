@@ -44,9 +44,9 @@ const UNDER_WAY: usize = 64;
 /// The largest chunk of a log that is taken, in bytes.
 const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
 /// How often a chunk behind a gap is tried again: what is missing may be under way.
-const GAP_TRIES: u32 = 20;
+const GAP_TRIES: u32 = 3;
 /// The pause between.
-const GAP_PAUSE: Duration = Duration::from_millis(50);
+const GAP_PAUSE: Duration = Duration::from_millis(30);
 /// The longest pause while blobs cannot be put.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Most platforms, labels and features of a runner.
@@ -289,7 +289,7 @@ impl Session {
                 self.note(declined.of, report, replies).await;
             }
             From::Draining(_) => {
-                self.app.hub.set_draining(&self.id, true);
+                self.app.hub.leaves(&self.id);
                 tracing::info!(runner = self.id, "a runner takes nothing more");
             }
             From::Fence(fence) => {
@@ -500,8 +500,8 @@ struct Repair {
 }
 
 impl Repair {
-    /// Waits until the chunk is stored. Of one that overlaps what is stored the rest is stored; one behind a gap waits a
-    /// moment for what is missing, and then the runner has to connect again, where it is told from where to send.
+    /// Waits until the chunk is stored. Of one that overlaps what is stored the rest is stored; of one behind a gap the
+    /// runner is told where the gap begins, and sends from there.
     async fn acknowledge(mut self, mut receipt: Receipt, end: End) -> Vec<Message> {
         let chunk_end = self.offset + self.ready.data.len() as u64;
         let mut gaps = 0;
@@ -512,38 +512,28 @@ impl Repair {
                 Ok(Verdict::Refused { reason }) => return vec![abandon(self.ready.of, reason)],
                 Err(_) => return unwritten(&end),
             };
-            if stored >= chunk_end {
+            let is_gap = stored < self.offset;
+            if stored >= chunk_end || (is_gap && gaps == GAP_TRIES) {
                 return vec![Message::LogAck(LogAck {
                     of: Some(self.ready.of),
                     offset: stored,
                 })];
             }
             let attempt = self.ready.of.attempt;
-            if stored > self.offset {
+            if is_gap {
+                gaps += 1;
+                tokio::time::sleep(GAP_PAUSE).await;
+            } else {
                 let skip = usize::try_from(stored - self.offset).unwrap_or(usize::MAX);
                 self.ready.data = self.ready.data.slice(skip..);
                 self.offset = stored;
                 let (run, data) = (&self.ready.run, &self.ready.data);
                 self.ready.report = put(&self.app, run, attempt, stored, data).await;
-            } else if stored < self.offset {
-                gaps += 1;
-                if gaps > GAP_TRIES {
-                    end.now(format!(
-                        "the log of run {} is missing from byte {stored} on; connect again and send it",
-                        self.ready.run
-                    ));
-                    return Vec::new();
-                }
-                tokio::time::sleep(GAP_PAUSE).await;
             }
+            let report = self.ready.report.clone();
             receipt = self
                 .recorder
-                .submit(
-                    &self.id,
-                    &self.ready.run,
-                    attempt,
-                    self.ready.report.clone(),
-                )
+                .submit(&self.id, &self.ready.run, attempt, report)
                 .await;
         }
     }

@@ -1,7 +1,6 @@
 //! What is looked at again and again about connected runners: whether they are alive, and what was decided about them
 //! elsewhere.
 
-use acrtask_proto::runner::{Drain, to_runner::Message};
 use acrtask_store::StoreError;
 
 use crate::{App, recorder::Recorder};
@@ -37,17 +36,13 @@ pub(crate) async fn reconcile(app: &App) -> Result<(), StoreError> {
     for runner in app.hub.runners() {
         match known.get(runner.id.as_str()) {
             None => app.hub.end(&runner.id, "the runner was removed"),
-            Some(true) => drain(app, &runner.id),
+            Some(true) => {
+                if app.hub.set_draining(&runner.id, true) {
+                    tracing::info!(runner = runner.id, "a runner was told to drain");
+                }
+            }
             Some(false) => {}
         }
     }
     Ok(())
-}
-
-/// Tells a runner that is connected here to take nothing new, and to leave when it has finished.
-pub(crate) fn drain(app: &App, id: &str) {
-    if app.hub.set_draining(id, true) {
-        app.hub.tell(id, Message::Drain(Drain {}));
-        tracing::info!(runner = id, "a runner drains");
-    }
 }

@@ -249,3 +249,6 @@ fn emptiest(heap: &mut BinaryHeap<(u32, Reverse<usize>)>, runners: &[FreeRunner]
     }
     None
 }
+
+#[cfg(test)]
+mod tests;
