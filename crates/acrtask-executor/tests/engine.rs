@@ -18,8 +18,12 @@ mod build_push;
 mod cleanup;
 #[path = "engine/cmd.rs"]
 mod cmd;
+#[path = "engine/fence.rs"]
+mod fence;
 #[path = "engine/grammar.rs"]
 mod grammar;
+#[path = "engine/of_a_runner.rs"]
+mod of_a_runner;
 #[path = "engine/separate.rs"]
 mod separate;
 #[path = "engine/steps.rs"]

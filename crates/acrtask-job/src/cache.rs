@@ -42,3 +42,25 @@ fn tag(name: &str) -> String {
     });
     PREFIX.chars().chain(clean).take(LONGEST_TAG).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_name_is_a_tag(name in ".{0,300}") {
+            let image: ImageRef = "reg.io/app:1".parse().unwrap();
+            let cache = image.with_tag(&tag(&name)).unwrap();
+            prop_assert_eq!(cache.name(), image.name());
+            prop_assert!(cache.to_string().parse::<ImageRef>().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_plain_name_stays() {
+        assert_eq!(tag("nightly_build.2"), "cache_nightly_build.2");
+    }
+}

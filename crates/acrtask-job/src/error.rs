@@ -57,7 +57,7 @@ impl Error for JobError {
 impl From<&acrtask_source::SourceError> for JobError {
     /// What kept a context from being fetched.
     fn from(error: &acrtask_source::SourceError) -> Self {
-        let cause = std::error::Error::source(error).map(|cause| Chain::of(cause));
+        let cause = std::error::Error::source(error).map(Chain::of);
         Self {
             message: error.to_string(),
             help: error.help(),

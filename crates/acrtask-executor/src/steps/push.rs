@@ -120,7 +120,9 @@ async fn push_once(
     built: Option<&Arc<Built>>,
 ) -> Result<Digest, Failure> {
     let run = &ctx.run;
-    ctx.may_push().await.map_err(Failure::fatal)?;
+    if built.is_none_or(|built| !built.pushed) {
+        ctx.may_push().await.map_err(Failure::fatal)?;
+    }
     let text = format!("pushing {image}");
     ctx.output.say(Stream::Stderr, &text).await;
     let told = match built {

@@ -1,10 +1,15 @@
 //! A task file in, what happened out.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use acrtask_executor::{DockerEndpoint, Executor, Options, Report, RunRequest};
-use acrtask_model::{Event, EventKind, RunId, RunState, StepId, StepState};
-use acrtask_spec::{Lookup, RunFacts, SecretDeclaration, TaskSource, render_diagnostics, resolve};
+use acrtask_executor::{DockerEndpoint, Executor, Fence, Options, Report, RunRequest};
+use acrtask_model::{Digest, Event, EventKind, ImageRef, RunId, RunState, StepId, StepState};
+use acrtask_registry::Credentials;
+use acrtask_spec::{
+    Lookup, RunFacts, SecretDeclaration, TaskSource,
+    plan::{StepCache, StepKind},
+    render_diagnostics, resolve,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +70,16 @@ pub(crate) struct Task {
     pub(crate) options: Options,
     pub(crate) facts: RunFacts,
     pub(crate) cancel: CancellationToken,
+    pub(crate) extra: Extra,
+}
+
+/// What a test gives a request beside its task.
+#[derive(Default)]
+pub(crate) struct Extra {
+    pub(crate) fence: Option<Arc<dyn Fence>>,
+    pub(crate) pins: BTreeMap<ImageRef, Digest>,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) cache: Option<StepCache>,
 }
 
 /// A finished run.
@@ -98,6 +113,7 @@ impl Engine {
             context: Arc::new(tempfile::tempdir().unwrap()),
             options: Options::new(endpoint()),
             cancel: CancellationToken::new(),
+            extra: Extra::default(),
         }
     }
 
@@ -140,11 +156,19 @@ impl Task {
         };
         let resolution = resolve(&source, &self.facts, &Nothing);
         let problems: Vec<_> = resolution.for_run();
-        let Some(plan) = resolution.plan else {
+        let Some(mut plan) = resolution.plan else {
             panic!("{}", render_diagnostics(&source, &problems, false, 120))
         };
+        plan.pins.clone_from(&self.extra.pins);
+        for step in &mut plan.steps {
+            if let (StepKind::Build(build), Some(cache)) = (&mut step.kind, &self.extra.cache) {
+                build.cache = Some(cache.clone());
+            }
+        }
         RunRequest {
             context: Some(self.context.path().to_owned()),
+            fence: self.extra.fence.clone(),
+            credentials: self.extra.credentials.clone(),
             ..RunRequest::new(self.id.clone(), plan)
         }
     }

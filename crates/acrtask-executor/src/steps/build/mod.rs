@@ -107,7 +107,7 @@ async fn build(
                 .as_deref()
                 .and_then(|d| d.parse().ok()),
             !separate,
-            pushes,
+            pushes && separate,
         );
         ctx.run.images.add(built);
         ctx.run

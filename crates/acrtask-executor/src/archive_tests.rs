@@ -1,0 +1,195 @@
+//! Folders that go there and back.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+async fn bytes_of(parts: Vec<Pack>) -> Vec<Bytes> {
+    pack(parts).map(|chunk| chunk.unwrap()).collect().await
+}
+
+fn replay(chunks: Vec<Bytes>) -> impl Stream<Item = Result<Bytes, EngineError>> + Send {
+    futures::stream::iter(chunks.into_iter().map(Ok))
+}
+
+#[tokio::test]
+async fn a_folder_goes_there_and_back() {
+    let from = tempfile::tempdir().unwrap();
+    fs::create_dir_all(from.path().join("a/b")).unwrap();
+    fs::write(from.path().join("a/b/file"), vec![7; 300_000]).unwrap();
+    let long = "n".repeat(180);
+    fs::write(from.path().join("a").join(&long), "long name").unwrap();
+    symlink("b/file", from.path().join("a/link")).unwrap();
+    fs::set_permissions(
+        from.path().join("a/b/file"),
+        fs::Permissions::from_mode(0o751),
+    )
+    .unwrap();
+    fs::set_permissions(from.path().join("a/b"), fs::Permissions::from_mode(0o555)).unwrap();
+    let pack = Pack::Folder {
+        from: from.path().into(),
+        at: "workspace".into(),
+    };
+    let to = tempfile::tempdir().unwrap();
+    unpack_folder(replay(bytes_of(vec![pack]).await), to.path())
+        .await
+        .unwrap();
+    assert_eq!(fs::read(to.path().join("a/b/file")).unwrap().len(), 300_000);
+    assert_eq!(
+        fs::read_to_string(to.path().join("a").join(long)).unwrap(),
+        "long name"
+    );
+    assert_eq!(
+        fs::read_link(to.path().join("a/link")).unwrap(),
+        Path::new("b/file")
+    );
+    let mode = |p: &str| {
+        fs::metadata(to.path().join(p))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777
+    };
+    assert_eq!((mode("a/b/file"), mode("a/b")), (0o751, 0o555));
+}
+
+#[tokio::test]
+async fn nothing_leaves_the_folder() {
+    let outside = tempfile::tempdir().unwrap();
+    let mut tar = Builder::new(Vec::new());
+    let mut link = header(EntryType::Symlink, 0o777);
+    link.set_size(0);
+    tar.append_link(&mut link, "w/out", outside.path()).unwrap();
+    let mut file = header(EntryType::Regular, 0o644);
+    file.set_size(1);
+    tar.append_data(&mut file, "w/out/evil", &b"x"[..]).unwrap();
+    let bytes = Bytes::from(tar.into_inner().unwrap());
+    let to = tempfile::tempdir().unwrap();
+    assert!(unpack_folder(replay(vec![bytes]), to.path()).await.is_err());
+    assert!(!outside.path().join("evil").exists());
+    for (path, ok) in [
+        ("a", true),
+        ("../a", false),
+        ("a/../../b", false),
+        ("/a", false),
+        ("", false),
+    ] {
+        assert_eq!(inside(to.path(), Path::new(path)).is_some(), ok, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn lists_and_opens() {
+    let content = Pack::Content {
+        at: "w/f".into(),
+        mode: 0o600,
+        content: "hello".into(),
+    };
+    let chunks = bytes_of(vec![content]).await;
+    let listed = list(replay(chunks.clone())).await.unwrap();
+    assert_eq!(
+        listed,
+        [Listed {
+            path: "f".into(),
+            is_folder: false,
+            link: None
+        }]
+    );
+    let Opened::File(mut file) = open_file(replay(chunks)).await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(file.recv().await.unwrap().unwrap(), "hello");
+    assert!(file.recv().await.is_none());
+}
+
+/// Every entry below a folder: its path, its mode, what it holds or where it leads, and when it was changed.
+fn entries(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>, u64)> {
+    walkdir::WalkDir::new(root)
+        .min_depth(1)
+        .sort_by_file_name()
+        .into_iter()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            let (mode, content, time) = if entry.path_is_symlink() {
+                let target = fs::read_link(entry.path()).unwrap();
+                (0, target.into_os_string().into_encoded_bytes(), 0)
+            } else if metadata.is_dir() {
+                (
+                    metadata.permissions().mode(),
+                    Vec::new(),
+                    modified(&metadata),
+                )
+            } else {
+                let content = fs::read(entry.path()).unwrap();
+                (metadata.permissions().mode(), content, modified(&metadata))
+            };
+            let path = entry.path().strip_prefix(root).unwrap().to_owned();
+            (path, mode, content, time)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn an_uploaded_folder_is_the_folder() {
+    let from = tempfile::tempdir().unwrap();
+    let at = |path: &str| from.path().join(path);
+    fs::create_dir_all(at(".git/refs")).unwrap();
+    fs::create_dir_all(at("empty")).unwrap();
+    fs::create_dir_all(at("sub/deep")).unwrap();
+    fs::write(at(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+    fs::write(at(".dockerignore"), "sub\n").unwrap();
+    fs::write(at("sub/run.sh"), "#!/bin/sh\n").unwrap();
+    fs::write(at("sub/deep/data"), vec![9; 700_000]).unwrap();
+    fs::write(at(&format!("sub/{}", "n".repeat(200))), "long").unwrap();
+    fs::write(at("sub/naïve name"), "").unwrap();
+    for (path, mode) in [
+        ("sub/run.sh", 0o755),
+        (".dockerignore", 0o640),
+        ("empty", 0o711),
+    ] {
+        fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // As in a virtual environment of Python, or a folder that lacks its neighbour.
+    for (link, target) in [
+        ("sub/inside", "../sub/run.sh"),
+        ("absolute", "/usr/bin/env"),
+        ("above", "../../elsewhere"),
+        ("dangling", "nothing"),
+    ] {
+        symlink(target, at(link)).unwrap();
+    }
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for path in ["sub/run.sh", "empty", "sub"] {
+        File::open(at(path)).unwrap().set_modified(old).unwrap();
+    }
+    // A socket means nothing elsewhere, and keeps nothing from being packed.
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+
+    let scratch = tempfile::tempdir().unwrap();
+    let options = acrtask_source::Options {
+        scratch_dir: scratch.path().into(),
+        ..acrtask_source::Options::default()
+    };
+    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path()));
+    let workspace = acrtask_source::unpack_upload(stream, &options)
+        .await
+        .unwrap();
+    fs::remove_file(at("socket")).unwrap();
+    assert_eq!(entries(&workspace.root), entries(from.path()));
+    // Links that lead out are there, and nobody here follows them.
+    for link in ["absolute", "above"] {
+        assert!(workspace.path(Path::new(link)).is_err(), "{link}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_folder_can_be_uploaded() {
+    let from = tempfile::tempdir().unwrap();
+    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path()));
+    let options = acrtask_source::Options::default();
+    let workspace = acrtask_source::unpack_upload(stream, &options)
+        .await
+        .unwrap();
+    assert!(entries(&workspace.root).is_empty());
+}

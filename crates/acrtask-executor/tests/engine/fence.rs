@@ -1,0 +1,157 @@
+//! A run whose fence is closed brings no image into a registry, on whichever way.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use acrtask_executor::Fence;
+use acrtask_model::ImageRef;
+use acrtask_registry::{Credentials, Registry, Settings};
+
+use crate::harness::{Engine, engine};
+
+/// Grants the first so many questions.
+#[derive(Debug)]
+struct Grants {
+    left: AtomicU32,
+    asked: AtomicU32,
+}
+
+impl Grants {
+    fn first(count: u32) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicU32::new(count),
+            asked: AtomicU32::new(0),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Fence for Grants {
+    async fn may_push(&self) -> Result<(), String> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            })
+            .map(drop)
+            .map_err(|_| "the lease is over".to_owned())
+    }
+}
+
+/// Whether the registry has the image.
+async fn has(name: &str) -> bool {
+    let registry = Registry::new(Credentials::new(), Settings::default()).unwrap();
+    registry
+        .resolve(&name.parse::<ImageRef>().unwrap())
+        .await
+        .is_ok()
+}
+
+const DOCKERFILE: &str = "FROM $BUSYBOX\nRUN echo fenced > /x\n";
+
+/// Each way in which a task pushes `$R/$ID/fenced:1`.
+const WAYS: [(&str, &str); 9] = [
+    (
+        "a push step",
+        "  - build: -t $R/$ID/fenced:1 .\n  - id: push\n    push: [\"$R/$ID/fenced:1\"]\n",
+    ),
+    (
+        "docker push",
+        "  - build: -t $R/$ID/fenced:1 .\n  - id: push\n    cmd: docker push $R/$ID/fenced:1\n",
+    ),
+    (
+        "another name",
+        "  - build: -t $R/$ID/other:1 .\n  - cmd: docker tag $R/$ID/other:1 $R/$ID/fenced:1\n  - id: push\n    cmd: docker push $R/$ID/fenced:1\n",
+    ),
+    (
+        "build --push",
+        "  - id: push\n    build: --push -t $R/$ID/fenced:1 .\n",
+    ),
+    (
+        "docker build --push",
+        "  - id: push\n    cmd: docker build --push -t $R/$ID/fenced:1 .\n",
+    ),
+    (
+        "an output of type registry",
+        "  - id: push\n    build: --output type=registry,name=$R/$ID/fenced:1 .\n",
+    ),
+    (
+        "an output of type image",
+        "  - id: push\n    build: --output type=image,push=true,name=$R/$ID/fenced:1 .\n",
+    ),
+    (
+        "a manifest list",
+        "  - cmd: docker manifest create $R/$ID/fenced:1 $BUSYBOX\n  - id: push\n    cmd: docker manifest push $R/$ID/fenced:1\n",
+    ),
+    (
+        "imagetools",
+        "  - id: push\n    cmd: docker buildx imagetools create -t $R/$ID/fenced:1 $BUSYBOX\n",
+    ),
+];
+
+async fn run(engine: &Engine, steps: &str, fence: Arc<Grants>) -> (crate::harness::Ran, bool) {
+    let mut task = engine
+        .task(&format!("steps:\n{steps}"))
+        .file("Dockerfile", DOCKERFILE);
+    task.extra.fence = Some(fence);
+    let ran = task.run().await;
+    let there = has(&format!("{}/{}/fenced:1", engine.registry, ran.id)).await;
+    (ran, there)
+}
+
+#[tokio::test]
+async fn what_is_not_granted_is_not_pushed() {
+    let engine = engine!();
+    for (way, steps) in WAYS {
+        let fence = Grants::first(0);
+        let (ran, there) = run(&engine, steps, Arc::clone(&fence)).await;
+        assert!(!there, "{way}: pushed all the same\n{}", ran.story());
+        let ran = ran.failed();
+        let told = ran.story();
+        assert!(
+            told.contains("nothing was pushed: the lease is over"),
+            "{way}: {told}"
+        );
+        // A fence that is closed stays closed: no second attempt.
+        assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_granted_is_pushed() {
+    let engine = engine!();
+    for (way, steps) in WAYS {
+        let fence = Grants::first(9);
+        let (ran, there) = run(&engine, steps, Arc::clone(&fence)).await;
+        let ran = ran.ok();
+        assert!(there, "{way}: not in the registry\n{}", ran.story());
+        assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn each_image_is_asked_for() {
+    let engine = engine!();
+    let fence = Grants::first(1);
+    let mut task = engine
+        .task(
+            "steps:\n  - build: -t $R/$ID/fenced:1 .\n  - cmd: docker push $R/$ID/fenced:1\n  \
+             - cmd: docker tag $R/$ID/fenced:1 $R/$ID/fenced:2\n  - id: second\n    push: [\"$R/$ID/fenced:2\"]\n",
+        )
+        .file("Dockerfile", DOCKERFILE);
+    task.extra.fence = Some(fence);
+    let ran = task.run().await.failed();
+    let name = |tag: u8| format!("{}/{}/fenced:{tag}", engine.registry, ran.id);
+    assert!(
+        has(&name(1)).await && !has(&name(2)).await,
+        "{}",
+        ran.story()
+    );
+    assert_eq!(
+        ran.reason("second"),
+        "nothing was pushed: the lease is over"
+    );
+    assert_eq!(ran.report.pushed.len(), 1);
+}

@@ -1,0 +1,394 @@
+//! From a spec to a plan, without an engine.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+use std::{collections::BTreeMap, path::Path};
+
+use acrtask_api::spec::{BuildSpec, Facts, RunSpec, SharedCache, Work};
+use acrtask_executor::Allow;
+use acrtask_job::{Files, Git, Job, JobError, Prepared, diagnostics_from, file_problems, prepare};
+use acrtask_model::{Digest, RunId, Secret};
+use acrtask_source::GitFacts;
+use acrtask_spec::{
+    Diagnostic,
+    build_line::BuildLine,
+    plan::{BuildStep, Plan, StepKind},
+    render_diagnostics,
+};
+use jiff::Timestamp;
+
+/// A folder with these files, and what it is to the run.
+struct Case {
+    folder: tempfile::TempDir,
+    own: bool,
+    secrets: BTreeMap<String, Secret>,
+    allow: Allow,
+}
+
+impl Case {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            std::fs::write(folder.path().join(path), text).unwrap();
+        }
+        Self {
+            folder,
+            own: false,
+            secrets: BTreeMap::new(),
+            allow: Allow::default(),
+        }
+    }
+
+    fn secret(mut self, name: &str, value: &str) -> Self {
+        self.secrets.insert(name.into(), Secret::new(value));
+        self
+    }
+
+    fn prepare(&self, spec: &RunSpec) -> Result<Prepared, JobError> {
+        let root = self.folder.path().canonicalize().unwrap();
+        prepare(&Job {
+            id: &RunId::new("r1").unwrap(),
+            spec,
+            secrets: &self.secrets,
+            files: if self.own {
+                Files::OfTheOperator(root)
+            } else {
+                Files::FromElsewhere(root)
+            },
+            context: "the context".into(),
+            git: Git::Known(GitFacts {
+                commit: Some("c0ffee".into()),
+                ..GitFacts::default()
+            }),
+            allow: self.allow,
+            now: Timestamp::UNIX_EPOCH,
+        })
+    }
+
+    fn plan(&self, spec: &RunSpec) -> Plan {
+        let prepared = self.prepare(spec).unwrap();
+        let shown = render_diagnostics(&prepared.source, &prepared.diagnostics, false, 100);
+        prepared.plan.unwrap_or_else(|| panic!("{shown}"))
+    }
+}
+
+fn spec(work: Work) -> RunSpec {
+    RunSpec {
+        work,
+        facts: Facts {
+            registry: "reg.io".into(),
+            ..Facts::default()
+        },
+        ..RunSpec::default()
+    }
+}
+
+fn text(text: &str) -> RunSpec {
+    spec(Work::Text {
+        name: "task.yaml".into(),
+        text: text.into(),
+    })
+}
+
+fn builds(plan: &Plan) -> Vec<(&BuildStep, &BuildLine)> {
+    plan.steps
+        .iter()
+        .filter_map(|step| match &step.kind {
+            StepKind::Build(build) => Some((&**build, build.line.as_ref().unwrap())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn line(plan: &Plan) -> String {
+    match &plan.steps[0].kind {
+        StepKind::Cmd(cmd) => cmd.raw.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_kind_of_work() {
+    let case = Case::new(&[
+        ("acb.yaml", "steps:\n  - cmd: second\n"),
+        ("other.yaml", "steps:\n  - cmd: other\n"),
+    ]);
+    assert_eq!(line(&case.plan(&spec(Work::Usual))), "second");
+    let file = Work::File {
+        path: "other.yaml".into(),
+    };
+    assert_eq!(line(&case.plan(&spec(file))), "other");
+    assert_eq!(line(&case.plan(&text("steps:\n  - cmd: text\n"))), "text");
+    let cmd = Work::Cmd {
+        line: "$Registry/app:$ID say {{.Run.Commit}}".into(),
+    };
+    assert_eq!(line(&case.plan(&spec(cmd))), "reg.io/app:r1 say c0ffee");
+}
+
+#[test]
+fn the_facts_that_were_found_are_told() {
+    let facts = Case::new(&[])
+        .prepare(&text("steps:\n  - cmd: x\n"))
+        .unwrap()
+        .facts;
+    assert_eq!(
+        (facts.registry.as_str(), facts.commit.as_str()),
+        ("reg.io", "c0ffee")
+    );
+    assert_eq!(facts.date, Some(Timestamp::UNIX_EPOCH));
+}
+
+#[test]
+fn without_a_task_file() {
+    let case = Case::new(&[]);
+    let error = case.prepare(&spec(Work::Usual)).unwrap_err();
+    assert_eq!(error.to_string(), "there is no task file in the context");
+    assert!(error.help.unwrap().contains("acr-task.yaml"));
+    let file = Work::File {
+        path: "ci/x.yaml".into(),
+    };
+    let error = case.prepare(&spec(file)).unwrap_err();
+    assert_eq!(error.to_string(), "there is no task file `ci/x.yaml`");
+}
+
+#[test]
+fn a_context_from_elsewhere_reads_nothing_of_the_machine() {
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret.yaml");
+    std::fs::write(&secret, "steps:\n  - cmd: stolen\n").unwrap();
+    let mut case = Case::new(&[]);
+    std::os::unix::fs::symlink(&secret, case.folder.path().join("acr-task.yaml")).unwrap();
+    let named = |path: &Path| {
+        spec(Work::File {
+            path: path.to_str().unwrap().into(),
+        })
+    };
+    let up = Path::new("..").join(outside.path().file_name().unwrap());
+    for spec in [
+        spec(Work::Usual),
+        named(Path::new("acr-task.yaml")),
+        named(&secret),
+        named(&up.join("secret.yaml")),
+    ] {
+        let error = case.prepare(&spec).unwrap_err();
+        assert!(error.to_string().starts_with("there is no task file"));
+    }
+    let environment = text("secrets:\n  - id: s\n    env: PATH\nsteps:\n  - cmd: x\n");
+    let refused = case.prepare(&environment).unwrap();
+    assert!(refused.plan.is_none(), "{:?}", refused.diagnostics);
+    // Whoever named the folder may link where they like.
+    case.own = true;
+    assert_eq!(line(&case.plan(&spec(Work::Usual))), "stolen");
+    assert!(case.prepare(&environment).unwrap().plan.is_some());
+}
+
+#[test]
+fn what_the_operator_does_not_allow_is_refused_with_its_place() {
+    let task = text("steps:\n  - cmd: x\n    privileged: true\n");
+    let mut case = Case::new(&[]);
+    let refused = case.prepare(&task).unwrap();
+    assert!(refused.plan.is_none());
+    let codes: Vec<&str> = refused.diagnostics.iter().map(|d| &*d.code).collect();
+    assert_eq!(codes, ["not-allowed"]);
+    case.allow.privileged = true;
+    assert!(case.prepare(&task).unwrap().plan.is_some());
+}
+
+#[test]
+fn problems_look_the_same_where_they_are_shown() {
+    let task =
+        text("steps:\n  - cmd: x `date`\n    wen: [a]\n  - push: nothing\n  - build: --frob .\n");
+    let found = Case::new(&[]).prepare(&task).unwrap();
+    assert!(found.diagnostics.iter().any(Diagnostic::is_error));
+    let json = serde_json::to_string(&file_problems(&found.diagnostics)).unwrap();
+    let come: Vec<_> = serde_json::from_str(&json).unwrap();
+    let shown =
+        |diagnostics: &[Diagnostic]| render_diagnostics(&found.source, diagnostics, true, 80);
+    assert_eq!(shown(&diagnostics_from(&come)), shown(&found.diagnostics));
+    assert_eq!(diagnostics_from(&come), found.diagnostics);
+}
+
+#[test]
+fn an_image_of_a_stored_task() {
+    let build = |images: &[&str]| {
+        spec(Work::Build(BuildSpec {
+            images: images.iter().map(|image| (*image).to_owned()).collect(),
+            dockerfile: "docker/Dockerfile".into(),
+            target: Some("test".into()),
+            args: [("A".to_owned(), "1".to_owned())].into(),
+            secret_args: vec!["TOKEN".into()],
+            no_cache: true,
+        }))
+    };
+    let case = Case::new(&[])
+        .secret("TOKEN", "hunter2")
+        .secret("npm", "s3cret");
+    let mut wanted = build(&[
+        "sample/hello-world:{{.Run.ID}}",
+        "$Registry/app:$ID-{{.Values.v | default \"x\"}}",
+        "other.io/app",
+    ]);
+    wanted.build_secrets = vec!["npm".into()];
+    wanted.platforms = vec!["linux/arm64".into()];
+    wanted.timeout_secs = Some(60);
+    let plan = case.plan(&wanted);
+    let built = builds(&plan);
+    let [(step, line)] = built.as_slice() else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(
+        line.tags,
+        [
+            "reg.io/sample/hello-world:r1",
+            "reg.io/app:r1-x",
+            "other.io/app:latest"
+        ]
+    );
+    assert_eq!(line.file.as_deref(), Some("docker/Dockerfile"));
+    assert_eq!(line.target.as_deref(), Some("test"));
+    assert_eq!(line.platforms, ["linux/arm64"]);
+    assert!(line.no_cache);
+    assert_eq!(
+        line.build_args,
+        [
+            ("A".to_owned(), Some("1".to_owned())),
+            ("TOKEN".to_owned(), Some("hunter2".to_owned()))
+        ]
+    );
+    assert!(
+        step.raw.contains("TOKEN=***") && !step.raw.contains("hunter2"),
+        "{}",
+        step.raw
+    );
+    assert_eq!(line.secrets[0].env.as_deref(), Some("ACRTASK_SECRET_npm"));
+    assert!(
+        plan.steps[0]
+            .env
+            .contains(&"ACRTASK_SECRET_npm=s3cret".to_owned())
+    );
+    let masked: Vec<&str> = plan.secrets.iter().map(Secret::expose).collect();
+    assert!(masked.contains(&"hunter2") && masked.contains(&"s3cret"));
+    assert_eq!(plan.timeout, Some(std::time::Duration::from_secs(60)));
+    let StepKind::Push(push) = &plan.steps[1].kind else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(push.images.len(), 3);
+
+    wanted.no_push = true;
+    assert_eq!(case.plan(&wanted).steps.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_built() {
+    let build = |image: &str, secret_args: &[&str]| {
+        let mut spec = spec(Work::Build(BuildSpec {
+            images: vec![image.into()],
+            dockerfile: "Dockerfile".into(),
+            secret_args: secret_args.iter().map(|name| (*name).to_owned()).collect(),
+            ..BuildSpec::default()
+        }));
+        spec.facts.registry.clear();
+        spec
+    };
+    let case = Case::new(&[]);
+    let said = |spec: &RunSpec| case.prepare(spec).unwrap_err().to_string();
+    insta::assert_snapshot!(
+        [
+            build("app:1", &[]),
+            build("reg.io/App", &[]),
+            build("reg.io/app:{{.Run.", &[]),
+            build("reg.io/app:1", &["TOKEN"]),
+        ]
+        .iter()
+        .map(said)
+        .collect::<Vec<_>>()
+        .join("\n")
+    );
+    let none = Job {
+        id: &RunId::new("r1").unwrap(),
+        spec: &build("reg.io/app:1", &[]),
+        secrets: &BTreeMap::new(),
+        files: Files::None,
+        context: "/dev/null".into(),
+        git: Git::Known(GitFacts::default()),
+        allow: Allow::default(),
+        now: Timestamp::UNIX_EPOCH,
+    };
+    let error = prepare(&none).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a build needs files, and /dev/null has none"
+    );
+}
+
+#[test]
+fn the_shared_cache_is_beside_each_image_without_a_cache_of_its_own() {
+    let mut task = text(
+        "steps:\n  - build: -t $Registry/a:1 .\n  - build: .\n  - build: -t $Registry/c:1 --cache-from reg.io/c:x .\n  \
+         - build: -t $Registry/d:1 .\n    cache: enabled\n",
+    );
+    if let Work::Text { text, .. } = &mut task.work {
+        text.insert_str(0, "version: v1.1.0\n");
+    }
+    let case = Case::new(&[]);
+    let caches = |task: &RunSpec| -> Vec<Option<(String, bool)>> {
+        let plan = case.plan(task);
+        let caches = builds(&plan).into_iter().map(|(step, _)| {
+            let cache = step.cache.as_ref()?;
+            Some((cache.reference.to_string(), cache.export))
+        });
+        caches.collect()
+    };
+    let own = ("reg.io/d:cache_quickrun_acb_step_3".to_owned(), true);
+    assert_eq!(caches(&task), [None, None, None, Some(own.clone())]);
+    for (shared, export) in [
+        (
+            SharedCache::ReadWrite {
+                name: "team/app".into(),
+            },
+            true,
+        ),
+        (
+            SharedCache::ReadOnly {
+                name: "team/app".into(),
+            },
+            false,
+        ),
+    ] {
+        task.cache = shared;
+        let shared = ("reg.io/a:cache_team-app".to_owned(), export);
+        assert_eq!(caches(&task), [Some(shared), None, None, Some(own.clone())]);
+    }
+}
+
+#[test]
+fn pins_reach_the_plan() {
+    let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+    let mut task = text("steps:\n  - cmd: x\n");
+    for name in ["alpine", "reg.io/base:1", "no reference"] {
+        task.pins.insert(name.into(), digest.clone());
+    }
+    let prepared = Case::new(&[]).prepare(&task).unwrap();
+    let pins: Vec<String> = prepared
+        .plan
+        .unwrap()
+        .pins
+        .keys()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(pins, ["docker.io/library/alpine:latest", "reg.io/base:1"]);
+    let codes: Vec<&str> = prepared.diagnostics.iter().map(|d| &*d.code).collect();
+    assert_eq!(codes, ["not-pinned"]);
+}
+
+#[test]
+fn the_shorter_limit_holds() {
+    let mut task = text("steps:\n  - cmd: x\n");
+    let case = Case::new(&[]);
+    assert_eq!(case.plan(&task).timeout, None);
+    task.timeout_secs = Some(5);
+    assert_eq!(
+        case.plan(&task).timeout,
+        Some(std::time::Duration::from_secs(5))
+    );
+}
