@@ -328,3 +328,27 @@ async fn cancel_reaches_the_runner_within_a_second() {
     assert_eq!(server.run_of(&id)["state"], "canceled");
     law_holds(&database(&server)).await;
 }
+
+#[tokio::test]
+async fn the_database_is_restarted() {
+    let Some(world) = World::find() else { return };
+    let Some(mut postgres) = Postgres::start() else { return };
+    let server = Server::start(&world, &["--no-runner", "--database", &postgres.url]);
+    let runner = Runner::start(&server, "r", &[]);
+    let files = folder(&[("acr-task.yaml", &counting(160))]);
+    let run = server.run(files.path(), &["run", "-o", "json", "."]);
+    for (seen, crash) in [("line-20\"", false), ("line-60\"", true)] {
+        run.wait_for(seen);
+        postgres.stop(crash);
+        thread::sleep(Duration::from_secs(2));
+        postgres.restart();
+    }
+    let id = run.run.clone();
+    let outcome = run.wait();
+    assert_eq!(outcome.code, Some(0), "{}\n{}", outcome.all(), server.log());
+    assert_eq!(printed(&outcome), all_lines(160));
+    assert_eq!(logged(&server, &id), all_lines(160));
+    assert_eq!(attempts(&server, &id), 1);
+    drop(runner);
+    law_holds(&postgres.url).await;
+}

@@ -31,9 +31,7 @@ pub async fn postgres() -> Option<String> {
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     );
-    acrtask_store::testing::create_database(&url, &name).await.unwrap();
-    let (server, _) = url.rsplit_once('/').unwrap();
-    Some(format!("{server}/{name}"))
+    Some(acrtask_store::testing::create_database(&url, &name).await.unwrap())
 }
 
 /// The conservation law: each trigger is accounted for. Waits a moment, since what is under way has its deadline.

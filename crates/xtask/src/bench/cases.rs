@@ -23,6 +23,10 @@ impl Bench {
             Case::Big => self.context("1 GiB in one file", "big", 3, one_gibibyte),
             Case::Run => self.build_run_push(),
             Case::Plan => self.plan(),
+            Case::Dispatch => self.dispatch(),
+            Case::Latency => self.latency(),
+            Case::Idle => self.idle(),
+            Case::Logs => self.logs(),
         }
     }
 

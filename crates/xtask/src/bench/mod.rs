@@ -6,6 +6,7 @@
 
 mod cases;
 mod measure;
+mod service;
 
 pub(crate) use measure::measured;
 
@@ -32,6 +33,14 @@ pub(crate) enum Case {
     Run,
     /// The plan of the largest task file at hand.
     Plan,
+    /// Runs handed to a thousand runners, with few and with 100,000 in the queue, on SQLite and PostgreSQL.
+    Dispatch,
+    /// From a request to a service to the run's first step.
+    Latency,
+    /// Memory of an idle control plane with a thousand runners, and of an idle runner.
+    Idle,
+    /// Ten million lines from a container to a reader.
+    Logs,
 }
 
 /// One line of the table.
@@ -66,7 +75,14 @@ struct Bench {
 pub(crate) fn bench(cases: &[Case]) -> Result<()> {
     let environment = setup::up()?;
     say::doing("Building acrtask for release (some minutes the first time)");
-    let acrtask = cargo::build_acrtask(&["--package", "acrtask", "--release"])?;
+    let acrtask = cargo::build_acrtask(&[
+        "--package",
+        "acrtask",
+        "--package",
+        "acrtask-tests",
+        "--bins",
+        "--release",
+    ])?;
     let bench = Bench::new(environment, acrtask)?;
     let all = Case::value_variants();
     let mut rows = Vec::new();

@@ -58,10 +58,11 @@ pub(crate) async fn register(server: &str, token: &str, count: usize) -> Vec<Str
     keys
 }
 
-/// Time from the first lease to the one that makes `runs`.
-pub(crate) async fn dispatch(server: &str, keys: Vec<String>, runs: usize) -> Duration {
+/// Time that `runs` leases took, behind the first ones.
+pub(crate) async fn dispatch(server: &str, keys: Vec<String>, first: usize, runs: usize) -> Duration {
     let counted = Arc::new(Counted {
         leases: AtomicUsize::new(0),
+        skipped: first,
         wanted: runs,
         first: std::sync::OnceLock::new(),
         done: Notify::new(),
@@ -79,6 +80,7 @@ pub(crate) async fn dispatch(server: &str, keys: Vec<String>, runs: usize) -> Du
 pub(crate) async fn idle(server: &str, keys: Vec<String>) {
     let counted = Arc::new(Counted {
         leases: AtomicUsize::new(0),
+        skipped: 0,
         wanted: usize::MAX,
         first: std::sync::OnceLock::new(),
         done: Notify::new(),
@@ -93,6 +95,7 @@ pub(crate) async fn idle(server: &str, keys: Vec<String>) {
 
 struct Counted {
     leases: AtomicUsize,
+    skipped: usize,
     wanted: usize,
     first: std::sync::OnceLock<Instant>,
     done: Notify,
@@ -100,8 +103,12 @@ struct Counted {
 
 impl Counted {
     fn lease(&self) {
+        let count = self.leases.fetch_add(1, Ordering::SeqCst);
+        if count < self.skipped {
+            return;
+        }
         self.first.get_or_init(Instant::now);
-        if self.leases.fetch_add(1, Ordering::SeqCst) + 1 == self.wanted {
+        if count - self.skipped == self.wanted {
             self.done.notify_one();
         }
     }

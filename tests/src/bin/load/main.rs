@@ -35,6 +35,13 @@ enum Command {
         #[arg(long)]
         runs: usize,
     },
+    /// Makes an empty database on a PostgreSQL.
+    CreateDatabase {
+        #[arg(long)]
+        postgres: String,
+        #[arg(long)]
+        name: String,
+    },
     /// Claims so many runs by the barest statements that the database has for it, one transaction each.
     Bare {
         #[arg(long)]
@@ -42,7 +49,8 @@ enum Command {
         #[arg(long)]
         claims: u32,
     },
-    /// Connects runners that finish at once whatever they are given, until so many runs were dispatched.
+    /// Connects runners that finish at once whatever they are given, until so many runs were dispatched. The first ones,
+    /// while runners still connect, are not counted.
     Dispatch {
         #[arg(long)]
         server: String,
@@ -50,6 +58,8 @@ enum Command {
         token: String,
         #[arg(long, default_value_t = 1000)]
         runners: usize,
+        #[arg(long)]
+        first: usize,
         #[arg(long)]
         runs: usize,
     },
@@ -79,6 +89,12 @@ enum Command {
 async fn main() {
     let result = match Arguments::parse().command {
         Command::Fill { database, runs } => fill(&database, runs).await,
+        Command::CreateDatabase { postgres, name } => {
+            let url = acrtask_store::testing::create_database(&postgres, &name)
+                .await
+                .unwrap();
+            json!({ "url": url })
+        }
         Command::Bare { database, claims } => {
             let taken = acrtask_store::testing::bare_claims(&database, claims)
                 .await
@@ -89,10 +105,11 @@ async fn main() {
             server,
             token,
             runners,
+            first,
             runs,
         } => {
             let keys = fleet::register(&server, &token, runners).await;
-            let taken = fleet::dispatch(&server, keys, runs).await;
+            let taken = fleet::dispatch(&server, keys, first, runs).await;
             rate(runs, taken)
         }
         Command::Idle {
