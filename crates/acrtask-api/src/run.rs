@@ -205,6 +205,41 @@ pub struct BaseResult {
     pub evidence: Evidence,
 }
 
+/// Asks for the end of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CancelRun {
+    /// Why; nothing: who asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// An attempt at a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// The runner that it was handed to.
+    pub runner: String,
+    /// When it was handed out.
+    #[schema(value_type = String)]
+    pub leased_at: Timestamp,
+    /// When its first step could start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ended_at: Option<Timestamp>,
+    /// How it ended: a final state of a run, `declined`, `lost`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Bytes of its log.
+    pub log_length: u64,
+}
+
 /// Why a run waits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -234,12 +234,16 @@ impl Blobs {
     /// The first failure; the others were tried all the same.
     pub async fn delete(&self, keys: &[String]) -> Result<(), BlobError> {
         let mut first = Ok(());
-        let mut results = futures::stream::iter(keys)
-            .map(|key| async move {
-                self.store
-                    .delete(&Path::from(key.as_str()))
-                    .await
-                    .map_err(|error| BlobError::of("delete", key, error))
+        let store = self.store.clone();
+        let mut results = futures::stream::iter(keys.to_vec())
+            .map(move |key| {
+                let store = store.clone();
+                async move {
+                    store
+                        .delete(&Path::from(key.as_str()))
+                        .await
+                        .map_err(|error| BlobError::of("delete", &key, error))
+                }
             })
             .buffer_unordered(DELETIONS);
         while let Some(result) = results.next().await {

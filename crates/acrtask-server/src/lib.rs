@@ -6,12 +6,15 @@
 
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod blobs;
 pub mod clock;
 mod hints;
 pub mod logs;
 pub mod metrics;
+pub mod oidc;
 pub mod reaper;
+pub mod retention;
 mod recorder;
 pub mod runners;
 pub mod scheduler;

@@ -1,21 +1,459 @@
 //! From requests to runs, and from runs to what a runner is handed.
+//!
+//! Invariants: a stored run holds no secret in clear, and no spec holds a value of one; which stored secrets a run gets
+//! is decided when it is asked for and written down with it, their values are looked up when it is handed out; all
+//! problems of a request are told at once. Left out: what the task file itself says, which the runner finds out.
 
 use std::collections::BTreeMap;
 
-use acrtask_api::run::RunCredential;
-use acrtask_model::Secret;
-use acrtask_store::{RunRow, StoreError};
+use acrtask_api::{
+    run::{CreateRun, RunCredential, SecretText, StartTask},
+    spec::{ContextSource, Facts, RunSpec, SharedCache, Work},
+    task::{Concurrency, QueueOptions, Task},
+};
+use acrtask_model::{RunId, Secret};
+use acrtask_registry::credentials::canonical_host;
+use acrtask_store::{NewRun, RunRow, StoreError};
+use rand::RngCore as _;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::{App, vault::VaultError};
+
+mod checks;
+
+pub use checks::{Problems, check_task, secret_name, task_name};
+pub(crate) use checks::{check_labels, host_name, word};
+
+/// Longest part of a tag that the name of a shared cache may be.
+const MAX_CACHE_NAME: usize = 64;
+
+/// What a run has that must not be seen: stored encrypted with it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunSecrets {
+    /// Values that came with the request.
+    pub values: BTreeMap<String, SecretText>,
+    /// Logins that came with the request.
+    pub credentials: Vec<RunCredential>,
+    /// Secrets by the name that the run uses: the name in the secret store.
+    pub stored: BTreeMap<String, String>,
+}
+
+impl RunSecrets {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Encrypts what a run has that must not be seen.
+pub fn seal(
+    app: &App,
+    run: &RunId,
+    secrets: &RunSecrets,
+) -> Result<Option<Vec<u8>>, serde_json::Error> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::to_vec(secrets)?;
+    Ok(Some(app.vault.seal(&run_aad(run), &text)))
+}
+
+/// Decrypts what [`seal`] gave.
+///
+/// # Errors
+/// When the key is missing or the database was tampered with.
+pub fn unseal(app: &App, run: &RunRow) -> Result<RunSecrets, VaultError> {
+    match &run.secrets {
+        None => Ok(RunSecrets::default()),
+        Some(sealed) => {
+            let text = app.vault.open(&run_aad(&run.id), sealed)?;
+            serde_json::from_str(text.expose()).map_err(|_| VaultError::Damaged)
+        }
+    }
+}
+
+fn run_aad(run: &RunId) -> String {
+    format!("run/{run}")
+}
+
+/// What a stored secret is encrypted for. Scopes are ids of tasks, which hold no `/`.
+pub fn secret_aad(scope: &str, name: &str) -> String {
+    format!("secret/{scope}/{name}")
+}
+
+/// What a stored login is encrypted for.
+pub fn credential_aad(scope: &str, host: &str) -> String {
+    format!("credential/{scope}/{host}")
+}
+
+/// A new id for a run.
+pub fn new_run_id() -> RunId {
+    RunId::from_random(rand::rng().next_u64())
+}
+
+/// Who asks for a run, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The name of whoever asks.
+    pub requested_by: Option<String>,
+    /// A second request with the same key gets the first one's run.
+    pub idempotency_key: Option<String>,
+    /// W3C traceparent; empty where nothing is traced.
+    pub traceparent: String,
+}
+
+/// A run and what it has that must not be seen.
+#[derive(Debug)]
+pub struct Draft {
+    /// The run, as it will be stored; its secrets are sealed by [`Draft::seal`].
+    run: NewRun,
+    /// What must not be seen.
+    secrets: RunSecrets,
+}
+
+impl Draft {
+    /// The run as the store takes it.
+    ///
+    /// # Errors
+    /// When the secrets cannot be written as JSON, which no text prevents.
+    pub fn seal(mut self, app: &App) -> Result<NewRun, serde_json::Error> {
+        self.run.secrets = seal(app, &self.run.id, &self.secrets)?;
+        Ok(self.run)
+    }
+
+    /// The same run with the id that its caller chose.
+    #[must_use]
+    pub fn with_id(mut self, id: Option<RunId>) -> Self {
+        if let Some(id) = id {
+            self.run.id = id;
+        }
+        self
+    }
+
+    /// The stored secrets that it needs: the scope that is looked at before that of all tasks, and the names.
+    pub fn stored(&self) -> (Option<&str>, impl Iterator<Item = &str>) {
+        (
+            self.run.task_id.as_deref(),
+            self.secrets.stored.values().map(String::as_str),
+        )
+    }
+}
+
+/// The run that a request for one without a stored task asks for.
+///
+/// Names in `spec.secrets` that come without a value are those of stored secrets of all tasks.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn from_request(app: &App, request: CreateRun, by: Request) -> Result<Draft, Problems> {
+    let mut problems = Problems::default();
+    let mut spec = request.spec;
+    checks::check_spec(&spec, &mut problems);
+    checks::check_queue(&request.queue, &mut problems);
+    checks::check_names(request.secrets.keys(), &mut problems);
+    for credential in &request.credentials {
+        checks::check_host(&credential.host, &mut problems);
+    }
+    if spec.cache != SharedCache::Off {
+        problems.add("`spec.cache` is for runs of stored tasks: a run without one shares no cache");
+    }
+    let stored = spec
+        .secrets
+        .iter()
+        .filter(|name| !request.secrets.contains_key(*name))
+        .map(|name| (name.clone(), name.clone()))
+        .collect();
+    add_names(&mut spec.secrets, request.secrets.keys());
+    for name in &spec.build_secrets {
+        if !spec.secrets.contains(name) {
+            problems.add(format!(
+                "`spec.buildSecrets` names `{name}`, which is not in `spec.secrets`"
+            ));
+        }
+    }
+    if spec.facts.triggered_by.is_empty() {
+        spec.facts.triggered_by = "Manual".into();
+    }
+    problems.into_result()?;
+    let mut credentials = request.credentials;
+    for credential in &mut credentials {
+        credential.host = canonical_host(&credential.host);
+    }
+    let secrets = RunSecrets {
+        values: request.secrets,
+        credentials,
+        stored,
+    };
+    Ok(draft(app, None, spec, request.queue, secrets, "manual", by))
+}
+
+/// The run that a stored task asks for. The caller has checked that the task is enabled.
+///
+/// # Errors
+/// All that is wrong with the request or with the task.
+pub fn from_task(app: &App, task: &Task, start: StartTask, by: Request) -> Result<Draft, Problems> {
+    let definition = &task.definition;
+    let mut problems = check_task(definition);
+    checks::check_names(start.secrets.keys(), &mut problems);
+    let context = match start.context {
+        Some(context) => context,
+        None => match &definition.context {
+            Some(url) => ContextSource::Url { url: url.clone() },
+            None => ContextSource::None,
+        },
+    };
+    let work = match start.file {
+        Some(path) => Work::File { path },
+        None => work_of(task),
+    };
+    let mut names: Vec<String> = definition.secrets.keys().cloned().collect();
+    add_names(&mut names, start.secrets.keys());
+    let stored = definition
+        .secrets
+        .iter()
+        .filter(|(name, _)| !start.secrets.contains_key(*name))
+        .map(|(name, stored)| (name.clone(), stored.clone()))
+        .collect();
+    let timeout_secs = definition
+        .timeout
+        .as_deref()
+        .and_then(|text| checks::duration(text).ok());
+    let spec = RunSpec {
+        context,
+        work,
+        facts: Facts {
+            registry: definition.registry.clone().unwrap_or_default(),
+            triggered_by: "Manual".into(),
+            task_name: definition.name.clone(),
+            ..Facts::default()
+        },
+        set: start.set,
+        values: definition.values.clone(),
+        build_secrets: names.clone(),
+        secrets: names,
+        env: definition.env.clone(),
+        alias_images: definition.alias_images.clone(),
+        platforms: definition.platform.iter().cloned().collect(),
+        timeout_secs,
+        no_push: start.no_push,
+        pins: BTreeMap::new(),
+        cache: if definition.cache {
+            SharedCache::ReadWrite {
+                name: cache_name(&definition.name),
+            }
+        } else {
+            SharedCache::Off
+        },
+    };
+    checks::check_spec(&spec, &mut problems);
+    let mut queue = definition.queue.clone();
+    if let Some(priority) = start.priority {
+        queue.priority = priority;
+        checks::check_queue(&queue, &mut problems);
+    }
+    problems.into_result()?;
+    let secrets = RunSecrets {
+        values: start.secrets,
+        credentials: Vec::new(),
+        stored,
+    };
+    let owner = Some((task.id.clone(), definition.name.clone()));
+    Ok(draft(app, owner, spec, queue, secrets, "task", by))
+}
+
+/// The run that does once more what `run` did: the same files, values and secrets, and the bases that were used then.
+///
+/// # Errors
+/// When its secrets cannot be decrypted.
+pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> {
+    let secrets = unseal(app, run)?;
+    let mut spec = run.spec.clone();
+    if let Some(result) = &run.result {
+        for base in &result.bases {
+            spec.pins.insert(base.name.clone(), base.digest.clone());
+        }
+        let found = &result.facts;
+        for (fact, found) in [
+            (&mut spec.facts.branch, &found.branch),
+            (&mut spec.facts.git_tag, &found.git_tag),
+            (&mut spec.facts.repository, &found.repository),
+            (&mut spec.facts.commit, &found.commit),
+        ] {
+            if fact.is_empty() {
+                fact.clone_from(found);
+            }
+        }
+        if let ContextSource::Url { url } = &mut spec.context
+            && let Some(pinned) = at_commit(url, &found.commit)
+        {
+            *url = pinned;
+        }
+    }
+    let owner = run.task_id.clone().zip(run.task_name.clone());
+    let mut draft = draft(app, owner, spec, run.queue.clone(), secrets, "rerun", by);
+    draft.run.rerun_of = Some(run.id.clone());
+    draft.run.platform.clone_from(&run.platform);
+    draft.run.timeout_secs = run.timeout_secs;
+    draft.run.warm_key.clone_from(&run.warm_key);
+    Ok(draft)
+}
+
+/// The same git context at the commit that was found behind its reference then. A tarball or an artifact has none.
+fn at_commit(url: &str, commit: &str) -> Option<String> {
+    let full = matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit());
+    if !full || url.starts_with("oci://") {
+        return None;
+    }
+    Some(match url.split_once('#') {
+        None => format!("{url}#{commit}"),
+        Some((repository, fragment)) => match fragment.split_once(':') {
+            None => format!("{repository}#{commit}"),
+            Some((_, folder)) => format!("{repository}#{commit}:{folder}"),
+        },
+    })
+}
+
+fn draft(
+    app: &App,
+    owner: Option<(String, String)>,
+    spec: RunSpec,
+    mut queue: QueueOptions,
+    secrets: RunSecrets,
+    trigger: &str,
+    by: Request,
+) -> Draft {
+    let (task_id, task_name) = owner.unzip();
+    if let Some(Concurrency {
+        group: group @ None,
+        ..
+    }) = &mut queue.concurrency
+    {
+        group.clone_from(&task_name);
+    }
+    let warm_key = task_name
+        .clone()
+        .unwrap_or_else(|| format!("{} {}", spec.facts.registry, context_key(&spec)));
+    Draft {
+        run: NewRun {
+            id: new_run_id(),
+            task_id,
+            task_name,
+            queue,
+            platform: spec.platforms.first().cloned().unwrap_or_default(),
+            context_id: match &spec.context {
+                ContextSource::Upload { id } => Some(id.clone()),
+                _ => None,
+            },
+            secrets: None,
+            trigger: trigger.into(),
+            requested_by: by.requested_by,
+            rerun_of: None,
+            idempotency_key: by.idempotency_key,
+            timeout_secs: Some(
+                spec.timeout_secs
+                    .unwrap_or_else(|| app.config.run_timeout.as_secs()),
+            ),
+            traceparent: by.traceparent,
+            warm_key,
+            max_attempts: app.config.max_attempts.max(1),
+            spec,
+        },
+        secrets,
+    }
+}
+
+/// What stands for the files of a run without a task, where it looks for a runner that has built them before: an upload
+/// has another id each time, so the images that are built stand for it.
+fn context_key(spec: &RunSpec) -> String {
+    match (&spec.context, &spec.work) {
+        (ContextSource::Url { url }, _) => url.clone(),
+        (_, Work::Build(build)) => build.images.join(" "),
+        (_, Work::Cmd { line }) => line.clone(),
+        _ => String::new(),
+    }
+}
+
+fn work_of(task: &Task) -> Work {
+    let definition = &task.definition;
+    if let Some(text) = &definition.text {
+        Work::Text {
+            name: format!("{}.yaml", definition.name),
+            text: text.clone(),
+        }
+    } else if let Some(line) = &definition.cmd {
+        Work::Cmd { line: line.clone() }
+    } else if let Some(build) = &definition.build {
+        Work::Build(build.clone())
+    } else if let Some(path) = &definition.file {
+        Work::File { path: path.clone() }
+    } else {
+        Work::Usual
+    }
+}
+
+fn add_names<'n>(names: &mut Vec<String>, more: impl Iterator<Item = &'n String>) {
+    for name in more {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+}
+
+/// A task's name as a part of a tag. Two names never become the same.
+fn cache_name(task: &str) -> String {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if task.len() <= MAX_CACHE_NAME && task.chars().all(good) {
+        return task.to_owned();
+    }
+    let digest = Sha256::digest(task.as_bytes());
+    let suffix: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    let start: String = task
+        .chars()
+        .take(MAX_CACHE_NAME - 13)
+        .map(|c| if good(c) { c } else { '-' })
+        .collect();
+    format!("{start}-{suffix}")
+}
+
+/// Names of stored secrets that are not there: looked for under the task `scope` first, then among those of all tasks.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn missing_secrets(app: &App, draft: &Draft) -> Result<Vec<String>, StoreError> {
+    let (scope, names) = draft.stored();
+    let mut missing = Vec::new();
+    for name in names {
+        if stored_secret(app, scope, name).await?.is_none() {
+            missing.push(name.to_owned());
+        }
+    }
+    missing.dedup();
+    Ok(missing)
+}
+
+/// A stored secret, and the scope that it was found in.
+async fn stored_secret<'s>(
+    app: &App,
+    task_id: Option<&'s str>,
+    name: &str,
+) -> Result<Option<(&'s str, Vec<u8>)>, StoreError> {
+    for scope in task_id.into_iter().chain([""]) {
+        if let Some(sealed) = app.store.secret(scope, name).await? {
+            return Ok(Some((scope, sealed)));
+        }
+    }
+    Ok(None)
+}
 
 /// What a runner is handed beside the run's id and attempt.
 #[derive(Debug)]
 pub struct LeasePayload {
-    /// The run's [`acrtask_api::spec::RunSpec`].
+    /// The run's [`RunSpec`].
     pub spec_json: String,
     /// Values of the names in its `secrets`.
     pub secrets: BTreeMap<String, Secret>,
-    /// Logins for registries and git hosts.
+    /// Logins for registries and git hosts, one for each host.
     pub credentials: Vec<RunCredential>,
 }
 
@@ -28,21 +466,106 @@ pub enum LeaseError {
     /// It cannot now: the lease is given back.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
-    /// A secret cannot be decrypted.
-    #[error("a secret of the run cannot be decrypted")]
-    Vault(#[from] VaultError),
 }
 
-/// What `run` is handed with: its spec, its own secrets and logins, those of its task, and those of everybody.
+/// What `run` is handed with: its spec, its own secrets and logins, those of its task, and those of all.
 ///
 /// # Errors
-/// [`LeaseError::Hopeless`] where a secret is missing.
+/// [`LeaseError::Hopeless`] where a secret is missing or cannot be decrypted.
 pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, LeaseError> {
-    let _ = app;
+    let hopeless = |what: &str, error: &VaultError| {
+        LeaseError::Hopeless(format!("{what} of the run cannot be used: {error}"))
+    };
+    let own = unseal(app, run).map_err(|error| hopeless("the secrets", &error))?;
+    let task_id = run.task_id.as_deref();
+    let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
+    for (name, stored) in &own.stored {
+        let Some((scope, sealed)) = stored_secret(app, task_id, stored).await? else {
+            let task = run.task_name.as_deref();
+            let only = task.map_or(String::new(), |task| format!(" --task {task}"));
+            return Err(LeaseError::Hopeless(format!(
+                "the secret `{stored}` is not there any more; set it with `acrtask secret set {stored}{only}` and run it again"
+            )));
+        };
+        let value = app
+            .vault
+            .open(&secret_aad(scope, stored), &sealed)
+            .map_err(|error| hopeless(&format!("the secret `{stored}`"), &error))?;
+        secrets.insert(name.clone(), value);
+    }
+    for (name, value) in own.values {
+        secrets.insert(name, Secret::new(value.0));
+    }
+    // The nearest wins: the run's own, the task's, those of all.
+    let mut credentials = own.credentials;
+    let scopes: Vec<&str> = task_id.into_iter().chain([""]).collect();
+    let mut rows = app.store.credentials_for(&scopes).await?;
+    rows.sort_by_key(|row| row.scope.is_empty());
+    for row in rows {
+        if credentials.iter().any(|known| known.host == row.host) {
+            continue;
+        }
+        let password = app
+            .vault
+            .open(&credential_aad(&row.scope, &row.host), &row.password)
+            .map_err(|error| hopeless(&format!("the login for {}", row.host), &error))?;
+        credentials.push(RunCredential {
+            host: row.host,
+            username: row.username,
+            password: SecretText(password.expose().to_owned()),
+        });
+    }
+    let spec_json = serde_json::to_string(&run.spec)
+        .map_err(|error| LeaseError::Hopeless(format!("the spec cannot be written: {error}")))?;
     Ok(LeasePayload {
-        spec_json: serde_json::to_string(&run.spec)
-            .map_err(|error| LeaseError::Hopeless(error.to_string()))?,
-        secrets: BTreeMap::new(),
-        credentials: Vec::new(),
+        spec_json,
+        secrets,
+        credentials,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_rerun_is_pinned_to_the_commit() {
+        let commit = "0123456789012345678901234567890123456789";
+        for (url, pinned) in [
+            ("https://h/a.git", Some("https://h/a.git#C")),
+            ("https://h/a.git#main", Some("https://h/a.git#C")),
+            (
+                "https://h/a.git#main:sub/x",
+                Some("https://h/a.git#C:sub/x"),
+            ),
+            ("https://h/a.git#:sub", Some("https://h/a.git#C:sub")),
+            ("oci://h/a:1", None),
+        ] {
+            assert_eq!(
+                at_commit(url, commit),
+                pinned.map(|pinned| pinned.replace('C', commit)),
+                "{url}"
+            );
+        }
+        assert_eq!(at_commit("https://h/a.tar.gz", ""), None);
+        assert_eq!(at_commit("https://h/a.git", "--upload-pack"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_cache_name_fits_a_tag(task in "[a-zA-Z0-9/._-]{1,100}") {
+            let name = cache_name(&task);
+            prop_assert!(name.len() <= MAX_CACHE_NAME);
+            prop_assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
+        }
+    }
+
+    #[test]
+    fn cache_names_differ() {
+        assert_eq!(cache_name("app"), "app");
+        assert_ne!(cache_name("team/app"), cache_name("team-app"));
+        assert_ne!(cache_name("team/app"), cache_name("team//app"));
+    }
 }

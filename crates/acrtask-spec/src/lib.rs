@@ -7,7 +7,7 @@
 //!
 //! Invariants: no I/O, no clock, no environment: what a file may ask for comes through [`Lookup`], and time
 //! through [`RunFacts`]. Every place in a diagnostic is one of the author's text. Work and memory are
-//! bounded, whatever the text. Left out: a JSON schema of the language.
+//! bounded, whatever the text.
 
 pub mod build_line;
 pub mod cmd_line;
@@ -39,6 +39,9 @@ pub use json::plan_json;
 pub use picture::plan_text;
 pub use render::render_diagnostics;
 pub use resolve::{MAX_FILE, Resolution, render_text, resolve};
+
+/// The JSON Schema of `acr-task.yaml`, for editors: its keys, and what they hold.
+pub const FILE_SCHEMA: &str = include_str!("acr-task.schema.json");
 
 /// A task file.
 #[derive(Debug, Clone, Default)]

@@ -1,12 +1,86 @@
-//! Answers people and programs over HTTP.
+//! Answers people and programs over HTTP: JSON under `/api/v1`.
+//!
+//! One file for each kind of thing: its handlers, their part of the OpenAPI document and their tests. Invariants: every
+//! refusal is a [`Problem`](acrtask_api::admin::Problem); nothing of a request is looked at before its token; a 2xx
+//! means that it is committed; bodies have limits, and contexts never sit in memory.
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, extract::DefaultBodyLimit};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
-use crate::App;
+use crate::{App, auth::Limits, oidc::Issuers};
+
+mod contexts;
+mod credentials;
+mod document;
+mod events;
+mod extract;
+mod federations;
+mod log;
+mod log_text;
+mod problem;
+mod runners;
+mod runs;
+mod secrets;
+mod tasks;
+#[cfg(test)]
+mod testing;
+mod tokens;
+mod why;
+
+pub use problem::ApiError;
+pub(crate) use problem::chain;
+
+/// Largest JSON body, in bytes.
+const BODY_LIMIT: usize = 4 << 20;
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub(crate) app: Arc<App>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) issuers: Arc<Issuers>,
+}
 
 /// All of the API under `/api/v1`.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new().with_state(app)
+    let (router, _) = parts();
+    let api = Api {
+        app,
+        limits: Arc::default(),
+        issuers: Arc::default(),
+    };
+    router
+        .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(api)
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    parts().1
+}
+
+fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(document::Document::openapi())
+        .nest(
+            acrtask_api::BASE,
+            OpenApiRouter::new()
+                .merge(document::routes())
+                .merge(runs::routes())
+                .merge(events::routes())
+                .merge(log::routes())
+                .merge(why::routes())
+                .merge(contexts::routes())
+                .merge(tasks::routes())
+                .merge(secrets::routes())
+                .merge(credentials::routes())
+                .merge(tokens::routes())
+                .merge(federations::routes())
+                .merge(runners::routes()),
+        )
+        .split_for_parts()
 }

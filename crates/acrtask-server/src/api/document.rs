@@ -1,0 +1,92 @@
+//! What the API says of itself: the OpenAPI document, and the schemas of task definitions and task files.
+//!
+//! They hold nothing that is secret, and editors ask for them without a token.
+
+use axum::{
+    http::header,
+    response::{IntoResponse, Response},
+};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::Api;
+use acrtask_api::{BASE, task::TaskDefinition};
+
+/// What the document says beside its routes.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "acrtask",
+        description = "The control plane of acrtask: runs, tasks, secrets, runners. Every refusal is a `Problem`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    modifiers(&Token),
+)]
+pub(super) struct Document;
+
+/// How a caller says who it is.
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let mut scheme = Http::new(HttpAuthScheme::Bearer);
+        scheme.description = Some("`acrt_...`, with the scope that the operation names".into());
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(openapi))
+        .routes(routes!(task_schema))
+        .routes(routes!(file_schema))
+}
+
+fn json(content_type: &'static str, body: impl Into<axum::body::Body>) -> Response {
+    (
+        [
+            (header::CONTENT_TYPE, content_type),
+            (header::CACHE_CONTROL, "public, max-age=300"),
+            // Editors in a browser.
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        ],
+        body.into(),
+    )
+        .into_response()
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "schemas", responses((status = OK, body = Object)))]
+async fn openapi() -> Response {
+    match super::openapi().to_json() {
+        Ok(text) => json("application/json", text),
+        Err(error) => super::ApiError::internal(&error).into_response(),
+    }
+}
+
+/// The JSON Schema of a task's definition, as the API and files of `acrtask task apply` have it.
+#[utoipa::path(get, path = "/schemas/task.json", tag = "schemas", responses((status = OK, body = Object)))]
+async fn task_schema() -> Response {
+    let mut schema = schemars::schema_for!(TaskDefinition);
+    schema.insert("$id".into(), format!("{BASE}/schemas/task.json").into());
+    match serde_json::to_string_pretty(&schema) {
+        Ok(text) => json("application/schema+json", text),
+        Err(error) => super::ApiError::internal(&error).into_response(),
+    }
+}
+
+/// The JSON Schema of `acr-task.yaml`, for editors.
+#[utoipa::path(get, path = "/schemas/acr-task.json", tag = "schemas", responses((status = OK, body = Object)))]
+async fn file_schema() -> Response {
+    json("application/schema+json", acrtask_spec::FILE_SCHEMA)
+}
+
+#[cfg(test)]
+#[path = "document_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! The log of a run as a download: its events as they are stored, or lines to read.
+
+use acrtask_api::admin::Problem;
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Api, ApiError,
+    extract::{Path, Query},
+    log_text::Lines,
+    runs,
+};
+use crate::{
+    auth::{self, By},
+    logs,
+};
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(log))
+}
+
+/// How a log is shown.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    /// Events, one JSON object a line.
+    Json,
+    /// Lines to read: `step | text`.
+    #[default]
+    Text,
+}
+
+/// Which log, and how.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Asked {
+    /// `json`: events, one JSON object a line; `text` (where nothing is said): lines to read.
+    #[param(inline)]
+    format: Format,
+    /// The attempt; nothing: the one that counts.
+    attempt: Option<u32>,
+}
+
+/// What is stored of the log of a run.
+#[utoipa::path(get, path = "/runs/{id}/log", tag = "runs", params(("id" = String, Path, description = "The run's id."), Asked),
+    security(("token" = ["read"])), responses(
+    (status = OK, content((String = "text/plain"), (String = "application/x-ndjson"))),
+    (status = NOT_FOUND, body = Problem, description = "There is no such run, or no such attempt."),
+))]
+async fn log(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Query(asked): Query<Asked>,
+) -> Result<Response, ApiError> {
+    let row = runs::find(&api, &by.caller, &id).await?;
+    let attempt = asked.attempt.unwrap_or(row.attempt);
+    if attempt > row.attempt || (attempt == 0 && row.attempt > 0) {
+        return Err(
+            ApiError::not_found(format!("the run {id} has no attempt {attempt}"))
+                .help(format!("there are {}", row.attempt)),
+        );
+    }
+    let log =
+        logs::read_log(api.app.clone(), row.id.clone(), attempt, 0).map_err(std::io::Error::other);
+    let (kind, name, body) = match asked.format {
+        Format::Json => (
+            "application/x-ndjson",
+            format!("{}.jsonl", row.id),
+            Body::from_stream(log),
+        ),
+        Format::Text => (
+            "text/plain; charset=utf-8",
+            format!("{}.log", row.id),
+            Body::from_stream(as_text(log)),
+        ),
+    };
+    let headers = [
+        (header::CONTENT_TYPE, kind.to_owned()),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("inline; filename=\"{name}\""),
+        ),
+        // What a build prints must not be taken for a page.
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+    ];
+    Ok((headers, body).into_response())
+}
+
+fn as_text(
+    log: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+    let chunks = log.map_ok(Some).chain(futures::stream::iter([Ok(None)]));
+    chunks
+        .scan(Lines::default(), |lines, chunk| {
+            let text = chunk.map(|chunk| match chunk {
+                Some(bytes) => lines.push(&bytes),
+                None => lines.finish(),
+            });
+            std::future::ready(Some(text))
+        })
+        .try_filter(|text| std::future::ready(!text.is_empty()))
+        .map_ok(Bytes::from)
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

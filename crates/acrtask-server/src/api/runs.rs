@@ -1,0 +1,437 @@
+//! Runs: asked for, listed, shown, canceled, done again.
+
+use acrtask_api::{
+    BASE,
+    run::{Attempt, CancelRun, CreateRun, Page, Run},
+};
+use acrtask_model::{RunId, RunState};
+use acrtask_store::{Enqueued, Hint, NewRun, RunFilter, RunRow, StoreError};
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Api, ApiError,
+    extract::{Json, OptionalJson, Path, Query, header},
+};
+use crate::{
+    auth::{self, By, Caller, TaskLimit},
+    submit::{self, Draft, Problems, Request},
+};
+use acrtask_api::admin::{Problem, Scope};
+
+/// Most entries of a page.
+pub(super) const MAX_PAGE: u32 = 200;
+/// Entries of a page where nothing is said.
+pub(super) const DEFAULT_PAGE: u32 = 50;
+/// Longest reason of a cancel, and longest idempotency key, in characters.
+const MAX_WORDS: usize = 500;
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show))
+        .routes(routes!(cancel))
+        .routes(routes!(rerun))
+        .routes(routes!(attempts))
+}
+
+/// Which runs a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListRuns {
+    /// Only these states, separated by commas.
+    state: Option<String>,
+    /// Only runs of the task with this name, or, where it ends in `*`, of tasks whose names begin so.
+    task: Option<String>,
+    /// At most so many; 50 where nothing is said, 200 at most.
+    limit: Option<u32>,
+    /// What the page before gave as `next`.
+    cursor: Option<String>,
+}
+
+/// Runs, the newest first.
+#[utoipa::path(get, path = "/runs", tag = "runs", params(ListRuns), security(("token" = ["read"])), responses(
+    (status = OK, body = Page<Run>),
+    (status = BAD_REQUEST, body = Problem, description = "A filter is wrong."),
+))]
+async fn list(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Query(asked): Query<ListRuns>,
+) -> Result<Json<Page<Run>>, ApiError> {
+    let mut filter = RunFilter {
+        states: states(asked.state.as_deref().unwrap_or_default())?,
+        before: asked.cursor,
+        limit: page_limit(asked.limit)?,
+        ..RunFilter::default()
+    };
+    let wanted = TaskLimit::parse(asked.task.as_deref());
+    match both(&by.caller.limit, wanted) {
+        None => {
+            return Ok(Json(Page {
+                items: Vec::new(),
+                next: None,
+            }));
+        }
+        Some(TaskLimit::All) => {}
+        Some(TaskLimit::Exact(name)) => filter.task = Some(name),
+        Some(TaskLimit::Prefix(prefix)) => filter.task_prefix = Some(prefix),
+    }
+    let (rows, next) = api.app.store.runs(filter).await?;
+    Ok(Json(Page {
+        items: rows.iter().map(RunRow::to_api).collect(),
+        next,
+    }))
+}
+
+fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .map(|word| {
+            RunState::parse(word).ok_or_else(|| {
+                let all: Vec<&str> = RunState::ALL.iter().map(|state| state.as_str()).collect();
+                ApiError::invalid(format!("`{word}` is no state of a run"))
+                    .help(format!("there are {}", all.join(", ")))
+            })
+        })
+        .collect()
+}
+
+/// How many entries a page has.
+pub(super) fn page_limit(asked: Option<u32>) -> Result<u32, ApiError> {
+    match asked {
+        None => Ok(DEFAULT_PAGE),
+        Some(limit @ 1..=MAX_PAGE) => Ok(limit),
+        Some(limit) => Err(ApiError::invalid(format!(
+            "`limit` is {limit}, and may be 1 to {MAX_PAGE}"
+        ))
+        .help("follow `next` for more")),
+    }
+}
+
+/// What is in both limits; nothing where no task is.
+pub(super) fn both(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
+    match (one, other) {
+        (TaskLimit::All, other) => Some(other),
+        (one, TaskLimit::All) => Some(one.clone()),
+        (one, TaskLimit::Exact(name)) => one.allows(Some(&name)).then_some(TaskLimit::Exact(name)),
+        (TaskLimit::Exact(name), TaskLimit::Prefix(prefix)) => name
+            .starts_with(&prefix)
+            .then(|| TaskLimit::Exact(name.clone())),
+        (TaskLimit::Prefix(one), TaskLimit::Prefix(other)) => {
+            if other.starts_with(one.as_str()) {
+                Some(TaskLimit::Prefix(other))
+            } else if one.starts_with(&other) {
+                Some(TaskLimit::Prefix(one.clone()))
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// Asks for a run that belongs to no stored task.
+///
+/// Names in `spec.secrets` without a value in `secrets` are secrets of the server's store; that needs the scope `write`,
+/// since whoever writes the steps can read them. With an `Idempotency-Key`, the same request again gives the same run.
+#[utoipa::path(post, path = "/runs", tag = "runs", request_body = CreateRun, security(("token" = ["run"])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run.")),
+    responses(
+        (status = CREATED, body = Run),
+        (status = OK, body = Run, description = "An earlier request with this key asked for it."),
+        (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the request."),
+        (status = CONFLICT, body = Problem, description = "The id is taken, or the key was used for another request."),
+    ))]
+async fn create(
+    by: By<auth::Run>,
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Json(asked): Json<CreateRun>,
+) -> Result<Response, ApiError> {
+    let caller = &by.caller;
+    caller.need_task(None)?;
+    let id = asked.id.clone();
+    let draft = submit::from_request(&api.app, asked, request(caller, &headers)?)?;
+    if draft.stored().1.next().is_some() && !caller.has(Scope::Write) {
+        return Err(ApiError::forbidden(
+            "the run asks for stored secrets, and whoever writes its steps can read them",
+        )
+        .help("give the values in `secrets`, or use a token with the scope `write`"));
+    }
+    let new = complete(&api, draft, id).await?;
+    let spec = new.spec.clone();
+    let enqueued = enqueue(&api, new).await?;
+    if let Enqueued::Existing(row) = &enqueued {
+        let same = row.task_name.is_none() && row.rerun_of.is_none() && row.spec == spec;
+        if !same {
+            return Err(used_key(row));
+        }
+    }
+    Ok(enqueued_response(&enqueued))
+}
+
+fn used_key(row: &RunRow) -> ApiError {
+    ApiError::conflict(format!(
+        "the idempotency key was used for another request, which led to the run {}",
+        row.id
+    ))
+    .help("use a new key for each new run")
+}
+
+impl From<Problems> for ApiError {
+    fn from(problems: Problems) -> Self {
+        Self::invalid(problems.to_string())
+    }
+}
+
+/// Who asks for a run, from the headers.
+pub(super) fn request(caller: &Caller, headers: &HeaderMap) -> Result<Request, ApiError> {
+    let key = header(headers, "idempotency-key")?;
+    if key.is_some_and(|key| key.len() > MAX_WORDS) {
+        return Err(ApiError::invalid(format!(
+            "the `Idempotency-Key` is longer than {MAX_WORDS} characters"
+        )));
+    }
+    Ok(Request {
+        requested_by: Some(caller.name.clone()),
+        // Keys of different callers are different keys.
+        idempotency_key: key.map(|key| format!("{}\n{key}", caller.name)),
+        traceparent: header(headers, "traceparent")
+            .ok()
+            .flatten()
+            .filter(|text| is_traceparent(text))
+            .map_or_else(current_trace, str::to_owned),
+    })
+}
+
+/// `00-32 hex-16 hex-2 hex`.
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    parts.len() == 4
+        && parts.iter().zip([2, 32, 16, 2]).all(|(part, length)| {
+            part.len() == length
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
+}
+
+/// The trace that the server itself is in, if any.
+fn current_trace() -> String {
+    use opentelemetry::trace::TraceContextExt as _;
+    use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    let span = span.span_context();
+    if !span.is_valid() {
+        return String::new();
+    }
+    format!(
+        "00-{}-{}-{:02x}",
+        span.trace_id(),
+        span.span_id(),
+        span.trace_flags().to_u8()
+    )
+}
+
+/// Checks that the stored secrets are there, and makes the run that the store takes.
+pub(super) async fn complete(
+    api: &Api,
+    draft: Draft,
+    id: Option<RunId>,
+) -> Result<NewRun, ApiError> {
+    let missing = submit::missing_secrets(&api.app, &draft).await?;
+    if let Some(first) = missing.first() {
+        return Err(
+            ApiError::invalid(format!("there is no secret `{}`", missing.join("`, `")))
+                .help(format!("set it: `acrtask secret set {first}`")),
+        );
+    }
+    draft
+        .with_id(id)
+        .seal(&api.app)
+        .map_err(|error| ApiError::internal(&error))
+}
+
+/// Stores a run and wakes whoever hands it out.
+pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError> {
+    let app = &api.app;
+    let context = new.context_id.clone();
+    let enqueued = match app.store.enqueue(new, app.clock.now_ms()).await {
+        Ok(enqueued) => enqueued,
+        Err(StoreError::NotFound { .. }) if context.is_some() => {
+            return Err(ApiError::invalid(format!(
+                "there is no complete context `{}`",
+                context.unwrap_or_default()
+            ))
+            .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let Enqueued::New(row) = &enqueued {
+        tracing::info!(run = %row.id, task = row.task_name, trigger = row.trigger, "a run was asked for");
+        app.wake.notify_one();
+        hint(api, Hint::Enqueued).await;
+    }
+    Ok(enqueued)
+}
+
+/// Tells other servers; nothing depends on it.
+pub(super) async fn hint(api: &Api, hint: Hint) {
+    if let Err(error) = api.app.store.hint(&[hint]).await {
+        tracing::debug!(%error, "a hint could not be sent");
+    }
+}
+
+pub(super) fn enqueued_response(enqueued: &Enqueued) -> Response {
+    let status = match enqueued {
+        Enqueued::New(_) => StatusCode::CREATED,
+        Enqueued::Existing(_) => StatusCode::OK,
+    };
+    let run = enqueued.row().to_api();
+    let location = [(header::LOCATION, format!("{BASE}/runs/{}", run.id))];
+    (status, location, Json(run)).into_response()
+}
+
+/// A run that the caller may see; what it may not see does not exist.
+pub(super) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<RunRow, ApiError> {
+    let missing = || ApiError::not_found(format!("there is no run {id}"));
+    let id = RunId::new(id).map_err(|_| missing())?;
+    let row = match api.app.store.run(&id).await {
+        Err(StoreError::NotFound { .. }) => return Err(missing()),
+        row => row?,
+    };
+    if !caller.sees(row.task_name.as_deref()) {
+        return Err(missing());
+    }
+    Ok(row)
+}
+
+/// A run.
+#[utoipa::path(get, path = "/runs/{id}", tag = "runs", params(("id" = String, Path, description = "The run's id.")),
+    security(("token" = ["read"])), responses(
+    (status = OK, body = Run),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn show(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<Run>, ApiError> {
+    Ok(Json(find(&api, &by.caller, &id).await?.to_api()))
+}
+
+/// Asks for the end of a run. One that waits ends at once, one that runs when its runner has stopped it; one that is over is
+/// left alone.
+#[utoipa::path(post, path = "/runs/{id}/cancel", tag = "runs", request_body = CancelRun,
+    params(("id" = String, Path, description = "The run's id.")), security(("token" = ["run"])), responses(
+    (status = OK, body = Run),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn cancel(
+    by: By<auth::Run>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    OptionalJson(asked): OptionalJson<CancelRun>,
+) -> Result<Json<Run>, ApiError> {
+    let row = find(&api, &by.caller, &id).await?;
+    let reason = match asked.reason.as_deref().map(str::trim) {
+        None | Some("") => format!("canceled by {}", by.caller.name),
+        Some(reason) if reason.chars().count() <= MAX_WORDS => reason.to_owned(),
+        Some(_) => {
+            return Err(ApiError::invalid(format!(
+                "`reason` is longer than {MAX_WORDS} characters"
+            )));
+        }
+    };
+    let app = &api.app;
+    let row = app
+        .store
+        .request_cancel(&row.id, &reason, app.clock.now_ms())
+        .await?;
+    tracing::info!(run = %row.id, reason, state = row.state.as_str(), "the end of a run was asked for");
+    app.logs.wake(&row.id);
+    app.wake.notify_one();
+    hint(&api, Hint::Cancel(row.id.clone())).await;
+    Ok(Json(row.to_api()))
+}
+
+/// Does once more what a run did: the same files at the same commit, the same values and secrets, and the base images
+/// by the digests that were used then.
+#[utoipa::path(post, path = "/runs/{id}/rerun", tag = "runs", security(("token" = ["run"])),
+    params(
+        ("id" = String, Path, description = "The run's id."),
+        ("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run."),
+    ),
+    responses(
+        (status = CREATED, body = Run),
+        (status = OK, body = Run, description = "An earlier request with this key asked for it."),
+        (status = NOT_FOUND, body = Problem),
+        (status = CONFLICT, body = Problem, description = "Its task is disabled."),
+    ))]
+async fn rerun(
+    by: By<auth::Run>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let row = find(&api, &by.caller, &id).await?;
+    if let Some(name) = &row.task_name {
+        match api.app.store.task(name).await {
+            Ok(task) => super::tasks::need_enabled(&task)?,
+            // It is gone; what it said is in the run.
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let draft = submit::again(&api.app, &row, request(&by.caller, &headers)?)?;
+    let new = complete(&api, draft, None).await?;
+    let enqueued = enqueue(&api, new).await?;
+    if let Enqueued::Existing(earlier) = &enqueued
+        && earlier.rerun_of.as_ref() != Some(&row.id)
+    {
+        return Err(used_key(earlier));
+    }
+    Ok(enqueued_response(&enqueued))
+}
+
+/// The attempts at a run: one for each time that it was handed to a runner.
+#[utoipa::path(get, path = "/runs/{id}/attempts", tag = "runs",
+    params(("id" = String, Path, description = "The run's id.")), security(("token" = ["read"])), responses(
+    (status = OK, body = Vec<Attempt>),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn attempts(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<Attempt>>, ApiError> {
+    let row = find(&api, &by.caller, &id).await?;
+    let attempts = api.app.store.attempts(&row.id).await?;
+    Ok(Json(
+        attempts
+            .into_iter()
+            .map(|row| Attempt {
+                attempt: row.attempt,
+                runner: row.runner_name.unwrap_or(row.runner_id),
+                leased_at: acrtask_store::timestamp(row.leased_at),
+                started_at: row.started_at.map(acrtask_store::timestamp),
+                ended_at: row.ended_at.map(acrtask_store::timestamp),
+                outcome: row.outcome,
+                log_length: row.log_length,
+            })
+            .collect(),
+    ))
+}
+
+#[cfg(test)]
+#[path = "runs_tests.rs"]
+mod tests;

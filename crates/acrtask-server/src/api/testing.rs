@@ -1,0 +1,301 @@
+//! A control plane for tests of the API: a real database and real blobs in a folder, and requests without a socket.
+
+use std::sync::Arc;
+
+use acrtask_api::{
+    admin::{Problem, Scope},
+    run::{Run, RunResult},
+};
+use acrtask_model::{RunId, RunState};
+use acrtask_store::{
+    Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Store, TokenRow, Verdict,
+};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tower::ServiceExt as _;
+
+use crate::{App, Config, auth, blobs::Blobs, clock::Clock, vault::Vault};
+
+/// The moment at which tests begin.
+pub(crate) const NOW: i64 = 1_790_000_000_000;
+
+/// A control plane, and its folder.
+pub(crate) struct Server {
+    pub(crate) app: Arc<App>,
+    pub(crate) router: Router,
+    pub(crate) admin: String,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body, where the status is the expected one.
+    #[track_caller]
+    pub(crate) fn json<T: DeserializeOwned>(&self, status: StatusCode) -> T {
+        assert_eq!(self.status, status, "{}", self.text());
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The refusal, where the status is the expected one.
+    #[track_caller]
+    pub(crate) fn problem(&self, status: StatusCode) -> Problem {
+        self.json(status)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}", folder.path().join("db.sqlite").display());
+        let store = Store::open(&database).await.unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs").display().to_string()).unwrap();
+        let vault = Vault::load_or_create(&folder.path().join("key")).unwrap();
+        let app = Arc::new(App::new(config, store, blobs, vault, Clock::fixed(NOW)));
+        let admin = auth::bootstrap(&app).await.unwrap().unwrap().0;
+        Self {
+            router: super::router(app.clone()),
+            app,
+            admin,
+            folder,
+        }
+    }
+
+    /// A token with these scopes, for these tasks.
+    pub(crate) async fn token(&self, scopes: &[Scope], tasks: Option<&str>) -> String {
+        let minted = auth::mint();
+        let row = TokenRow {
+            name: format!("test {}", minted.id),
+            id: minted.id,
+            hash: minted.hash,
+            scopes: scopes.to_vec(),
+            tasks: tasks.map(str::to_owned),
+            created_at: NOW,
+            expires_at: None,
+            last_used_at: None,
+            subject: None,
+        };
+        self.app.store.create_token(&row).await.unwrap();
+        minted.text.0
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+        }
+    }
+
+    pub(crate) fn request(
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Request<Body> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", acrtask_api::BASE));
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        match body {
+            Some(body) => request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        }
+        .unwrap()
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        body: Option<&Value>,
+    ) -> Answer {
+        self.send(Self::request(method, path, Some(token), body))
+            .await
+    }
+
+    /// As the admin.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, &self.admin, None).await
+    }
+
+    /// As the admin.
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::POST, path, &self.admin, Some(&body)).await
+    }
+
+    /// As the admin.
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::PUT, path, &self.admin, Some(&body)).await
+    }
+
+    /// As the admin.
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.ask(Method::DELETE, path, &self.admin, None).await
+    }
+
+    /// A run of one container.
+    pub(crate) async fn start_run(&self) -> Run {
+        let body = serde_json::json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
+        self.post("/runs", body).await.json(StatusCode::CREATED)
+    }
+
+    /// A runner that is registered; not connected.
+    pub(crate) async fn runner(&self, name: &str) -> String {
+        let store = &self.app.store;
+        let token = RunnerTokenRow {
+            id: format!("x{name}"),
+            hash: vec![1],
+            pool: None,
+            labels: std::collections::BTreeMap::new(),
+            created_at: NOW,
+            expires_at: NOW + 1000,
+        };
+        store.create_runner_token(&token).await.unwrap();
+        let runner = NewRunner {
+            id: format!("n{name}"),
+            name: name.into(),
+            key_hash: vec![2],
+        };
+        store
+            .register_runner(&token.id, &runner, NOW)
+            .await
+            .unwrap();
+        let facts = HelloFacts {
+            pool: "default".into(),
+            labels: std::collections::BTreeMap::new(),
+            platforms: vec!["linux/amd64".into()],
+            slots: 2,
+            features: std::collections::BTreeMap::new(),
+            version: "0.1.0".into(),
+            free_disk: 1 << 30,
+        };
+        store
+            .runner_hello(&runner.id, &facts, "elsewhere", NOW)
+            .await
+            .unwrap();
+        runner.id
+    }
+
+    /// Hands `run` to a runner, which begins it. Gives the attempt.
+    pub(crate) async fn lease(&self, run: &RunId, runner: &str) -> u32 {
+        let store = &self.app.store;
+        let now = self.app.clock.now_ms();
+        let classes: Vec<i64> = store
+            .ready_classes()
+            .await
+            .unwrap()
+            .iter()
+            .map(|class| class.id)
+            .collect();
+        let claimed = store
+            .claim(&classes, 100, now, 30_000, 15_000, |candidates| {
+                candidates
+                    .iter()
+                    .filter(|candidate| candidate.id == *run)
+                    .map(|candidate| Claim {
+                        run: candidate.id.clone(),
+                        runner_id: runner.into(),
+                    })
+                    .collect()
+            })
+            .await
+            .unwrap();
+        let attempt = claimed.first().expect("it is ready").attempt;
+        self.report(run, attempt, runner, Report::Accepted).await;
+        self.report(run, attempt, runner, Report::Started).await;
+        attempt
+    }
+
+    pub(crate) async fn report(&self, run: &RunId, attempt: u32, runner: &str, report: Report) {
+        let reported = Reported {
+            run: run.clone(),
+            attempt,
+            runner_id: runner.into(),
+            report,
+        };
+        let now = self.app.clock.now_ms();
+        let verdicts = self
+            .app
+            .store
+            .report(&[reported], now, 30_000, 15_000)
+            .await
+            .unwrap();
+        assert_eq!(verdicts, [Verdict::Done]);
+        self.app.logs.wake(run);
+    }
+
+    /// Adds to the log of a run.
+    pub(crate) async fn log(
+        &self,
+        run: &RunId,
+        attempt: u32,
+        runner: &str,
+        offset: u64,
+        data: &str,
+    ) {
+        let blob = format!("logs/{run}/{attempt}/{offset}");
+        self.app
+            .blobs
+            .put(&blob, Bytes::from(data.to_owned()))
+            .await
+            .unwrap();
+        let length = u32::try_from(data.len()).unwrap();
+        let chunk = Report::LogChunk {
+            offset,
+            length,
+            blob,
+        };
+        self.report(run, attempt, runner, chunk).await;
+    }
+
+    /// Ends a run, whose log holds `log`.
+    pub(crate) async fn finish(
+        &self,
+        run: &RunId,
+        attempt: u32,
+        runner: &str,
+        state: RunState,
+        log: &str,
+        result: RunResult,
+    ) {
+        let sha256 = Sha256::digest(log.as_bytes());
+        let finished = Report::Finished {
+            state,
+            reason: (state != RunState::Succeeded).then(|| "a step failed".to_owned()),
+            result: Box::new(result),
+            log_length: log.len() as u64,
+            log_sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        };
+        self.report(run, attempt, runner, finished).await;
+    }
+}

@@ -1,0 +1,570 @@
+//! Who asks, and what they may do.
+//!
+//! A token is `acrt_ID_SECRET`; only the SHA-256 of the secret, which is 256 random bits, is stored, and it is compared in
+//! constant time. Handlers of the API ask for a [`By`] with the scope that they need as their first argument, so that
+//! nothing else of a request is looked at before. Invariants: a scope includes no other one, but `admin` includes all; a
+//! token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
+//! people.
+
+use std::{collections::HashMap, hash::Hash, marker::PhantomData, net::IpAddr, sync::Mutex};
+
+use acrtask_api::{admin::Scope, run::SecretText};
+use acrtask_store::{StoreError, TokenRow};
+use axum::{
+    extract::{ConnectInfo, FromRequestParts},
+    http::{header, request::Parts},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use rand::RngCore as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    App,
+    api::{Api, ApiError},
+};
+
+/// Failed authentications that an address may have, and how fast they are forgiven.
+const FAILURES: Rate = Rate {
+    burst: 20.0,
+    per_second: 0.2,
+};
+/// Requests of one token.
+const REQUESTS: Rate = Rate {
+    burst: 5000.0,
+    per_second: 1000.0,
+};
+/// Addresses, or tokens, that are counted at once.
+const MAX_COUNTED: usize = 20_000;
+/// How stale `lastUsedAt` may be, in milliseconds.
+const TOUCH_MS: i64 = 60_000;
+
+/// What every token begins with.
+const PREFIX: &str = "acrt_";
+
+/// A token that was made just now.
+#[derive(Debug)]
+pub struct Minted {
+    /// All of it, for whoever asked for it.
+    pub text: SecretText,
+    /// Its id.
+    pub id: String,
+    /// What is stored to check it by.
+    pub hash: Vec<u8>,
+}
+
+/// Makes a token.
+pub fn mint() -> Minted {
+    let id = random_id();
+    let mut secret = [0; 32];
+    rand::rng().fill_bytes(&mut secret);
+    let secret = URL_SAFE_NO_PAD.encode(secret);
+    Minted {
+        hash: hash(&secret),
+        text: SecretText(format!("{PREFIX}{id}_{secret}")),
+        id,
+    }
+}
+
+/// The id and the hash of a token's text, or nothing where it is no token.
+pub fn parse(text: &str) -> Option<(&str, Vec<u8>)> {
+    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (!id.is_empty() && id.len() <= 40 && id.bytes().all(good) && secret.len() == 43)
+        .then(|| (id, hash(secret)))
+}
+
+fn hash(secret: &str) -> Vec<u8> {
+    Sha256::digest(secret.as_bytes()).to_vec()
+}
+
+/// Compares without telling by its duration where the difference is.
+pub fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
+/// A new id: 80 random bits in 16 characters.
+pub fn random_id() -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut bytes = [0_u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte & 31)]))
+        .collect()
+}
+
+/// Which tasks a token may touch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskLimit {
+    /// All, and runs that belong to none.
+    All,
+    /// The one with this name.
+    Exact(String),
+    /// Those whose names begin so.
+    Prefix(String),
+}
+
+impl TaskLimit {
+    /// From a token's `tasks`.
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None => Self::All,
+            Some(text) => match text.strip_suffix('*') {
+                Some(prefix) => Self::Prefix(prefix.to_owned()),
+                None => Self::Exact(text.to_owned()),
+            },
+        }
+    }
+
+    /// Whether it takes in `task`; nothing stands for what belongs to no task.
+    pub fn allows(&self, task: Option<&str>) -> bool {
+        match (self, task) {
+            (Self::All, _) => true,
+            (_, None) => false,
+            (Self::Exact(name), Some(task)) => name == task,
+            (Self::Prefix(prefix), Some(task)) => task.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The token's id.
+    pub token_id: String,
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Which tasks it may touch, as the token says it.
+    pub tasks: Option<String>,
+    /// The same, parsed.
+    pub limit: TaskLimit,
+}
+
+impl Caller {
+    fn new(row: TokenRow) -> Self {
+        Self {
+            limit: TaskLimit::parse(row.tasks.as_deref()),
+            token_id: row.id,
+            name: row.name,
+            scopes: row.scopes,
+            tasks: row.tasks,
+        }
+    }
+
+    /// Whether it may do what needs `scope`.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+    }
+
+    /// Refuses what needs `scope` to a caller without it.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn need(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.has(scope) {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(format!(
+            "the token `{}` has not the scope `{}`",
+            self.name,
+            scope_name(scope)
+        ))
+        .help(format!(
+            "use a token with it: `acrtask token create --scope {}`",
+            scope_name(scope)
+        )))
+    }
+
+    /// Refuses to create or change what belongs to `task`.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn need_task(&self, task: Option<&str>) -> Result<(), ApiError> {
+        if self.limit.allows(task) {
+            return Ok(());
+        }
+        let limit = self.tasks.as_deref().unwrap_or_default();
+        Err(ApiError::forbidden(match task {
+            Some(task) => format!(
+                "the token `{}` is for the tasks `{limit}`, and `{task}` is none of them",
+                self.name
+            ),
+            None => format!(
+                "the token `{}` is for the tasks `{limit}`, and this belongs to no task",
+                self.name
+            ),
+        })
+        .help("use a token without a limit to tasks"))
+    }
+
+    /// Whether it may see what belongs to `task`. What it may not see does not exist for it.
+    pub fn sees(&self, task: Option<&str>) -> bool {
+        self.limit.allows(task)
+    }
+}
+
+/// A scope as it is written.
+pub fn scope_name(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Read => "read",
+        Scope::Run => "run",
+        Scope::Write => "write",
+        Scope::Admin => "admin",
+    }
+}
+
+/// A scope as a type.
+pub trait Needs: Send + Sync + 'static {
+    /// The scope; nothing where any token will do.
+    const SCOPE: Option<Scope>;
+}
+
+/// Any token will do.
+#[derive(Debug)]
+pub struct Anyone;
+/// Needs `read`.
+#[derive(Debug)]
+pub struct Read;
+/// Needs `run`.
+#[derive(Debug)]
+pub struct Run;
+/// Needs `write`.
+#[derive(Debug)]
+pub struct Write;
+/// Needs `admin`.
+#[derive(Debug)]
+pub struct Admin;
+
+impl Needs for Anyone {
+    const SCOPE: Option<Scope> = None;
+}
+impl Needs for Read {
+    const SCOPE: Option<Scope> = Some(Scope::Read);
+}
+impl Needs for Run {
+    const SCOPE: Option<Scope> = Some(Scope::Run);
+}
+impl Needs for Write {
+    const SCOPE: Option<Scope> = Some(Scope::Write);
+}
+impl Needs for Admin {
+    const SCOPE: Option<Scope> = Some(Scope::Admin);
+}
+
+/// The caller of a handler that needs the scope `S`.
+#[derive(Debug)]
+pub struct By<S> {
+    /// Who it is.
+    pub caller: Caller,
+    scope: PhantomData<S>,
+}
+
+impl<S: Needs> FromRequestParts<Api> for By<S> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let caller = authenticate(api, parts).await?;
+        if let Some(scope) = S::SCOPE {
+            caller.need(scope)?;
+        }
+        Ok(Self {
+            caller,
+            scope: PhantomData,
+        })
+    }
+}
+
+/// The address that a request came from; all requests without one count as one address.
+pub fn address(parts: &Parts) -> IpAddr {
+    let address = parts
+        .extensions
+        .get::<ConnectInfo<std::net::SocketAddr>>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |info| {
+            info.0.ip().to_canonical()
+        });
+    match address {
+        IpAddr::V4(_) => address,
+        // Whoever has one IPv6 address has a whole /64.
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+    }
+}
+
+async fn authenticate(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
+    let app = &api.app;
+    let now = app.clock.now_ms();
+    let address = address(parts);
+    let Some(header) = parts.headers.get(header::AUTHORIZATION) else {
+        return Err(ApiError::unauthorized("this needs a token")
+            .help("send `Authorization: Bearer TOKEN`; `acrtask login` does"));
+    };
+    let token = header
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .and_then(|(_, text)| parse(text.trim()));
+    // An address with many failures is refused before the database is asked, but for tokens that were right lately:
+    // behind one proxy, nobody locks out the others.
+    let known = token
+        .as_ref()
+        .is_some_and(|(id, _)| api.limits.is_known(id));
+    if !known {
+        api.limits.failures_left(address, now)?;
+    }
+    let failed = || {
+        api.limits.failed(address, now);
+        ApiError::unauthorized("the token is wrong, expired or revoked")
+            .help("ask for a new one, and give it to `acrtask login`")
+    };
+    let Some((id, hash)) = token else {
+        return Err(failed());
+    };
+    let row = app.store.token_by_id(id).await?;
+    let Some(row) = row.filter(|row| same(&row.hash, &hash)) else {
+        return Err(failed());
+    };
+    if row.expires_at.is_some_and(|end| end <= now) {
+        return Err(failed());
+    }
+    api.limits.request(&row.id, now)?;
+    if row.last_used_at.is_none_or(|last| now - last >= TOUCH_MS) {
+        // Nothing depends on it: a request is not refused for it.
+        if let Err(error) = app.store.touch_token(&row.id, now).await {
+            tracing::warn!(token = row.id, %error, "cannot note when a token was used");
+        }
+    }
+    Ok(Caller::new(row))
+}
+
+/// Makes the first admin token, where there is no token at all.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
+    if app.store.count_tokens().await? > 0 {
+        return Ok(None);
+    }
+    let minted = mint();
+    app.store
+        .create_token(&TokenRow {
+            id: minted.id,
+            name: "admin".into(),
+            hash: minted.hash,
+            scopes: vec![Scope::Admin],
+            tasks: None,
+            created_at: app.clock.now_ms(),
+            expires_at: None,
+            last_used_at: None,
+            subject: None,
+        })
+        .await?;
+    Ok(Some(minted.text))
+}
+
+/// What may be done how often: a bucket of `burst` that fills again.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    left: f64,
+    at: i64,
+}
+
+/// Buckets by key, of which no more than [`MAX_COUNTED`] are remembered.
+#[derive(Debug)]
+struct Buckets<K> {
+    rate: Rate,
+    of: HashMap<K, Bucket>,
+}
+
+impl<K: Eq + Hash> Buckets<K> {
+    fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            of: HashMap::new(),
+        }
+    }
+
+    fn filled(rate: Rate, bucket: Bucket, now: i64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of minutes")]
+        let passed = (now - bucket.at).max(0) as f64 / 1000.0;
+        (bucket.left + passed * rate.per_second).min(rate.burst)
+    }
+
+    fn left(&self, key: &K, now: i64) -> f64 {
+        self.of.get(key).map_or(self.rate.burst, |bucket| {
+            Self::filled(self.rate, *bucket, now)
+        })
+    }
+
+    fn take(&mut self, key: K, now: i64) {
+        let left = (self.left(&key, now) - 1.0).max(0.0);
+        if self.of.len() >= MAX_COUNTED && !self.of.contains_key(&key) {
+            let rate = self.rate;
+            self.of
+                .retain(|_, bucket| Self::filled(rate, *bucket, now) < rate.burst);
+            if self.of.len() >= MAX_COUNTED {
+                self.of.clear();
+            }
+        }
+        self.of.insert(key, Bucket { left, at: now });
+    }
+
+    /// Seconds until one may be taken again, at least 1.
+    fn wait(&self, key: &K, now: i64) -> u32 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 1 and a few"
+        )]
+        let seconds = ((1.0 - self.left(key, now)) / self.rate.per_second)
+            .ceil()
+            .clamp(1.0, 3600.0) as u32;
+        seconds
+    }
+}
+
+/// Limits how often addresses fail and tokens ask. In memory, and lost with it.
+#[derive(Debug)]
+pub struct Limits {
+    failures: Mutex<Buckets<IpAddr>>,
+    requests: Mutex<Buckets<String>>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            failures: Mutex::new(Buckets::new(FAILURES)),
+            requests: Mutex::new(Buckets::new(REQUESTS)),
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses an address that has failed too often.
+    ///
+    /// # Errors
+    /// 429.
+    pub fn failures_left(&self, address: IpAddr, now: i64) -> Result<(), ApiError> {
+        let failures = self.failures.lock().expect("no panic while it is held");
+        if failures.left(&address, now) >= 1.0 {
+            return Ok(());
+        }
+        Err(ApiError::too_many(
+            "too many wrong tokens came from this address",
+            failures.wait(&address, now),
+        ))
+    }
+
+    /// Counts a failure.
+    pub fn failed(&self, address: IpAddr, now: i64) {
+        self.failures
+            .lock()
+            .expect("no panic while it is held")
+            .take(address, now);
+    }
+
+    fn request(&self, token: &str, now: i64) -> Result<(), ApiError> {
+        let mut requests = self.requests.lock().expect("no panic while it is held");
+        let key = token.to_owned();
+        if requests.left(&key, now) < 1.0 {
+            return Err(ApiError::too_many(
+                "this token asks too often",
+                requests.wait(&key, now),
+            ));
+        }
+        requests.take(key, now);
+        Ok(())
+    }
+
+    /// Whether a token with this id was right lately.
+    fn is_known(&self, token: &str) -> bool {
+        self.requests
+            .lock()
+            .expect("no panic while it is held")
+            .of
+            .contains_key(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_what_they_say() {
+        let minted = mint();
+        let (id, hash) = parse(&minted.text.0).unwrap();
+        assert_eq!(id, minted.id);
+        assert!(same(&hash, &minted.hash));
+        assert!(!same(&hash, &mint().hash));
+        for wrong in [
+            "",
+            "acrt_",
+            "acrt__x",
+            "acrt_abc_short",
+            "acrt_A_0123456789012345678901234567890123456789012",
+        ] {
+            assert!(parse(wrong).is_none(), "{wrong}");
+        }
+        assert_eq!(format!("{:?}", minted.text), "[secret]");
+    }
+
+    #[test]
+    fn a_limit_takes_in_what_it_says() {
+        for (limit, task, allowed) in [
+            (None, Some("a"), true),
+            (None, None, true),
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("ab"), false),
+            (Some("a"), None, false),
+            (Some("team/*"), Some("team/app"), true),
+            (Some("team/*"), Some("team"), false),
+            (Some("team/*"), Some("other/team/app"), false),
+            (Some("*"), Some("x"), true),
+            (Some("*"), None, false),
+        ] {
+            assert_eq!(
+                TaskLimit::parse(limit).allows(task),
+                allowed,
+                "{limit:?} {task:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn failures_are_forgiven_slowly() {
+        let limits = Limits::default();
+        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        for _ in 0..20 {
+            limits.failures_left(one, 0).unwrap();
+            limits.failed(one, 0);
+        }
+        let refused = limits.failures_left(one, 0).unwrap_err();
+        assert_eq!(refused.retry_after(), Some(5));
+        limits.failures_left(other, 0).unwrap();
+        limits.failures_left(one, 5000).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_counted_is_bounded(keys in proptest::collection::vec(0_u32.., 1..200)) {
+            let mut buckets = Buckets::new(FAILURES);
+            for extra in 0..u32::try_from(MAX_COUNTED).unwrap() {
+                buckets.take(u64::from(extra) << 32, 0);
+            }
+            for key in keys {
+                buckets.take(u64::from(key), 0);
+                prop_assert!(buckets.of.len() <= MAX_COUNTED);
+            }
+        }
+    }
+}

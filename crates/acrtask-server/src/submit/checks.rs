@@ -1,0 +1,518 @@
+//! What can be seen to be wrong before a run exists. Every problem is told, with its key.
+
+use std::fmt;
+
+use acrtask_api::{
+    spec::{BuildSpec, ContextSource, RunSpec, Work},
+    task::{QueueOptions, TaskDefinition},
+};
+
+/// Longest name of a task.
+const MAX_NAME: usize = 100;
+/// Longest inline task file, in bytes: no larger one is read.
+const MAX_TEXT: usize = acrtask_spec::MAX_FILE;
+/// Longest limit of a run, in seconds: a week.
+const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
+
+/// What is wrong with a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// One more.
+    pub fn add(&mut self, problem: impl Into<String>) {
+        let problem = problem.into();
+        if !self.0.contains(&problem) {
+            self.0.push(problem);
+        }
+    }
+
+    /// Nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// An error where something is wrong.
+    ///
+    /// # Errors
+    /// The problems themselves.
+    pub fn into_result(self) -> Result<(), Self> {
+        if self.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// What is wrong with the definition of a task.
+pub fn check_task(task: &TaskDefinition) -> Problems {
+    let mut problems = Problems::default();
+    if let Err(reason) = task_name(&task.name) {
+        problems.add(format!("`name`: {reason}"));
+    }
+    let works: Vec<&str> = [
+        ("file", task.file.is_some()),
+        ("text", task.text.is_some()),
+        ("cmd", task.cmd.is_some()),
+        ("build", task.build.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(key, given)| given.then_some(key))
+    .collect();
+    if works.len() > 1 {
+        problems.add(format!(
+            "`{}` exclude each other: give one of `file`, `text`, `cmd` and `build`, or none of them for `acr-task.yaml`",
+            works.join("`, `")
+        ));
+    }
+    if works.iter().all(|key| *key == "file") && task.context.is_none() {
+        problems.add(
+            "there is no `context` that a task file could be in: give one, or `text`, `cmd` or `build`",
+        );
+    }
+    if let Some(context) = &task.context {
+        check_url("context", context, &mut problems);
+    }
+    if let Some(file) = &task.file {
+        check_path("file", file, &mut problems);
+    }
+    if let Some(text) = &task.text {
+        check_text("text", text, &mut problems);
+    }
+    if let Some(cmd) = &task.cmd
+        && cmd.trim().is_empty()
+    {
+        problems.add("`cmd` is empty: give an image and its arguments");
+    }
+    if let Some(build) = &task.build {
+        check_build("build", build, &mut problems);
+    }
+    if let Some(registry) = &task.registry {
+        check_host(registry, &mut problems);
+    }
+    check_names(task.secrets.keys(), &mut problems);
+    check_names(task.secrets.values(), &mut problems);
+    check_env("env", task.env.keys(), &mut problems);
+    check_aliases(task.alias_images.keys(), &mut problems);
+    if let Some(platform) = &task.platform {
+        check_platform("platform", platform, &mut problems);
+    }
+    if let Some(timeout) = &task.timeout {
+        match duration(timeout) {
+            Ok(seconds) => check_timeout("timeout", seconds, &mut problems),
+            Err(reason) => problems.add(format!("`timeout`: {reason}")),
+        }
+    }
+    check_queue(&task.queue, &mut problems);
+    for (name, timer) in &task.triggers.timers {
+        if timer.schedule.split_whitespace().count() != 5 {
+            problems.add(format!(
+                "`triggers.timers.{name}.schedule`: `{}` has not the five fields of cron: minute hour day month weekday",
+                timer.schedule
+            ));
+        }
+    }
+    problems
+}
+
+/// What is wrong with the spec of a run.
+pub(super) fn check_spec(spec: &RunSpec, problems: &mut Problems) {
+    match &spec.context {
+        ContextSource::None => {
+            if matches!(spec.work, Work::Usual | Work::File { .. }) {
+                problems.add("`spec.work` is a file of the context, and `spec.context` is nothing");
+            }
+        }
+        ContextSource::Upload { id } => {
+            if id.is_empty() {
+                problems.add("`spec.context.id` is empty: upload the files first, with POST /api/v1/contexts");
+            }
+        }
+        ContextSource::Url { url } => check_url("spec.context.url", url, problems),
+    }
+    match &spec.work {
+        Work::Usual => {}
+        Work::File { path } => check_path("spec.work.path", path, problems),
+        Work::Text { text, .. } => check_text("spec.work.text", text, problems),
+        Work::Cmd { line } if line.trim().is_empty() => {
+            problems.add("`spec.work.line` is empty: give an image and its arguments");
+        }
+        Work::Cmd { .. } => {}
+        Work::Build(build) => check_build("spec.work", build, problems),
+    }
+    if !spec.facts.registry.is_empty() {
+        check_host(&spec.facts.registry, problems);
+    }
+    check_names(spec.secrets.iter(), problems);
+    check_env("spec.env", spec.env.keys(), problems);
+    check_aliases(spec.alias_images.keys(), problems);
+    for platform in &spec.platforms {
+        check_platform("spec.platforms", platform, problems);
+    }
+    if let Some(seconds) = spec.timeout_secs {
+        check_timeout("spec.timeoutSecs", seconds, problems);
+    }
+}
+
+/// What is wrong with where and when a run may run.
+pub(super) fn check_queue(queue: &QueueOptions, problems: &mut Problems) {
+    if !(-10..=10).contains(&queue.priority) {
+        problems.add(format!(
+            "`queue.priority` is {}, and may be -10 to 10",
+            queue.priority
+        ));
+    }
+    if let Some(pool) = &queue.pool
+        && let Err(reason) = word(pool)
+    {
+        problems.add(format!("`queue.pool`: {reason}"));
+    }
+    check_labels("queue.labels", &queue.labels, problems);
+    if let Some(concurrency) = &queue.concurrency {
+        if concurrency.max == 0 {
+            problems.add("`queue.concurrency.max` is 0: no run would ever start; give 1 or more");
+        }
+        if concurrency
+            .group
+            .as_ref()
+            .is_some_and(|group| group.trim().is_empty() || group.len() > MAX_NAME)
+        {
+            problems.add(format!(
+                "`queue.concurrency.group` must have 1 to {MAX_NAME} characters"
+            ));
+        }
+    }
+}
+
+/// What is wrong with labels of runs or runners.
+pub(crate) fn check_labels(
+    key: &str,
+    labels: &std::collections::BTreeMap<String, String>,
+    problems: &mut Problems,
+) {
+    for (name, value) in labels {
+        if let Err(reason) = word(name) {
+            problems.add(format!("`{key}`: {reason}"));
+        }
+        if value.len() > MAX_NAME {
+            problems.add(format!(
+                "`{key}.{name}` is longer than {MAX_NAME} characters"
+            ));
+        }
+    }
+}
+
+/// The name of a task: letters, digits, `-`, `_`, `.` and `/`.
+///
+/// # Errors
+/// Why it is none.
+pub fn task_name(name: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    if name.is_empty() {
+        Err("a task needs a name".into())
+    } else if name.len() > MAX_NAME {
+        Err(format!("it is longer than {MAX_NAME} characters"))
+    } else if let Some(bad) = name.chars().find(|c| !good(*c)) {
+        Err(format!(
+            "`{name}` holds {bad:?}; letters, digits, `-`, `_`, `.` and `/` may be used"
+        ))
+    } else if name
+        .split('/')
+        .any(|part| part.is_empty() || part.chars().all(|c| c == '.'))
+    {
+        Err(format!("`{name}` has an empty part, or one of dots alone"))
+    } else {
+        Ok(())
+    }
+}
+
+/// The name of a secret, as templates can say it: `.Secrets.NAME`.
+///
+/// # Errors
+/// Why it is none.
+pub fn secret_name(name: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(good) {
+        return Err(format!(
+            "`{name}` is not the name of a secret: 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
+        ));
+    }
+    Ok(())
+}
+
+/// A pool, the name of a label, of a runner: 1 to 100 letters, digits and a few marks.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn word(text: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    if text.is_empty() || text.len() > MAX_NAME || !text.chars().all(good) {
+        return Err(format!(
+            "`{text}` must be 1 to {MAX_NAME} letters, digits, `-`, `_`, `.` and `/`"
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn check_names<'n>(names: impl Iterator<Item = &'n String>, problems: &mut Problems) {
+    for name in names {
+        if let Err(reason) = secret_name(name) {
+            problems.add(reason);
+        }
+    }
+}
+
+/// The host of a registry: a name or an address, with or without a port.
+pub(super) fn check_host(host: &str, problems: &mut Problems) {
+    if let Err(reason) = host_name(host) {
+        problems.add(reason);
+    }
+}
+
+/// Host and port, as logins name them.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn host_name(host: &str) -> Result<(), String> {
+    let good =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '[' | ']' | '_');
+    if host.is_empty() || host.len() > 255 || host.contains("://") || !host.chars().all(good) {
+        return Err(format!(
+            "`{host}` is not a host: write it without scheme and path, as in `registry.example.com:5000`"
+        ));
+    }
+    Ok(())
+}
+
+fn check_env<'n>(key: &str, names: impl Iterator<Item = &'n String>, problems: &mut Problems) {
+    for name in names {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            problems.add(format!(
+                "`{key}`: {name:?} cannot be the name of a variable"
+            ));
+        }
+    }
+}
+
+fn check_aliases<'n>(names: impl Iterator<Item = &'n String>, problems: &mut Problems) {
+    const KNOWN: [&str; 5] = ["acr", "az", "bash", "curl", "cssc"];
+    for name in names {
+        if !KNOWN.contains(&name.as_str()) {
+            problems.add(format!(
+                "`aliasImages.{name}`: there is no such word; there are {}",
+                KNOWN.join(", ")
+            ));
+        }
+    }
+}
+
+fn check_build(key: &str, build: &BuildSpec, problems: &mut Problems) {
+    if build.images.iter().any(|image| image.trim().is_empty()) {
+        problems.add(format!("`{key}.images` has an empty name"));
+    }
+    check_path(&format!("{key}.dockerfile"), &build.dockerfile, problems);
+    check_names(build.secret_args.iter(), problems);
+}
+
+fn check_text(key: &str, text: &str, problems: &mut Problems) {
+    if text.trim().is_empty() {
+        problems.add(format!("`{key}` is empty: there would be nothing to do"));
+    }
+    if text.len() > MAX_TEXT {
+        problems.add(format!(
+            "`{key}` has {} bytes, and a task file may have {MAX_TEXT}",
+            text.len()
+        ));
+    }
+}
+
+/// A path inside the context.
+fn check_path(key: &str, path: &str, problems: &mut Problems) {
+    if path.is_empty() {
+        problems.add(format!("`{key}` is empty"));
+    } else if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        problems.add(format!(
+            "`{key}` is `{path}`, which is outside the context: give a path relative to it"
+        ));
+    } else if path.contains('\0') {
+        problems.add(format!("`{key}` holds a zero byte"));
+    }
+}
+
+/// What the runner fetches: only what can be seen without asking anybody.
+fn check_url(key: &str, url: &str, problems: &mut Problems) {
+    if url.trim() != url || url.is_empty() || url.chars().any(char::is_control) {
+        problems.add(format!("`{key}` is empty, or holds white space around it"));
+        return;
+    }
+    if url.starts_with('-') || url.contains(char::is_whitespace) {
+        problems.add(format!("`{key}` begins with `-`, or holds white space"));
+        return;
+    }
+    if url.split_once("::").is_some_and(|(helper, _)| {
+        helper
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    }) {
+        problems.add(format!(
+            "`{key}` asks git for a helper program, which none is started for"
+        ));
+        return;
+    }
+    match url::Url::parse(url) {
+        Ok(parsed) => {
+            let known = ["https", "http", "git", "ssh", "oci"];
+            // `host:path` of ssh parses with the host as its scheme.
+            let scp = !url.contains("://");
+            if !scp && !known.contains(&parsed.scheme()) {
+                problems.add(format!(
+                    "`{key}`: `{}:` is not fetched; give a git URL (`https://HOST/REPO.git#REF:FOLDER`), a tarball's URL or `oci://REFERENCE`",
+                    parsed.scheme()
+                ));
+            }
+            if parsed.password().is_some()
+                || (!parsed.username().is_empty()
+                    && ["http", "https"].contains(&parsed.scheme()))
+            {
+                problems.add(format!(
+                    "`{key}` holds a login, which would be stored in clear: take it out, and give it with `acrtask credential set {}`",
+                    parsed.host_str().unwrap_or("HOST")
+                ));
+            }
+        }
+        // `github.com/org/repo` and `git@host:path` are understood too; a path of the runner's is not.
+        Err(_) if url.starts_with(['/', '.', '~']) => problems.add(format!(
+            "`{key}` is a path, and the runner has no such folder: give a git URL, a tarball's URL or `oci://REFERENCE`"
+        )),
+        Err(_) => {}
+    }
+}
+
+/// `OS/ARCHITECTURE[/VARIANT]`.
+fn check_platform(key: &str, platform: &str, problems: &mut Problems) {
+    let parts: Vec<&str> = platform.split('/').collect();
+    let good = |part: &&str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.')
+    };
+    if !(2..=3).contains(&parts.len()) || !parts.iter().all(good) {
+        problems.add(format!(
+            "`{key}`: `{platform}` is no platform; write `linux/amd64` or `linux/arm/v7`"
+        ));
+    }
+}
+
+fn check_timeout(key: &str, seconds: u64, problems: &mut Problems) {
+    if seconds == 0 || seconds > MAX_TIMEOUT {
+        problems.add(format!("`{key}` must be a second to a week"));
+    }
+}
+
+/// Seconds of `90s`, `1h30m` or a bare number.
+pub(super) fn duration(text: &str) -> Result<u64, String> {
+    let seconds = match text.parse::<u64>() {
+        Ok(seconds) => Some(seconds),
+        Err(_) => text
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|time| u64::try_from(time.as_secs()).ok()),
+    };
+    seconds.ok_or_else(|| {
+        format!("`{text}` is no time: write 90s, 10m, 1h30m, or a number of seconds")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(json: serde_json::Value) -> TaskDefinition {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_good_task_has_no_problems() {
+        for json in [
+            serde_json::json!({"name": "app", "context": "https://example.com/a.git#main:sub", "file": "acr-task.yaml"}),
+            serde_json::json!({"name": "team/app", "context": "git@example.com:a/b.git"}),
+            serde_json::json!({"name": "team/app", "context": "github.com/a/b"}),
+            serde_json::json!({"name": "x", "context": "oci://example.com/a:1", "timeout": "1h30m", "platform": "linux/arm/v7"}),
+            serde_json::json!({"name": "x", "text": "steps: []"}),
+            serde_json::json!({"name": "x", "cmd": "alpine echo hello", "queue": {"concurrency": {"max": 1}}}),
+            serde_json::json!({"name": "x", "context": "https://example.com/a.tar.gz", "build": {"images": ["app:$ID"]}}),
+        ] {
+            assert_eq!(
+                check_task(&task(json.clone())),
+                Problems::default(),
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn all_problems_of_a_task_are_told_at_once() {
+        let problems = check_task(&task(serde_json::json!({
+            "name": "a b",
+            "context": "https://me:hunter2@example.com/a.git",
+            "file": "../acr-task.yaml",
+            "text": "",
+            "registry": "https://example.com",
+            "secrets": {"a b": "c"},
+            "env": {"A=B": ""},
+            "aliasImages": {"docker": "x"},
+            "platform": "amd64",
+            "timeout": "soon",
+            "queue": {"priority": 11, "pool": "", "labels": {"": "x"}, "concurrency": {"max": 0}},
+            "triggers": {"timers": {"nightly": {"schedule": "0 3 * *"}}}
+        })));
+        insta::assert_snapshot!(problems.0.join("\n"));
+        assert!(!problems.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn contexts_that_nobody_fetches_are_refused() {
+        for context in [
+            "/etc",
+            "./here",
+            "~/x",
+            "file:///etc",
+            "ext::sh -c id",
+            "ext::sh",
+            "--upload-pack=x",
+            " https://example.com",
+            "",
+            "https://token@example.com/a.git",
+        ] {
+            let definition = task(serde_json::json!({"name": "x", "context": context}));
+            assert!(!check_task(&definition).is_empty(), "{context}");
+        }
+    }
+
+    #[test]
+    fn names_of_tasks() {
+        for good in ["a", "team/app", "A.b_c-1", &"x".repeat(100)] {
+            task_name(good).unwrap();
+        }
+        for bad in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "..",
+            "a/../b",
+            "a b",
+            "ü",
+            &"x".repeat(101),
+        ] {
+            task_name(bad).unwrap_err();
+        }
+    }
+}
