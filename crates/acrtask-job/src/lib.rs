@@ -162,7 +162,7 @@ pub fn prepare(job: &Job<'_>) -> Result<Prepared, JobError> {
         platforms::set(plan, &spec.platforms);
         build::give_secrets(plan, &spec.build_secrets, job.secrets);
         diagnostics.extend(pins::apply(plan, &spec.pins));
-        cache::share(plan, &spec.cache);
+        cache::share(plan, &spec.cache, &facts.registry);
         let limit = spec.timeout_secs.map(std::time::Duration::from_secs);
         plan.timeout = match (plan.timeout, limit) {
             (Some(own), Some(limit)) => Some(own.min(limit)),

@@ -325,7 +325,7 @@ fn what_cannot_be_built() {
 fn the_shared_cache_is_beside_each_image_without_a_cache_of_its_own() {
     let mut task = text(
         "steps:\n  - build: -t $Registry/a:1 .\n  - build: .\n  - build: -t $Registry/c:1 --cache-from reg.io/c:x .\n  \
-         - build: -t $Registry/d:1 .\n    cache: enabled\n",
+         - build: -t $Registry/d:1 .\n    cache: enabled\n  - id: again\n    build: -t $Registry/a:2 .\n",
     );
     if let Work::Text { text, .. } = &mut task.work {
         text.insert_str(0, "version: v1.1.0\n");
@@ -340,7 +340,7 @@ fn the_shared_cache_is_beside_each_image_without_a_cache_of_its_own() {
         caches.collect()
     };
     let own = ("reg.io/d:cache_quickrun_acb_step_3".to_owned(), true);
-    assert_eq!(caches(&task), [None, None, None, Some(own.clone())]);
+    assert_eq!(caches(&task), [None, None, None, Some(own.clone()), None]);
     for (shared, export) in [
         (
             SharedCache::ReadWrite {
@@ -356,8 +356,12 @@ fn the_shared_cache_is_beside_each_image_without_a_cache_of_its_own() {
         ),
     ] {
         task.cache = shared;
-        let shared = ("reg.io/a:cache_team-app".to_owned(), export);
-        assert_eq!(caches(&task), [Some(shared), None, None, Some(own.clone())]);
+        let first = ("reg.io/a:cache_team-app".to_owned(), export);
+        let again = ("reg.io/a:cache_team-app_again".to_owned(), export);
+        assert_eq!(
+            caches(&task),
+            [Some(first), None, None, Some(own.clone()), Some(again)]
+        );
     }
 }
 
