@@ -1,13 +1,17 @@
 //! `acrtask`: ACR Tasks for any registry, on your own machines.
 //!
-//! The program is thin: [`args`] parses what was typed, [`commands`] puts the libraries together, [`render`]
-//! shows what they tell. Diagnostics and errors are data until they reach this crate.
+//! The program is thin: [`args`] parses what was typed, [`commands`] puts the libraries together, [`client`] speaks to a
+//! server, [`declare`] reads tasks from files, [`render`] shows what they tell. Diagnostics and errors are data until
+//! they reach this crate.
 
 mod args;
+mod client;
 mod commands;
+mod declare;
 mod error;
 mod exit;
 mod render;
+mod telemetry;
 
 use std::{
     io::{IsTerminal, Write},
@@ -24,15 +28,36 @@ use crate::{
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let style = Style::new(cli.global.color, std::io::stderr().is_terminal());
-    log_to_stderr(&cli.global.log_level);
+    let log = cli.global.log_level.as_deref();
     let color = cli.global.color;
+    let stdout = Style::new(color, std::io::stdout().is_terminal());
+    // The long-lived ones set up their own, inside their runtimes.
+    if !cli.command.is_long_lived() {
+        telemetry::to_stderr(log);
+    }
     let done = match cli.command {
-        Command::Run(args) => commands::run::run(&args, color, style),
-        Command::Build(args) => commands::build::build(&args, color, style),
-        Command::Plan(args) => {
-            let stdout = Style::new(color, std::io::stdout().is_terminal());
-            commands::plan::plan(&args, style, stdout)
-        }
+        Command::Run(args) => match commands::remote::for_run(&args.remote) {
+            Ok(Some(server)) => commands::remote_run::run(&args, &server, color, style),
+            Ok(None) => commands::run::run(&args, color, style),
+            Err(error) => Err(error),
+        },
+        Command::Build(args) => match commands::remote::for_run(&args.remote) {
+            Ok(Some(server)) => commands::remote_run::build(&args, &server, color, style),
+            Ok(None) => commands::build::build(&args, color, style),
+            Err(error) => Err(error),
+        },
+        Command::Plan(args) => commands::plan::plan(&args, style, stdout),
+        Command::Login(args) => commands::login::login(&args),
+        Command::Logout(args) => commands::login::logout(&args),
+        Command::Whoami(args) => commands::login::whoami(&args, stdout),
+        Command::Task(command) => commands::stored::task(&command, color, style, stdout),
+        Command::Runs(command) => commands::runs::runs(&command, color, style, stdout),
+        Command::Runner(args) => commands::runner::runner(&args, log, stdout),
+        Command::Serve(args) => commands::serve::serve(&args, log, style),
+        Command::Secret(command) => commands::secrets::secret(&command, stdout),
+        Command::Credential(command) => commands::secrets::credential(&command, stdout),
+        Command::Token(command) => commands::tokens::token(&command, stdout),
+        Command::Schema { of } => commands::schema::schema(of),
         Command::Completions { shell } => commands::completions::completions(shell),
     };
     let exit = done.unwrap_or_else(|error| {
@@ -41,13 +66,4 @@ fn main() -> ExitCode {
         error.exit()
     });
     ExitCode::from(exit.code())
-}
-
-/// What the libraries say about their own working. Not what a run tells: that is events.
-fn log_to_stderr(filter: &str) {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }

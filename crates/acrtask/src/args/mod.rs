@@ -3,7 +3,11 @@
 //! Invariants: a value that may be a secret is parsed by a function that cannot fail, because clap
 //! repeats a refused value in its message; its form is checked afterwards, by [`values`].
 
+pub(crate) mod control;
 pub(crate) mod engine;
+pub(crate) mod serve;
+pub(crate) mod server;
+pub(crate) mod stored;
 pub(crate) mod task;
 pub(crate) mod values;
 
@@ -12,7 +16,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::{
+    control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
     engine::{BuilderArgs, EngineArgs},
+    serve::ServeArgs,
+    server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
+    stored::TaskCommand,
     task::{FactArgs, TaskArgs},
     values::{BuildTag, Pair, SecretPair},
 };
@@ -21,8 +29,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
     0  the run succeeded
     1  the run failed: a step failed
-    2  the task file or the usage is wrong; nothing was started
-    3  the engine or a registry could not be reached
+    2  the task file or the usage is wrong, or the server refused it; nothing was started
+    3  the engine, a registry or the server could not be reached
   124  the run went past its timeout
   130  interrupted";
 
@@ -34,7 +42,7 @@ Output:
   plain  lines that begin with the step's id, without colour
   json   one event a line; docs/events.md has the schema";
 
-/// Builds, tests and pushes container images as a task file says, on this machine's own engine.
+/// Builds, tests and pushes container images as a task file says: on this machine's own engine, or on a server's runners.
 #[derive(Debug, Parser)]
 #[command(
     name = "acrtask",
@@ -49,6 +57,9 @@ Examples:
   acrtask run -r reg.example.com .       the same; its images go to reg.example.com
   acrtask plan -o json | jq '.steps[].id'
   acrtask build -t reg.example.com/app:1 .
+  acrtask serve                          a server with a runner on this machine
+  acrtask login https://ci.example.com   from now on `acrtask run` goes to this server
+  acrtask runs list
 
 {EXIT_CODES}")
 )]
@@ -81,11 +92,9 @@ pub(crate) struct GlobalArgs {
         global = true,
         env = "ACRTASK_LOG",
         value_name = "FILTER",
-        default_value = "error",
-        hide_default_value = true,
         help_heading = "Global options"
     )]
-    pub(crate) log_level: String,
+    pub(crate) log_level: Option<String>,
 }
 
 /// When to colour.
@@ -109,6 +118,41 @@ pub(crate) enum Command {
     Build(Box<BuildArgs>),
     /// Show what a task would do, without an engine
     Plan(Box<PlanArgs>),
+    /// Remember a server: `run` and `build` go there from now on
+    Login(LoginArgs),
+    /// Forget a server
+    Logout(LogoutArgs),
+    /// Show which server is meant, and what the token may do there
+    Whoami(WhoamiArgs),
+    /// Tasks that a server keeps
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Runs on a server
+    #[command(subcommand)]
+    Runs(RunsCommand),
+    /// Be a runner, or look after the runners of a server
+    Runner(Box<RunnerArgs>),
+    /// Be a server: the API, the queue, the logs, and a runner
+    Serve(Box<ServeArgs>),
+    /// Secrets that a server keeps for tasks
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Logins for registries and git hosts that a server keeps for tasks
+    #[command(subcommand)]
+    Credential(CredentialCommand),
+    /// Tokens that open a server
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Print a JSON Schema, for editors
+    #[command(after_help = "\
+Examples:
+  acrtask schema task > task.schema.json
+  acrtask schema acr-task > acr-task.schema.json")]
+    Schema {
+        /// Of what
+        #[arg(value_enum)]
+        of: SchemaOf,
+    },
     /// Print the completions for a shell
     #[command(after_help = "\
 Examples:
@@ -121,6 +165,17 @@ Examples:
     },
 }
 
+impl Command {
+    /// Whether it runs until it is asked to end.
+    pub(crate) fn is_long_lived(&self) -> bool {
+        match self {
+            Self::Serve(_) => true,
+            Self::Runner(args) => args.starts().is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// `acrtask run`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("\
@@ -129,7 +184,8 @@ Examples:
   acrtask run -r reg.example.com --set tag=v2 .  its images go to reg.example.com
   acrtask run https://github.com/org/repo.git#main:service
   acrtask run --cmd 'reg.example.com/app:1 --self-test' /dev/null
-  acrtask run --watch --no-push                  again at each change of the folder
+  acrtask run --watch --no-push --local          again at each change of the folder
+  acrtask run --no-wait .                        on the server of `acrtask login`: prints the run's id
   acrtask run -o json | jq -r 'select(.event == \"image_pushed\") | .digest'
 
 CONTEXT:
@@ -163,9 +219,19 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) how: HowArgs,
     #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) builder: BuilderArgs,
+}
+
+/// The form of the log of a run.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct HowForm {
+    /// The form of the log
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) output: RunOutput,
 }
 
 /// How `run` and `build` carry a plan out.
@@ -263,6 +329,8 @@ pub(crate) struct BuildArgs {
     pub(crate) facts: FactArgs,
     #[command(flatten)]
     pub(crate) how: HowArgs,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

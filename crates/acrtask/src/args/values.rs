@@ -181,6 +181,71 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// `true` or `false`, in any case, as the cloud service takes them.
+pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("write true or false".into()),
+    }
+}
+
+/// A number of bytes that is not zero: `1048576`, `512K`, `64M`, `4G`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    match size_or_none(text)? {
+        0 => Err(SIZE.into()),
+        bytes => Ok(bytes),
+    }
+}
+
+const SIZE: &str = "write a number of bytes, perhaps with K, M or G behind it: 64M";
+
+/// The same, or zero.
+pub(crate) fn size_or_none(text: &str) -> Result<u64, String> {
+    let wrong = || SIZE.to_owned();
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Where a token is: `env:NAME` or `@FILE`. May hold the token itself by mistake, so it cannot be printed.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenFrom(Secret);
+
+/// Takes `text` in; [`TokenFrom::parse`] says what is wrong with it.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "clap's signature for a value parser"
+)]
+pub(crate) fn token_from(text: &str) -> Result<TokenFrom, std::convert::Infallible> {
+    Ok(TokenFrom(Secret::new(text)))
+}
+
+impl TokenFrom {
+    /// Where it is.
+    pub(crate) fn parse(&self, flag: &str) -> Result<PasswordFrom, ValueError> {
+        let text = self.0.expose();
+        match (text.strip_prefix('@'), text.strip_prefix("env:")) {
+            (Some("-"), _) => Ok(PasswordFrom::Stdin),
+            (Some(path), _) if !path.is_empty() => Ok(PasswordFrom::File(path.into())),
+            (_, Some(name)) if !name.is_empty() => Ok(PasswordFrom::Env(name.into())),
+            _ => Err(ValueError {
+                message: format!(
+                    "{flag}: a token is not taken from the command line, where every process can read it"
+                ),
+                help: format!(
+                    "write `{flag} env:NAME`, with the token in the environment variable NAME, or `{flag} @FILE`"
+                ),
+            }),
+        }
+    }
+}
+
 /// `-t` of `acrtask build`: a name that may lack its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BuildTag(String);
@@ -290,6 +355,29 @@ mod tests {
         ] {
             let refused = parse(bad).unwrap_err();
             assert!(!format!("{refused:?}").contains("hunter2"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_where_it_is_said_to_be_and_never_in_an_error() {
+        let parse = |text: &str| {
+            let Ok(from) = token_from(text);
+            from.parse("--git-access-token")
+        };
+        assert_eq!(parse("@/t"), Ok(PasswordFrom::File("/t".into())));
+        assert_eq!(parse("env:T"), Ok(PasswordFrom::Env("T".into())));
+        for bad in ["hunter2", "@", "env:", ""] {
+            assert!(!format!("{:?}", parse(bad).unwrap_err()).contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1", 1), ("4k", 4096), ("64M", 64 << 20), ("4G", 4 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "G", "-1", "1.5G", "99999999999G"] {
+            assert!(size(bad).is_err(), "{bad}");
         }
     }
 

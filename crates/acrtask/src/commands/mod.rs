@@ -1,14 +1,32 @@
 //! One file a command. Each puts libraries together and decides nothing that they could decide.
 
+pub(crate) mod apply;
 pub(crate) mod build;
 pub(crate) mod completions;
 mod context;
+mod define;
 mod engine;
+mod follow;
 mod interrupt;
+mod log;
+pub(crate) mod login;
 pub(crate) mod plan;
+pub(crate) mod remote;
+pub(crate) mod remote_run;
 pub(crate) mod run;
+pub(crate) mod runner;
+mod runners;
+pub(crate) mod runs;
+pub(crate) mod schema;
+pub(crate) mod secrets;
+pub(crate) mod serve;
+mod signals;
 mod spec;
+pub(crate) mod stored;
 mod task;
+mod tasks_folder;
+pub(crate) mod tokens;
+mod upload;
 mod watch;
 
 use std::io::{self, Write};

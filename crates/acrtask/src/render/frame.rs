@@ -62,6 +62,8 @@ fn heading(view: &RunView, interrupted: bool, now: Timestamp, size: Size, style:
     let elapsed = view.started.map_or(0, |started| millis(started, now));
     let what = if interrupted {
         style.warn("stopping; Ctrl-C again leaves at once")
+    } else if view.waits {
+        "waits".to_owned()
     } else {
         format!("{over} of {} done", text::count(view.steps.len(), "step"))
     };

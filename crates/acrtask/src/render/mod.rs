@@ -7,9 +7,11 @@
 
 pub(crate) mod frame;
 pub(crate) mod plain;
+pub(crate) mod run;
 pub(crate) mod screen;
 pub(crate) mod style;
 pub(crate) mod summary;
+pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod view;
 
@@ -23,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::Event;
+use acrtask_model::{Event, RunId};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
@@ -66,13 +68,38 @@ impl Form {
     }
 }
 
+/// What is shown of a run.
+#[derive(Debug, Clone)]
+pub(crate) enum Feed {
+    /// Something happened in it.
+    Event(Box<Event>),
+    /// It has not begun, and this is why. For a frame; lines have no place for it.
+    Waiting {
+        /// The run.
+        run: RunId,
+        /// In one sentence.
+        why: String,
+    },
+    /// Its runner was lost, and all of it begins anew.
+    Again {
+        /// The attempt that begins.
+        attempt: u32,
+    },
+}
+
+impl From<Event> for Feed {
+    fn from(event: Event) -> Self {
+        Self::Event(Box::new(event))
+    }
+}
+
 /// Shows `events` until the run's last one was read or nobody sends any more, then the summary. Gives
 /// back what is known of the run. `interrupted` turns true when the run is being stopped.
 ///
 /// Blocks: call it on a thread where that is allowed, inside a runtime's context.
-pub(crate) fn show(
+pub(crate) fn show<T: Into<Feed>>(
     runtime: &tokio::runtime::Handle,
-    mut events: mpsc::Receiver<Event>,
+    mut events: mpsc::Receiver<T>,
     interrupted: &watch::Receiver<bool>,
     form: Form,
 ) -> RunView {
@@ -87,8 +114,9 @@ pub(crate) fn show(
                 Form::Plain(_) | Form::Json => Some(events.recv_many(&mut batch, BATCH).await),
             }
         });
-        renderer.events(&batch);
-        batch.clear();
+        for next in batch.drain(..) {
+            renderer.take(&next.into());
+        }
         renderer.draw(*interrupted.borrow(), Timestamp::now());
         if received == Some(0) {
             return renderer.finish();
@@ -132,20 +160,38 @@ impl<W: Write> Renderer<W> {
         }
     }
 
-    fn events(&mut self, events: &[Event]) {
-        for event in events {
-            self.view.apply(event);
-            match self.form {
-                Form::Json => match serde_json::to_string(event) {
-                    Ok(line) => {
-                        self.pending.push_str(&line);
-                        self.pending.push('\n');
-                    }
-                    Err(error) => tracing::error!(%error, "an event could not be written as JSON"),
-                },
-                Form::Live(_) | Form::Plain(_) => {
-                    self.lines.event(&self.view, event, &mut self.pending)
+    fn take(&mut self, feed: &Feed) {
+        match feed {
+            Feed::Event(event) => self.event(event),
+            Feed::Waiting { run, why } => self.view.wait(run, why),
+            Feed::Again { attempt } => {
+                self.view = RunView::default();
+                let (style, detail) = match self.form {
+                    Form::Live(style) => (style, Detail::Folded),
+                    Form::Plain(style) => (style, Detail::Full),
+                    // A program sees the run begin again.
+                    Form::Json => return,
+                };
+                self.lines = Lines::new(style, detail);
+                let what = format!("the runner was lost; attempt {attempt} begins anew");
+                self.pending.push_str(&style.warn(&what));
+                self.pending.push('\n');
+            }
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.view.apply(event);
+        match self.form {
+            Form::Json => match serde_json::to_string(event) {
+                Ok(line) => {
+                    self.pending.push_str(&line);
+                    self.pending.push('\n');
                 }
+                Err(error) => tracing::error!(%error, "an event could not be written as JSON"),
+            },
+            Form::Live(_) | Form::Plain(_) => {
+                self.lines.event(&self.view, event, &mut self.pending)
             }
         }
     }

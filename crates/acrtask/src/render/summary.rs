@@ -11,6 +11,7 @@ use acrtask_model::{
 use super::{
     plain::{reason, word},
     style::Style,
+    table::titled as table,
     text,
     view::{RunView, StepView},
 };
@@ -167,31 +168,5 @@ fn bases(view: &RunView, style: Style, out: &mut String) {
         let role = format!("{role} {}, {evidence}", steps.join(", "));
         let _ = writeln!(out, "  {}  {}", base.name, style.dim(&role));
         let _ = writeln!(out, "    {}", base.digest);
-    }
-}
-
-/// Columns that line up; a table without rows is left out.
-fn table(heading: &str, rows: Vec<Vec<String>>, style: Style, out: &mut String) {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    if columns == 0 {
-        return;
-    }
-    let widths: Vec<usize> = (0..columns)
-        .map(|c| {
-            rows.iter()
-                .filter_map(|row| row.get(c))
-                .map(|t| text::width(t))
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let _ = writeln!(out, "\n{}", style.bold(heading));
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| text::pad(cell, *width))
-            .collect();
-        let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
     }
 }

@@ -33,8 +33,9 @@ fn rendered(name: &str, form: Form) -> String {
     let mut bytes = Vec::new();
     let mut renderer = Renderer::new(form, Output::new(&mut bytes));
     for event in events(name) {
-        renderer.events(std::slice::from_ref(&event));
-        renderer.draw(false, event.time);
+        let time = event.time;
+        renderer.take(&event.into());
+        renderer.draw(false, time);
     }
     let view = renderer.finish();
     let mut text = String::from_utf8(bytes).unwrap();
@@ -182,7 +183,9 @@ fn a_reader_that_went_away_is_no_error() {
         Form::Live(Style::PLAIN),
     ] {
         let mut renderer = Renderer::new(form, Output::new(Closed));
-        renderer.events(&events("succeeded"));
+        for event in events("succeeded") {
+            renderer.take(&event.into());
+        }
         renderer.draw(false, Timestamp::UNIX_EPOCH);
         assert!(renderer.finish().finished.is_some());
     }
@@ -207,4 +210,74 @@ proptest::proptest! {
             proptest::prop_assert!(super::text::width(&line) < columns, "{line:?}");
         }
     }
+}
+
+/// A run that is followed from afar shows what it would have shown here.
+#[test]
+fn events_that_went_over_a_network_are_shown_as_they_were() {
+    for name in ["succeeded", "failed", "build_failed", "interrupted"] {
+        for form in [
+            Form::Plain(Style::PLAIN),
+            Form::Plain(Style::COLORED),
+            Form::Json,
+        ] {
+            let mut bytes = Vec::new();
+            let mut renderer = Renderer::new(form, Output::new(&mut bytes));
+            for event in events(name) {
+                let time = event.time;
+                let line = serde_json::to_string(&event).unwrap();
+                let came: Event = serde_json::from_str(&line).unwrap();
+                renderer.take(&came.into());
+                renderer.draw(false, time);
+            }
+            let view = renderer.finish();
+            let mut text = String::from_utf8(bytes).unwrap();
+            if let Some(verdict) = summary::verdict(&view) {
+                let _ = write!(text, "\n-- standard error --\n{verdict}\n");
+            }
+            assert_eq!(text, rendered(name, form), "{name}");
+        }
+    }
+}
+
+/// The runner was lost in the middle: the second attempt is shown as a run of its own.
+#[test]
+fn another_attempt_begins_anew() {
+    let first = events("succeeded");
+    let mut bytes = Vec::new();
+    let mut renderer = Renderer::new(Form::Plain(Style::PLAIN), Output::new(&mut bytes));
+    for event in first.iter().take(first.len() / 2) {
+        renderer.take(&event.clone().into());
+    }
+    renderer.take(&super::Feed::Again { attempt: 2 });
+    renderer.draw(false, first[0].time);
+    for event in first {
+        renderer.take(&event.into());
+    }
+    renderer.finish();
+    let text = String::from_utf8(bytes).unwrap();
+    let mark = "the runner was lost; attempt 2 begins anew\n";
+    let (_, second) = text.split_once(mark).unwrap();
+    let alone = rendered("succeeded", Form::Plain(Style::PLAIN));
+    assert_eq!(second, alone);
+}
+
+#[test]
+fn the_frame_of_a_run_that_waits() {
+    let mut view = RunView::default();
+    view.wait(
+        &acrtask_model::RunId::new("r1").unwrap(),
+        "2 runs come before it; no runner has the label disk=ssd",
+    );
+    let size = Size {
+        columns: 80,
+        rows: 24,
+    };
+    let lines = frame(&view, false, Timestamp::UNIX_EPOCH, size, Style::PLAIN);
+    insta::assert_snapshot!(lines.join("\n"));
+    // Its first event says that it has begun.
+    for event in events("succeeded").iter().take(1) {
+        view.apply(event);
+    }
+    assert!(!view.waits && view.progress.is_none());
 }

@@ -29,8 +29,10 @@ pub(crate) struct RunView {
     pub(crate) engine: String,
     /// The builder, with its version.
     pub(crate) builder: String,
-    /// What is being prepared or cleaned up just now.
+    /// What is being prepared or cleaned up just now; of a run that waits, why it does.
     pub(crate) progress: Option<String>,
+    /// It waits for a runner.
+    pub(crate) waits: bool,
     /// The steps, in file order.
     pub(crate) steps: Vec<StepView>,
     /// Images, in the order in which they were made.
@@ -166,6 +168,10 @@ impl RunView {
                 builder,
             } => {
                 self.started = Some(time);
+                // It waited.
+                if std::mem::take(&mut self.waits) {
+                    self.progress = None;
+                }
                 self.engine.clone_from(engine);
                 self.builder.clone_from(builder);
                 for step in steps {
@@ -304,6 +310,15 @@ impl RunView {
                     left: left.clone(),
                 });
             }
+        }
+    }
+
+    /// `run` has not begun: `why`.
+    pub(crate) fn wait(&mut self, run: &RunId, why: &str) {
+        if self.started.is_none() {
+            self.run = Some(run.clone());
+            self.waits = true;
+            self.progress = Some(why.to_owned());
         }
     }
 

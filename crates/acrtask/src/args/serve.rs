@@ -1,0 +1,122 @@
+//! `acrtask serve`: the control plane, with a runner inside.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use super::{
+    control::TelemetryArgs,
+    engine::{BuilderArgs, EngineArgs},
+    values,
+};
+
+/// `acrtask serve`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  acrtask serve                                everything on this machine: SQLite, files in a folder, a runner inside
+  acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
+  acrtask serve --database postgres://acrtask@db/acrtask --blobs s3://bucket/acrtask --no-runner \\
+    --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
+  acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
+
+The first start prints the first token, once. Secrets of tasks are encrypted with the key in --key-file: whoever loses
+it loses them. SIGTERM ends it: the runner inside takes nothing new and finishes what it holds.
+
+Exit codes:
+    0  it was asked to end
+    2  the usage or a setting is wrong
+    3  the address is taken, or the database, the blobs or the engine could not be reached")]
+pub(crate) struct ServeArgs {
+    /// Where it listens, for the API and for runners
+    #[arg(
+        long,
+        env = "ACRTASK_LISTEN",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:7070"
+    )]
+    pub(crate) listen: SocketAddr,
+
+    /// Where it keeps its files [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
+    #[arg(long, env = "ACRTASK_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// The database: sqlite:PATH or postgres://USER@HOST/NAME [default: a SQLite file in the data folder]
+    #[arg(
+        long,
+        env = "ACRTASK_DATABASE",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) database: Option<String>,
+
+    /// Where logs and contexts are: file:///PATH, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: the data folder]
+    #[arg(
+        long,
+        env = "ACRTASK_BLOBS",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) blobs: Option<String>,
+
+    /// The key that secrets are encrypted with [default: a file in the data folder, made at the first start]
+    #[arg(long, env = "ACRTASK_KEY_FILE", value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+
+    /// The server's certificate, with those between it and the authority (PEM)
+    #[arg(
+        long,
+        env = "ACRTASK_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Its key (PEM)
+    #[arg(
+        long,
+        env = "ACRTASK_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Serve other machines without TLS: everybody on the way can read tokens and secrets
+    #[arg(long, env = "ACRTASK_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) allow_plaintext: bool,
+
+    /// A folder of task files that the server's tasks follow; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tasks: Vec<PathBuf>,
+
+    /// No runner inside
+    #[arg(long)]
+    pub(crate) no_runner: bool,
+
+    /// Runs that the runner inside carries out at once
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) slots: u32,
+
+    /// How long the runs that the runner inside holds may go on after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = values::duration)]
+    pub(crate) drain_timeout: Duration,
+
+    /// How long runs, their logs and their files are kept after their end
+    #[arg(long, value_name = "TIME", default_value = "720h", value_parser = values::duration)]
+    pub(crate) retention: Duration,
+
+    /// The largest context that may be uploaded: a number of bytes, or with K, M or G behind it
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = values::size)]
+    pub(crate) context_limit: u64,
+
+    /// A lease that a runner does not renew for so long is over, and its run goes to another one
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, hide = true)]
+    pub(crate) lease: Duration,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) builder: BuilderArgs,
+    #[command(flatten)]
+    pub(crate) telemetry: TelemetryArgs,
+}

@@ -1,0 +1,383 @@
+//! From the flags of `acrtask task create` and `update` to a definition, and the secrets that it needs. Pure but for
+//! the places that flags name.
+
+use std::collections::BTreeMap;
+
+use acrtask_api::{
+    admin::{PutCredential, PutSecret},
+    run::SecretText,
+    spec::BuildSpec,
+    task::{BaseImageTrigger, BaseImageTriggerType, Concurrency, TaskDefinition, Timer},
+};
+use acrtask_model::Secret;
+use acrtask_source::{ContextSpec, GitTransport};
+use acrtask_spec::{TaskSource, values_from_yaml};
+
+use super::{remote, task::terminal_width};
+use crate::{
+    args::{
+        stored::{BaseImages, DefinitionArgs, Schedule, TaskStatus, UpdateArgs},
+        values::{Pair, SecretPair},
+    },
+    client::{ApiError, Client},
+    error::CliError,
+};
+
+/// The user that a token is given with; forges look at the token alone.
+const TOKEN_USER: &str = "x-access-token";
+
+/// A task that is to be stored.
+#[derive(Debug)]
+pub(super) struct Defined {
+    /// What it is.
+    pub(super) definition: TaskDefinition,
+    /// Values of secrets, for this task alone.
+    secrets: BTreeMap<String, Secret>,
+    /// A token for a git host, for this task alone.
+    git: Option<(String, Secret)>,
+}
+
+/// What `create` asks for.
+pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliError> {
+    let empty = TaskDefinition {
+        name: name.into(),
+        description: String::new(),
+        enabled: true,
+        context: None,
+        file: None,
+        text: None,
+        cmd: None,
+        build: None,
+        registry: std::env::var("ACRTASK_REGISTRY")
+            .ok()
+            .filter(|registry| !registry.is_empty()),
+        values: serde_json::Map::new(),
+        secrets: BTreeMap::new(),
+        env: BTreeMap::new(),
+        alias_images: BTreeMap::new(),
+        platform: None,
+        timeout: None,
+        cache: true,
+        queue: acrtask_api::task::QueueOptions::default(),
+        triggers: acrtask_api::task::Triggers::default(),
+    };
+    if args.context.is_none() {
+        return Err(CliError::usage("a task needs to know where its files come from").help(
+            "write `--context https://HOST/REPOSITORY.git#BRANCH`, or `--context /dev/null` for none",
+        ));
+    }
+    apply(empty, args)
+}
+
+/// What `update` makes of a task.
+pub(super) fn updated(before: TaskDefinition, args: &UpdateArgs) -> Result<Defined, CliError> {
+    let mut new = apply(before, &args.what)?;
+    let definition = &mut new.definition;
+    let missing = |flag: &str, name: &str| {
+        CliError::usage(format!("{flag} {name}: the task has no such thing"))
+            .help("`acrtask task show` shows what it has")
+    };
+    for key in &args.unset {
+        if definition.values.remove(key).is_none() {
+            return Err(missing("--unset", key));
+        }
+    }
+    for key in &args.unset_secret {
+        if definition.secrets.remove(key).is_none() {
+            return Err(missing("--unset-secret", key));
+        }
+        if let Some(build) = &mut definition.build {
+            build.secret_args.retain(|arg| arg != key);
+        }
+    }
+    for name in &args.unset_schedule {
+        if definition.triggers.timers.remove(name).is_none() {
+            return Err(missing("--unset-schedule", name));
+        }
+    }
+    Ok(new)
+}
+
+fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliError> {
+    if let Some((flag, instead)) = args.foreign.given().first() {
+        return Err(CliError::usage(format!("{flag} means nothing to acrtask")).help(*instead));
+    }
+    let mut new_host = None;
+    if let Some(text) = &args.context {
+        let (context, host) = context(text)?;
+        to.context = context;
+        new_host = host;
+    }
+    work(&mut to, args)?;
+    let secrets = secrets(&mut to, args)?;
+    texts(&mut to, args)?;
+    triggers(&mut to, args)?;
+    queue(&mut to, args);
+    let git = match &args.git_access_token {
+        None => None,
+        Some(from) => {
+            let from = from.parse("--git-access-token")?;
+            let host = match (new_host, &to.context) {
+                (Some(host), _) => Some(host),
+                (None, Some(text)) => context(text)?.1,
+                (None, None) => None,
+            };
+            let host = host.ok_or_else(|| {
+                CliError::usage("--git-access-token is for a git repository over https, and the task's context is none")
+                    .help("write `--context https://HOST/REPOSITORY.git`")
+            })?;
+            Some((
+                host,
+                remote::secret(&from, "the token of --git-access-token")?,
+            ))
+        }
+    };
+    Ok(Defined {
+        definition: to,
+        secrets,
+        git,
+    })
+}
+
+/// A context as a task keeps it, and the git host that a token would be for.
+fn context(text: &str) -> Result<(Option<String>, Option<String>), CliError> {
+    let spec = ContextSpec::parse(text).map_err(|error| {
+        CliError::usage(format!("`{}` is no context: {}", error.text, error.reason))
+            .help(error.help)
+    })?;
+    match spec {
+        ContextSpec::None => Ok((None, None)),
+        ContextSpec::Git(git) if git.credential.is_some() => Err(CliError::usage(
+            "the context has a password in it, which everybody would see who sees the task",
+        )
+        .help("take it out, and give it with `--git-access-token env:NAME`")),
+        ContextSpec::Git(git) if git.transport != GitTransport::File => {
+            let https = git.transport == GitTransport::Https;
+            Ok((Some(text.into()), https.then_some(git.host)))
+        }
+        ContextSpec::HttpTarball(_) | ContextSpec::Oci(_) => Ok((Some(text.into()), None)),
+        ContextSpec::Git(_)
+        | ContextSpec::Folder(_)
+        | ContextSpec::TarballFile(_)
+        | ContextSpec::Stdin => Err(CliError::usage(format!(
+            "`{text}` is on this machine, and the runners of a server do not see it"
+        ))
+        .help("name a git URL, a tarball's URL or `oci://REFERENCE`; files of this folder can be given to one run: `acrtask task run NAME --context .`")),
+    }
+}
+
+/// One of: a file, a command, an image.
+fn work(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError> {
+    if let Some(cmd) = &args.cmd {
+        (to.file, to.text, to.build, to.cmd) = (None, None, None, Some(cmd.clone()));
+    }
+    if !args.image.is_empty() {
+        (to.file, to.text, to.cmd) = (None, None, None);
+        let build = to.build.get_or_insert_with(|| BuildSpec {
+            dockerfile: "Dockerfile".into(),
+            ..BuildSpec::default()
+        });
+        build.images.clone_from(&args.image);
+    }
+    match (&mut to.build, &args.file) {
+        (Some(build), Some(file)) => build.dockerfile.clone_from(file),
+        (None, Some(file)) => (to.file, to.text, to.cmd) = (Some(file.clone()), None, None),
+        (_, None) => {}
+    }
+    let of_build = [
+        ("--arg", !args.arg.is_empty()),
+        ("--secret-arg", !args.secret_arg.is_empty()),
+        ("--target", args.target.is_some()),
+        ("--no-cache", args.no_cache.is_some()),
+    ];
+    let Some(build) = &mut to.build else {
+        return match of_build.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(CliError::usage(format!(
+                "{flag} is for a task that builds one image, and this one has none"
+            ))
+            .help(
+                "name it with `--image`, or write the flag into the `build` step of the task file",
+            )),
+            None => Ok(()),
+        };
+    };
+    build.args.extend(map(&args.arg));
+    if let Some(target) = &args.target {
+        build.target = Some(target.clone()).filter(|target| !target.is_empty());
+    }
+    build.no_cache = args.no_cache.unwrap_or(build.no_cache);
+    Ok(())
+}
+
+fn map(pairs: &[Pair]) -> impl Iterator<Item = (String, String)> {
+    pairs
+        .iter()
+        .map(|pair| (pair.key.clone(), pair.value.clone()))
+}
+
+/// The values of secrets, whose names the definition learns.
+fn secrets(
+    to: &mut TaskDefinition,
+    args: &DefinitionArgs,
+) -> Result<BTreeMap<String, Secret>, CliError> {
+    let mut found: BTreeMap<String, Secret> = BTreeMap::new();
+    let mut take = |flag: &str, pair: &SecretPair| -> Result<String, CliError> {
+        let (name, value) = pair.resolve(flag, |name| std::env::var(name).ok())?;
+        let other = found.insert(name.clone(), value.clone());
+        if other.is_some_and(|other| other.expose() != value.expose()) {
+            return Err(CliError::usage(format!(
+                "`{name}` stands for two secrets with different values"
+            ))
+            .help("give one of --set-secret and --secret-arg another name"));
+        }
+        to.secrets.insert(name.clone(), name.clone());
+        Ok(name)
+    };
+    let mut of_build = Vec::new();
+    for pair in &args.set_secret {
+        take("--set-secret", pair)?;
+    }
+    for pair in &args.secret_arg {
+        of_build.push(take("--secret-arg", pair)?);
+    }
+    if let Some(build) = &mut to.build {
+        of_build.retain(|name| !build.secret_args.contains(name));
+        build.secret_args.extend(of_build);
+    }
+    Ok(found)
+}
+
+fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError> {
+    if let Some(path) = &args.values {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            CliError::usage(format!("cannot read the values in {shown}")).because(&error)
+        })?;
+        let values = values_from_yaml(&text).map_err(|diagnostic| {
+            let source = TaskSource {
+                name: shown.clone(),
+                text: text.clone(),
+            };
+            let what = acrtask_spec::render_diagnostics(
+                &source,
+                std::slice::from_ref(&diagnostic),
+                false,
+                terminal_width(),
+            );
+            CliError::usage(format!("the values in {shown} cannot be used\n{what}"))
+        })?;
+        to.values.extend(values);
+    }
+    to.values
+        .extend(map(&args.set).map(|(key, value)| (key, value.into())));
+    to.env.extend(map(&args.env));
+    if let Some(description) = &args.description {
+        to.description.clone_from(description);
+    }
+    let given = |flag: &Option<String>, before: &mut Option<String>| {
+        if let Some(value) = flag {
+            *before = Some(value.clone()).filter(|value| !value.is_empty());
+        }
+    };
+    given(&args.registry, &mut to.registry);
+    given(&args.platform, &mut to.platform);
+    if let Some(timeout) = args.timeout {
+        to.timeout = Some(format!("{}s", timeout.as_secs().max(1)));
+    }
+    if let Some(status) = args.status {
+        to.enabled = status == TaskStatus::Enabled;
+    }
+    to.cache = args.cache.unwrap_or(to.cache);
+    Ok(())
+}
+
+fn triggers(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError> {
+    let triggers = &mut to.triggers;
+    if let Some(enabled) = args.commit_trigger_enabled {
+        triggers.commit.get_or_insert_default().enabled = enabled;
+    }
+    if args.base_image_trigger_enabled.is_some() || args.base_image_trigger_type.is_some() {
+        let before = triggers.base_image.take();
+        let kind = match args.base_image_trigger_type {
+            Some(BaseImages::Runtime) => BaseImageTriggerType::Runtime,
+            Some(BaseImages::All) => BaseImageTriggerType::All,
+            None => before
+                .as_ref()
+                .map(|before| before.r#type)
+                .unwrap_or_default(),
+        };
+        triggers.base_image = Some(BaseImageTrigger {
+            enabled: args
+                .base_image_trigger_enabled
+                .unwrap_or_else(|| before.is_none_or(|before| before.enabled)),
+            r#type: kind,
+        });
+    }
+    let mut given = std::collections::BTreeSet::new();
+    for Schedule { name, cron } in &args.schedule {
+        let name = match name {
+            Some(name) => name.clone(),
+            // As the cloud service names them.
+            None => (1..)
+                .map(|n| format!("t{n}"))
+                .find(|name| !triggers.timers.contains_key(name))
+                .unwrap_or_default(),
+        };
+        if !given.insert(name.clone()) {
+            return Err(CliError::usage(format!("two timers are called `{name}`"))
+                .help("give each `--schedule` a name of its own"));
+        }
+        triggers.timers.insert(name, Timer::new(cron));
+    }
+    Ok(())
+}
+
+fn queue(to: &mut TaskDefinition, args: &DefinitionArgs) {
+    let queue = &mut to.queue;
+    queue.priority = args.queue.priority.unwrap_or(queue.priority);
+    if let Some(pool) = &args.queue.pool {
+        queue.pool = Some(pool.clone()).filter(|pool| !pool.is_empty());
+    }
+    queue.labels.extend(map(&args.queue.label));
+    if args.max_concurrent.is_some() || args.cancel_superseded.is_some() {
+        let concurrency = queue.concurrency.get_or_insert(Concurrency {
+            group: None,
+            max: 1,
+            cancel_superseded: false,
+        });
+        concurrency.max = args.max_concurrent.unwrap_or(concurrency.max);
+        concurrency.cancel_superseded = args
+            .cancel_superseded
+            .unwrap_or(concurrency.cancel_superseded);
+    }
+}
+
+/// Stores what only this task may use.
+pub(super) async fn store_secrets(
+    client: &Client,
+    task: &str,
+    new: &Defined,
+) -> Result<(), CliError> {
+    let put = async || -> Result<(), ApiError> {
+        for (name, value) in &new.secrets {
+            let body = PutSecret {
+                value: SecretText(value.expose().to_owned()),
+                task: Some(task.into()),
+            };
+            client.put(&["secrets", name], None, &body).await?;
+        }
+        if let Some((host, token)) = &new.git {
+            let body = PutCredential {
+                username: TOKEN_USER.into(),
+                password: SecretText(token.expose().to_owned()),
+                task: Some(task.into()),
+            };
+            client.put(&["credentials", host], None, &body).await?;
+        }
+        Ok(())
+    };
+    Ok(put().await?)
+}
+
+#[cfg(test)]
+mod tests;

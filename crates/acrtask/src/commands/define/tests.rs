@@ -1,0 +1,249 @@
+//! Flags in, definitions out.
+
+use clap::Parser;
+
+use super::*;
+use crate::args::{Cli, Command, stored::TaskCommand};
+
+fn parse(words: &[&str]) -> Command {
+    let all = [&["acrtask", "task"], words].concat();
+    Cli::try_parse_from(all)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .command
+}
+
+fn create(words: &[&str]) -> Result<Defined, CliError> {
+    match parse(&[&["create", "-n", "app"], words].concat()) {
+        Command::Task(TaskCommand::Create(args)) => created(args.name.name(), &args.what),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn update(before: TaskDefinition, words: &[&str]) -> Result<Defined, CliError> {
+    match parse(&[&["update", "app"], words].concat()) {
+        Command::Task(TaskCommand::Update(args)) => updated(before, &args),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn yaml(defined: Result<Defined, CliError>) -> String {
+    match defined {
+        Ok(defined) => crate::declare::yaml(&defined.definition).unwrap(),
+        Err(error) => error.render(crate::render::style::Style::PLAIN),
+    }
+}
+
+const GIT: &str = "https://github.com/org/app.git#main";
+
+/// The words of the cloud service, whole.
+#[test]
+fn a_task_as_users_of_the_cloud_service_write_it() {
+    insta::assert_snapshot!(yaml(create(&[
+        "--context",
+        GIT,
+        "--registry",
+        "reg.example.com",
+        "--image",
+        "app:{{.Run.ID}}",
+        "--image",
+        "app:latest",
+        "--file",
+        "docker/Dockerfile",
+        "--arg",
+        "A=1",
+        "--secret-arg",
+        "TOKEN=hush",
+        "--target",
+        "final",
+        "--no-cache",
+        "--platform",
+        "linux/arm64",
+        "--timeout",
+        "3600",
+        "--set",
+        "k=v",
+        "--set-secret",
+        "s=hush",
+        "--schedule",
+        "night:0 3 * * *",
+        "--schedule",
+        "30 4 * * 1",
+        "--commit-trigger-enabled",
+        "True",
+        "--base-image-trigger-enabled",
+        "true",
+        "--base-image-trigger-type",
+        "All",
+        "--status",
+        "Disabled",
+        "--pool",
+        "big",
+        "--label",
+        "disk=ssd",
+        "--priority",
+        "-3",
+        "--max-concurrent",
+        "2",
+        "--cancel-superseded",
+    ])));
+}
+
+#[test]
+fn kinds_of_work() {
+    let of = |words: &[&str]| {
+        let task = create(words).unwrap().definition;
+        (
+            task.file,
+            task.cmd,
+            task.build.map(|build| build.dockerfile),
+        )
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(of(&["-c", GIT]), (None, None, None));
+    assert_eq!(
+        of(&["-c", GIT, "-f", "ci.yaml"]),
+        (some("ci.yaml"), None, None)
+    );
+    assert_eq!(
+        of(&["-c", "/dev/null", "--cmd", "a b"]),
+        (None, some("a b"), None)
+    );
+    assert_eq!(
+        of(&["-c", GIT, "-t", "a"]),
+        (None, None, some("Dockerfile"))
+    );
+    assert_eq!(
+        of(&["-c", GIT, "-t", "a", "-f", "D"]),
+        (None, None, some("D"))
+    );
+}
+
+#[test]
+fn an_update_changes_what_it_names_and_nothing_else() {
+    let before = create(&[
+        "-c",
+        GIT,
+        "-t",
+        "a:1",
+        "--arg",
+        "A=1",
+        "--set",
+        "x=1",
+        "--set",
+        "y=1",
+        "--schedule",
+        "night:0 3 * * *",
+        "--base-image-trigger-type",
+        "all",
+    ])
+    .unwrap()
+    .definition;
+    let same = update(before.clone(), &[]).unwrap().definition;
+    assert_eq!(same, before);
+    insta::assert_snapshot!(yaml(update(
+        before.clone(),
+        &[
+            "-f",
+            "other/Dockerfile",
+            "--arg",
+            "B=2",
+            "--set",
+            "y=2",
+            "--unset",
+            "x",
+            "--unset-schedule",
+            "night",
+            "--schedule",
+            "0 5 * * *",
+            "--base-image-trigger-enabled",
+            "false",
+            "--timeout",
+            "10m",
+        ],
+    )));
+    // Another kind of work takes the place of the one before.
+    let cmd = update(before.clone(), &["--cmd", "a b"])
+        .unwrap()
+        .definition;
+    assert_eq!((cmd.build, cmd.cmd.as_deref()), (None, Some("a b")));
+    assert!(update(before, &["--unset", "nothing"]).is_err());
+}
+
+#[test]
+fn secrets_are_stored_apart() {
+    let defined = create(&[
+        "-c",
+        GIT,
+        "-t",
+        "a",
+        "--set-secret",
+        "s=hush-one",
+        "--secret-arg",
+        "T=hush-two",
+    ])
+    .unwrap();
+    let text = crate::declare::yaml(&defined.definition).unwrap();
+    assert!(!text.contains("hush"), "{text}");
+    let names: Vec<_> = defined.secrets.keys().map(String::as_str).collect();
+    assert_eq!(names, ["T", "s"]);
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "hush\n").unwrap();
+    let from = format!("@{}", token.display());
+    let (host, token) = create(&["-c", GIT, "--git-access-token", &from])
+        .unwrap()
+        .git
+        .unwrap();
+    assert_eq!((host.as_str(), token.expose()), ("github.com", "hush"));
+}
+
+#[test]
+fn what_is_refused() {
+    let mut text = String::new();
+    for words in [
+        &["-c", GIT, "-g", "group"][..],
+        &["-c", GIT, "--auth-mode", "Default"],
+        &["-c", GIT, "--assign-identity"],
+        &["-c", GIT, "--agent-pool", "p"],
+        &["-c", GIT, "-t", "a", "--no-push"],
+        &["-c", GIT, "--arg", "A=1"],
+        &["-c", "."],
+        &["-c", "https://me:hunter2@github.com/org/app.git"],
+        &["-c", GIT, "--git-access-token", "hunter2"],
+        &[
+            "-c",
+            "/dev/null",
+            "--cmd",
+            "a",
+            "--git-access-token",
+            "env:T",
+        ],
+        &[
+            "-c",
+            GIT,
+            "-t",
+            "a",
+            "--set-secret",
+            "T=1",
+            "--secret-arg",
+            "T=2",
+        ],
+        &[
+            "-c",
+            GIT,
+            "--schedule",
+            "a:0 1 * * *",
+            "--schedule",
+            "a:0 2 * * *",
+        ],
+        &[],
+    ] {
+        let words_shown = words.join(" ").replace("hunter2", "PASSWORD");
+        text += &format!(
+            "$ task create -n app {words_shown}\n{}\n",
+            yaml(create(words))
+        );
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+    insta::assert_snapshot!(text);
+}

@@ -1,0 +1,262 @@
+//! `acrtask serve`: the control plane, and a runner inside that connects to it like any other.
+//!
+//! Invariants: the first token is printed once, on standard output, and stands in no log; the server ends after the
+//! runner inside, so that what it finishes is still written down.
+
+use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use acrtask_agent::AgentConfig;
+use acrtask_server::{
+    App, Config, auth,
+    clock::Clock,
+    runners::new_runner_token,
+    serve::{ServeError, ServeOptions, Server, TlsFiles, start},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    remote::{block_on, say},
+    runner::{executor, host_name, is_forgotten, state_dir},
+    signals::until_asked_to_end,
+    tasks_folder::TasksFolder,
+};
+use crate::{args::serve::ServeArgs, error::CliError, exit::Exit, render::style::Style, telemetry};
+
+/// The runner inside has so long to register.
+const REGISTRATION: Duration = Duration::from_secs(600);
+/// What is in the runner's folder once it has registered.
+const RUNNER_KEY: &str = "runner.json";
+
+/// Serves until it is asked to end.
+pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Result<Exit, CliError> {
+    let data = match &args.data_dir {
+        Some(folder) => folder.clone(),
+        None => state_dir()?,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&data)
+        .map_err(|error| {
+            CliError::usage(format!("cannot make the folder {}", data.display()))
+                .because(&error)
+                .help("name another one with --data-dir")
+        })?;
+    let data = data.canonicalize().map_err(|error| {
+        CliError::usage(format!("cannot read the folder {}", data.display())).because(&error)
+    })?;
+    let folders = args
+        .tasks
+        .iter()
+        .map(|folder| TasksFolder::open(folder, args.telemetry.log_format, stderr))
+        .collect::<Result<Vec<_>, _>>()?;
+    // What is wrong with the engine's flags is told before anything starts.
+    let inside = if args.no_runner {
+        None
+    } else {
+        Some(executor(&args.engine, &args.builder, None)?)
+    };
+    let options = options(args, &data);
+    block_on(async {
+        let _telemetry = telemetry::start("acrtask-server", log, &args.telemetry)?;
+        let stop = until_asked_to_end("ending; a second signal ends at once")?;
+        let server = start(options).await.map_err(|error| refused(&error))?;
+        hello(&server, args).await?;
+        let parts = TaskTracker::new();
+        for folder in folders {
+            parts.spawn(folder.follow(server.app().clone(), stop.clone()));
+        }
+        if let Some(executor) = inside {
+            let runner = Inside {
+                state: data.join("runner"),
+                address: address(&server, args),
+                executor,
+                slots: args.slots,
+                drain: args.drain_timeout,
+                server: server.app().clone(),
+            };
+            parts.spawn(runner.keep(stop.clone()));
+        }
+        parts.close();
+        stop.cancelled().await;
+        parts.wait().await;
+        server.shutdown().await;
+        Ok(Exit::Succeeded)
+    })
+}
+
+fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        _ => None,
+    };
+    ServeOptions {
+        listen: args.listen,
+        tls,
+        allow_plaintext: args.allow_plaintext,
+        database: args
+            .database
+            .clone()
+            .unwrap_or_else(|| format!("sqlite:{}", data.join("acrtask.db").display())),
+        blobs: args
+            .blobs
+            .clone()
+            .unwrap_or_else(|| data.join("blobs").display().to_string()),
+        key_file: args.key_file.clone().unwrap_or_else(|| data.join("key")),
+        config: Config {
+            lease: args.lease,
+            heartbeat: args.lease / 3,
+            accept: args.lease / 2,
+            context_limit: args.context_limit,
+            retention: args.retention,
+            ..Config::default()
+        },
+        clock: Clock::real(),
+    }
+}
+
+/// Says where it is, and the first token where there was none.
+async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
+    let scheme = if args.tls_cert.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let url = format!("{scheme}://{}", server.addr());
+    let mut text = format!("listening at {url}\n");
+    let first = auth::bootstrap(server.app()).await.map_err(|error| {
+        CliError::unreachable("the first token could not be written down").because(&error)
+    })?;
+    if let Some(token) = first {
+        text.push_str(&format!(
+            "the first token, shown this once: {}\nlog in with it: acrtask login {url}\n",
+            token.0
+        ));
+    }
+    super::print(text.as_bytes())?;
+    Ok(())
+}
+
+fn refused(error: &ServeError) -> CliError {
+    let message = error.to_string();
+    let shown = match error {
+        ServeError::Plaintext(_) | ServeError::Tls { .. } | ServeError::Vault(_) => {
+            CliError::usage(message)
+        }
+        ServeError::Listen { .. } | ServeError::Store(_) | ServeError::Blobs(_) => {
+            CliError::unreachable(message)
+        }
+    };
+    match std::error::Error::source(error) {
+        Some(cause) => shown.because(cause),
+        None => shown,
+    }
+}
+
+/// Where the runner inside finds the server: on this machine, whatever address others use.
+fn address(server: &Server, args: &ServeArgs) -> String {
+    let listening = server.addr();
+    let host = if listening.ip().is_unspecified() {
+        match listening {
+            std::net::SocketAddr::V4(_) => "127.0.0.1".to_owned(),
+            std::net::SocketAddr::V6(_) => "[::1]".to_owned(),
+        }
+    } else {
+        match listening {
+            std::net::SocketAddr::V4(address) => address.ip().to_string(),
+            std::net::SocketAddr::V6(address) => format!("[{}]", address.ip()),
+        }
+    };
+    let scheme = if args.tls_cert.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    format!("{scheme}://{host}:{}", listening.port())
+}
+
+/// The runner inside.
+struct Inside {
+    state: PathBuf,
+    address: String,
+    executor: acrtask_executor::Options,
+    slots: u32,
+    drain: Duration,
+    server: std::sync::Arc<App>,
+}
+
+impl Inside {
+    /// Runs it until `stop`. The server goes on without it where it cannot run.
+    async fn keep(self, stop: CancellationToken) {
+        for _ in 0..2 {
+            let config = match self.config().await {
+                Ok(config) => config,
+                Err(error) => {
+                    tracing::error!(%error, "the runner inside cannot be registered");
+                    return;
+                }
+            };
+            let Err(error) = acrtask_agent::run(config, stop.clone()).await else {
+                return;
+            };
+            // Its key is of another database, perhaps.
+            let Some(key) = is_forgotten(&error) else {
+                tracing::error!(error = %chain(&error), "the runner inside has ended");
+                say(&format!(
+                    "error: the runner inside has ended: {}",
+                    chain(&error)
+                ));
+                return;
+            };
+            tracing::warn!(%error, "the runner inside registers again");
+            if let Err(error) = std::fs::remove_file(&key) {
+                tracing::error!(%error, key = %key.display(), "the runner's key cannot be removed");
+                return;
+            }
+        }
+    }
+
+    async fn config(&self) -> Result<AgentConfig, CliError> {
+        let address = self.address.parse().map_err(|error| {
+            CliError::usage(format!("`{}` is not an address", self.address)).because(&error)
+        })?;
+        let token = if self.state.join(RUNNER_KEY).exists() {
+            None
+        } else {
+            let made = new_runner_token(&self.server, None, Default::default(), REGISTRATION).await;
+            Some(made.map_err(|error| {
+                CliError::unreachable("a token for the runner inside could not be made")
+                    .because(&error)
+            })?)
+        };
+        // Servers that share a database each have one.
+        let name = format!("{}-{:04x}", host_name(), rand::random::<u16>());
+        Ok(AgentConfig {
+            slots: self.slots,
+            drain: self.drain,
+            token,
+            // The server is whoever runs this; its address is this machine's own.
+            allow_plaintext: true,
+            ..AgentConfig::new(address, name, &self.state, self.executor.clone())
+        })
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! `acrtask task`: tasks that a server keeps.
+
+use acrtask_api::{
+    run::{Page, SecretText, StartTask},
+    task::{Task, TaskDefinition},
+};
+
+use super::{
+    apply,
+    context::Context,
+    define,
+    remote::{block_on, client, print_json, say},
+    runs::started,
+    upload,
+};
+use crate::{
+    args::{
+        ColorWhen,
+        server::ListOutput,
+        stored::{
+            CreateArgs, ListTasksArgs, NamedArgs, RunTaskArgs, ShowTaskArgs, TaskCommand,
+            UpdateArgs,
+        },
+    },
+    client::Client,
+    declare,
+    error::CliError,
+    exit::Exit,
+    render::{self, style::Style},
+};
+
+/// One of the words about tasks.
+pub(crate) fn task(
+    command: &TaskCommand,
+    color: ColorWhen,
+    stderr: Style,
+    stdout: Style,
+) -> Result<Exit, CliError> {
+    match command {
+        TaskCommand::Create(args) => create(args),
+        TaskCommand::Update(args) => update(args),
+        TaskCommand::Show(args) => show(args, stdout),
+        TaskCommand::List(args) => list(args, stdout),
+        TaskCommand::Delete(args) => delete(args),
+        TaskCommand::Run(args) => run(args, color, stderr),
+        TaskCommand::Enable(args) => set_enabled(args, true),
+        TaskCommand::Disable(args) => set_enabled(args, false),
+        TaskCommand::Export(args) => export(args),
+        TaskCommand::Apply(args) => apply::apply(args, stderr, stdout),
+    }
+}
+
+/// The task `name` as the server has it.
+pub(super) async fn find(client: &Client, name: &str) -> Result<Task, CliError> {
+    Ok(client.get(&["tasks", name], &[]).await?)
+}
+
+fn create(args: &CreateArgs) -> Result<Exit, CliError> {
+    let new = define::created(args.name.name(), &args.what)?;
+    let client = client(&args.server)?;
+    block_on(async {
+        let task: Task = client.post(&["tasks"], &new.definition).await?;
+        let name = &task.definition.name;
+        define::store_secrets(&client, name, &new)
+            .await
+            .map_err(|error| after_the_task(&error, name, "created"))?;
+        say(&format!("created the task {name}"));
+        Ok(Exit::Succeeded)
+    })
+}
+
+fn update(args: &UpdateArgs) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    block_on(async {
+        let name = args.name.name();
+        let task = find(&client, name).await?;
+        let new = define::updated(task.definition, args)?;
+        // What the definition names has to be there.
+        define::store_secrets(&client, name, &new).await?;
+        put(&client, name, &new.definition, task.generation).await?;
+        say(&format!("updated the task {name}"));
+        Ok(Exit::Succeeded)
+    })
+}
+
+/// Puts a definition in the place of the one of `generation`.
+pub(super) async fn put(
+    client: &Client,
+    name: &str,
+    definition: &TaskDefinition,
+    generation: i64,
+) -> Result<(), CliError> {
+    Ok(client
+        .put(&["tasks", name], Some(generation), definition)
+        .await?)
+}
+
+fn after_the_task(error: &CliError, name: &str, done: &str) -> CliError {
+    CliError::usage(format!(
+        "the task {name} was {done}, but not its secrets: {error}"
+    ))
+    .help(format!("set them: `acrtask secret set NAME --task {name}`"))
+}
+
+fn show(args: &ShowTaskArgs, style: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let task = block_on(find(&client, args.name.name()))?;
+    match args.output.output {
+        ListOutput::Json => print_json(&task),
+        ListOutput::Text => {
+            let yaml = declare::yaml(&task.definition)?;
+            super::print(render::run::task(&task, &yaml, style).as_bytes())
+        }
+    }
+}
+
+fn list(args: &ListTasksArgs, style: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let tasks = block_on(async {
+        let mut tasks: Vec<Task> = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = Vec::new();
+            query.extend(args.prefix.iter().map(|prefix| ("prefix", prefix.clone())));
+            query.extend(cursor.iter().map(|cursor| ("cursor", cursor.clone())));
+            let page: Page<Task> = client.get(&["tasks"], &query).await?;
+            tasks.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(tasks);
+            }
+        }
+    })?;
+    match args.output.output {
+        ListOutput::Json => print_json(&tasks),
+        ListOutput::Text => super::print(render::run::tasks(&tasks, style).as_bytes()),
+    }
+}
+
+fn delete(args: &NamedArgs) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let name = args.name.name();
+    block_on(async { Ok(client.delete(&["tasks", name], &[]).await?) })?;
+    say(&format!("deleted the task {name}"));
+    Ok(Exit::Succeeded)
+}
+
+fn set_enabled(args: &NamedArgs, enabled: bool) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let name = args.name.name();
+    let word = if enabled { "enable" } else { "disable" };
+    block_on(async {
+        Ok(client
+            .tell(&["tasks", name, word], &serde_json::json!({}))
+            .await?)
+    })?;
+    say(&format!("{word}d the task {name}"));
+    Ok(Exit::Succeeded)
+}
+
+fn export(args: &NamedArgs) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let task = block_on(find(&client, args.name.name()))?;
+    super::print(declare::yaml(&task.definition)?.as_bytes())
+}
+
+fn run(args: &RunTaskArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let mut secrets = std::collections::BTreeMap::new();
+    for pair in &args.set_secret {
+        let (name, value) = pair.resolve("--set-secret", |name| std::env::var(name).ok())?;
+        secrets.insert(name, SecretText(value.expose().to_owned()));
+    }
+    let context = match &args.context {
+        Some(text) => Some(Context::named(text, acrtask_source::Options::default())?),
+        None => None,
+    };
+    let packed = match &context {
+        Some(context) => upload::pack(context)?,
+        None => None,
+    };
+    let mut request = StartTask {
+        set: args
+            .set
+            .iter()
+            .map(|pair| (pair.key.clone(), pair.value.clone()))
+            .collect(),
+        secrets,
+        context: None,
+        file: args.file.clone(),
+        priority: args.priority,
+        no_push: args.no_push,
+    };
+    block_on(async {
+        if let Some(context) = &context {
+            request.context = Some(upload::source(&client, context, packed.as_ref()).await?);
+        }
+        let run = client
+            .start(&["tasks", args.name.name(), "runs"], &request)
+            .await?;
+        started(&client, &run, args.no_wait, args.output(), color, stderr).await
+    })
+}

@@ -1,0 +1,184 @@
+//! The files of a run on their way to a server: packed, and uploaded where the server does not have them.
+//!
+//! Invariant: what is packed is in a file that only this user can read, and is removed with it.
+
+use std::io::{self, IsTerminal, Read, Write};
+
+use acrtask_api::spec::ContextSource;
+use acrtask_model::Digest;
+use acrtask_source::ContextSpec;
+use sha2::{Digest as _, Sha256};
+
+use super::{context::Context, remote::say, remote_run::fetched_by_runner};
+use crate::{
+    client::{Client, upload::Packed},
+    error::CliError,
+    render::text,
+};
+
+/// Uploads of more than this are told of where nothing can be redrawn.
+const WORTH_A_WORD: u64 = 8 << 20;
+
+/// A context in a file, ready to be uploaded.
+#[derive(Debug)]
+pub(super) struct Archive {
+    file: tempfile::NamedTempFile,
+    size: u64,
+    digest: Digest,
+}
+
+/// Packs what a runner could not fetch by itself; nothing where it can. Blocks.
+pub(super) fn pack(context: &Context) -> Result<Option<Archive>, CliError> {
+    if let Some(folder) = context.local_folder() {
+        return pack_folder(folder).map(Some);
+    }
+    match context.spec() {
+        ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
+            let shown = path.display().to_string();
+            let file = std::fs::File::open(path).map_err(|error| {
+                CliError::usage(format!("cannot read the context {shown}")).because(&error)
+            })?;
+            keep(file, &shown).map(Some)
+        }
+        ContextSpec::Stdin => keep(io::stdin().lock(), "standard input").map(Some),
+        ContextSpec::None
+        | ContextSpec::Git(_)
+        | ContextSpec::HttpTarball(_)
+        | ContextSpec::Oci(_) => Ok(None),
+    }
+}
+
+/// An archive as it is.
+fn keep(mut from: impl Read, shown: &str) -> Result<Archive, CliError> {
+    let failed = |error: &io::Error| {
+        CliError::usage(format!(
+            "cannot keep the context that is to be uploaded ({shown})"
+        ))
+        .because(error)
+    };
+    let mut writer = Hashing::new().map_err(|error| failed(&error))?;
+    io::copy(&mut from, &mut writer).map_err(|error| failed(&error))?;
+    writer.finish().map_err(|error| failed(&error))
+}
+
+/// Hands `context` to the server, and says how the run names it.
+pub(super) async fn source(
+    client: &Client,
+    context: &Context,
+    packed: Option<&Archive>,
+) -> Result<ContextSource, CliError> {
+    let Some(packed) = packed else {
+        return Ok(fetched_by_runner(context.spec())?.unwrap_or_default());
+    };
+    let mut shown = Shown::new(packed.size);
+    let id = client
+        .upload(
+            &Packed {
+                path: packed.file.path(),
+                size: packed.size,
+                digest: &packed.digest,
+            },
+            |received| shown.update(received),
+        )
+        .await;
+    shown.end();
+    Ok(ContextSource::Upload { id: id? })
+}
+
+/// How far an upload is.
+struct Shown {
+    size: u64,
+    bar: Option<indicatif::ProgressBar>,
+    told: bool,
+}
+
+impl Shown {
+    fn new(size: u64) -> Self {
+        Self {
+            size,
+            bar: None,
+            told: false,
+        }
+    }
+
+    fn update(&mut self, received: u64) {
+        // What the server has already, or takes at once, is not worth a word.
+        if received == self.size && self.bar.is_none() {
+            return;
+        }
+        if io::stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| {
+                let bar = indicatif::ProgressBar::new(self.size);
+                if let Ok(style) = indicatif::ProgressStyle::with_template(
+                    "uploading the context {bar:24} {bytes} of {total_bytes} ({bytes_per_sec})",
+                ) {
+                    bar.set_style(style);
+                }
+                bar
+            });
+            bar.set_position(received);
+        } else if !self.told && self.size > WORTH_A_WORD {
+            self.told = true;
+            let size = text::bytes(i64::try_from(self.size).unwrap_or(i64::MAX));
+            say(&format!("uploading the context: {size}"));
+        }
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Writes to a file of its own, and hashes what goes through.
+struct Hashing {
+    file: tempfile::NamedTempFile,
+    hash: Sha256,
+    size: u64,
+}
+
+impl Hashing {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            file: tempfile::NamedTempFile::new()?,
+            hash: Sha256::new(),
+            size: 0,
+        })
+    }
+
+    fn finish(mut self) -> Result<Archive, io::Error> {
+        self.file.flush()?;
+        let hex: String = self
+            .hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let digest = format!("sha256:{hex}")
+            .parse()
+            .map_err(|error| io::Error::other(format!("{error}")))?;
+        Ok(Archive {
+            file: self.file,
+            size: self.size,
+            digest,
+        })
+    }
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn pack_folder(folder: &std::path::Path) -> Result<Archive, CliError> {
+    Err(CliError::usage(format!("cannot pack {}", folder.display())))
+}

@@ -1,0 +1,102 @@
+//! What the program says about its own working: lines on standard error, and traces where an endpoint is named. Not
+//! what a run tells: that is events.
+
+use std::{io::IsTerminal, time::Duration};
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing_subscriber::{
+    EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use crate::{
+    args::control::{LogFormat, TelemetryArgs},
+    error::CliError,
+};
+
+/// What is told where nothing is said: by commands that end by themselves, and by those that do not.
+const QUIET: &str = "error";
+const WORKING: &str =
+    "info,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,sqlx=warn,rustls=warn";
+
+/// Longest wait for the last traces at the end.
+const LAST: Duration = Duration::from_secs(3);
+
+/// Lines on standard error, for commands that end by themselves.
+pub(crate) fn to_stderr(filter: Option<&str>) {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter.unwrap_or(QUIET)))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+/// Sends the last traces when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+}
+
+/// Lines and traces for a command that runs until it is asked to end. To be called inside its runtime, once.
+pub(crate) fn start(
+    service: &'static str,
+    filter: Option<&str>,
+    args: &TelemetryArgs,
+) -> Result<Telemetry, CliError> {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match args.log_format {
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+    };
+    let endpoint = args.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
+    let traces = endpoint.map(|url| provider(service, url)).transpose()?;
+    let spans = traces.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("acrtask"))
+            .with_filter(EnvFilter::new(WORKING))
+    });
+    let filter = EnvFilter::new(filter.unwrap_or(WORKING));
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(spans)
+        .init();
+    Ok(Telemetry { traces })
+}
+
+fn provider(service: &'static str, url: &str) -> Result<SdkTracerProvider, CliError> {
+    let refuse = |error: &(dyn std::error::Error + 'static)| {
+        CliError::usage(format!("traces cannot be sent to `{url}`"))
+            .because(error)
+            .help("write --otlp-endpoint http://HOST:4317, an OTLP endpoint over gRPC")
+    };
+    acrtask_registry::install_crypto_provider();
+    let address = url::Url::parse(url).map_err(|error| refuse(&error))?;
+    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(url);
+    if address.scheme() == "https" {
+        let tls = tonic::transport::ClientTlsConfig::new();
+        exporter = exporter.with_tls_config(tls.with_native_roots());
+    }
+    let exporter = exporter.build().map_err(|error| refuse(&error))?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(Resource::builder().with_service_name(service).build())
+        .build())
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(traces) = &self.traces
+            && let Err(error) = traces.shutdown_with_timeout(LAST)
+        {
+            tracing::warn!(%error, "the last traces could not be sent");
+        }
+    }
+}
