@@ -1,6 +1,6 @@
 //! What a run brings along that an executor carries out among others: pins, a cache, credentials.
 
-use acrtask_model::{ImageRef, events::BaseRole};
+use acrtask_model::{Digest, ImageRef, events::BaseRole};
 use acrtask_registry::Credentials;
 use acrtask_spec::plan::StepCache;
 
@@ -25,30 +25,33 @@ async fn make_base(engine: &Engine, name: &str, text: &str) -> Ran {
 #[tokio::test]
 async fn a_pinned_base_is_taken_by_its_digest() {
     let engine = engine!();
-    let old = make_base(&engine, "pins", "old").await;
+    let folder = engine.task("").id.to_string();
+    let old = make_base(&engine, &folder, "old").await;
     let digest = old.report.pushed[0].digest.clone();
-    let new = make_base(&engine, "pins", "new").await;
+    let new = make_base(&engine, &folder, "new").await;
     assert_ne!(digest, new.report.pushed[0].digest);
 
-    let name = format!("{}/pins/base:1", engine.registry);
+    let name = format!("{}/{folder}/base:1", engine.registry);
     let base: ImageRef = name.parse().unwrap();
     let dockerfile = format!(
         "FROM {name} AS base\nFROM base\nRUN cat /text > /seen\nCMD [\"cat\", \"/seen\"]\n"
     );
-    let task = |pinned: bool| {
+    let task = |pin: Option<&Digest>| {
         let mut task = engine
             .task(
                 "steps:\n  - id: build\n    build: -t $R/$ID/pinned:1 .\n  - id: test\n    cmd: $R/$ID/pinned:1\n  \
-                 - id: run\n    cmd: $R/pins/base:1\n  - id: word\n    cmd: docker build -t $R/$ID/word:1 .\n  \
-                 - id: last\n    cmd: $R/$ID/word:1\n",
+                 - id: run\n    cmd: NAME\n  - id: word\n    cmd: docker build -t $R/$ID/word:1 .\n  \
+                 - id: last\n    cmd: $R/$ID/word:1\n"
+                    .replace("NAME", &name)
+                    .as_str(),
             )
             .file("Dockerfile", &dockerfile);
-        if pinned {
+        if let Some(digest) = pin {
             task.extra.pins.insert(base.clone(), digest.clone());
         }
         task.run()
     };
-    let ran = task(true).await.ok();
+    let ran = task(Some(&digest)).await.ok();
     for step in ["test", "run", "last"] {
         assert_eq!(ran.output(step).trim(), "old", "{step}: {}", ran.story());
     }
@@ -62,8 +65,12 @@ async fn a_pinned_base_is_taken_by_its_digest() {
         "{roles:?}"
     );
     // And without the pin the tag decides.
-    let ran = task(false).await.ok();
+    let ran = task(None).await.ok();
     assert_eq!(ran.output("test").trim(), "new", "{}", ran.story());
+    // A pin to what the tag means changes nothing of the image.
+    let latest = &new.report.pushed[0].digest;
+    let same = task(Some(latest)).await.ok();
+    assert_eq!(same.report.built[0].digest, ran.report.built[0].digest);
 }
 
 #[tokio::test]
@@ -95,7 +102,7 @@ async fn a_cache_that_is_only_read_is_not_written() {
     let registry =
         acrtask_registry::Registry::new(Credentials::new(), acrtask_registry::Settings::default())
             .unwrap();
-    let fresh = acrtask_model::RunId::from_random(std::process::id().into());
+    let fresh = engine.task("").id;
     let name = format!("{}/caches/{fresh}:cache_task", engine.registry);
     let reference: ImageRef = name.parse().unwrap();
     // One that is not there fails nothing.
