@@ -49,6 +49,17 @@ use builder::Builder;
 use engine::Engine;
 use owner::Owner;
 
+/// What is known of a builder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuilderFacts {
+    /// What it is, with its version where it tells one.
+    pub description: String,
+    /// What it builds for, its own platform first: `linux/amd64`.
+    pub platforms: Vec<String>,
+    /// Whether it can keep a layer cache in a registry.
+    pub registry_cache: bool,
+}
+
 /// How runs are executed.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -235,6 +246,29 @@ impl Executor {
     /// What the engine says of itself.
     pub fn engine(&self) -> &EngineFacts {
         &self.engine.facts
+    }
+
+    /// What is known of the builder.
+    pub fn builder(&self) -> BuilderFacts {
+        let capabilities = self.builder.client.capabilities();
+        BuilderFacts {
+            description: self.builder.describe(),
+            platforms: capabilities.platforms.clone(),
+            registry_cache: capabilities
+                .missing(acrtask_buildkit::Feature::CacheExport)
+                .is_none(),
+        }
+    }
+
+    /// Asks the engine whether it still answers.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn check(&self) -> Result<(), EngineError> {
+        let asked = self.engine.docker.ping().await;
+        asked
+            .map(drop)
+            .map_err(EngineError::on("reach the Docker engine"))
     }
 
     /// Removes what runs left whose process is dead: containers, networks, volumes, images, scratch folders.

@@ -1,0 +1,153 @@
+//! The files of a run that were uploaded to the control plane: fetched, checked, unpacked.
+//!
+//! What has come is kept when the connection breaks, and fetched on from there. Nothing is unpacked before all of it is
+//! there and has the digest that the control plane named.
+
+use std::{path::PathBuf, sync::Arc};
+
+use acrtask_model::Secret;
+use acrtask_proto::runner::FetchContextRequest;
+use acrtask_source::{Scratch, Workspace};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    fs::File,
+    io::{AsyncSeekExt as _, AsyncWriteExt as _},
+    sync::watch,
+};
+use tonic::{Request, Status, transport::Channel};
+
+use crate::{
+    backoff::Backoff,
+    error::chain,
+    id::AttemptId,
+    register::{client, may_pass, with_key},
+};
+
+/// Failures in a row, without a byte between them, after which it is given up.
+const FAILURES: u32 = 20;
+
+/// Where contexts come from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The connection, while there is one.
+    pub(crate) channel: watch::Receiver<Option<Channel>>,
+    /// The runner's key.
+    pub(crate) key: Arc<Secret>,
+    /// Where folders for files are made.
+    pub(crate) work: PathBuf,
+}
+
+/// What is to be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Its bytes.
+    pub(crate) size: u64,
+    /// `sha256:...`.
+    pub(crate) digest: String,
+}
+
+/// Fetches and unpacks the context of a run.
+///
+/// # Errors
+/// Why there is none, in one sentence.
+pub(crate) async fn fetch(
+    source: &Source,
+    id: &AttemptId,
+    wanted: &Wanted,
+) -> Result<Workspace, String> {
+    let io = |error: std::io::Error| format!("the runner could not keep the run's files: {error}");
+    let packed = Scratch::new(&source.work).map_err(io)?;
+    let path = packed.path().join("context");
+    let mut file = File::create_new(&path).await.map_err(io)?;
+    let digest = download(source, id, wanted, &mut file).await?;
+    if digest != wanted.digest {
+        return Err(format!(
+            "the run's files came broken: they are {digest} and should be {}; run it again",
+            wanted.digest
+        ));
+    }
+    file.rewind().await.map_err(io)?;
+    let options = acrtask_source::Options {
+        scratch_dir: source.work.clone(),
+        ..acrtask_source::Options::default()
+    };
+    let unpacked = acrtask_source::unpack_upload(file, &options).await;
+    unpacked.map_err(|error| match error.help() {
+        Some(help) => format!("{}; {help}", chain(&error)),
+        None => chain(&error),
+    })
+}
+
+async fn download(
+    source: &Source,
+    id: &AttemptId,
+    wanted: &Wanted,
+    file: &mut File,
+) -> Result<String, String> {
+    let mut hash = Sha256::new();
+    let mut received = 0u64;
+    let mut backoff = Backoff::default();
+    let mut failures = 0;
+    while received < wanted.size {
+        let mut channel = source.channel.clone();
+        let connected = channel.wait_for(Option::is_some).await;
+        let Some(channel) = connected.ok().and_then(|channel| channel.clone()) else {
+            return Err("the runner is stopping".into());
+        };
+        let before = received;
+        let from = FetchContextRequest {
+            of: Some(id.proto()),
+            offset: received,
+        };
+        let request = with_key(Request::new(from), &source.key);
+        let part = async {
+            let mut chunks = client(channel).fetch_context(request).await?.into_inner();
+            while let Some(chunk) = chunks.message().await? {
+                let size = received + chunk.data.len() as u64;
+                if size > wanted.size {
+                    return Err(Status::data_loss("there is more than was announced"));
+                }
+                file.write_all(&chunk.data).await.map_err(|error| {
+                    Status::failed_precondition(format!("the runner could not keep them: {error}"))
+                })?;
+                hash.update(&chunk.data);
+                received = size;
+            }
+            Ok(())
+        };
+        let ended = part.await;
+        if received > before {
+            failures = 0;
+            backoff.reset();
+        } else {
+            failures += 1;
+        }
+        match ended {
+            Ok(()) if received == wanted.size => break,
+            Err(status) if !may_pass(&status) || failures >= FAILURES => {
+                return Err(format!(
+                    "the run's files could not be fetched from the control plane: {}",
+                    status.message()
+                ));
+            }
+            Ok(()) if failures >= FAILURES => {
+                return Err(
+                    "the control plane sends less of the run's files than it announced".into(),
+                );
+            }
+            Ok(()) => {}
+            Err(status) => {
+                tracing::debug!(%status, received, "fetching the context is interrupted")
+            }
+        }
+        backoff.wait().await;
+    }
+    let flushed = file.flush().await;
+    flushed.map_err(|error| format!("the runner could not keep the run's files: {error}"))?;
+    let digest: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(format!("sha256:{digest}"))
+}

@@ -1,0 +1,290 @@
+//! Carries runs out on a Docker engine and a BuildKit: files, plan, executor.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use acrtask_api::spec::ContextSource;
+use acrtask_executor::{Executor, Options, RunRequest};
+use acrtask_job::{Files, Git, Prepared};
+use acrtask_model::{Event, EventKind};
+use acrtask_registry::Credentials;
+use acrtask_source::{ContextSpec, GitFacts, Origin, Progress, Workspace};
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::Backoff,
+    config::AgentConfig,
+    error::chain,
+    spool::event_of,
+    work::{Abilities, Ended, Job, Work},
+};
+
+/// Limit of the question whether the engine answers.
+const CHECK: Duration = Duration::from_secs(5);
+
+/// A connected engine and builder.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    executor: Executor,
+    options: Options,
+    work: PathBuf,
+    allow_private_addresses: bool,
+}
+
+impl Engine {
+    /// Connects, and goes on trying until it does; then removes what dead runs left.
+    pub(crate) async fn connect(config: &AgentConfig, work: &Path) -> Self {
+        let options = Options {
+            scratch_root: work.to_owned(),
+            ..config.executor.clone()
+        };
+        let mut backoff = Backoff::default();
+        let executor = loop {
+            match Executor::connect(options.clone()).await {
+                Ok(executor) => break executor,
+                Err(error) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        help = error.help,
+                        "waiting for the engine"
+                    );
+                    backoff.wait().await;
+                }
+            }
+        };
+        for removed in executor.remove_leftovers().await {
+            tracing::info!(removed, "a run that was killed had left this");
+        }
+        Self {
+            executor,
+            options,
+            work: work.to_owned(),
+            allow_private_addresses: config.allow_private_addresses,
+        }
+    }
+
+    fn credentials(&self, job: &Job) -> Credentials {
+        let operators = self.options.credentials.clone();
+        job.logins.iter().fold(operators, |all, login| {
+            all.with(&login.host, login.username.clone(), login.password.clone())
+        })
+    }
+
+    /// The files of a run, where it names them by URL.
+    async fn fetch(
+        &self,
+        url: &str,
+        credentials: &Credentials,
+        job: &Job,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Workspace, String> {
+        let spec = ContextSpec::parse(url).map_err(|error| {
+            format!(
+                "`{}` is no context: {}; {}",
+                error.text, error.reason, error.help
+            )
+        })?;
+        if matches!(
+            spec,
+            ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin
+        ) {
+            return Err(format!(
+                "`{url}` is nothing that a runner can fetch; upload the files, or name a URL"
+            ));
+        }
+        // Nobody may be listening; the run ends all the same.
+        let (told, mut tells) = mpsc::unbounded_channel();
+        let progress: acrtask_source::OnProgress = Arc::new(move |progress| {
+            if let Progress::Started(message) = progress {
+                let _ = told.send(message);
+            }
+        });
+        let options = acrtask_source::Options {
+            // Whoever asked for the run need not be trusted with what this machine can reach.
+            origin: Origin::TaskFile,
+            allow_private_addresses: self.allow_private_addresses,
+            credentials: credentials.clone(),
+            insecure_registries: self.options.insecure_registries.clone(),
+            known_registries: self.options.known_registries.clone(),
+            ssh_agent: self.options.ssh_agent.clone(),
+            scratch_dir: self.work.clone(),
+            progress: Some(progress),
+            ..acrtask_source::Options::default()
+        };
+        let telling = async {
+            while let Some(message) = tells.recv().await {
+                let event = event_of(&job.id, EventKind::Progress { message });
+                let _ = events.send(event).await;
+            }
+        };
+        let fetching = async {
+            let fetched = acrtask_source::fetch(&spec, &options).await;
+            drop(options);
+            fetched
+        };
+        let (fetched, ()) = tokio::join!(fetching, telling);
+        fetched.map_err(|error| match error.help() {
+            Some(help) => format!("{}; {help}", chain(&error)),
+            None => chain(&error),
+        })
+    }
+
+    async fn carry_out(
+        &self,
+        job: Job,
+        events: mpsc::Sender<Event>,
+        cancel: CancellationToken,
+    ) -> Ended {
+        let credentials = self.credentials(&job);
+        let fetched = match &job.spec.context {
+            ContextSource::Url { url } => {
+                let fetching = self.fetch(url, &credentials, &job, &events);
+                let fetched = tokio::select! {
+                    fetched = fetching => fetched,
+                    () = cancel.cancelled() => return stopped(),
+                };
+                match fetched {
+                    Ok(workspace) => Some(workspace),
+                    Err(reason) => return Ended::NotBegun(reason),
+                }
+            }
+            ContextSource::None | ContextSource::Upload { .. } => None,
+        };
+        let root = fetched
+            .as_ref()
+            .map(|workspace| workspace.root.clone())
+            .or_else(|| job.upload.clone());
+        let git = fetched
+            .as_ref()
+            .map(|workspace| workspace.facts.clone())
+            .unwrap_or_default();
+        let (job, prepared) = match self.prepare(job, root.clone(), git).await {
+            Ok(done) => done,
+            Err(reason) => return Ended::NotBegun(reason),
+        };
+        let Prepared {
+            source,
+            diagnostics,
+            plan,
+            facts,
+        } = prepared;
+        if !diagnostics.is_empty() {
+            let found = EventKind::TaskFile {
+                name: source.name,
+                text: source.text,
+                problems: acrtask_job::file_problems(&diagnostics),
+            };
+            let _ = events.send(event_of(&job.id, found)).await;
+        }
+        let Some(mut plan) = plan else {
+            return Ended::Refused(facts);
+        };
+        let passwords = job.logins.iter().map(|login| login.password.clone());
+        plan.secrets.extend(passwords);
+        plan.secrets.extend(job.secrets.into_values());
+        let request = RunRequest {
+            context: root,
+            no_push: job.spec.no_push,
+            credentials: Some(credentials),
+            fence: Some(job.fence),
+            ..RunRequest::new(job.id, plan)
+        };
+        self.executor.run(request, events, cancel).await;
+        // What was fetched is removed only now.
+        drop(fetched);
+        Ended::Ran(facts)
+    }
+
+    /// Reads the task file. Blocking, so on a thread of its own.
+    async fn prepare(
+        &self,
+        job: Job,
+        root: Option<PathBuf>,
+        git: GitFacts,
+    ) -> Result<(Job, Prepared), String> {
+        let allow = self.options.allow;
+        let preparing = tokio::task::spawn_blocking(move || {
+            let context = match &job.spec.context {
+                ContextSource::None => "/dev/null".to_owned(),
+                ContextSource::Upload { .. } => "the uploaded context".to_owned(),
+                ContextSource::Url { url } => url.clone(),
+            };
+            let prepared = acrtask_job::prepare(&acrtask_job::Job {
+                id: &job.id,
+                spec: &job.spec,
+                secrets: &job.secrets,
+                files: root.map_or(Files::None, Files::FromElsewhere),
+                context,
+                git: Git::Known(git),
+                allow,
+                now: jiff::Timestamp::now(),
+            });
+            (job, prepared)
+        });
+        let (job, prepared) = preparing
+            .await
+            .map_err(|error| format!("the task file could not be read: {error}"))?;
+        match prepared {
+            Ok(prepared) => Ok((job, prepared)),
+            Err(error) => Err(match &error.help {
+                Some(help) => format!("{}; {help}", chain(&error)),
+                None => chain(&error),
+            }),
+        }
+    }
+}
+
+impl Work for Engine {
+    fn abilities(&self) -> Abilities {
+        let engine = self.executor.engine();
+        let builder = self.executor.builder();
+        let mut platforms = vec![engine.platform.clone()];
+        for platform in &builder.platforms {
+            if !platforms.contains(platform) {
+                platforms.push(platform.clone());
+            }
+        }
+        let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        let features = [
+            ("engine", format!("Docker {}", engine.version)),
+            ("containerd-store", yes_no(engine.containerd_store)),
+            ("builder", builder.description.clone()),
+            ("registry-cache", yes_no(builder.registry_cache)),
+        ];
+        let features = features
+            .map(|(name, value)| (name.to_owned(), value))
+            .into();
+        Abilities {
+            platforms,
+            features,
+        }
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async {
+            match tokio::time::timeout(CHECK, self.executor.check()).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => Err("the engine does not answer".into()),
+            }
+        })
+    }
+
+    fn carry_out(
+        &self,
+        job: Job,
+        events: mpsc::Sender<Event>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Ended> {
+        Box::pin(self.carry_out(job, events, cancel))
+    }
+}
+
+fn stopped() -> Ended {
+    Ended::NotBegun("the run was stopped before it began".into())
+}

@@ -1,0 +1,132 @@
+//! What came of a run, gathered from its events. Pure.
+
+use std::collections::HashMap;
+
+use acrtask_api::{
+    run::{BaseResult, ImageResult, RunResult, StepResult},
+    spec::Facts,
+};
+use acrtask_model::{EventKind, StepId, StepState};
+
+/// What the events so far say.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    steps: Vec<StepResult>,
+    images: Vec<ImageResult>,
+    bases: Vec<BaseResult>,
+    /// Each vertex, and whether it came from a cache.
+    vertices: HashMap<(StepId, String), bool>,
+}
+
+impl Results {
+    /// Takes one more event in.
+    pub(crate) fn see(&mut self, event: &EventKind) {
+        match event {
+            EventKind::RunStarted { steps, .. } => {
+                self.steps = steps
+                    .iter()
+                    .map(|step| StepResult {
+                        id: step.id.clone(),
+                        state: StepState::Pending,
+                        elapsed_ms: 0,
+                    })
+                    .collect();
+            }
+            EventKind::StepFinished {
+                step,
+                state,
+                elapsed_ms,
+                ..
+            } => {
+                if let Some(known) = self.steps.iter_mut().find(|known| known.id == *step) {
+                    known.state = state.clone();
+                    known.elapsed_ms = *elapsed_ms;
+                }
+            }
+            EventKind::ImagePushed {
+                step, name, digest, ..
+            } => self.images.push(ImageResult {
+                step: step.clone(),
+                name: name.clone(),
+                digest: digest.clone(),
+            }),
+            EventKind::BaseUsed {
+                step,
+                role,
+                name,
+                digest,
+                evidence,
+            } => self.bases.push(BaseResult {
+                step: step.clone(),
+                role: *role,
+                name: name.clone(),
+                digest: digest.clone(),
+                evidence: *evidence,
+            }),
+            EventKind::Vertex { step, vertex } if vertex.completed.is_some() => {
+                let key = (step.clone(), vertex.vertex.clone());
+                let cached = self.vertices.entry(key).or_default();
+                *cached |= vertex.cached;
+            }
+            _ => {}
+        }
+    }
+
+    /// What came of it.
+    pub(crate) fn result(self, refused: bool, facts: Facts) -> RunResult {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        RunResult {
+            refused,
+            steps: self.steps,
+            images: self.images,
+            bases: self.bases,
+            cached_vertices: count(self.vertices.values().filter(|cached| **cached).count()),
+            vertices: count(self.vertices.len()),
+            facts,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn see(lines: &[serde_json::Value]) -> RunResult {
+        let mut results = Results::default();
+        for line in lines {
+            results.see(&serde_json::from_value(line.clone()).unwrap());
+        }
+        results.result(false, Facts::default())
+    }
+
+    #[test]
+    fn steps_keep_their_order_and_vertices_are_counted_once() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let vertex = |id: &str, completed: bool, cached: bool| {
+            let time = "2026-01-01T00:00:00Z";
+            serde_json::json!({
+                "event": "vertex", "step": "b", "vertex": id, "name": id, "cached": cached,
+                "started": time, "completed": completed.then_some(time),
+            })
+        };
+        let step = |id: &str| serde_json::json!({"id": id, "type": "cmd", "line": "", "after": []});
+        let result = see(&[
+            serde_json::json!({
+                "event": "run_started", "engine": "", "builder": "",
+                "steps": [step("b"), step("c"), step("never")],
+            }),
+            vertex("1", false, false),
+            vertex("1", true, false),
+            vertex("2", true, true),
+            vertex("2", true, false),
+            serde_json::json!({"event": "step_finished", "step": "c", "state": "succeeded", "elapsed_ms": 3}),
+            serde_json::json!({"event": "step_finished", "step": "b", "state": "succeeded", "elapsed_ms": 2}),
+            serde_json::json!({"event": "image_pushed", "step": "b", "name": "r/a:1", "digest": digest}),
+            serde_json::json!({
+                "event": "base_used", "step": "b", "role": "runtime", "name": "base:1", "digest": digest,
+                "evidence": "provenance",
+            }),
+        ]);
+        insta::assert_json_snapshot!(result);
+    }
+}

@@ -1,0 +1,488 @@
+//! The log of one attempt: the JSON lines of its events, on disk until the control plane has them.
+//!
+//! [`LogWriter`] appends, [`RunLog`] is read by whoever sends. When the disk takes nothing more, the file ends at the last
+//! whole event, a warning says so in the log itself, and only what tells how the run ends is kept, in memory and
+//! bounded: nothing is cut without a mark. The file is removed with the last [`RunLog`].
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use acrtask_model::{Event, EventKind, RunId, RunState};
+use acrtask_proto::runner::{Finished, FromRunner, LogChunk, from_runner::Message};
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+
+use crate::{
+    id::AttemptId,
+    window::{Beyond, Next, Window},
+};
+
+/// Bytes that are kept in memory at most when the disk is full.
+const TAIL: usize = 256 << 10;
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finish {
+    pub(crate) state: RunState,
+    pub(crate) reason: Option<String>,
+    /// The result, as JSON.
+    pub(crate) result: String,
+}
+
+/// The log of one attempt.
+#[derive(Debug)]
+pub(crate) struct RunLog {
+    id: AttemptId,
+    path: PathBuf,
+    file: File,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    window: Window,
+    /// Bytes in the file; what is behind them is in `tail`.
+    on_disk: u64,
+    tail: Vec<u8>,
+    finish: Option<(Finish, String)>,
+}
+
+impl RunLog {
+    /// An empty one in `folder`.
+    pub(crate) fn create(folder: &Path, id: AttemptId) -> io::Result<Arc<Self>> {
+        let path = folder.join(id.file_name());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
+        Ok(Self::on(file, path, id))
+    }
+
+    fn on(file: File, path: PathBuf, id: AttemptId) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            path,
+            file,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the window, and wakes whoever sends.
+    fn change<T>(&self, change: impl FnOnce(&mut Window) -> T) -> T {
+        let result = change(&mut self.state().window);
+        self.changed.notify_waiters();
+        result
+    }
+
+    /// A new stream; see [`Window::connect`].
+    pub(crate) fn connect(&self, offset: u64) -> Result<u64, Beyond> {
+        self.change(|window| window.connect(offset))
+    }
+
+    /// The stream is gone.
+    pub(crate) fn disconnect(&self) {
+        self.change(Window::disconnect);
+    }
+
+    /// The control plane has everything below `offset`.
+    pub(crate) fn acknowledge(&self, offset: u64, now: Duration) -> Result<(), Beyond> {
+        self.change(|window| window.acknowledge(offset, now))
+    }
+
+    /// See [`Window::finished`].
+    pub(crate) fn finished(&self, offset: u64) -> bool {
+        self.change(|window| window.finished(offset))
+    }
+
+    /// See [`Window::repeat_lost`].
+    pub(crate) fn repeat_lost(&self, now: Duration) {
+        self.change(|window| window.repeat_lost(now));
+    }
+
+    /// Returns when the log or what is known of it changes after this was called.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// What may be sent next on `stream`.
+    pub(crate) fn next(&self, stream: u64) -> Next {
+        self.state().window.next(stream)
+    }
+
+    /// A message with the bytes that [`Self::next`] named.
+    pub(crate) async fn chunk(
+        self: &Arc<Self>,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<FromRunner> {
+        let data = self.read(offset, length).await?;
+        Ok(FromRunner {
+            message: Some(Message::Log(LogChunk {
+                of: Some(self.id.proto()),
+                offset,
+                data,
+            })),
+        })
+    }
+
+    async fn read(self: &Arc<Self>, offset: u64, length: usize) -> io::Result<Bytes> {
+        let on_disk = {
+            let state = self.state();
+            if offset >= state.on_disk {
+                let start = usize::try_from(offset - state.on_disk).unwrap_or(usize::MAX);
+                let bytes = state.tail.get(start..start.saturating_add(length));
+                return bytes.map(Bytes::copy_from_slice).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "the log is shorter")
+                });
+            }
+            state.on_disk
+        };
+        let in_file = usize::try_from(on_disk - offset)
+            .unwrap_or(usize::MAX)
+            .min(length);
+        let log = Arc::clone(self);
+        let read = move || {
+            let mut bytes = vec![0; in_file];
+            log.file.read_exact_at(&mut bytes, offset)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        let mut bytes = blocking(read).await?;
+        let rest = length - in_file;
+        if rest > 0 {
+            let state = self.state();
+            bytes.extend_from_slice(state.tail.get(..rest).unwrap_or_default());
+        }
+        Ok(bytes.into())
+    }
+
+    /// Bytes are on their way.
+    pub(crate) fn sent(&self, stream: u64, offset: u64, length: usize, now: Duration) {
+        self.state().window.sent(stream, offset, length, now);
+    }
+
+    /// Whether it is said how the attempt ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state().finish.is_some()
+    }
+
+    /// The message that the run is over, once it is.
+    pub(crate) fn finish(&self, stream: u64) -> Option<FromRunner> {
+        let mut state = self.state();
+        let (finish, digest) = state.finish.clone()?;
+        state.window.finish_sent(stream);
+        Some(FromRunner {
+            message: Some(Message::Finished(Finished {
+                of: Some(self.id.proto()),
+                state: finish.state.as_str().into(),
+                reason: finish.reason.unwrap_or_default(),
+                result_json: finish.result,
+                log_length: state.window.length(),
+                log_sha256: digest,
+            })),
+        })
+    }
+}
+
+impl Drop for RunLog {
+    fn drop(&mut self) {
+        // What stays is removed at the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Appends to a log.
+#[derive(Debug)]
+pub(crate) struct LogWriter {
+    log: Arc<RunLog>,
+    hash: Sha256,
+    full: bool,
+}
+
+impl LogWriter {
+    /// The one writer of `log`.
+    pub(crate) fn new(log: Arc<RunLog>) -> Self {
+        Self {
+            log,
+            hash: Sha256::new(),
+            full: false,
+        }
+    }
+
+    /// Appends events.
+    ///
+    /// # Errors
+    /// Once, where the disk takes nothing more: why, in words. The run has to be stopped; what comes after that
+    /// is kept as far as it tells how the run ends.
+    pub(crate) async fn write(&mut self, events: &[Event]) -> Result<(), String> {
+        if self.full {
+            self.keep(events);
+            return Ok(());
+        }
+        let mut lines = Vec::new();
+        for event in events {
+            line(&mut lines, event);
+        }
+        let log = Arc::clone(&self.log);
+        let offset = log.state().on_disk;
+        let mut hash = std::mem::take(&mut self.hash);
+        let length = lines.len() as u64;
+        let append = move || {
+            let written = log.file.write_all_at(&lines, offset);
+            if written.is_ok() {
+                hash.update(&lines);
+            }
+            Ok((hash, written))
+        };
+        let (hash, written) = match blocking(append).await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(%error, "the thread that writes a log has ended");
+                (Sha256::new(), Err(error))
+            }
+        };
+        self.hash = hash;
+        if let Err(error) = written {
+            self.full = true;
+            let reason = format!(
+                "the runner could not keep the run's log ({error}); make room in the folder of its state"
+            );
+            if let Some(event) = events.first() {
+                let warning = EventKind::Warning {
+                    step: None,
+                    message: "the log ends here: the runner's disk takes nothing more".into(),
+                    help: None,
+                };
+                self.keep(&[event_of(&event.run, warning)]);
+            }
+            self.keep(events);
+            return Err(reason);
+        }
+        let mut state = self.log.state();
+        state.on_disk += length;
+        state.window.grow(length);
+        drop(state);
+        self.log.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Keeps in memory what tells how the run ends.
+    fn keep(&mut self, events: &[Event]) {
+        let mut state = self.log.state();
+        for event in events {
+            let last = matches!(event.kind, EventKind::RunFinished { .. });
+            let tells = matches!(
+                event.kind,
+                EventKind::StepFinished { .. }
+                    | EventKind::ImagePushed { .. }
+                    | EventKind::Warning { .. }
+            );
+            let mut text = Vec::new();
+            line(&mut text, event);
+            if last || tells && state.tail.len() + text.len() <= TAIL {
+                self.hash.update(&text);
+                state.window.grow(text.len() as u64);
+                state.tail.append(&mut text);
+            }
+        }
+        drop(state);
+        self.log.changed.notify_waiters();
+    }
+
+    /// Nothing more comes.
+    pub(crate) fn end(self, finish: Finish) {
+        let digest: String = self
+            .hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let mut state = self.log.state();
+        state.finish = Some((finish, digest));
+        state.window.end();
+        drop(state);
+        self.log.changed.notify_waiters();
+    }
+}
+
+/// An event of now.
+pub(crate) fn event_of(run: &RunId, kind: EventKind) -> Event {
+    Event {
+        time: jiff::Timestamp::now(),
+        run: run.clone(),
+        kind,
+    }
+}
+
+fn line(into: &mut Vec<u8>, event: &Event) {
+    let start = into.len();
+    match serde_json::to_writer(&mut *into, event) {
+        Ok(()) => into.push(b'\n'),
+        Err(error) => {
+            into.truncate(start);
+            tracing::error!(%error, "an event cannot be written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use acrtask_model::{Outcome, StepId, events::Stream};
+
+    use super::*;
+
+    fn id() -> AttemptId {
+        AttemptId {
+            run: RunId::new("r1").unwrap(),
+            attempt: 2,
+        }
+    }
+
+    fn output(text: &str) -> Event {
+        event_of(
+            &id().run,
+            EventKind::Output {
+                step: StepId::new("s").unwrap(),
+                stream: Stream::Stdout,
+                vertex: None,
+                text: text.into(),
+            },
+        )
+    }
+
+    fn finished() -> Event {
+        event_of(
+            &id().run,
+            EventKind::RunFinished {
+                outcome: Outcome {
+                    state: RunState::Error,
+                    reason: Some("full".into()),
+                },
+                elapsed_ms: 1,
+                left: Vec::new(),
+            },
+        )
+    }
+
+    async fn everything(log: &Arc<RunLog>) -> Vec<u8> {
+        let stream = log.connect(0).unwrap();
+        let mut all = Vec::new();
+        while let Next::Chunk { offset, length } = log.next(stream) {
+            assert_eq!(offset, all.len() as u64);
+            all.extend(log.read(offset, length).await.unwrap());
+            log.sent(stream, offset, length, Duration::ZERO);
+            log.acknowledge(all.len() as u64, Duration::ZERO).unwrap();
+        }
+        all
+    }
+
+    fn hash(bytes: &[u8]) -> String {
+        Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_log_is_its_events_line_by_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = RunLog::create(folder.path(), id()).unwrap();
+        let path = folder.path().join("r1.2");
+        assert!(path.exists());
+        let mut writer = LogWriter::new(Arc::clone(&log));
+        let events: Vec<Event> = (0..1000).map(|n| output(&"x".repeat(n))).collect();
+        for some in events.chunks(7) {
+            writer.write(some).await.unwrap();
+        }
+        writer.end(Finish {
+            state: RunState::Succeeded,
+            reason: None,
+            result: "{}".into(),
+        });
+        let all = everything(&log).await;
+        let read: Vec<Event> = all
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        assert_eq!(read, events);
+        let Some(Message::Finished(message)) = log.finish(1).unwrap().message else {
+            panic!("no such message");
+        };
+        assert_eq!(message.log_length, all.len() as u64);
+        assert_eq!(message.log_sha256, hash(&all));
+        assert_eq!(message.state, "succeeded");
+        drop(log);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_ends_the_log_with_a_mark() {
+        // Takes nothing: every write to it finds no space.
+        let full = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let log = RunLog::on(full, "/nowhere/r1.2".into(), id());
+        let mut writer = LogWriter::new(Arc::clone(&log));
+        let reason = writer.write(&[output("lost")]).await.unwrap_err();
+        assert!(reason.contains("make room"), "{reason}");
+        writer.write(&[output("lost too")]).await.unwrap();
+        writer.write(&[finished()]).await.unwrap();
+        writer.end(Finish {
+            state: RunState::Error,
+            reason: Some(reason),
+            result: "{}".into(),
+        });
+        let all = everything(&log).await;
+        let kinds: Vec<EventKind> = all
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| serde_json::from_slice::<Event>(line).unwrap().kind)
+            .collect();
+        assert!(
+            matches!(kinds.as_slice(), [EventKind::Warning { message, .. }, EventKind::RunFinished { .. }] if message.contains("ends here")),
+            "{kinds:?}"
+        );
+        let Some(Message::Finished(message)) = log.finish(1).unwrap().message else {
+            panic!("no such message");
+        };
+        assert_eq!(message.log_sha256, hash(&all));
+    }
+
+    #[tokio::test]
+    async fn a_chunk_may_lie_on_disk_and_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = RunLog::create(folder.path(), id()).unwrap();
+        let mut writer = LogWriter::new(Arc::clone(&log));
+        writer.write(&[output("on disk")]).await.unwrap();
+        writer.full = true;
+        writer.write(&[finished()]).await.unwrap();
+        let all = everything(&log).await;
+        assert_eq!(all.iter().filter(|byte| **byte == b'\n').count(), 2);
+        let middle = log.read(10, all.len() - 20).await.unwrap();
+        assert_eq!(middle, all[10..all.len() - 10]);
+    }
+}

@@ -1,0 +1,34 @@
+//! A runner's start: its folder, its key, its engine; then the agent.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::Agent, config::AgentConfig, engine::Engine, error::AgentError, key::StateDir, register,
+};
+
+/// Runs a runner until `shutdown` is cancelled and what it held is finished or handed back, or until the control plane
+/// has told it to leave.
+///
+/// It takes no signals and sets up no logging: those are its caller's.
+///
+/// # Errors
+/// [`AgentError`] where trying again would not help.
+pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
+    acrtask_registry::install_crypto_provider();
+    let endpoint = register::endpoint(&config)?;
+    let state = StateDir::open(&config.state_dir)?;
+    let starting = async {
+        let key = register::key(&config, &endpoint, &state).await?;
+        let engine = Engine::connect(&config, &state.work()).await;
+        Ok::<_, AgentError>((key, engine))
+    };
+    let (key, engine) = tokio::select! {
+        started = starting => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    Agent::new(config, state, key, Arc::new(engine))
+        .run(endpoint, shutdown)
+        .await
+}
