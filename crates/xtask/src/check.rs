@@ -29,7 +29,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-template",
         ],
     ),
+    ("acrtask-cascade", &["acrtask-model"]),
     ("acrtask-api", &["acrtask-model"]),
+    ("acrtask-trigger", &["acrtask-api", "acrtask-model"]),
     ("acrtask-proto", &[]),
     ("acrtask-store", &["acrtask-api", "acrtask-model"]),
     (
@@ -100,9 +102,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// The crates that do no input or output, and what would let them.
 const PURE: &[&str] = &[
     "acrtask-api",
+    "acrtask-cascade",
     "acrtask-model",
     "acrtask-template",
     "acrtask-spec",
+    "acrtask-trigger",
 ];
 const IMPURE: &[&str] = &[
     "bollard",

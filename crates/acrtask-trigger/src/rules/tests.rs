@@ -1,0 +1,325 @@
+use acrtask_api::task::PathFilter;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Change, Commit};
+
+const CONTEXT: &str = "https://git.example.com/team/app.git";
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+
+fn texts(patterns: &[&str]) -> Vec<String> {
+    patterns.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn rules(trigger: &CommitTrigger) -> TriggerRules {
+    TriggerRules::new(trigger, Some(CONTEXT)).unwrap()
+}
+
+fn repository() -> Repository {
+    Repository::new("team/app")
+        .with_urls([Some("git@git.example.com:team/app.git")])
+        .with_default(Some("main".into()))
+}
+
+fn commit(text: &str) -> CommitId {
+    CommitId::need(text).unwrap()
+}
+
+fn push(branch: &str, message: &str, paths: &[&str]) -> Push {
+    Push {
+        repository: repository(),
+        branch: branch.into(),
+        before: Some(commit("1111111")),
+        after: Some(commit(SHA)),
+        commits: vec![Commit {
+            id: commit(SHA),
+            message: message.into(),
+            changes: paths
+                .iter()
+                .map(|path| ((*path).to_owned(), Change::Modified))
+                .collect(),
+        }],
+        message: Some(message.into()),
+        forced: false,
+        incomplete: None,
+    }
+}
+
+fn tag(name: &str) -> Event {
+    Event::Tag(TagPush {
+        repository: repository(),
+        tag: name.into(),
+        after: Some(commit(SHA)),
+        moved: false,
+        message: None,
+    })
+}
+
+fn request(action: PullRequestAction, base: &str, from_fork: bool) -> Event {
+    Event::PullRequest(Box::new(PullRequest {
+        number: 12,
+        action,
+        title: "A fix".into(),
+        base_repository: repository(),
+        base_branch: base.into(),
+        head_repository: (!from_fork).then(repository),
+        head_branch: "fix".into(),
+        head: Some(commit(SHA)),
+        from_fork,
+    }))
+}
+
+/// The decision in a line.
+fn said(trigger: &CommitTrigger, event: &Event) -> String {
+    match decide(&rules(trigger), event) {
+        Decision::Run { lane, reason, .. } => format!("run {lane}: {reason}"),
+        Decision::CancelPullRequest { number, reason } => format!("cancel {number}: {reason}"),
+        Decision::Suppressed { reason } => format!("no: {reason}"),
+    }
+}
+
+fn runs(trigger: &CommitTrigger, event: &Event) -> bool {
+    matches!(decide(&rules(trigger), event), Decision::Run { .. })
+}
+
+#[test]
+fn reasons_are_sentences() {
+    let plain = CommitTrigger::default();
+    let filtered = CommitTrigger {
+        branches: texts(&["main", "release/*", "!release/old*"]),
+        tags: texts(&["v*"]),
+        events: vec![
+            CommitEvent::Push,
+            CommitEvent::Tag,
+            CommitEvent::PullRequest,
+        ],
+        paths: PathFilter {
+            include: texts(&["services/api", "**/*.proto"]),
+            exclude: texts(&["**/*.md"]),
+        },
+        newest_wins: true,
+        ..plain.clone()
+    };
+    let off = CommitTrigger {
+        enabled: false,
+        ..plain.clone()
+    };
+    let main = |paths: &[&str]| Event::Push(push("main", "A change", paths));
+    let deleted = Event::Push(Push {
+        after: None,
+        ..push("main", "", &[])
+    });
+    let forced = Event::Push(Push {
+        forced: true,
+        incomplete: Some("the push was forced, so commits went away too".into()),
+        ..push("main", "", &["README.md"])
+    });
+    let elsewhere = Event::Push(Push {
+        repository: Repository::new("x/y").with_urls([Some("https://other.example/x/y")]),
+        ..push("main", "", &[])
+    });
+    let opened = PullRequestAction::Opened;
+    let merged = PullRequestAction::Closed { merged: true };
+    let cases = [
+        said(&plain, &main(&["a"])),
+        said(&plain, &Event::Push(push("next", "", &[]))),
+        said(&plain, &Event::Push(push("main", "Docs [Skip CI]", &["a"]))),
+        said(&plain, &deleted),
+        said(&plain, &tag("v1")),
+        said(&plain, &request(opened, "main", false)),
+        said(&plain, &Event::Ping),
+        said(&plain, &elsewhere),
+        said(&off, &main(&["a"])),
+        said(&filtered, &main(&["README.md", "services/api/src/main.rs"])),
+        said(&filtered, &main(&["services/api/README.md", "web/a.ts"])),
+        said(&filtered, &forced),
+        said(
+            &filtered,
+            &Event::Push(push("release/2", "", &["x/y.proto"])),
+        ),
+        said(
+            &filtered,
+            &Event::Push(push("release/old1", "", &["x/y.proto"])),
+        ),
+        said(&filtered, &tag("v1.2")),
+        said(&filtered, &tag("nightly")),
+        said(&filtered, &request(opened, "main", true)),
+        said(
+            &filtered,
+            &request(PullRequestAction::Updated, "other", false),
+        ),
+        said(&filtered, &request(merged, "other", false)),
+    ];
+    insta::assert_snapshot!(cases.join("\n"), @r##"
+    run refs/heads/main: commit 0123456789ab was pushed to the branch `main`
+    no: the default branch is `main`, not `next`
+    no: the message of commit 0123456789ab has `[skip ci]` in it
+    no: the branch `main` was deleted
+    no: the task does not run for tags
+    no: the task does not run for pull requests
+    no: the sender only tried whether it is heard
+    no: the task's repository is git.example.com/team/app
+    no: the commit trigger of the task is off
+    run refs/heads/main: commit 0123456789ab was pushed to the branch `main`, and `services/api/src/main.rs` changed
+    no: none of the 2 files that changed counts for the task (`services/api`, `**/*.proto`, not `**/*.md`)
+    run refs/heads/main: commit 0123456789ab was pushed to the branch `main`; it runs whatever the path filters say, because not all files that changed are known: the push was forced, so commits went away too
+    run refs/heads/release/2: commit 0123456789ab was pushed to the branch `release/2`, and `x/y.proto` changed
+    no: the branch `release/old1` is none of the task's (`main`, `release/*`, `!release/old*`)
+    run refs/tags/v1.2: the tag `v1.2` was made at commit 0123456789ab
+    no: the tag `nightly` is none of the task's (`v*`)
+    run pull/12: pull request 12 was opened with commit 0123456789ab; it runs whatever the path filters say, because not all files that changed are known: no sender names those of a pull request; it comes from another repository, so it is not trusted
+    no: pull request 12 asks to change another branch: the branch `other` is none of the task's (`main`, `release/*`, `!release/old*`)
+    cancel 12: pull request 12 was merged
+    "##);
+}
+
+#[test]
+fn mistakes_are_told_all_at_once() {
+    let trigger = CommitTrigger {
+        branches: texts(&["release/[", ""]),
+        tags: texts(&["v*"]),
+        events: vec![CommitEvent::Push],
+        paths: PathFilter {
+            include: texts(&["!docs"]),
+            exclude: texts(&["{a"]),
+        },
+        skip_messages: Some(texts(&[" "])),
+        ..CommitTrigger::default()
+    };
+    let told = |trigger, context| {
+        let errors = TriggerRules::new(trigger, context).unwrap_err();
+        errors
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    insta::assert_snapshot!(told(&trigger, Some("oci://reg.example.com/x")), @r##"
+    context: runs at commits need a git repository with a host; write https://HOST/PATH.git#BRANCH, or take the commit trigger away
+    tags: `events` has no `tag`, so these never count; add `tag` to `events`, or take `tags` away
+    branches: `release/[` is not a pattern: unclosed character class; missing ']'; `*`, `**`, `?`, `[ab]` and `{a,b}` are special; put `\` before one that is not meant so
+    paths.include: `!docs` begins with `!`; write what does not count into `exclude`
+    paths.exclude: `{a` is not a pattern: unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?); `*`, `**`, `?`, `[ab]` and `{a,b}` are special; put `\` before one that is not meant so
+    skipMessages: an empty text is in every message; take it away; `[]` is for none
+    "##);
+    let plain = CommitTrigger::default();
+    insta::assert_snapshot!(told(&plain, Some(&format!("{CONTEXT}#refs/tags/v1"))), @r##"
+    branches: the context names `refs/tags/v1`, which is no branch; say which branches count
+    "##);
+    assert!(TriggerRules::new(&plain, Some(&format!("{CONTEXT}#{SHA}"))).is_err());
+    assert!(TriggerRules::new(&plain, None).is_err());
+}
+
+#[test]
+fn the_context_names_the_branch() {
+    let of = |context: &str, branch: &str| {
+        let rules = TriggerRules::new(&CommitTrigger::default(), Some(context)).unwrap();
+        matches!(
+            decide(&rules, &Event::Push(push(branch, "", &[]))),
+            Decision::Run { .. }
+        )
+    };
+    assert!(of(
+        "https://git.example.com/team/app.git#next:services/api",
+        "next"
+    ));
+    assert!(!of("https://git.example.com/team/app.git#next", "main"));
+    assert!(of(
+        "git@git.example.com:team/app.git#refs/heads/next",
+        "next"
+    ));
+    assert!(of("https://git.example.com/team/app.git#:folder", "main"));
+}
+
+#[test]
+fn without_a_default_branch_only_the_usual_ones_count() {
+    let of = |branch: &str| {
+        let mut push = push(branch, "", &[]);
+        push.repository.default_branch = None;
+        runs(&CommitTrigger::default(), &Event::Push(push))
+    };
+    assert!(of("main"));
+    assert!(of("master"));
+    assert!(!of("feature"));
+}
+
+#[test]
+fn patterns_of_names() {
+    let of = |patterns: &[&str], name: &str| {
+        runs(
+            &CommitTrigger {
+                branches: texts(patterns),
+                ..CommitTrigger::default()
+            },
+            &Event::Push(push(name, "", &[])),
+        )
+    };
+    assert!(of(&["*"], "main"));
+    assert!(!of(&["*"], "feature/a"));
+    assert!(of(&["**"], "feature/a"));
+    assert!(of(&["feature/**"], "feature/a/b"));
+    assert!(of(&["!wip/**"], "main"));
+    assert!(!of(&["!wip/**"], "wip/x"));
+    assert!(of(&["**", "!wip/**", "wip/keep"], "wip/keep"));
+    assert!(of(&["{main,next}"], "next"));
+}
+
+#[test]
+fn skip_messages_can_be_others_or_none() {
+    let with = |skip_messages: Option<&[&str]>, message: &str| {
+        let trigger = CommitTrigger {
+            skip_messages: skip_messages.map(texts),
+            ..CommitTrigger::default()
+        };
+        runs(&trigger, &Event::Push(push("main", message, &[])))
+    };
+    assert!(!with(None, "x ***no_ci***"));
+    assert!(with(Some(&[]), "x [skip ci]"));
+    assert!(!with(Some(&["#NoBuild"]), "x #nobuild"));
+    assert!(with(Some(&["#NoBuild"]), "x [skip ci]"));
+}
+
+fn path() -> impl Strategy<Value = String> {
+    proptest::collection::vec("[ab]{1,2}", 1..4).prop_map(|parts| parts.join("/"))
+}
+
+proptest! {
+    /// A run is never missed: if a file that counts is among those that changed, it runs, and if not all are known too.
+    #[test]
+    fn a_file_that_counts_starts_a_run(
+        paths in proptest::collection::vec(path(), 0..6),
+        include in proptest::collection::vec(path(), 0..3),
+        exclude in proptest::collection::vec(path(), 0..3),
+        incomplete in any::<bool>(),
+    ) {
+        let trigger = CommitTrigger {
+            paths: PathFilter { include: include.clone(), exclude: exclude.clone() },
+            ..CommitTrigger::default()
+        };
+        let below = |path: &str, folder: &String| path == folder || path.starts_with(&format!("{folder}/"));
+        let counts = |path: &String| {
+            (include.is_empty() || include.iter().any(|folder| below(path, folder)))
+                && !exclude.iter().any(|folder| below(path, folder))
+        };
+        let expected = (include.is_empty() && exclude.is_empty()) || incomplete || paths.iter().any(counts);
+        let known: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let event = Event::Push(Push {
+            incomplete: incomplete.then(|| "it is so".into()),
+            ..push("main", "", &known)
+        });
+        prop_assert_eq!(runs(&trigger, &event), expected);
+    }
+
+    #[test]
+    fn no_pattern_makes_it_panic(patterns in proptest::collection::vec("\\PC{0,12}", 0..4), name in "\\PC{0,20}") {
+        let trigger = CommitTrigger {
+            branches: patterns.clone(),
+            tags: patterns.clone(),
+            paths: PathFilter { include: patterns.clone(), exclude: patterns },
+            ..CommitTrigger::default()
+        };
+        if let Ok(rules) = TriggerRules::new(&trigger, Some(CONTEXT)) {
+            decide(&rules, &Event::Push(push(&name, &name, &[&name])));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Bitbucket Cloud. It proves itself as Bitbucket Server does, and means other things.
+//!
+//! Source: Atlassian's documentation, "Event payloads". One push may name several branches and tags; it names at most
+//! five commits of each, and no files.
+
+use http::HeaderMap;
+use serde::Deserialize;
+
+use super::{Read, bitbucket_server::kind, github};
+use crate::{
+    Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
+    event,
+    json::{or_default, parse},
+    proof,
+};
+
+pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
+    let kind = kind(headers)?;
+    let events = match kind {
+        "repo:push" => parse::<PushBody>(body)?.events()?,
+        "pullrequest:created" => pull_request(body, PullRequestAction::Opened)?,
+        "pullrequest:updated" => pull_request(body, PullRequestAction::Updated)?,
+        "pullrequest:fulfilled" => pull_request(body, PullRequestAction::Closed { merged: true })?,
+        "pullrequest:rejected" => pull_request(body, PullRequestAction::Closed { merged: false })?,
+        _ => vec![Event::declined(format!(
+            "`{}` starts nothing",
+            kind.escape_debug()
+        ))],
+    };
+    Ok(Read {
+        id: proof::header(headers, "x-request-uuid").map(str::to_owned),
+        kind: kind.to_owned(),
+        events,
+    })
+}
+
+#[derive(Deserialize)]
+struct RepositoryBody {
+    full_name: String,
+    #[serde(default)]
+    mainbranch: Option<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl From<RepositoryBody> for Repository {
+    fn from(body: RepositoryBody) -> Self {
+        // There is one Bitbucket Cloud, and its deliveries have no URLs for `git clone`.
+        let urls = [
+            format!("https://bitbucket.org/{}.git", body.full_name),
+            format!("git@bitbucket.org:{}.git", body.full_name),
+        ];
+        Self::new(body.full_name)
+            .with_urls(urls.map(Some))
+            .with_default(body.mainbranch.map(|branch| branch.name))
+    }
+}
+
+#[derive(Deserialize)]
+struct PushBody {
+    push: Changes,
+    repository: RepositoryBody,
+}
+
+#[derive(Deserialize)]
+struct Changes {
+    changes: Vec<ChangeBody>,
+}
+
+#[derive(Deserialize)]
+struct ChangeBody {
+    #[serde(default)]
+    new: Option<RefBody>,
+    #[serde(default)]
+    old: Option<RefBody>,
+    #[serde(default, deserialize_with = "or_default")]
+    forced: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    commits: Vec<CommitBody>,
+}
+
+#[derive(Deserialize)]
+struct RefBody {
+    r#type: String,
+    name: String,
+    #[serde(default)]
+    target: Option<CommitBody>,
+}
+
+#[derive(Deserialize)]
+struct CommitBody {
+    hash: String,
+    #[serde(default, deserialize_with = "or_default")]
+    message: String,
+}
+
+impl PushBody {
+    fn events(self) -> Result<Vec<Event>, Rejection> {
+        if self.push.changes.is_empty() {
+            return Ok(vec![Event::declined("the push names no branch and no tag")]);
+        }
+        let repository: Repository = self.repository.into();
+        let changes = self.push.changes.into_iter();
+        changes
+            .map(|change| change.event(repository.clone()))
+            .collect()
+    }
+}
+
+impl ChangeBody {
+    fn event(self, repository: Repository) -> Result<Event, Rejection> {
+        let Some(either) = self.new.as_ref().or(self.old.as_ref()) else {
+            return Ok(Event::declined("the push names no branch and no tag"));
+        };
+        let (kind, name) = (either.r#type.clone(), event::name(&either.name)?);
+        let moved = self.old.is_some();
+        let gone = self.new.is_none();
+        let before = target_of(self.old)?.map(|(commit, _)| commit);
+        let (after, message) = target_of(self.new)?.unzip();
+        if after.is_none() && !gone {
+            return Err(Rejection::not_understood("missing field `new.target`"));
+        }
+        match kind.as_str() {
+            "tag" | "annotated_tag" => Ok(Event::Tag(TagPush {
+                repository,
+                tag: name,
+                after,
+                moved,
+                message,
+            })),
+            "branch" | "named_branch" => {
+                let commit = |body: CommitBody| {
+                    Ok(Commit {
+                        id: CommitId::need(&body.hash)?,
+                        message: body.message,
+                        changes: Vec::new(),
+                    })
+                };
+                // Bitbucket's are newest first.
+                let commits = self.commits.into_iter().rev().map(commit);
+                Ok(Event::Push(Push {
+                    repository,
+                    branch: name,
+                    before,
+                    after,
+                    commits: commits.collect::<Result<_, Rejection>>()?,
+                    message,
+                    forced: self.forced,
+                    incomplete: Some("Bitbucket names no files".into()),
+                }))
+            }
+            other => Ok(Event::declined(format!(
+                "`{}` is no branch and no tag",
+                other.escape_debug()
+            ))),
+        }
+    }
+}
+
+/// Where a ref points, and the message there.
+fn target_of(side: Option<RefBody>) -> Result<Option<(CommitId, String)>, Rejection> {
+    let Some(target) = side.and_then(|side| side.target) else {
+        return Ok(None);
+    };
+    Ok(Some((CommitId::need(&target.hash)?, target.message)))
+}
+
+#[derive(Deserialize)]
+struct PullRequestBody {
+    pullrequest: PullRequestPart,
+    repository: RepositoryBody,
+}
+
+#[derive(Deserialize)]
+struct PullRequestPart {
+    id: u64,
+    #[serde(default)]
+    title: String,
+    source: Side,
+    destination: Side,
+}
+
+#[derive(Deserialize)]
+struct Side {
+    branch: Named,
+    #[serde(default)]
+    commit: Option<CommitBody>,
+    #[serde(default)]
+    repository: Option<RepositoryBody>,
+}
+
+fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Rejection> {
+    let body: PullRequestBody = parse(body)?;
+    let PullRequestPart {
+        id,
+        title,
+        source,
+        destination,
+    } = body.pullrequest;
+    let base_repository: Repository = body.repository.into();
+    let head_repository: Option<Repository> = source.repository.map(Into::into);
+    let from_fork = github::is_fork(head_repository.as_ref(), &base_repository);
+    let head = source
+        .commit
+        .map(|commit| CommitId::need(&commit.hash))
+        .transpose()?;
+    Ok(vec![Event::PullRequest(Box::new(PullRequest {
+        number: id,
+        action,
+        title,
+        base_repository,
+        base_branch: event::branch(&destination.branch.name)?,
+        head_repository,
+        head_branch: event::branch(&source.branch.name)?,
+        head,
+        from_fork,
+    }))])
+}

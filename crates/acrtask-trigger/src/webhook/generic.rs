@@ -1,0 +1,197 @@
+//! Any sender: a body of our own, signed after the Standard Webhooks specification.
+//!
+//! The signature covers the delivery's id, its time and the raw bytes, so that nobody can send a delivery again later
+//! or under another id. The body, in camelCase, with keys that are not known refused:
+//!
+//! ```json
+//! {"event": "push", "repository": "https://git.example.com/team/app.git", "ref": "refs/heads/main",
+//!  "before": "…", "after": "…", "message": "…", "paths": ["src/main.rs"]}
+//! {"event": "pullRequest", "action": "opened", "number": 7, "title": "…", "repository": "…", "base": "main",
+//!  "headRepository": "…", "head": "fix", "commit": "…"}
+//! {"event": "ping"}
+//! ```
+//!
+//! A `before` or `after` that is missing: the ref is new, or was deleted. `paths` that are missing: nothing is known.
+
+use acrtask_model::Secret;
+use http::HeaderMap;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::{Read, github};
+use crate::{
+    Change, Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository,
+    RepositoryUrl, TagPush,
+    event::{self, Ref},
+    json::parse,
+    proof,
+};
+
+pub(super) fn verify(
+    headers: &HeaderMap,
+    body: &[u8],
+    secrets: &[&Secret],
+    now: Timestamp,
+) -> Result<String, Rejection> {
+    proof::standard_webhook(secrets, headers, body, now)
+}
+
+pub(super) fn read(id: String, body: &[u8]) -> Result<Read, Rejection> {
+    let (kind, event) = match parse::<Body>(body)? {
+        Body::Ping {} => ("ping", Event::Ping),
+        Body::Push(push) => ("push", push.event()?),
+        Body::PullRequest(request) => ("pullRequest", request.event()?),
+    };
+    Ok(Read {
+        id: Some(id),
+        kind: kind.into(),
+        events: vec![event],
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", tag = "event")]
+enum Body {
+    Push(PushBody),
+    PullRequest(PullRequestBody),
+    Ping {},
+}
+
+fn repository(url: &str) -> Result<Repository, Rejection> {
+    let parsed = RepositoryUrl::parse(url).ok_or_else(|| {
+        Rejection::not_understood(
+            "`repository` is a URL for `git clone`, like https://git.example.com/team/app.git",
+        )
+    })?;
+    Ok(Repository::new(parsed.path()).with_urls([Some(url)]))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PushBody {
+    repository: String,
+    r#ref: String,
+    #[serde(default)]
+    before: Option<String>,
+    #[serde(default)]
+    after: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    forced: bool,
+    #[serde(default)]
+    default_branch: Option<String>,
+    #[serde(default)]
+    paths: Option<Vec<String>>,
+}
+
+impl PushBody {
+    fn event(self) -> Result<Event, Rejection> {
+        let read = |text: Option<String>| text.map_or(Ok(None), |text| CommitId::read(&text));
+        let before = read(self.before)?;
+        let after = read(self.after)?;
+        if before.is_none() && after.is_none() {
+            return Err(Rejection::not_understood(
+                "one of `before` and `after` has to name a commit",
+            ));
+        }
+        let repository = repository(&self.repository)?.with_default(self.default_branch);
+        let message = self.message;
+        Ok(match Ref::read(&self.r#ref)? {
+            Ref::Tag(tag) => Event::Tag(TagPush {
+                repository,
+                tag,
+                after,
+                moved: before.is_some(),
+                message,
+            }),
+            Ref::Branch(branch) => {
+                let incomplete = self
+                    .paths
+                    .is_none()
+                    .then(|| "the sender names no files".to_owned());
+                let changes = self.paths.unwrap_or_default().into_iter();
+                let commit = after.clone().map(|id| Commit {
+                    id,
+                    message: message.clone().unwrap_or_default(),
+                    changes: changes.map(|path| (path, Change::Modified)).collect(),
+                });
+                Event::Push(Push {
+                    repository,
+                    branch,
+                    before,
+                    after,
+                    commits: commit.into_iter().collect(),
+                    message,
+                    forced: self.forced,
+                    incomplete,
+                })
+            }
+            Ref::Other(_) => {
+                return Err(Rejection::not_understood(
+                    "`ref` is `refs/heads/BRANCH` or `refs/tags/TAG`",
+                ));
+            }
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Action {
+    Opened,
+    Updated,
+    Closed,
+    Merged,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PullRequestBody {
+    action: Action,
+    number: u64,
+    #[serde(default)]
+    title: String,
+    repository: String,
+    base: String,
+    #[serde(default)]
+    head_repository: Option<String>,
+    head: String,
+    #[serde(default)]
+    commit: Option<String>,
+}
+
+impl PullRequestBody {
+    fn event(self) -> Result<Event, Rejection> {
+        let base_repository = repository(&self.repository)?;
+        let head_repository = self
+            .head_repository
+            .as_deref()
+            .map(repository)
+            .transpose()?;
+        let head_repository = head_repository.unwrap_or_else(|| base_repository.clone());
+        let same = match &self.head_repository {
+            Some(url) => RepositoryUrl::parse(url) == RepositoryUrl::parse(&self.repository),
+            None => true,
+        };
+        let from_fork = !same || github::is_fork(Some(&head_repository), &base_repository);
+        Ok(Event::PullRequest(Box::new(PullRequest {
+            number: self.number,
+            action: match self.action {
+                Action::Opened => PullRequestAction::Opened,
+                Action::Updated => PullRequestAction::Updated,
+                Action::Closed => PullRequestAction::Closed { merged: false },
+                Action::Merged => PullRequestAction::Closed { merged: true },
+            },
+            title: self.title,
+            base_repository,
+            base_branch: event::branch(&self.base)?,
+            head_repository: Some(head_repository),
+            head_branch: event::branch(&self.head)?,
+            head: self
+                .commit
+                .map_or(Ok(None), |commit| CommitId::read(&commit))?,
+            from_fork,
+        })))
+    }
+}
