@@ -95,7 +95,138 @@ fn help() {
     for command in ["run", "build", "plan", "completions"] {
         insta::assert_snapshot!(format!("help_{command}"), run_in(&[], &[command, "--help"]));
     }
+    for words in [
+        &["login"][..],
+        &["logout"],
+        &["whoami"],
+        &["task"],
+        &["task", "create"],
+        &["task", "update"],
+        &["task", "run"],
+        &["task", "apply"],
+        &["task", "list"],
+        &["runs"],
+        &["runs", "list"],
+        &["runs", "logs"],
+        &["runs", "cancel"],
+        &["runner"],
+        &["runner", "start"],
+        &["runner", "token"],
+        &["serve"],
+        &["secret", "set"],
+        &["credential", "set"],
+        &["token", "create"],
+        &["token", "federate", "create"],
+        &["schema"],
+    ] {
+        let seen = run_in(&[], &[words, &["--help"]].concat());
+        assert!(seen.starts_with("exit code: 0\n"), "{seen}");
+        insta::assert_snapshot!(format!("help_{}", words.join("_")), seen);
+    }
     insta::assert_snapshot!("help", run_in(&[], &["--help"]));
+}
+
+/// Nobody logged in, and a server that cannot be what it is said to be.
+#[test]
+fn a_server_that_is_not_known() {
+    let files = [("acr-task.yaml", TASK)];
+    let mut text = String::new();
+    for args in [
+        &["whoami"][..],
+        &["runs", "list"],
+        &["logout"],
+        &["run", "--no-wait"],
+        &["run", "--pool", "big"],
+        &["run", "--local", "--pool", "big"],
+        &["run", "--server", "https://ci.example.com"],
+        &["run", "--server", "ftp://ci.example.com"],
+        &["login", "http://ci.example.com", "--token-file", "none"],
+        &["login", "http://127.0.0.1:1", "--token-file", "none"],
+        &[
+            "runner",
+            "start",
+            "--server",
+            "http://ci.example.com",
+            "--state-dir",
+            "state",
+        ],
+        &[
+            "runner",
+            "start",
+            "--server",
+            "http://127.0.0.1:1",
+            "--state-dir",
+            "state",
+        ],
+        &[
+            "serve",
+            "--listen",
+            "0.0.0.0:0",
+            "--data-dir",
+            "data",
+            "--no-runner",
+        ],
+        &[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            "data",
+            "--tasks",
+            "none",
+        ],
+        &["serve", "--tls-cert", "x"],
+        &["task", "apply", "-f", "none.yaml"],
+        &[
+            "secret",
+            "set",
+            "A",
+            "--from-env",
+            "A",
+            "--server",
+            "http://127.0.0.1:1",
+        ],
+    ] {
+        let folder = folder(&files);
+        let seen = seen(&mut acrtask(folder.path(), args), "");
+        let seen = seen.replace(&folder.path().display().to_string(), "FOLDER");
+        text += &format!("$ acrtask {}\n{seen}\n", args.join(" "));
+    }
+    insta::assert_snapshot!(text);
+}
+
+/// What means something on this machine alone is refused before a server is asked.
+#[test]
+fn flags_of_this_machine_with_a_server() {
+    let folder = folder(&[("acr-task.yaml", TASK), ("Dockerfile", "FROM scratch\n")]);
+    let mut text = String::new();
+    for args in [
+        &["run", "--watch"][..],
+        &["run", "--docker-host", "unix:///x"],
+        &["run", "--builder", "unix:///x"],
+        &["build", "-t", "reg.example.com/a", "--allow", "privileged"],
+        &["run", "https://me:hunter2@github.com/org/app.git"],
+    ] {
+        let mut command = acrtask(folder.path(), args);
+        command
+            .env("ACRTASK_SERVER", "http://127.0.0.1:1")
+            .env("ACRTASK_TOKEN", "t0k3n");
+        let shown = args.join(" ").replace("hunter2", "PASSWORD");
+        text += &format!("$ acrtask {shown}\n{}\n", seen(&mut command, ""));
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn schemas() {
+    for (of, key) in [("task", "baseImage"), ("acr-task", "steps")] {
+        let seen = run_in(&[], &["schema", of]);
+        let json = seen.split("----- stdout -----\n").nth(1).unwrap();
+        let json = json.split("----- stderr -----").next().unwrap();
+        let schema: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert!(schema.to_string().contains(key), "{schema:#}");
+    }
 }
 
 #[test]

@@ -172,7 +172,7 @@ pub(crate) enum RunnerCommand {
     #[command(after_long_help = "\
 Examples:
   acrtask runner token --pool gpu --label zone=a > token
-  acrtask runner start --server https://ci.example.com --token-file token      on the other machine")]
+  acrtask runner start --server https://ci.example.com --token-file token   on the other machine")]
     Token(RunnerTokenArgs),
 }
 
@@ -181,8 +181,8 @@ Examples:
   acrtask runner start --server https://ci.example.com --token-file token
   acrtask runner start --server https://ci.example.com --slots 4 --pool gpu --label zone=a
 
-The token is needed once: the runner gets a key of its own for it, which stands in the state folder. SIGTERM drains:
-the runs that it holds go on for as long as --drain-timeout says.";
+The token is needed once: the runner gets a key of its own for it, which stands in the state folder.
+SIGTERM drains: the runs that it holds go on for as long as --drain-timeout says.";
 
 /// `acrtask runner start`.
 #[derive(Debug, Args)]

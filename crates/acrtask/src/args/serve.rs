@@ -14,14 +14,16 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  acrtask serve                                everything on this machine: SQLite, files in a folder, a runner inside
+  acrtask serve                                everything on this machine
   acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
   acrtask serve --database postgres://acrtask@db/acrtask --blobs s3://bucket/acrtask --no-runner \\
     --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
   acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
 
-The first start prints the first token, once. Secrets of tasks are encrypted with the key in --key-file: whoever loses
-it loses them. SIGTERM ends it: the runner inside takes nothing new and finishes what it holds.
+Where nothing else is said, the database is a SQLite file, logs and contexts are files, and a runner
+is inside. The first start prints the first token, once. Secrets of tasks are encrypted with the key
+in --key-file: whoever loses it loses them. SIGTERM ends it: the runner inside takes nothing new and
+finishes what it holds.
 
 Exit codes:
     0  it was asked to end

@@ -110,11 +110,12 @@ Examples:
   acrtask login https://ci.example.com --token-file token   the token stands in a file
   acrtask login https://ci.example.com < token              or on standard input
   ACRTASK_TOKEN=... acrtask login https://ci.example.com    or in the environment
-  acrtask login https://ci.example.com --oidc-token-file \"$ID_TOKEN_FILE\"
-                                                            a CI job's own identity token is exchanged
+  acrtask login https://ci.example.com --oidc-token-file id-token
+                                                            a CI job's own identity token
 
-What is stored stands in $XDG_CONFIG_HOME/acrtask/config.json, for this user's eyes only. A job of a CI system
-needs no login: ACRTASK_SERVER and ACRTASK_TOKEN in its environment do.
+What is stored stands in $XDG_CONFIG_HOME/acrtask/config.json, for this user's eyes only. A job of a
+CI system needs no login: ACRTASK_SERVER and ACRTASK_TOKEN in its environment do. An identity token
+is exchanged for a token of the server.
 
 Exit codes:
     0  the server knows the token, and it was stored

@@ -52,11 +52,13 @@ Examples:
     -f acr-task.yaml --commit-trigger-enabled true
   acrtask task create -n app-image -c https://github.com/org/app.git#main -r reg.example.com \\
     -t app:{{.Run.ID}} -f Dockerfile --arg GO=1.24
-  acrtask task create -n nightly -c /dev/null --cmd 'reg.example.com/tools/check:1' --schedule 'night:0 3 * * *'
-  GIT_PAT=... acrtask task create -n app -c https://github.com/org/private.git --git-access-token env:GIT_PAT
+  acrtask task create -n nightly -c /dev/null --cmd 'reg.example.com/tools/check:1' \\
+    --schedule 'night:0 3 * * *'
+  GIT_PAT=... acrtask task create -n app -c https://github.com/org/private.git \\
+    --git-access-token env:GIT_PAT
 
-With --image, --file is the Dockerfile; otherwise it is the task file. Values of secrets are stored on the server,
-for this task alone, and are shown to nobody again.";
+With --image, --file is the Dockerfile; otherwise it is the task file. Values of secrets are stored
+on the server, for this task alone, and are shown to nobody again.";
 
 const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -70,8 +72,9 @@ Examples:
   acrtask task apply -f app.yaml
   acrtask task export app | sed s/main/release/ | acrtask task apply -f -
 
-A file holds one task, or several behind `---`. `acrtask schema task` prints the JSON Schema of a task.
-What is wrong with one task keeps none of the others from being applied; the exit code is 2 then.";
+A file holds one task, or several behind `---`. `acrtask schema task` prints the JSON Schema of a
+task. What is wrong with one task keeps none of the others from being applied; the exit code is 2
+then.";
 
 /// A task's name.
 #[derive(Debug, Clone, Args)]

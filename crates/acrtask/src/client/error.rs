@@ -33,7 +33,7 @@ pub(crate) enum ApiError {
         retry_after: Option<Duration>,
     },
     /// There is no connection, or it was cut.
-    #[error("the server at {url} cannot be reached")]
+    #[error("the server at {} cannot be reached", super::shown(url))]
     Unreachable {
         /// The server.
         url: Url,
@@ -44,7 +44,7 @@ pub(crate) enum ApiError {
         source: reqwest::Error,
     },
     /// The answer is not what this version of the program knows.
-    #[error("the answer of the server at {url} is not understood")]
+    #[error("the answer of the server at {} is not understood", super::shown(url))]
     NotUnderstood {
         /// The server.
         url: Url,

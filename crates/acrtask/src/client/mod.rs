@@ -63,7 +63,7 @@ pub(crate) enum ConnectionError {
         reason: String,
     },
     /// The token would go over the network in clear.
-    #[error("{0} is not on this machine, and http:// would show the token to everybody on the way")]
+    #[error("{} is not on this machine, and http:// would show the token to everybody on the way", shown(.0))]
     Plaintext(Url),
     /// The authorities cannot be read.
     #[error("cannot read the certificates in {path}")]
@@ -93,7 +93,7 @@ pub(crate) fn server_url(text: &str) -> Result<Url, ConnectionError> {
     };
     let mut url = Url::parse(&whole).map_err(|error| refuse(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(refuse("write https://HOST or https://HOST:PORT"));
+        return Err(refuse("servers are spoken to over https"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(refuse("a login does not belong into an address"));
@@ -109,6 +109,11 @@ pub(crate) fn server_url(text: &str) -> Result<Url, ConnectionError> {
         .to_owned();
     url.set_path(&path);
     Ok(url)
+}
+
+/// The address as people write it.
+pub(crate) fn shown(url: &Url) -> &str {
+    url.as_str().trim_end_matches('/')
 }
 
 /// Whether `url` is on this machine.

@@ -16,7 +16,7 @@ use crate::{
     client::{
         Client, Connection,
         config::{Config, Login},
-        server_url,
+        server_url, shown,
     },
     error::CliError,
     exit::Exit,
@@ -65,7 +65,8 @@ pub(crate) fn login(args: &LoginArgs) -> Result<Exit, CliError> {
     );
     let path = config.write()?;
     say(&format!(
-        "logged in to {url} as {} ({}); stored in {}",
+        "logged in to {} as {} ({}); stored in {}",
+        shown(&url),
         me.name,
         scopes(&me),
         path.display()
@@ -127,10 +128,11 @@ pub(crate) fn logout(args: &LogoutArgs) -> Result<Exit, CliError> {
     if config.log_out(&url) {
         config.write()?;
         say(&format!(
-            "forgot the login for {url}; the token itself holds until it is revoked"
+            "forgot the login for {}; the token itself holds until it is revoked",
+            shown(&url)
         ));
     } else {
-        say(&format!("there is no login for {url}"));
+        say(&format!("there is no login for {}", shown(&url)));
     }
     Ok(Exit::Succeeded)
 }
@@ -144,7 +146,7 @@ pub(crate) fn whoami(args: &WhoamiArgs, style: Style) -> Result<Exit, CliError> 
     }
     let text = table::facts(
         &[
-            ("server", client.url().to_string()),
+            ("server", shown(client.url()).to_owned()),
             ("version", me.server_version.clone()),
             ("token", me.name.clone()),
             ("may", scopes(&me)),

@@ -10,7 +10,7 @@ use crate::{
         server::{RemoteArgs, ServerArgs, ValueFrom},
         values::PasswordFrom,
     },
-    client::{Client, Connection, config::Config},
+    client::{Client, Connection, config::Config, shown},
     error::CliError,
     exit::Exit,
 };
@@ -54,10 +54,10 @@ pub(crate) fn for_run(args: &RemoteArgs) -> Result<Option<Client>, CliError> {
 
 fn with_token(connection: &Connection) -> Result<Client, CliError> {
     if connection.token.is_none() {
+        let url = shown(&connection.url);
         return Err(
-            CliError::usage(format!("there is no token for {}", connection.url)).help(format!(
-                "log in: `acrtask login {}`, or give the token in ACRTASK_TOKEN",
-                connection.url
+            CliError::usage(format!("there is no token for {url}")).help(format!(
+                "log in: `acrtask login {url}`, or give the token in ACRTASK_TOKEN"
             )),
         );
     }

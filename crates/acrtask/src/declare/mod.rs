@@ -280,9 +280,10 @@ impl Document<'_> {
 fn said(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     let text = text.lines().next().unwrap_or_default();
-    let text = text.strip_prefix("error: ").unwrap_or(text);
-    match text.split_once(": ") {
-        Some((place, rest)) if place.starts_with("line ") => rest.to_owned(),
+    match text.rsplit_once(" at line ") {
+        Some((said, place)) if !place.contains(char::is_alphabetic) || place.contains("column") => {
+            said.to_owned()
+        }
         _ => text.to_owned(),
     }
 }

@@ -1,7 +1,5 @@
 //! Runs, tasks and runners of a server, as tables and texts. Pure: the time comes in.
 
-use std::fmt::Write as _;
-
 use acrtask_api::{
     admin::{Runner, RunnerState},
     run::{Run, Waiting},
@@ -218,16 +216,6 @@ pub(crate) fn verdict(run: &Run) -> Option<String> {
 /// What a run waits for.
 pub(crate) fn why(waiting: &Waiting, style: Style) -> String {
     let mut out = format!("{}\n", text::plain(&waiting.summary));
-    if let Some(ahead) = waiting.ahead {
-        let _ = writeln!(out, "{}", style.dim(&format!("runs before it: {ahead}")));
-    }
-    if let Some(behind) = &waiting.behind {
-        let _ = writeln!(
-            out,
-            "{}",
-            style.dim(&format!("it takes turns with {behind}"))
-        );
-    }
     let rows = waiting.runners.iter().map(|runner| {
         vec![
             runner.runner.clone(),

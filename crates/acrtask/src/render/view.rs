@@ -160,6 +160,10 @@ impl RunView {
         if self.run.is_none() {
             self.run = Some(event.run.clone());
         }
+        // Something happens: it waits no longer.
+        if std::mem::take(&mut self.waits) {
+            self.progress = None;
+        }
         let time = event.time;
         match &event.kind {
             EventKind::RunStarted {
@@ -168,10 +172,6 @@ impl RunView {
                 builder,
             } => {
                 self.started = Some(time);
-                // It waited.
-                if std::mem::take(&mut self.waits) {
-                    self.progress = None;
-                }
                 self.engine.clone_from(engine);
                 self.builder.clone_from(builder);
                 for step in steps {
