@@ -1,0 +1,564 @@
+//! All facts against all cascades: what has to begin, join, follow or be dropped.
+//!
+//! Takes no event. It plans everything that is stale now, and finds for each node of that plan the cascade that
+//! should build it: its *level* among the active cascades that it is connected with, the oldest being 0. A task
+//! that waits stays where it is. One that runs with the digests of the plan stays too; with others, or once it has
+//! come to its end there, it is built again one level later. Nothing is built at an earlier level than what it
+//! stands on. The level behind the last cascade is a new one, which follows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use acrtask_model::{Digest, ImageRef};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::{
+    Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Mode, Node, NodeBase, NodePin,
+    NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index,
+};
+use crate::{
+    graph::Graph,
+    plan::{NodeId, PinTo, Plan, PlanOptions, Refused, plan},
+};
+
+/// What a reconciliation found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reconciled {
+    /// What to do.
+    pub actions: Vec<Action>,
+    /// Cascades that began.
+    pub created: Vec<CascadeId>,
+    /// Nodes that were added to a cascade, or whose bases were changed in it.
+    pub joined: Vec<(CascadeId, String)>,
+    /// Nodes that were taken out of a cascade without having been started.
+    pub dropped: Vec<(CascadeId, String)>,
+    /// Tasks that are stale and are not built, until something changes.
+    pub blocked: Vec<Blocked>,
+    /// Tasks that are stale and may not be built.
+    pub refused: Vec<Refused>,
+}
+
+/// A task that is stale and is not built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Blocked {
+    /// The task.
+    pub task: String,
+    /// Why.
+    pub because: BlockedBecause,
+}
+
+/// See [`Blocked`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BlockedBecause {
+    /// It was run for these very digests, or somebody canceled that.
+    Tried(AttemptEnd),
+    /// It stands on a task that is blocked.
+    Below(String),
+}
+
+impl Cascades {
+    /// Compares all facts with all cascades. Whoever calls it has read the facts after everything that
+    /// [`Cascades::step`] was told, so that a run that has ended well is in them. The same facts again give nothing.
+    pub fn reconcile(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
+        let mut done = Reconciled::default();
+        let plan = self.plan_open(graph, &mut done.blocked);
+        done.refused = plan.refused().to_vec();
+        let homes = self.homes(&plan, settings, now, &mut done.created);
+        self.place(&plan, &homes, &mut done.joined, &mut done.dropped);
+        self.drop_others(&plan, &mut done);
+        self.close_gates(settings);
+        self.index = Index::of(&self.cascades);
+
+        let mut pending = Vec::new();
+        for cascade in self.cascades.values().filter(|cascade| !cascade.is_over()) {
+            for (task, node) in &cascade.nodes {
+                if node.state == NodeState::Pending {
+                    pending.push((cascade.id, task.clone()));
+                }
+            }
+        }
+        let mut rested = Vec::new();
+        for (id, task) in pending {
+            self.look(id, &task, &mut rested);
+        }
+        self.spread(rested);
+        self.go_on(settings, now, &mut done.actions);
+        done
+    }
+
+    /// The plan of all that is stale and was not run for the same digests before.
+    fn plan_open<'g>(&self, graph: &'g Graph, blocked: &mut Vec<Blocked>) -> Plan<'g> {
+        let mut options = PlanOptions {
+            everything: true,
+            ..PlanOptions::default()
+        };
+        let all = plan(graph, &BTreeMap::new(), &options);
+        let mut tried = BTreeMap::new();
+        // What is being canceled is not taken up elsewhere before it is known how its runs ended.
+        for cascade in self
+            .cascades
+            .values()
+            .filter(|cascade| is_canceling(cascade))
+        {
+            for (task, node) in &cascade.nodes {
+                let stopped = matches!(
+                    node.state,
+                    NodeState::Canceled { .. } | NodeState::Running { .. }
+                );
+                if stopped && !self.waits_elsewhere(cascade.id, task) {
+                    options.held.insert(task.clone());
+                    tried.insert(task.clone(), AttemptEnd::Canceled);
+                }
+            }
+        }
+        loop {
+            let open = plan(graph, &BTreeMap::new(), &options);
+            let mut found = Vec::new();
+            for node in open.nodes() {
+                let name = open.name(node);
+                if let Some(attempt) = self.attempts.get(name)
+                    && let Some((pins, used)) = fixed(&open, node)
+                    && attempt.is_for(&Key::of(name, &pins), &Key::of(name, &used))
+                {
+                    found.push((name.to_owned(), attempt.end));
+                }
+            }
+            if found.is_empty() {
+                for node in all
+                    .nodes()
+                    .filter(|node| open.node_of(all.task(*node)).is_none())
+                {
+                    let name = all.name(node);
+                    let because = match tried.get(name) {
+                        Some(end) => BlockedBecause::Tried(*end),
+                        None => BlockedBecause::Below(below(&all, node, &open)),
+                    };
+                    blocked.push(Blocked {
+                        task: name.to_owned(),
+                        because,
+                    });
+                }
+                return open;
+            }
+            options
+                .held
+                .extend(found.iter().map(|(name, _)| name.clone()));
+            tried.extend(found);
+        }
+    }
+
+    fn waits_elsewhere(&self, id: CascadeId, task: &str) -> bool {
+        self.cascades.values().any(|other| {
+            other.id != id && other.nodes.get(task).is_some_and(|node| node.state.waits())
+        })
+    }
+
+    /// The cascade of each node of the plan; those that are needed and do not exist begin here.
+    fn homes(
+        &mut self,
+        plan: &Plan<'_>,
+        settings: &Settings,
+        now: Timestamp,
+        created: &mut Vec<CascadeId>,
+    ) -> Vec<Home> {
+        let active: Vec<CascadeId> = self
+            .cascades
+            .values()
+            .filter(|cascade| !cascade.is_over() && !is_canceling(cascade))
+            .map(|cascade| cascade.id)
+            .collect();
+        let mut sets = Sets::new(plan.len() + active.len());
+        for node in plan.nodes() {
+            for parent in plan.after(node) {
+                sets.join(node.0 as usize, parent.0 as usize);
+            }
+            for (position, id) in active.iter().enumerate() {
+                if self.cascades[id].nodes.contains_key(plan.name(node)) {
+                    sets.join(node.0 as usize, plan.len() + position);
+                }
+            }
+        }
+        // By set: its cascades, the oldest first.
+        let mut levels: BTreeMap<usize, Vec<CascadeId>> = BTreeMap::new();
+        for (position, id) in active.iter().enumerate() {
+            let set = sets.of(plan.len() + position);
+            levels.entry(set).or_default().push(*id);
+        }
+        let mut homes: Vec<Home> = Vec::with_capacity(plan.len());
+        for node in plan.nodes() {
+            let name = plan.name(node);
+            let levels = levels.entry(sets.of(node.0 as usize)).or_default();
+            let own = self.own_level(plan, node, levels);
+            let parents = plan.after(node);
+            let parents = parents.iter().map(|parent| homes[parent.0 as usize].level);
+            let mut level = parents.max().unwrap_or(0).max(own);
+            let tired = |node: &Node| node.state.waits() && node.moved >= settings.patience;
+            if let Some(id) = levels.get(own)
+                && self.node(*id, name).is_some_and(tired)
+            {
+                level = own;
+            }
+            if level >= levels.len() {
+                let id = self.begin(levels.last().copied(), settings, now);
+                levels.push(id);
+                created.push(id);
+                level = levels.len() - 1;
+            }
+            homes.push(Home {
+                level,
+                cascade: levels[level],
+                earlier: levels[..level].to_vec(),
+                later: levels[level + 1..].to_vec(),
+            });
+        }
+        homes
+    }
+
+    /// The first level at which a node can be, whatever its parents are.
+    fn own_level(&self, plan: &Plan<'_>, node: NodeId, levels: &[CascadeId]) -> usize {
+        let name = plan.name(node);
+        let mut own = 0;
+        for (level, id) in levels.iter().enumerate() {
+            let Some(found) = self.node(*id, name) else {
+                continue;
+            };
+            let stays = match &found.state {
+                NodeState::Pending | NodeState::Ready { .. } => true,
+                NodeState::Running { pins, .. } if runs_for(plan, node, pins) => return level,
+                NodeState::Skipped {
+                    because: SkippedBecause::Fresh,
+                } => true,
+                NodeState::Skipped {
+                    because: SkippedBecause::Moved { .. },
+                } => continue,
+                _ => false,
+            };
+            own = if stays { level } else { level + 1 };
+        }
+        own
+    }
+
+    fn begin(
+        &mut self,
+        follows: Option<CascadeId>,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> CascadeId {
+        self.next += 1;
+        let id = CascadeId(self.next);
+        let settle = SignedDuration::from_secs(settings.settle_secs.into());
+        let cascade = Cascade {
+            id,
+            created: now,
+            phase: Phase::Settling {
+                until: now.saturating_add(settle).unwrap_or(now),
+            },
+            paused: false,
+            approved: false,
+            follows,
+            changes: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+        };
+        self.cascades.insert(id, cascade);
+        id
+    }
+
+    /// Puts each node of the plan where it belongs.
+    fn place(
+        &mut self,
+        plan: &Plan<'_>,
+        homes: &[Home],
+        joined: &mut Vec<(CascadeId, String)>,
+        dropped: &mut Vec<(CascadeId, String)>,
+    ) {
+        let chains = plan.chain_times();
+        for node in plan.nodes() {
+            let name = plan.name(node);
+            let home = &homes[node.0 as usize];
+            let bases = self.bases(plan, node, homes);
+            let mut moved = 0;
+            for id in home.earlier.iter().chain(&home.later) {
+                let Some(cascade) = self.cascades.get_mut(id) else {
+                    continue;
+                };
+                if let Some(other) = cascade.nodes.get_mut(name)
+                    && other.state.waits()
+                {
+                    moved = moved.max(other.moved + 1);
+                    other.state = NodeState::Skipped {
+                        because: SkippedBecause::Moved { to: home.cascade },
+                    };
+                    dropped.push((*id, name.to_owned()));
+                }
+            }
+            let Some(cascade) = self.cascades.get_mut(&home.cascade) else {
+                continue;
+            };
+            let present = cascade.nodes.get_mut(name);
+            if let Some(present) = &present
+                && !present.state.waits()
+                && present.state.is_open()
+            {
+                continue;
+            }
+            for pin in plan.pins(node).filter(crate::plan::Pin::is_reason) {
+                if let PinTo::Digest(digest) = pin.to
+                    && plan.graph().builder_of(pin.image).is_none()
+                {
+                    let image = plan.graph().image_ref(pin.image.0);
+                    cascade.changes.insert(image, plan.digest(digest));
+                }
+            }
+            let chain_ms = chains[node.0 as usize];
+            match present {
+                Some(present) if present.state.waits() && present.bases == bases => {
+                    present.chain_ms = chain_ms;
+                }
+                Some(present) => {
+                    present.state = NodeState::Pending;
+                    present.bases = bases;
+                    present.chain_ms = chain_ms;
+                    present.failures = 0;
+                    present.moved = present.moved.max(moved);
+                    joined.push((home.cascade, name.to_owned()));
+                }
+                None => {
+                    let new = Node {
+                        state: NodeState::Pending,
+                        bases,
+                        gate: Gate::Open,
+                        chain_ms,
+                        attempts: 0,
+                        failures: 0,
+                        moved,
+                    };
+                    cascade.nodes.insert(name.to_owned(), new);
+                    joined.push((home.cascade, name.to_owned()));
+                }
+            }
+        }
+    }
+
+    fn bases(&self, plan: &Plan<'_>, node: NodeId, homes: &[Home]) -> Vec<NodeBase> {
+        let home = &homes[node.0 as usize];
+        plan.pins(node)
+            .map(|pin| {
+                let used = plan.digest(pin.used);
+                let pinned = match pin.to {
+                    PinTo::Digest(digest) => NodePin::Digest(plan.digest(digest)),
+                    PinTo::Output(parent) => {
+                        let task = plan.name(parent);
+                        let now = plan.graph().digest_now(pin.image);
+                        let otherwise = now.unwrap_or_else(|| used.clone());
+                        let above = &homes[parent.0 as usize];
+                        // A node that stays where it is although its parent is built again later takes what the
+                        // parent gives here.
+                        let cascade = if above.level <= home.level {
+                            Some(above.cascade)
+                        } else {
+                            let here =
+                                std::iter::once(&home.cascade).chain(home.earlier.iter().rev());
+                            here.copied().find(|id| self.node(*id, task).is_some())
+                        };
+                        match cascade {
+                            Some(cascade) => NodePin::Output {
+                                task: task.to_owned(),
+                                cascade,
+                                otherwise,
+                            },
+                            None => NodePin::Digest(otherwise),
+                        }
+                    }
+                };
+                NodeBase {
+                    image: plan.graph().image_ref(pin.image.0),
+                    counted: pin.counted,
+                    used,
+                    pin: pinned,
+                }
+            })
+            .collect()
+    }
+
+    /// What waits and is not in the plan needs no build any more, or must not be built.
+    fn drop_others(&mut self, plan: &Plan<'_>, done: &mut Reconciled) {
+        let graph = plan.graph();
+        let blocked: BTreeMap<&str, &BlockedBecause> = done
+            .blocked
+            .iter()
+            .map(|blocked| (blocked.task.as_str(), &blocked.because))
+            .collect();
+        let refused: BTreeSet<&str> = done
+            .refused
+            .iter()
+            .flat_map(Refused::tasks)
+            .map(String::as_str)
+            .collect();
+        for cascade in self.cascades.values_mut() {
+            for (task, node) in &mut cascade.nodes {
+                let planned = graph.task(task).and_then(|task| plan.node_of(task));
+                if !node.state.waits() || planned.is_some() {
+                    continue;
+                }
+                node.state = match blocked.get(task.as_str()) {
+                    Some(BlockedBecause::Tried(end)) => NodeState::Stale {
+                        because: StaleBecause::Tried { end: *end },
+                    },
+                    Some(BlockedBecause::Below(parent)) => NodeState::Stale {
+                        because: StaleBecause::Below {
+                            task: parent.clone(),
+                        },
+                    },
+                    None if refused.contains(task.as_str()) => NodeState::Stale {
+                        because: StaleBecause::Refused,
+                    },
+                    None => NodeState::Skipped {
+                        because: SkippedBecause::Fresh,
+                    },
+                };
+                done.dropped.push((cascade.id, task.clone()));
+            }
+        }
+    }
+
+    /// Says for each node that waits who has to agree first.
+    fn close_gates(&mut self, settings: &Settings) {
+        if settings.rules.is_empty() {
+            return;
+        }
+        for cascade in self
+            .cascades
+            .values_mut()
+            .filter(|cascade| !cascade.is_over())
+        {
+            let mut gates = BTreeMap::new();
+            for (task, node) in &cascade.nodes {
+                if !node.state.waits() {
+                    continue;
+                }
+                let gate = match settings.mode(task) {
+                    Mode::Automatic => Gate::Open,
+                    Mode::Approval => Gate::Approval,
+                    Mode::Canary { first } => {
+                        let here = |name: &&String| {
+                            cascade.nodes.get(*name).is_some_and(|node| {
+                                !matches!(
+                                    node.state,
+                                    NodeState::Skipped {
+                                        because: SkippedBecause::Fresh
+                                            | SkippedBecause::Moved { .. }
+                                    }
+                                )
+                            })
+                        };
+                        let first: BTreeSet<String> = first.iter().filter(here).cloned().collect();
+                        let ahead = with_bases(cascade, &first);
+                        if first.is_empty() || ahead.contains(task) {
+                            Gate::Open
+                        } else {
+                            Gate::Canary { first }
+                        }
+                    }
+                };
+                gates.insert(task.clone(), gate);
+            }
+            for (task, gate) in gates {
+                if let Some(node) = cascade.nodes.get_mut(&task) {
+                    node.gate = gate;
+                }
+            }
+        }
+    }
+}
+
+/// Where a node of the plan is built.
+struct Home {
+    level: usize,
+    cascade: CascadeId,
+    earlier: Vec<CascadeId>,
+    later: Vec<CascadeId>,
+}
+
+/// True where a run with these pins is the one that the plan wants.
+fn runs_for(plan: &Plan<'_>, node: NodeId, pins: &Digests) -> bool {
+    plan.pins(node).filter(|pin| pin.counted).all(|pin| {
+        let image = plan.graph().image_ref(pin.image.0);
+        matches!(pin.to, PinTo::Digest(digest) if pins.get(&image) == Some(&plan.digest(digest)))
+    })
+}
+
+fn is_canceling(cascade: &Cascade) -> bool {
+    matches!(cascade.phase, Phase::Canceling { .. })
+}
+
+type Digests = BTreeMap<ImageRef, Digest>;
+
+/// What a node's bases are fixed to and what was used of them, where none of them is to be built first.
+fn fixed(plan: &Plan<'_>, node: NodeId) -> Option<(Digests, Digests)> {
+    let mut pins = Digests::new();
+    let mut used = Digests::new();
+    for pin in plan.pins(node) {
+        let PinTo::Digest(digest) = pin.to else {
+            return None;
+        };
+        let image = plan.graph().image_ref(pin.image.0);
+        used.insert(image.clone(), plan.digest(pin.used));
+        pins.insert(image, plan.digest(digest));
+    }
+    Some((pins, used))
+}
+
+/// The first task that a node of `all` waits for and that is not in `open`.
+fn below(all: &Plan<'_>, node: NodeId, open: &Plan<'_>) -> String {
+    let after = all.after(node);
+    let blocked = after
+        .iter()
+        .find(|parent| open.node_of(all.task(**parent)).is_none());
+    blocked.map_or_else(String::new, |parent| all.name(*parent).to_owned())
+}
+
+/// These tasks and all that they wait for in their cascade.
+fn with_bases(cascade: &Cascade, tasks: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut found = tasks.clone();
+    let mut waiting: Vec<String> = tasks.iter().cloned().collect();
+    while let Some(task) = waiting.pop() {
+        let bases = cascade.nodes.get(&task).map_or(&[][..], |node| &node.bases);
+        for base in bases {
+            if let NodePin::Output {
+                task, cascade: at, ..
+            } = &base.pin
+                && *at == cascade.id
+                && found.insert(task.clone())
+            {
+                waiting.push(task.clone());
+            }
+        }
+    }
+    found
+}
+
+/// Disjoint sets.
+struct Sets(Vec<usize>);
+
+impl Sets {
+    fn new(count: usize) -> Self {
+        Self((0..count).collect())
+    }
+
+    fn of(&mut self, mut item: usize) -> usize {
+        while self.0[item] != item {
+            self.0[item] = self.0[self.0[item]];
+            item = self.0[item];
+        }
+        item
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.of(a), self.of(b));
+        let (low, high) = (a.min(b), a.max(b));
+        self.0[high] = low;
+    }
+}

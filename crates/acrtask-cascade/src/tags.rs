@@ -1,0 +1,289 @@
+//! Which tag of a base a task should stand on: the tag that it names, or a newer one that a rule allows. A pure
+//! function over a list of tags.
+//!
+//! A tag is never answered that is older than the one in use, nor one of another kind: with `3.20.1-slim` in use
+//! and a range of versions, only tags `X.Y.Z-slim` are looked at. So a tag that moves, like `3`, never takes the
+//! place of one that names a release, and no other way round.
+
+use std::cmp::Ordering;
+
+use regex::Regex;
+use semver::{Version, VersionReq};
+use serde::{Deserialize, Serialize};
+
+/// The rule.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum TagPolicy {
+    /// The tag that is written, whatever digest it has.
+    #[default]
+    Same,
+    /// The newest tag that is a version in this range, as Cargo writes ranges: `^3.20`, `>=3.18, <4`.
+    Semver(String),
+    /// The newest tag that matches this regular expression as a whole. What its first group, or the group named
+    /// `order`, matched is compared: numbers as numbers, the rest as text.
+    Pattern(String),
+}
+
+/// A rule that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TagPolicyError {
+    /// No range.
+    #[error(
+        "`{range}` is not a range of versions: {reason}; write one like `^3.20` or `>=3.18, <4`"
+    )]
+    Range {
+        /// As written.
+        range: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No pattern.
+    #[error("`{pattern}` is not a regular expression: {reason}")]
+    Pattern {
+        /// As written.
+        pattern: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The tag to stand on: `current`, or a newer one of `tags`. The order of `tags` is of no matter.
+pub fn choose<'a>(
+    policy: &TagPolicy,
+    current: &'a str,
+    tags: impl IntoIterator<Item = &'a str>,
+) -> Result<&'a str, TagPolicyError> {
+    match policy {
+        TagPolicy::Same => Ok(current),
+        TagPolicy::Semver(range) => newest_version(range, current, tags),
+        TagPolicy::Pattern(pattern) => newest_match(pattern, current, tags),
+    }
+}
+
+fn newest_version<'a>(
+    range: &str,
+    current: &'a str,
+    tags: impl IntoIterator<Item = &'a str>,
+) -> Result<&'a str, TagPolicyError> {
+    let wanted = VersionReq::parse(range).map_err(|error| TagPolicyError::Range {
+        range: range.to_owned(),
+        reason: error.to_string(),
+    })?;
+    // Where the tag in use is no version (`latest`), any release that is written out is newer.
+    let used = Numbered::parse(current);
+    let mut best = used
+        .as_ref()
+        .map(|used| (used.version(), current))
+        .filter(|(version, _)| wanted.matches(version));
+    for tag in tags {
+        let Some(numbered) = Numbered::parse(tag) else {
+            continue;
+        };
+        let alike = match &used {
+            Some(used) => {
+                numbered.parts == used.parts
+                    && numbered.prefix == used.prefix
+                    && numbered.suffix == used.suffix
+            }
+            None => numbered.parts == 3 && numbered.suffix.is_empty(),
+        };
+        let version = numbered.version();
+        let newer = used.as_ref().is_none_or(|used| version > used.version());
+        let best_so_far = best
+            .as_ref()
+            .is_none_or(|(best, name)| (&version, tag) > (best, *name));
+        if alike && newer && best_so_far && wanted.matches(&version) {
+            best = Some((version, tag));
+        }
+    }
+    Ok(best.map_or(current, |(_, tag)| tag))
+}
+
+/// `v3.20.1-slim`: prefix `v`, three numbers, suffix `-slim`.
+struct Numbered<'a> {
+    prefix: &'a str,
+    numbers: [u64; 3],
+    parts: usize,
+    suffix: &'a str,
+}
+
+impl<'a> Numbered<'a> {
+    fn parse(tag: &'a str) -> Option<Self> {
+        let (prefix, rest) = match tag.strip_prefix('v') {
+            Some(rest) => ("v", rest),
+            None => ("", tag),
+        };
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
+        let (version, suffix) = rest.split_at(end);
+        let mut numbers = [0; 3];
+        let mut parts = 0;
+        for part in version.split('.') {
+            *numbers.get_mut(parts)? = part.parse().ok()?;
+            parts += 1;
+        }
+        // `3.20.1slim` and `3rc1` are not ours to guess about; `-rc1`, `-beta.2` and `-slim` are suffixes alike, so
+        // that a release is never replaced by what comes before one.
+        if !suffix.is_empty() && !suffix.starts_with('-') {
+            return None;
+        }
+        Some(Self {
+            prefix,
+            numbers,
+            parts,
+            suffix,
+        })
+    }
+
+    fn version(&self) -> Version {
+        let [major, minor, patch] = self.numbers;
+        Version::new(major, minor, patch)
+    }
+}
+
+fn newest_match<'a>(
+    pattern: &str,
+    current: &'a str,
+    tags: impl IntoIterator<Item = &'a str>,
+) -> Result<&'a str, TagPolicyError> {
+    let regex =
+        Regex::new(&format!("^(?:{pattern})$")).map_err(|error| TagPolicyError::Pattern {
+            pattern: pattern.to_owned(),
+            reason: error.to_string(),
+        })?;
+    let key = |tag: &'a str| {
+        let found = regex.captures(tag)?;
+        let group = found.name("order").or_else(|| found.get(1));
+        Some(group.map_or(tag, |group| group.as_str()))
+    };
+    let mut best = key(current).map(|key| (key, current));
+    for tag in tags {
+        let Some(key) = key(tag) else { continue };
+        let newer = best.is_none_or(|(best_key, best_tag)| {
+            natural(key, best_key).then_with(|| {
+                // Of two that compare alike the one in use stays.
+                if best_tag == current {
+                    Ordering::Less
+                } else {
+                    tag.cmp(best_tag)
+                }
+            }) == Ordering::Greater
+        });
+        if newer {
+            best = Some((key, tag));
+        }
+    }
+    Ok(best.map_or(current, |(_, tag)| tag))
+}
+
+/// Runs of digits by their value, the rest as text.
+fn natural(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (pieces(a), pieces(b));
+    loop {
+        let order = match (a.next(), b.next()) {
+            (None, None) => return Ordering::Equal,
+            (None, Some(_)) => Ordering::Less,
+            (Some(_), None) => Ordering::Greater,
+            (Some(a), Some(b)) => {
+                let digits = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
+                if digits(a) && digits(b) {
+                    let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
+                    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+                } else {
+                    a.cmp(b)
+                }
+            }
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+    }
+}
+
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    text.as_bytes()
+        .chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit())
+        .map(|piece| std::str::from_utf8(piece).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn semver(range: &str, current: &'static str, tags: &[&'static str]) -> &'static str {
+        choose(
+            &TagPolicy::Semver(range.into()),
+            current,
+            tags.iter().copied(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_same_tag_stays() {
+        let chosen = choose(&TagPolicy::Same, "3.20", ["3.21", "4"]);
+        assert_eq!(chosen, Ok("3.20"));
+    }
+
+    #[test]
+    fn a_range_takes_the_newest_alike() {
+        let tags = [
+            "3.19.9",
+            "3.20.1",
+            "3.20.10",
+            "3.20.9",
+            "3.21.0",
+            "4.0.0",
+            "3.22",
+            "3",
+            "latest",
+            "3.20.11-slim",
+            "3.21.0-rc1",
+            "v3.23.0",
+            "3.20.99.1",
+        ];
+        assert_eq!(semver("~3.20", "3.20.1", &tags), "3.20.10");
+        assert_eq!(semver("^3", "3.20.1", &tags), "3.21.0");
+        assert_eq!(semver("^3", "3.20.1-slim", &tags), "3.20.11-slim");
+        assert_eq!(semver("^3", "3.20", &tags), "3.22");
+        assert_eq!(semver("*", "v3.1.0", &tags), "v3.23.0");
+        assert_eq!(semver("<4", "latest", &tags), "v3.23.0");
+        assert_eq!(semver("<3.20", "3.20.1", &tags), "3.20.1", "never back");
+    }
+
+    #[test]
+    fn a_pattern_compares_numbers_as_numbers() {
+        let pattern = |text: &str, current, tags: &[&'static str]| {
+            choose(
+                &TagPolicy::Pattern(text.into()),
+                current,
+                tags.iter().copied(),
+            )
+            .unwrap()
+        };
+        let tags = [
+            "build-9",
+            "build-10",
+            "build-10-x",
+            "nightly-20260101",
+            "build-010",
+        ];
+        assert_eq!(pattern(r"build-(\d+)", "build-8", &tags), "build-10");
+        assert_eq!(pattern(r"build-(\d+)", "build-11", &tags), "build-11");
+        assert_eq!(pattern(r"build-(\d+)", "build-10", &tags), "build-10");
+        assert_eq!(
+            pattern(r"nightly-(?<order>\d{8})", "stable", &tags),
+            "nightly-20260101"
+        );
+    }
+
+    #[test]
+    fn a_bad_rule_says_what_to_write() {
+        let error = choose(&TagPolicy::Semver("newest".into()), "1", []).unwrap_err();
+        assert!(error.to_string().contains("`^3.20`"), "{error}");
+        let error = choose(&TagPolicy::Pattern("(".into()), "1", []).unwrap_err();
+        assert!(matches!(error, TagPolicyError::Pattern { .. }));
+    }
+}

@@ -1,0 +1,290 @@
+//! A small world for tests: bases that move, tasks that build images from them, and a registry that knows both.
+//!
+//! A build is a function of what it used, so that what an image should be can be computed without any planner.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "helpers of several test programs, outside of a #[test]"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use acrtask_cascade::{
+    Facts,
+    graph::{BaseFacts, Policy, TagFacts, TaskFacts},
+};
+use acrtask_model::{Digest, ImageRef, events::BaseRole};
+
+/// A digest that shows its number in its first digits.
+pub(crate) fn digest(number: u64) -> Digest {
+    format!("sha256:{}", format!("{number:016x}").repeat(4))
+        .parse()
+        .unwrap()
+}
+
+pub(crate) fn image(text: &str) -> ImageRef {
+    text.parse::<ImageRef>().unwrap().or_latest()
+}
+
+/// Numbers that look random, the same in each run.
+#[derive(Debug, Clone)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03 | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from((self.0 >> 11) % u64::try_from(limit).unwrap()).unwrap()
+    }
+
+    pub(crate) fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+
+    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        (!from.is_empty()).then(|| from[self.below(from.len())].clone())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Task {
+    pub(crate) policy: Policy,
+    pub(crate) bases: Vec<(ImageRef, BaseRole)>,
+    pub(crate) images: Vec<ImageRef>,
+    pub(crate) run_ms: Option<u64>,
+    /// Its images are the same whatever they are built from.
+    pub(crate) reproducible: bool,
+    /// What the last run used; nothing: it never ran.
+    pub(crate) used: BTreeMap<ImageRef, Digest>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct World {
+    pub(crate) tasks: BTreeMap<String, Task>,
+    pub(crate) tags: BTreeMap<ImageRef, Digest>,
+}
+
+impl World {
+    /// What all bases of a task have now.
+    pub(crate) fn bases_now(&self, task: &str) -> BTreeMap<ImageRef, Digest> {
+        let bases = self.tasks[task].bases.iter();
+        bases
+            .filter_map(|(image, _)| Some((image.clone(), self.tags.get(image)?.clone())))
+            .collect()
+    }
+
+    /// A run of a task with these bases ends well; answers what it pushed.
+    pub(crate) fn build(
+        &mut self,
+        name: &str,
+        pins: &BTreeMap<ImageRef, Digest>,
+    ) -> BTreeMap<ImageRef, Digest> {
+        let task = self.tasks.get_mut(name).unwrap();
+        let mut pushed = BTreeMap::new();
+        for image in &task.images {
+            let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+            let mut add = |text: &str| {
+                for byte in text.bytes() {
+                    hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+            };
+            add(&image.to_string());
+            if !task.reproducible {
+                for digest in pins.values() {
+                    add(&digest.as_str()[7..23]);
+                }
+            }
+            pushed.insert(image.clone(), digest(hash));
+        }
+        task.used = pins.clone();
+        self.tags.extend(pushed.clone());
+        pushed
+    }
+
+    /// Every task runs once, bases first as far as that goes.
+    pub(crate) fn build_all(&mut self) {
+        let mut left: BTreeSet<String> = self.tasks.keys().cloned().collect();
+        while !left.is_empty() {
+            let built = |world: &Self, name: &String| {
+                let mut bases = world.tasks[name].bases.iter();
+                bases.all(|(image, _)| world.tags.contains_key(image))
+            };
+            let next = left.iter().find(|name| built(self, name));
+            let next = next.or(left.first()).unwrap().clone();
+            let mut pins = self.bases_now(&next);
+            for (image, _) in &self.tasks[&next].bases {
+                pins.entry(image.clone()).or_insert_with(|| digest(0));
+            }
+            self.build(&next, &pins);
+            left.remove(&next);
+        }
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        let tag = |image: &ImageRef| {
+            let digest = self.tags.get(image)?.clone();
+            Some(TagFacts {
+                image: image.clone(),
+                digest,
+            })
+        };
+        Facts {
+            tasks: self
+                .tasks
+                .iter()
+                .map(|(name, task)| TaskFacts {
+                    name: name.clone(),
+                    policy: task.policy,
+                    images: task.images.iter().filter_map(tag).collect(),
+                    bases: task
+                        .bases
+                        .iter()
+                        .filter_map(|(image, role)| {
+                            Some(BaseFacts {
+                                image: image.clone(),
+                                role: *role,
+                                digest: task.used.get(image)?.clone(),
+                            })
+                        })
+                        .collect(),
+                    run_ms: task.run_ms,
+                })
+                .collect(),
+            tags: self.tags.keys().filter_map(tag).collect(),
+        }
+    }
+}
+
+/// The slow and obvious model of facts: names, and nothing computed ahead.
+pub(crate) struct Model<'a> {
+    pub(crate) facts: &'a Facts,
+    pub(crate) now: BTreeMap<ImageRef, Digest>,
+}
+
+impl<'a> Model<'a> {
+    pub(crate) fn new(facts: &'a Facts, changes: &BTreeMap<ImageRef, Digest>) -> Self {
+        let mut now = BTreeMap::new();
+        for tag in facts.tasks.iter().flat_map(|task| &task.images) {
+            now.insert(tag.image.clone(), tag.digest.clone());
+        }
+        for tag in &facts.tags {
+            now.insert(tag.image.clone(), tag.digest.clone());
+        }
+        now.extend(changes.clone());
+        Self { facts, now }
+    }
+
+    pub(crate) fn task(&self, name: &str) -> &'a TaskFacts {
+        self.facts
+            .tasks
+            .iter()
+            .find(|task| task.name == name)
+            .unwrap()
+    }
+
+    /// The first task by name that pushes an image.
+    pub(crate) fn owner(&self, image: &ImageRef) -> Option<&'a str> {
+        let tasks = self.facts.tasks.iter();
+        tasks
+            .filter(|task| task.images.iter().any(|tag| tag.image == *image))
+            .map(|task| task.name.as_str())
+            .min()
+    }
+
+    /// Tasks that push an image of another task.
+    pub(crate) fn contested(&self) -> BTreeSet<&'a str> {
+        let tasks = self.facts.tasks.iter();
+        tasks
+            .filter(|task| {
+                let mut images = task.images.iter();
+                images.any(|tag| self.owner(&tag.image) != Some(&task.name))
+            })
+            .map(|task| task.name.as_str())
+            .collect()
+    }
+
+    /// The tasks whose images a task counts as bases, or uses at all.
+    pub(crate) fn parents(&self, task: &TaskFacts, counted: bool) -> BTreeSet<&'a str> {
+        task.bases
+            .iter()
+            .filter(|base| !counted || task.policy.counts(base.role))
+            .filter_map(|base| self.owner(&base.image))
+            .collect()
+    }
+
+    /// True where `above` is reached from `task` by going from tasks to their bases, at least one step.
+    pub(crate) fn stands_on(&self, task: &str, above: &str, counted: bool) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut waiting = vec![task];
+        while let Some(task) = waiting.pop() {
+            for parent in self.parents(self.task(task), counted) {
+                if parent == above {
+                    return true;
+                }
+                if seen.insert(parent) {
+                    waiting.push(parent);
+                }
+            }
+        }
+        false
+    }
+
+    /// The tasks with a base that counts and has another digest now than was used: of these images, or of any.
+    pub(crate) fn moved(&self, of: Option<&BTreeSet<ImageRef>>) -> BTreeSet<&'a str> {
+        let tasks = self.facts.tasks.iter();
+        tasks
+            .filter(|task| {
+                task.bases.iter().any(|base| {
+                    of.is_none_or(|of| of.contains(&base.image))
+                        && task.policy.counts(base.role)
+                        && self
+                            .now
+                            .get(&base.image)
+                            .is_some_and(|now| *now != base.digest)
+                })
+            })
+            .map(|task| task.name.as_str())
+            .collect()
+    }
+
+    /// What has to be built: what moved, and what stands on it, without what may not be built.
+    pub(crate) fn stale(
+        &self,
+        of: Option<&BTreeSet<ImageRef>>,
+        held: &BTreeSet<String>,
+    ) -> BTreeSet<&'a str> {
+        let contested = self.contested();
+        let may = |task: &str| {
+            !contested.contains(task)
+                && !self.stands_on(task, task, true)
+                && !held
+                    .iter()
+                    .any(|held| held == task || self.stands_on(task, held, true))
+        };
+        let mut stale: BTreeSet<&str> = self.moved(of);
+        stale.retain(|task| may(task));
+        loop {
+            let more: Vec<&str> = self
+                .facts
+                .tasks
+                .iter()
+                .filter(|task| !stale.contains(task.name.as_str()) && may(&task.name))
+                .filter(|task| {
+                    let parents = self.parents(task, true);
+                    parents.iter().any(|parent| stale.contains(parent))
+                })
+                .map(|task| task.name.as_str())
+                .collect();
+            if more.is_empty() {
+                return stale;
+            }
+            stale.extend(more);
+        }
+    }
+}
