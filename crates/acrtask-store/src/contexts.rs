@@ -1,8 +1,14 @@
 //! Uploaded contexts: parts that are blobs, in order, and whether all of them are there.
 
 use acrtask_model::Digest;
+use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, StoreError};
+use crate::{
+    Ms, Result, Store, StoreError,
+    db::{Tx, args, locked},
+    error::is_unique_violation,
+    lives,
+};
 
 /// A part of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +38,55 @@ pub struct ContextRow {
     pub parts: Vec<Part>,
 }
 
+#[derive(Debug, FromRow)]
+struct RawContext {
+    id: String,
+    size: i64,
+    digest: String,
+    received: i64,
+    complete: i64,
+}
+
+type RawPart = (i64, i64, String);
+
+const PARTS: &str =
+    "SELECT begins, length, blob FROM context_parts WHERE context_id = $1 ORDER BY begins";
+
+fn context(raw: RawContext, parts: Vec<RawPart>) -> Result<ContextRow> {
+    let parts = parts.into_iter().map(|(offset, length, blob)| {
+        Ok(Part {
+            offset: lives::size(offset)?,
+            length: lives::size(length)?,
+            blob,
+        })
+    });
+    Ok(ContextRow {
+        size: lives::size(raw.size)?,
+        digest: raw.digest.parse().map_err(StoreError::corrupt)?,
+        received: lives::size(raw.received)?,
+        complete: raw.complete != 0,
+        parts: parts.collect::<Result<_>>()?,
+        id: raw.id,
+    })
+}
+
+fn missing(id: &str) -> StoreError {
+    StoreError::not_found(format!("context {id}"))
+}
+
+/// A context, locked until the end of the transaction.
+async fn lock(tx: &mut Tx, id: &str) -> Result<ContextRow> {
+    let raw: Option<RawContext> = tx
+        .row(
+            locked!("SELECT id, size, digest, received, complete FROM contexts WHERE id = $1"),
+            args![id],
+        )
+        .await?;
+    let raw = raw.ok_or_else(|| missing(id))?;
+    let parts = tx.rows(PARTS, args![id]).await?;
+    context(raw, parts)
+}
+
 impl Store {
     /// A new context; or, where a complete one has this digest and size, that one.
     pub async fn create_context(
@@ -41,13 +96,59 @@ impl Store {
         digest: &Digest,
         now: Ms,
     ) -> Result<ContextRow> {
-        let _ = (size, digest, now);
-        Err(StoreError::not_found(format!("context {id}")))
+        let mut tx = self.db.write().await?;
+        let same: Option<(String,)> = tx
+            .row(
+                locked!(
+                    "SELECT id FROM contexts WHERE digest = $1 AND size = $2 AND complete = 1 ORDER BY id LIMIT 1"
+                ),
+                args![digest.as_str(), size],
+            )
+            .await?;
+        let id = match same {
+            Some((same,)) => {
+                tx.exec(
+                    "UPDATE contexts SET last_used_at = $2 WHERE id = $1",
+                    args![same.as_str(), now],
+                )
+                .await?;
+                same
+            }
+            None => {
+                let made = tx
+                    .exec(
+                        "INSERT INTO contexts (id, size, digest, created_at, last_used_at) VALUES ($1, $2, $3, $4, $4)",
+                        args![id, size, digest.as_str(), now],
+                    )
+                    .await;
+                match made {
+                    Err(error) if is_unique_violation(&error) => {
+                        return Err(StoreError::conflict(format!(
+                            "there is a context {id} already"
+                        )));
+                    }
+                    other => other?,
+                };
+                id.to_owned()
+            }
+        };
+        let row = lock(&mut tx, &id).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     /// A context.
     pub async fn context(&self, id: &str) -> Result<ContextRow> {
-        Err(StoreError::not_found(format!("context {id}")))
+        let raw: Option<RawContext> = self
+            .db
+            .row(
+                "SELECT id, size, digest, received, complete FROM contexts WHERE id = $1",
+                args![id],
+            )
+            .await?;
+        let raw = raw.ok_or_else(|| missing(id))?;
+        let parts = self.db.rows(PARTS, args![id]).await?;
+        context(raw, parts)
     }
 
     /// Adds a part; `Conflict` unless it begins where the last one ended.
@@ -59,18 +160,73 @@ impl Store {
         blob: &str,
         now: Ms,
     ) -> Result<ContextRow> {
-        let _ = (offset, length, blob, now);
-        Err(StoreError::not_found(format!("context {id}")))
+        let mut tx = self.db.write().await?;
+        let there = lock(&mut tx, id).await?;
+        if there.complete {
+            return Err(StoreError::conflict(format!("context {id} is complete")));
+        }
+        if offset != there.received {
+            return Err(StoreError::conflict(format!(
+                "the next part of context {id} begins at {}, not at {offset}",
+                there.received
+            )));
+        }
+        let end = offset.checked_add(length).filter(|end| *end <= there.size);
+        let Some(end) = end else {
+            return Err(StoreError::Invalid {
+                what: format!(
+                    "a part of {length} bytes at {offset} goes beyond the {} bytes of context {id}",
+                    there.size
+                ),
+            });
+        };
+        tx.exec(
+            "INSERT INTO context_parts (context_id, begins, length, blob) VALUES ($1, $2, $3, $4)",
+            args![id, offset, length, blob],
+        )
+        .await?;
+        tx.exec(
+            "UPDATE contexts SET received = $2, last_used_at = $3 WHERE id = $1",
+            args![id, end, now],
+        )
+        .await?;
+        let row = lock(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     /// Says that all of it is there and that its digest was right; `Conflict` unless every byte is there.
     pub async fn complete_context(&self, id: &str, now: Ms) -> Result<ContextRow> {
-        let _ = now;
-        Err(StoreError::not_found(format!("context {id}")))
+        let mut tx = self.db.write().await?;
+        let there = lock(&mut tx, id).await?;
+        if there.received != there.size {
+            return Err(StoreError::conflict(format!(
+                "context {id} has {} of its {} bytes",
+                there.received, there.size
+            )));
+        }
+        tx.exec(
+            "UPDATE contexts SET complete = 1, last_used_at = $2 WHERE id = $1",
+            args![id, now],
+        )
+        .await?;
+        let row = lock(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     /// Its digest was wrong: it begins anew. Gives the blobs to delete.
     pub async fn reset_context(&self, id: &str) -> Result<Vec<String>> {
-        Err(StoreError::not_found(format!("context {id}")))
+        let mut tx = self.db.write().await?;
+        let there = lock(&mut tx, id).await?;
+        if there.complete {
+            return Err(StoreError::conflict(format!("context {id} is complete")));
+        }
+        tx.exec("DELETE FROM context_parts WHERE context_id = $1", args![id])
+            .await?;
+        tx.exec("UPDATE contexts SET received = 0 WHERE id = $1", args![id])
+            .await?;
+        tx.commit().await?;
+        Ok(there.parts.into_iter().map(|part| part.blob).collect())
     }
 }

@@ -1,13 +1,20 @@
 //! How runs come in: the accepted trigger, the run and its concurrency group, in one transaction. And the conservation
 //! law, which finds triggers that are accounted for by nothing.
 
-use acrtask_model::RunId;
+use std::collections::{BTreeSet, HashMap};
 
-use crate::{Ms, NewRun, Result, RunRow, Store, StoreError};
+use acrtask_model::RunId;
+use sqlx::FromRow;
+
+use crate::{
+    DEFAULT_POOL, Ms, NewRun, PRIORITY_MS, Result, RunRow, Store, StoreError,
+    db::{Arg, Sql, Tx, args},
+    lives::{self, Change},
+    runs, to_json,
+};
 
 /// What came of a request for a run.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "both hold the same")]
 pub enum Enqueued {
     /// A new run.
     New(RunRow),
@@ -42,23 +49,275 @@ pub struct Unaccounted {
     pub why: String,
 }
 
+const TRIGGER: Sql = Sql::of(
+    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id) VALUES ($1, $2, $3, $4, $5, $6) \
+     ON CONFLICT (idempotency_key) DO NOTHING",
+    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id) \
+     SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[]) \
+     ON CONFLICT (idempotency_key) DO NOTHING",
+);
+
+const RUN: Sql = Sql::of(
+    "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
+     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+    "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
+     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held) \
+     SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
+     $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
+     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[])",
+);
+
+/// The concurrency group of a new run.
+fn group(new: &NewRun) -> Option<(&str, u32, bool)> {
+    let concurrency = new.queue.concurrency.as_ref()?;
+    let name = concurrency.group.as_deref().or(new.task_name.as_deref())?;
+    Some((name, concurrency.max.max(1), concurrency.cancel_superseded))
+}
+
+/// Its class: pool, platform, labels as JSON.
+fn class(new: &NewRun) -> Result<(String, String, String)> {
+    Ok((
+        new.queue
+            .pool
+            .clone()
+            .unwrap_or_else(|| DEFAULT_POOL.into()),
+        new.platform.clone(),
+        to_json(&new.queue.labels)?,
+    ))
+}
+
+async fn class_id(tx: &mut Tx, (pool, platform, labels): &(String, String, String)) -> Result<i64> {
+    for _ in 0..2 {
+        let found: Option<(i64,)> = tx
+            .row(
+                "SELECT id FROM classes WHERE pool = $1 AND platform = $2 AND labels = $3",
+                args![pool, platform, labels],
+            )
+            .await?;
+        if let Some((id,)) = found {
+            return Ok(id);
+        }
+        // Another server may be quicker, which is as well.
+        tx.exec(
+            "INSERT INTO classes (pool, platform, labels) VALUES ($1, $2, $3) ON CONFLICT (pool, platform, labels) DO NOTHING",
+            args![pool, platform, labels],
+        )
+        .await?;
+    }
+    Err(StoreError::corrupt(
+        "a class that was just made is not there",
+    ))
+}
+
+fn trigger_row(new: &NewRun, now: Ms) -> Vec<Arg> {
+    args![
+        &new.id,
+        new.trigger.as_str(),
+        new.task_name.as_deref(),
+        now,
+        new.idempotency_key.as_deref(),
+        &new.id,
+    ]
+}
+
+fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
+    let group = group(new);
+    let head_start = i64::from(new.queue.priority) * PRIORITY_MS;
+    Ok(args![
+        &new.id,
+        new.task_id.as_deref(),
+        new.task_name.as_deref(),
+        to_json(&new.spec)?,
+        to_json(&new.queue)?,
+        class,
+        new.context_id.as_deref(),
+        new.secrets.clone(),
+        new.trigger.as_str(),
+        new.requested_by.as_deref(),
+        new.rerun_of.as_ref().map(RunId::as_str),
+        new.timeout_secs,
+        new.traceparent.as_str(),
+        new.warm_key.as_str(),
+        new.max_attempts.max(1),
+        group.map(|(name, ..)| name),
+        group.map(|(_, max, _)| max),
+        now - head_start,
+        now,
+        // Held until its group says that there is room, which it does in the same transaction.
+        group.is_some(),
+    ])
+}
+
+/// Writes its trigger. Gives the id of the run that an earlier trigger with the same key led to.
+async fn accept(tx: &mut Tx, new: &NewRun, now: Ms) -> Result<Option<RunId>> {
+    if tx.each(TRIGGER, vec![trigger_row(new, now)]).await? == 1 {
+        return Ok(None);
+    }
+    let key = new.idempotency_key.as_deref();
+    let earlier: Option<(Option<String>,)> = tx
+        .row(
+            "SELECT run_id FROM triggers WHERE idempotency_key = $1",
+            args![key],
+        )
+        .await?;
+    match earlier {
+        Some((Some(run),)) => runs::id(run).map(Some),
+        _ => Err(StoreError::conflict(
+            "a trigger with this idempotency key was accepted before and led to no run",
+        )),
+    }
+}
+
+/// Ends what came before it in its group.
+async fn supersede(tx: &mut Tx, group: &str, by: &RunId, now: Ms) -> Result<()> {
+    let members = lives::lock_group_members(tx, group).await?;
+    let mut changes: Vec<Change> = members.into_iter().map(Change::of).collect();
+    let reason = format!("superseded by {by}");
+    for change in &mut changes {
+        change.run.life.cancel(&reason, now);
+    }
+    lives::save(tx, &changes, "canceled", now).await
+}
+
+async fn check_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
+    let contexts: BTreeSet<&str> = new
+        .iter()
+        .filter_map(|new| new.context_id.as_deref())
+        .collect();
+    for id in contexts {
+        // Written, not only read: the row stays until this transaction has ended.
+        let there = tx
+            .exec(
+                "UPDATE contexts SET last_used_at = $2 WHERE id = $1 AND complete = 1",
+                args![id, now],
+            )
+            .await?;
+        if there == 0 {
+            return Err(StoreError::not_found(format!(
+                "context {id} that is complete"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, FromRow)]
+struct Lost {
+    id: String,
+    run_id: Option<String>,
+    state: Option<String>,
+}
+
 impl Store {
     /// Stores a trigger and its run; `NotFound` where the context is not complete.
     pub async fn enqueue(&self, new: NewRun, now: Ms) -> Result<Enqueued> {
-        let _ = (new, now);
-        Err(StoreError::not_found("run"))
+        let mut all = self.enqueue_many(vec![new], now).await?;
+        all.pop()
+            .ok_or_else(|| StoreError::corrupt("a run that was just stored is not there"))
     }
 
     /// The same for many, in one transaction.
     pub async fn enqueue_many(&self, new: Vec<NewRun>, now: Ms) -> Result<Vec<Enqueued>> {
-        let _ = (new, now);
-        Err(StoreError::not_found("run"))
+        let mut tx = self.db.write().await?;
+        let groups = new
+            .iter()
+            .filter_map(group)
+            .map(|(name, ..)| name.to_owned());
+        lives::lock_groups(&mut tx, groups.collect()).await?;
+        check_contexts(&mut tx, &new, now).await?;
+        let mut classes = HashMap::new();
+        // The run of each request, and whether it is new.
+        let mut ids = Vec::with_capacity(new.len());
+        // Triggers and runs that nothing depends on are written together, in order.
+        let mut plain = (Vec::new(), Vec::new());
+        for new in &new {
+            let key = class(new)?;
+            let class = match classes.get(&key) {
+                Some(id) => *id,
+                None => {
+                    let id = class_id(&mut tx, &key).await?;
+                    classes.insert(key, id);
+                    id
+                }
+            };
+            let group = group(new);
+            if group.is_none() && new.idempotency_key.is_none() {
+                plain.0.push(trigger_row(new, now));
+                plain.1.push(run_row(new, class, now)?);
+                ids.push((new.id.clone(), true));
+                continue;
+            }
+            flush(&mut tx, &mut plain).await?;
+            if let Some(earlier) = accept(&mut tx, new, now).await? {
+                ids.push((earlier, false));
+                continue;
+            }
+            if let Some((name, _, true)) = group {
+                supersede(&mut tx, name, &new.id, now).await?;
+            }
+            tx.each(RUN, vec![run_row(new, class, now)?]).await?;
+            if let Some((name, ..)) = group {
+                lives::release(&mut tx, name).await?;
+            }
+            ids.push((new.id.clone(), true));
+        }
+        flush(&mut tx, &mut plain).await?;
+        let wanted = ids.iter().map(|(id, _)| id.to_string()).collect();
+        let rows = runs::find_all(&mut tx, wanted).await?;
+        tx.commit().await?;
+        ids.into_iter()
+            .map(|(id, new)| {
+                let row = rows.get(&id).cloned().ok_or_else(|| runs::missing(&id))?;
+                Ok(if new {
+                    Enqueued::New(row)
+                } else {
+                    Enqueued::Existing(row)
+                })
+            })
+            .collect()
     }
 
     /// Triggers that are accounted for by nothing: the run is missing, or its deadline is past by more than `slack_ms`, or
-    /// no run and no reason is written down.
+    /// it is held though its group has room, or no run and no reason is written down.
     pub async fn unaccounted(&self, now: Ms, slack_ms: i64) -> Result<Vec<Unaccounted>> {
-        let _ = (now, slack_ms);
-        Err(StoreError::not_found("list"))
+        let rows: Vec<Lost> = self
+            .db
+            .rows(
+                "SELECT t.id, t.run_id, r.state FROM triggers t LEFT JOIN runs r ON r.id = t.run_id \
+                 WHERE t.suppressed_reason IS NULL AND t.received_at < $1 AND (r.id IS NULL \
+                 OR (r.state IN ('leased', 'running') AND r.deadline < $1) \
+                 OR (r.held = 1 AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.group_name = r.group_name \
+                 AND o.state IN ('queued', 'leased', 'running') AND o.held = 0))) ORDER BY t.received_at, t.id",
+                args![now - slack_ms],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|lost| {
+                let why = match (&lost.run_id, lost.state.as_deref()) {
+                    (None, _) => "it led to no run, and no reason is written down".into(),
+                    (Some(run), None) => format!("its run {run} is missing"),
+                    (Some(run), Some("queued")) => {
+                        format!("its run {run} is held, though its group has room")
+                    }
+                    (Some(run), Some(state)) => {
+                        format!("its run {run} is {state}, though its deadline is past")
+                    }
+                };
+                Ok(Unaccounted {
+                    trigger: lost.id,
+                    run: lost.run_id.map(runs::id).transpose()?,
+                    why,
+                })
+            })
+            .collect()
     }
+}
+
+async fn flush(tx: &mut Tx, (triggers, runs): &mut (Vec<Vec<Arg>>, Vec<Vec<Arg>>)) -> Result<()> {
+    if !runs.is_empty() {
+        tx.each(TRIGGER, std::mem::take(triggers)).await?;
+        tx.each(RUN, std::mem::take(runs)).await?;
+    }
+    Ok(())
 }

@@ -8,9 +8,11 @@
 //! - The same tests pass on both databases.
 
 mod contexts;
+mod db;
 mod enqueue;
 mod error;
 mod hints;
+mod lives;
 mod logs;
 mod queue;
 mod reports;
@@ -20,6 +22,7 @@ mod runs;
 mod secrets;
 mod tasks;
 mod tokens;
+mod transitions;
 
 pub use contexts::{ContextRow, Part};
 pub use enqueue::{Enqueued, Unaccounted};
@@ -38,10 +41,13 @@ pub use tokens::TokenRow;
 /// Milliseconds since 1970 in UTC.
 pub type Ms = i64;
 
+/// The pool of runs and runners that name none.
+pub const DEFAULT_POOL: &str = "default";
+
 /// The database of a control plane. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    postgres: bool,
+    db: db::Db,
 }
 
 impl Store {
@@ -49,19 +55,32 @@ impl Store {
     /// so at once. A database that a newer program made is refused.
     pub async fn open(url: &str) -> Result<Self> {
         Ok(Self {
-            postgres: url.starts_with("postgres"),
+            db: db::Db::open(url).await?,
         })
     }
 
     /// Whether other servers may share it.
     pub fn is_postgres(&self) -> bool {
-        self.postgres
+        matches!(self.db, db::Db::Postgres { .. })
     }
 
     /// Asks the database for nothing, to see that it answers.
     pub async fn ping(&self) -> Result<()> {
-        Ok(())
+        self.db
+            .rows::<(i64,)>("SELECT CAST(1 AS BIGINT)", Vec::new())
+            .await
+            .map(drop)
     }
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid {
+        what: format!("it cannot be written as JSON: {error}"),
+    })
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(StoreError::corrupt)
 }
 
 /// As the API has it; a time that no calendar holds becomes the nearest one that it does.

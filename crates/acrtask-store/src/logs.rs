@@ -2,7 +2,7 @@
 
 use acrtask_model::{RunId, RunState};
 
-use crate::{Result, Store, StoreError};
+use crate::{Result, Store, db::args, lives, runs};
 
 /// A part of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,12 +37,41 @@ impl Store {
         from_offset: u64,
         limit: u32,
     ) -> Result<Vec<ChunkRow>> {
-        let _ = (run, attempt, from_offset, limit);
-        Err(StoreError::not_found("run"))
+        let rows: Vec<(i64, i64, i64, String)> = self
+            .db
+            .rows(
+                "SELECT attempt, begins, length, blob FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
+                 AND begins >= COALESCE((SELECT MAX(begins) FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
+                 AND begins <= $3), 0) AND begins + length > $3 ORDER BY begins LIMIT $4",
+                args![run, attempt, from_offset, limit],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|(attempt, offset, length, blob)| {
+                Ok(ChunkRow {
+                    attempt: lives::small(attempt)?,
+                    offset: lives::size(offset)?,
+                    length: lives::small(length)?,
+                    blob,
+                })
+            })
+            .collect()
     }
 
     /// How far the log of a run is.
     pub async fn log_state(&self, run: &RunId) -> Result<LogState> {
-        Err(StoreError::not_found(format!("run {run}")))
+        let row: Option<(i64, i64, String)> = self
+            .db
+            .row(
+                "SELECT attempt, log_length, state FROM runs WHERE id = $1",
+                args![run],
+            )
+            .await?;
+        let (attempt, length, state) = row.ok_or_else(|| runs::missing(run))?;
+        Ok(LogState {
+            attempt: lives::small(attempt)?,
+            length: lives::size(length)?,
+            state: lives::state(&state)?,
+        })
     }
 }

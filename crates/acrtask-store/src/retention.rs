@@ -1,6 +1,11 @@
 //! Retention: what is old goes, rows first and blobs after that, so that no row ever names a blob that is gone.
 
-use crate::{Ms, Result, Store, StoreError};
+use std::collections::HashSet;
+
+use crate::{
+    Ms, Result, Store,
+    db::{Tx, args, one_of},
+};
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,7 +22,79 @@ impl Store {
     /// Removes final runs that ended before `before`, and contexts that no run uses and that were last used before it: at
     /// most `limit` of each.
     pub async fn expire(&self, before: Ms, limit: u32) -> Result<Expired> {
-        let _ = (before, limit);
-        Err(StoreError::not_found("list"))
+        let mut tx = self.db.write().await?;
+        let mut expired = Expired::default();
+        runs(&mut tx, before, limit, &mut expired).await?;
+        contexts(&mut tx, before, limit, &mut expired).await?;
+        tx.commit().await?;
+        Ok(expired)
     }
+}
+
+async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
+    let ids: Vec<(String,)> = tx
+        .rows(
+            "SELECT id FROM runs WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2",
+            args![before, limit],
+        )
+        .await?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
+    // A final run never changes again, so its chunks are all there.
+    let blobs: Vec<(String,)> = tx
+        .rows(
+            one_of!("SELECT blob FROM log_chunks WHERE run_id", "$1", ""),
+            args![ids.clone()],
+        )
+        .await?;
+    expired.blobs.extend(blobs.into_iter().map(|(blob,)| blob));
+    tx.exec(
+        one_of!("DELETE FROM triggers WHERE run_id", "$1", ""),
+        args![ids.clone()],
+    )
+    .await?;
+    expired.runs = tx
+        .exec(one_of!("DELETE FROM runs WHERE id", "$1", ""), args![ids])
+        .await?;
+    Ok(())
+}
+
+async fn contexts(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
+    let ids: Vec<(String,)> = tx
+        .rows(
+            "SELECT id FROM contexts c WHERE last_used_at < $1 \
+             AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.context_id = c.id) ORDER BY last_used_at, id LIMIT $2",
+            args![before, limit],
+        )
+        .await?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
+    let parts: Vec<(String, String)> = tx
+        .rows(
+            one_of!(
+                "SELECT context_id, blob FROM context_parts WHERE context_id",
+                "$1",
+                ""
+            ),
+            args![ids.clone()],
+        )
+        .await?;
+    // A run that is asked for meanwhile has written the time of use; then the context stays.
+    let sql = one_of!(
+        "DELETE FROM contexts WHERE last_used_at < $2 AND id",
+        "$1",
+        " RETURNING id"
+    );
+    let gone: Vec<(String,)> = tx.rows(sql, args![ids, before]).await?;
+    let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
+    expired.contexts = gone.len() as u64;
+    let blobs = parts
+        .into_iter()
+        .filter(|(context, _)| gone.contains(context));
+    expired.blobs.extend(blobs.map(|(_, blob)| blob));
+    Ok(())
 }

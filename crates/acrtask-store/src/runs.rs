@@ -1,14 +1,22 @@
 //! Runs as rows: what a run is when it is asked for, and what is known of it later; one run, lists of runs, and why one
 //! waits. How runs come in is in `enqueue.rs`, how they are handed out in `queue.rs`, how they go on in `reports.rs`.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
+
 use acrtask_api::{
     run::{Run, RunResult},
     spec::RunSpec,
     task::QueueOptions,
 };
 use acrtask_model::{RunId, RunState};
+use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, StoreError};
+use crate::{
+    Ms, Result, Store, StoreError,
+    db::{Arg, Sql, Tx, args, one_of},
+    from_json,
+    lives::{self, Change},
+};
 
 /// A run that is asked for.
 #[derive(Debug, Clone)]
@@ -199,37 +207,348 @@ pub struct Depth {
     pub count: u64,
 }
 
+/// All of a run, with its class and its runner's name; to be followed by conditions.
+macro_rules! select_runs {
+    () => {
+        "SELECT r.id, r.task_id, r.task_name, r.spec, r.queue, r.class_id, c.pool, c.platform, r.context_id, r.secrets, \
+         r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.warm_key, r.max_attempts, r.losses, \
+         r.state, r.reason, r.group_name, r.held, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
+         r.order_key, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
+         r.log_length, r.log_sha256, r.result \
+         FROM runs r JOIN classes c ON c.id = r.class_id LEFT JOIN runners n ON n.id = r.runner_id "
+    };
+}
+
+#[derive(Debug, FromRow)]
+struct RawRun {
+    id: String,
+    task_id: Option<String>,
+    task_name: Option<String>,
+    spec: String,
+    queue: String,
+    class_id: i64,
+    pool: String,
+    platform: String,
+    context_id: Option<String>,
+    secrets: Option<Vec<u8>>,
+    started_by: String,
+    requested_by: Option<String>,
+    rerun_of: Option<String>,
+    timeout_secs: Option<i64>,
+    traceparent: String,
+    warm_key: String,
+    max_attempts: i64,
+    losses: i64,
+    state: String,
+    reason: Option<String>,
+    group_name: Option<String>,
+    held: i64,
+    attempt: i64,
+    runner_id: Option<String>,
+    runner_name: Option<String>,
+    lease_until: Option<i64>,
+    deadline: Option<i64>,
+    order_key: i64,
+    created_at: i64,
+    leased_at: Option<i64>,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    cancel_requested_at: Option<i64>,
+    cancel_reason: Option<String>,
+    log_length: i64,
+    log_sha256: Option<String>,
+    result: Option<String>,
+}
+
+impl TryFrom<RawRun> for RunRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawRun) -> Result<Self> {
+        Ok(Self {
+            spec: from_json(&raw.spec)?,
+            queue: from_json(&raw.queue)?,
+            result: raw.result.as_deref().map(from_json).transpose()?,
+            id: id(raw.id)?,
+            task_id: raw.task_id,
+            task_name: raw.task_name,
+            class: raw.class_id,
+            pool: raw.pool,
+            platform: raw.platform,
+            context_id: raw.context_id,
+            secrets: raw.secrets,
+            trigger: raw.started_by,
+            requested_by: raw.requested_by,
+            rerun_of: raw.rerun_of.map(id).transpose()?,
+            timeout_secs: raw.timeout_secs.map(lives::size).transpose()?,
+            traceparent: raw.traceparent,
+            warm_key: raw.warm_key,
+            max_attempts: lives::small(raw.max_attempts)?,
+            losses: lives::small(raw.losses)?,
+            state: lives::state(&raw.state)?,
+            reason: raw.reason,
+            group: raw.group_name,
+            held: raw.held != 0,
+            attempt: lives::small(raw.attempt)?,
+            runner_id: raw.runner_id,
+            runner_name: raw.runner_name,
+            lease_until: raw.lease_until,
+            deadline: raw.deadline,
+            order_key: raw.order_key,
+            created_at: raw.created_at,
+            leased_at: raw.leased_at,
+            started_at: raw.started_at,
+            finished_at: raw.finished_at,
+            cancel_requested_at: raw.cancel_requested_at,
+            cancel_reason: raw.cancel_reason,
+            log_length: lives::size(raw.log_length)?,
+            log_sha256: raw.log_sha256,
+        })
+    }
+}
+
+/// An id as the database has it.
+pub(crate) fn id(text: String) -> Result<RunId> {
+    RunId::new(text).map_err(StoreError::corrupt)
+}
+
+/// A run inside a transaction.
+pub(crate) async fn find(tx: &mut Tx, id: &RunId) -> Result<RunRow> {
+    let raw: Option<RawRun> = tx
+        .row(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
+        .await?;
+    raw.ok_or_else(|| missing(id))?.try_into()
+}
+
+/// Runs inside a transaction, by id.
+pub(crate) async fn find_all(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<RunId, RunRow>> {
+    let sql = one_of!(concat!(select_runs!(), "WHERE r.id"), "$1", "");
+    let rows: Vec<RawRun> = tx.rows(sql, args![ids]).await?;
+    rows.into_iter()
+        .map(|raw| {
+            let row = RunRow::try_from(raw)?;
+            Ok((row.id.clone(), row))
+        })
+        .collect()
+}
+
+pub(crate) fn missing(id: &RunId) -> StoreError {
+    StoreError::not_found(format!("run {id}"))
+}
+
+/// The place of a run in lists: `CREATED_AT:ID`.
+fn cursor(row: &RunRow) -> String {
+    format!("{}:{}", row.created_at, row.id)
+}
+
+fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
+    text.split_once(':')
+        .and_then(|(at, id)| Some((at.parse().ok()?, RunId::new(id).ok()?)))
+        .ok_or_else(|| StoreError::Invalid {
+            what: format!("`{text}` is no cursor; give back what the page before gave as `next`"),
+        })
+}
+
+/// The statement of one page, for one state or for all of them: each has an index that has the order.
+fn page(filter: &RunFilter, state: Option<RunState>) -> Result<(Sql, Vec<Arg>)> {
+    let mut conditions = Vec::new();
+    let mut args = Vec::new();
+    let mut condition = |text: &str, values: Vec<Arg>| {
+        let mut text = text.to_owned();
+        for value in values {
+            args.push(value);
+            text = text.replacen('?', &format!("${}", args.len()), 1);
+        }
+        conditions.push(text);
+    };
+    if let Some(state) = state {
+        condition("r.state = ?", args![state.as_str()]);
+    }
+    if let Some(task) = &filter.task {
+        condition("r.task_name = ?", args![task]);
+    }
+    if let Some(prefix) = &filter.task_prefix {
+        condition(
+            "r.task_name >= ? AND r.task_name < ?",
+            args![prefix, beyond(prefix)],
+        );
+    }
+    if let Some(before) = &filter.before {
+        let (at, id) = parse_cursor(before)?;
+        condition("(r.created_at, r.id) < (?, ?)", args![at, &id]);
+    }
+    let mut text = select_runs!().to_owned();
+    if !conditions.is_empty() {
+        text += "WHERE ";
+        text += &conditions.join(" AND ");
+    }
+    args.push(Arg::from(i64::from(filter.limit) + 1));
+    text += &format!(
+        " ORDER BY r.created_at DESC, r.id DESC LIMIT ${}",
+        args.len()
+    );
+    Ok((Sql::built(text), args))
+}
+
+/// What no text that begins with `prefix` reaches.
+pub(crate) fn beyond(prefix: &str) -> String {
+    format!("{prefix}{}", char::MAX)
+}
+
+#[derive(Debug, FromRow)]
+struct RawCancel {
+    id: String,
+    attempt: i64,
+    runner_id: String,
+    cancel_reason: Option<String>,
+}
+
+#[derive(Debug, FromRow)]
+struct Place {
+    class_id: i64,
+    order_key: i64,
+    seq: i64,
+    state: String,
+    held: i64,
+    group_name: Option<String>,
+}
+
 impl Store {
     /// One run.
     pub async fn run(&self, id: &RunId) -> Result<RunRow> {
-        Err(StoreError::not_found(format!("run {id}")))
+        let raw: Option<RawRun> = self
+            .db
+            .row(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
+            .await?;
+        raw.ok_or_else(|| missing(id))?.try_into()
     }
 
     /// A page of runs, newest first, and the cursor of the next one.
     pub async fn runs(&self, filter: RunFilter) -> Result<(Vec<RunRow>, Option<String>)> {
-        let _ = filter;
-        Err(StoreError::not_found("list"))
+        let states: Vec<Option<RunState>> = if filter.states.is_empty() {
+            vec![None]
+        } else {
+            let all = RunState::ALL.into_iter();
+            all.filter(|state| filter.states.contains(state))
+                .map(Some)
+                .collect()
+        };
+        let mut rows = Vec::new();
+        for state in states {
+            let (sql, args) = page(&filter, state)?;
+            let raw: Vec<RawRun> = self.db.rows(sql, args).await?;
+            for raw in raw {
+                rows.push(RunRow::try_from(raw)?);
+            }
+        }
+        rows.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        // Between two of the statements a run may have gone from one state to another.
+        let mut seen = HashSet::new();
+        rows.retain(|row| seen.insert(row.id.clone()));
+        let limit = filter.limit as usize;
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(cursor);
+        Ok((rows, next))
     }
 
     /// Ends a queued run at once; of a leased or running one the runner is told. A final one is left alone. Gives the row
     /// after that.
     pub async fn request_cancel(&self, id: &RunId, reason: &str, now: Ms) -> Result<RunRow> {
-        let _ = (reason, now);
-        Err(StoreError::not_found(format!("run {id}")))
+        let mut tx = self.db.write().await?;
+        let ids = BTreeSet::from([id]);
+        let groups = lives::groups_of(&mut tx, &ids).await?;
+        lives::lock_groups(&mut tx, groups).await?;
+        let mut changes: Vec<Change> = lives::lock_runs(&mut tx, &ids)
+            .await?
+            .into_iter()
+            .map(Change::of)
+            .collect();
+        for change in &mut changes {
+            change.run.life.cancel(reason, now);
+        }
+        lives::save(&mut tx, &changes, "canceled", now).await?;
+        let row = find(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     /// Leased and running runs that somebody wants to end.
     pub async fn cancels(&self) -> Result<Vec<CancelRow>> {
-        Err(StoreError::not_found("list"))
+        let rows: Vec<RawCancel> = self
+            .db
+            .rows(
+                "SELECT id, attempt, runner_id, cancel_reason FROM runs \
+                 WHERE state IN ('leased', 'running') AND cancel_requested_at IS NOT NULL ORDER BY id",
+                args![],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|raw| {
+                Ok(CancelRow {
+                    run: self::id(raw.id)?,
+                    attempt: lives::small(raw.attempt)?,
+                    runner_id: raw.runner_id,
+                    reason: raw.cancel_reason.unwrap_or_default(),
+                })
+            })
+            .collect()
     }
 
     /// Where a run stands in the queue.
     pub async fn position(&self, id: &RunId) -> Result<Position> {
-        Err(StoreError::not_found(format!("run {id}")))
+        let place: Option<Place> = self
+            .db
+            .row(
+                "SELECT class_id, order_key, seq, state, held, group_name FROM runs WHERE id = $1",
+                args![id],
+            )
+            .await?;
+        let place = place.ok_or_else(|| missing(id))?;
+        let mut position = Position::default();
+        if place.state != RunState::Queued.as_str() {
+            return Ok(position);
+        }
+        let ahead: Option<(i64,)> = self
+            .db
+            .row(
+                "SELECT COUNT(*) FROM runs WHERE class_id = $1 AND state = 'queued' AND held = 0 \
+                 AND (order_key, seq) < ($2, $3)",
+                args![place.class_id, place.order_key, place.seq],
+            )
+            .await?;
+        position.ahead = lives::size(ahead.map_or(0, |(count,)| count))?;
+        if place.held != 0 {
+            let behind: Option<(String,)> = self
+                .db
+                .row(
+                    "SELECT id FROM runs WHERE group_name = $1 AND state IN ('queued', 'leased', 'running') AND held = 0 \
+                     ORDER BY order_key, seq LIMIT 1",
+                    args![place.group_name],
+                )
+                .await?;
+            position.behind = behind.map(|(id,)| self::id(id)).transpose()?;
+        }
+        Ok(position)
     }
 
     /// How many runs are queued, leased and running in each pool.
     pub async fn queue_depth(&self) -> Result<Vec<Depth>> {
-        Err(StoreError::not_found("list"))
+        let rows: Vec<(String, String, i64)> = self
+            .db
+            .rows(
+                "SELECT c.pool, r.state, COUNT(*) FROM runs r JOIN classes c ON c.id = r.class_id \
+                 WHERE r.state IN ('queued', 'leased', 'running') GROUP BY c.pool, r.state ORDER BY c.pool, r.state",
+                args![],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|(pool, state, count)| {
+                Ok(Depth {
+                    pool,
+                    state: lives::state(&state)?,
+                    count: lives::size(count)?,
+                })
+            })
+            .collect()
     }
 }

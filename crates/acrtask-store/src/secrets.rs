@@ -1,9 +1,14 @@
 //! Secrets and credentials, encrypted by the caller. Their scope is a task's id, or empty for all tasks.
 
-use crate::{Ms, Result, Store, StoreError};
+use sqlx::FromRow;
+
+use crate::{
+    Ms, Result, Store, StoreError,
+    db::{args, one_of},
+};
 
 /// A secret, without its value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct SecretRow {
     /// A task's id; empty: all tasks.
     pub scope: String,
@@ -14,7 +19,7 @@ pub struct SecretRow {
 }
 
 /// A login.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct CredentialRow {
     /// A task's id; empty: all tasks.
     pub scope: String,
@@ -31,26 +36,56 @@ pub struct CredentialRow {
 impl Store {
     /// Sets a secret.
     pub async fn put_secret(&self, scope: &str, name: &str, value: &[u8], now: Ms) -> Result<()> {
-        let _ = (scope, value, now);
-        Err(StoreError::not_found(format!("secret {name}")))
+        self.db
+            .exec(
+                "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (scope, name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+                args![scope, name, value, now],
+            )
+            .await
+            .map(drop)
     }
 
     /// The encrypted value of a secret.
     pub async fn secret(&self, scope: &str, name: &str) -> Result<Option<Vec<u8>>> {
-        let _ = scope;
-        Err(StoreError::not_found(format!("secret {name}")))
+        let row: Option<(Vec<u8>,)> = self
+            .db
+            .row(
+                "SELECT value FROM secrets WHERE scope = $1 AND name = $2",
+                args![scope, name],
+            )
+            .await?;
+        Ok(row.map(|(value,)| value))
     }
 
     /// Secrets of a scope, or of all, by scope and name.
     pub async fn secrets(&self, scope: Option<&str>) -> Result<Vec<SecretRow>> {
-        let _ = scope;
-        Err(StoreError::not_found("list"))
+        match scope {
+            Some(scope) => self
+                .db
+                .rows(
+                    "SELECT scope, name, updated_at FROM secrets WHERE scope = $1 ORDER BY name",
+                    args![scope],
+                )
+                .await,
+            None => {
+                self.db
+                    .rows(
+                        "SELECT scope, name, updated_at FROM secrets ORDER BY scope, name",
+                        args![],
+                    )
+                    .await
+            }
+        }
     }
 
     /// Removes a secret.
     pub async fn delete_secret(&self, scope: &str, name: &str) -> Result<()> {
-        let _ = scope;
-        Err(StoreError::not_found(format!("secret {name}")))
+        let sql = "DELETE FROM secrets WHERE scope = $1 AND name = $2";
+        match self.db.exec(sql, args![scope, name]).await? {
+            0 => Err(StoreError::not_found(format!("secret {name}"))),
+            _ => Ok(()),
+        }
     }
 
     /// Sets a login.
@@ -62,24 +97,44 @@ impl Store {
         password: &[u8],
         now: Ms,
     ) -> Result<()> {
-        let _ = (scope, username, password, now);
-        Err(StoreError::not_found(format!("credential for {host}")))
+        self.db
+            .exec(
+                "INSERT INTO credentials (scope, host, username, password, updated_at) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (scope, host) DO UPDATE SET username = excluded.username, password = excluded.password, \
+                 updated_at = excluded.updated_at",
+                args![scope, host, username, password, now],
+            )
+            .await
+            .map(drop)
     }
 
     /// The logins of these scopes, by scope and host.
     pub async fn credentials_for(&self, scopes: &[&str]) -> Result<Vec<CredentialRow>> {
-        let _ = scopes;
-        Err(StoreError::not_found("list"))
+        let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        let sql = one_of!(
+            "SELECT scope, host, username, password, updated_at FROM credentials WHERE scope",
+            "$1",
+            " ORDER BY scope, host"
+        );
+        self.db.rows(sql, args![scopes]).await
     }
 
     /// All logins, by scope and host.
     pub async fn credentials(&self) -> Result<Vec<CredentialRow>> {
-        Err(StoreError::not_found("list"))
+        self.db
+            .rows(
+                "SELECT scope, host, username, password, updated_at FROM credentials ORDER BY scope, host",
+                args![],
+            )
+            .await
     }
 
     /// Removes a login.
     pub async fn delete_credential(&self, scope: &str, host: &str) -> Result<()> {
-        let _ = scope;
-        Err(StoreError::not_found(format!("credential for {host}")))
+        let sql = "DELETE FROM credentials WHERE scope = $1 AND host = $2";
+        match self.db.exec(sql, args![scope, host]).await? {
+            0 => Err(StoreError::not_found(format!("credential for {host}"))),
+            _ => Ok(()),
+        }
     }
 }

@@ -1,8 +1,16 @@
 //! Stored tasks. A task keeps its id when it is renamed; its generation grows with each change.
 
 use acrtask_api::task::{Task, TaskDefinition};
+use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, StoreError};
+use crate::{
+    Ms, Result, Store, StoreError,
+    db::{Arg, Sql, Tx, args, locked},
+    error::is_unique_violation,
+    from_json,
+    runs::beyond,
+    timestamp, to_json,
+};
 
 /// Which tasks a list shows.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +25,62 @@ pub struct TaskFilter {
     pub limit: u32,
 }
 
+/// The columns of [`RawTask`].
+macro_rules! select_tasks {
+    () => {
+        "SELECT id, definition, generation, source, created_at, updated_at FROM tasks "
+    };
+}
+
+#[derive(Debug, FromRow)]
+struct RawTask {
+    id: String,
+    definition: String,
+    generation: i64,
+    source: Option<String>,
+    created_at: i64,
+    updated_at: i64,
+}
+
+impl TryFrom<RawTask> for Task {
+    type Error = StoreError;
+
+    fn try_from(raw: RawTask) -> Result<Self> {
+        Ok(Self {
+            id: raw.id,
+            definition: from_json(&raw.definition)?,
+            generation: raw.generation,
+            source: raw.source,
+            created_at: timestamp(raw.created_at),
+            updated_at: timestamp(raw.updated_at),
+        })
+    }
+}
+
+fn missing(name: &str) -> StoreError {
+    StoreError::not_found(format!("task {name}"))
+}
+
+fn unless_taken<T>(written: Result<T>, name: &str) -> Result<T> {
+    written.map_err(|error| {
+        if is_unique_violation(&error) {
+            StoreError::conflict(format!("there is a task {name} already"))
+        } else {
+            error
+        }
+    })
+}
+
+async fn lock(tx: &mut Tx, name: &str) -> Result<Task> {
+    let raw: Option<RawTask> = tx
+        .row(
+            locked!(concat!(select_tasks!(), "WHERE name = $1")),
+            args![name],
+        )
+        .await?;
+    raw.ok_or_else(|| missing(name))?.try_into()
+}
+
 impl Store {
     /// A new task; `Conflict` where its name is taken.
     pub async fn create_task(
@@ -26,19 +90,58 @@ impl Store {
         source: Option<&str>,
         now: Ms,
     ) -> Result<Task> {
-        let _ = (id, definition, source, now);
-        Err(StoreError::not_found("task"))
+        let name = definition.name.as_str();
+        let written = self
+            .db
+            .exec(
+                "INSERT INTO tasks (id, name, definition, source, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $5)",
+                args![id, name, to_json(definition)?, source, now],
+            )
+            .await;
+        unless_taken(written, name)?;
+        self.task(name).await
     }
 
     /// A task by its name.
     pub async fn task(&self, name: &str) -> Result<Task> {
-        Err(StoreError::not_found(format!("task {name}")))
+        let raw: Option<RawTask> = self
+            .db
+            .row(concat!(select_tasks!(), "WHERE name = $1"), args![name])
+            .await?;
+        raw.ok_or_else(|| missing(name))?.try_into()
     }
 
     /// Tasks by name.
     pub async fn tasks(&self, filter: TaskFilter) -> Result<Vec<Task>> {
-        let _ = filter;
-        Err(StoreError::not_found("list"))
+        let (mut from, mut to, mut exact) = (Vec::new(), Vec::new(), None);
+        if let Some(prefix) = &filter.prefix {
+            from.push(prefix.clone());
+            to.push(beyond(prefix));
+        }
+        if let Some(pattern) = filter.pattern {
+            match pattern.strip_suffix('*') {
+                Some(prefix) => {
+                    from.push(prefix.to_owned());
+                    to.push(beyond(prefix));
+                }
+                None => exact = Some(pattern),
+            }
+        }
+        let mut text = concat!(select_tasks!(), "WHERE name > $1").to_owned();
+        let mut args = args![filter.after.as_deref().unwrap_or("")];
+        let bounds = [(" AND name >= ", from), (" AND name < ", to)]
+            .into_iter()
+            .chain([(" AND name = ", exact.into_iter().collect())]);
+        for (condition, values) in bounds {
+            for value in values {
+                args.push(Arg::from(value));
+                text += &format!("{condition}${}", args.len());
+            }
+        }
+        args.push(Arg::from(filter.limit));
+        text += &format!(" ORDER BY name LIMIT ${}", args.len());
+        let rows: Vec<RawTask> = self.db.rows(Sql::built(text), args).await?;
+        rows.into_iter().map(Task::try_from).collect()
     }
 
     /// Changes a task. `source`: nothing leaves it as it is. `Conflict` where its generation is not the expected one, or
@@ -51,12 +154,50 @@ impl Store {
         expected_generation: Option<i64>,
         now: Ms,
     ) -> Result<Task> {
-        let _ = (definition, source, expected_generation, now);
-        Err(StoreError::not_found(format!("task {name}")))
+        let mut tx = self.db.write().await?;
+        let there = lock(&mut tx, name).await?;
+        if let Some(expected) = expected_generation
+            && expected != there.generation
+        {
+            return Err(StoreError::conflict(format!(
+                "task {name} was changed meanwhile: its generation is {}, not {expected}",
+                there.generation
+            )));
+        }
+        let source = match source {
+            Some(source) => source.map(str::to_owned),
+            None => there.source,
+        };
+        let written = tx
+            .exec(
+                "UPDATE tasks SET name = $2, definition = $3, source = $4, generation = generation + 1, updated_at = $5 \
+                 WHERE id = $1",
+                args![
+                    there.id,
+                    definition.name.as_str(),
+                    to_json(definition)?,
+                    source,
+                    now
+                ],
+            )
+            .await;
+        unless_taken(written, &definition.name)?;
+        let row = lock(&mut tx, &definition.name).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     /// Removes a task, with its own secrets and credentials. Its runs stay.
     pub async fn delete_task(&self, name: &str) -> Result<()> {
-        Err(StoreError::not_found(format!("task {name}")))
+        let mut tx = self.db.write().await?;
+        let there = lock(&mut tx, name).await?;
+        for sql in [
+            "DELETE FROM secrets WHERE scope = $1",
+            "DELETE FROM credentials WHERE scope = $1",
+            "DELETE FROM tasks WHERE id = $1",
+        ] {
+            tx.exec(sql, args![there.id.as_str()]).await?;
+        }
+        tx.commit().await
     }
 }

@@ -2,7 +2,9 @@
 
 use acrtask_api::admin::{Federation, Scope};
 
-use crate::{Ms, Result, Store, StoreError};
+use sqlx::FromRow;
+
+use crate::{Ms, Result, Store, StoreError, db::args, from_json, lives, to_json};
 
 /// A token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,54 +29,149 @@ pub struct TokenRow {
     pub subject: Option<String>,
 }
 
+/// The columns of [`RawToken`].
+macro_rules! select_tokens {
+    () => {
+        "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject FROM tokens "
+    };
+}
+
+#[derive(Debug, FromRow)]
+struct RawToken {
+    id: String,
+    name: String,
+    hash: Vec<u8>,
+    scopes: String,
+    tasks: Option<String>,
+    created_at: i64,
+    expires_at: Option<i64>,
+    last_used_at: Option<i64>,
+    subject: Option<String>,
+}
+
+impl TryFrom<RawToken> for TokenRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawToken) -> Result<Self> {
+        Ok(Self {
+            id: raw.id,
+            name: raw.name,
+            hash: raw.hash,
+            scopes: from_json(&raw.scopes)?,
+            tasks: raw.tasks,
+            created_at: raw.created_at,
+            expires_at: raw.expires_at,
+            last_used_at: raw.last_used_at,
+            subject: raw.subject,
+        })
+    }
+}
+
 impl Store {
     /// A new token.
     pub async fn create_token(&self, token: &TokenRow) -> Result<()> {
-        Err(StoreError::not_found(format!("token {}", token.id)))
+        self.db
+            .exec(
+                "INSERT INTO tokens (id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                args![
+                    token.id.as_str(),
+                    token.name.as_str(),
+                    token.hash.as_slice(),
+                    to_json(&token.scopes)?,
+                    token.tasks.as_deref(),
+                    token.created_at,
+                    token.expires_at,
+                    token.last_used_at,
+                    token.subject.as_deref(),
+                ],
+            )
+            .await
+            .map(drop)
     }
 
     /// A token that has not been revoked. Whether it has ended is for the caller to see.
     pub async fn token_by_id(&self, id: &str) -> Result<Option<TokenRow>> {
-        Err(StoreError::not_found(format!("token {id}")))
+        let raw: Option<RawToken> = self
+            .db
+            .row(
+                concat!(select_tokens!(), "WHERE id = $1 AND revoked = 0"),
+                args![id],
+            )
+            .await?;
+        raw.map(TokenRow::try_from).transpose()
     }
 
     /// All tokens that have not been revoked, the oldest first.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>> {
-        Err(StoreError::not_found("list"))
+        let rows: Vec<RawToken> = self
+            .db
+            .rows(
+                concat!(
+                    select_tokens!(),
+                    "WHERE revoked = 0 ORDER BY created_at, id"
+                ),
+                args![],
+            )
+            .await?;
+        rows.into_iter().map(TokenRow::try_from).collect()
     }
 
     /// Revokes a token.
     pub async fn revoke_token(&self, id: &str) -> Result<()> {
-        Err(StoreError::not_found(format!("token {id}")))
+        let sql = "UPDATE tokens SET revoked = 1 WHERE id = $1 AND revoked = 0";
+        match self.db.exec(sql, args![id]).await? {
+            0 => Err(StoreError::not_found(format!("token {id}"))),
+            _ => Ok(()),
+        }
     }
 
     /// Writes down that a token was used.
     pub async fn touch_token(&self, id: &str, now: Ms) -> Result<()> {
-        let _ = now;
-        Err(StoreError::not_found(format!("token {id}")))
+        self.db
+            .exec(
+                "UPDATE tokens SET last_used_at = $2 WHERE id = $1 AND COALESCE(last_used_at, 0) < $2",
+                args![id, now],
+            )
+            .await
+            .map(drop)
     }
 
     /// How many tokens were ever made, the revoked ones too.
     pub async fn count_tokens(&self) -> Result<u64> {
-        Err(StoreError::not_found("list"))
+        let count: Option<(i64,)> = self.db.row("SELECT COUNT(*) FROM tokens", args![]).await?;
+        lives::size(count.map_or(0, |(count,)| count))
     }
 
     /// Sets a federation.
     pub async fn put_federation(&self, federation: &Federation, now: Ms) -> Result<()> {
-        let _ = now;
-        Err(StoreError::not_found(format!(
-            "federation {}",
-            federation.name
-        )))
+        self.db
+            .exec(
+                "INSERT INTO federations (name, definition, updated_at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, updated_at = excluded.updated_at",
+                args![federation.name.as_str(), to_json(federation)?, now],
+            )
+            .await
+            .map(drop)
     }
 
     /// All federations, by name.
     pub async fn federations(&self) -> Result<Vec<Federation>> {
-        Err(StoreError::not_found("list"))
+        let rows: Vec<(String,)> = self
+            .db
+            .rows("SELECT definition FROM federations ORDER BY name", args![])
+            .await?;
+        rows.iter()
+            .map(|(definition,)| from_json(definition))
+            .collect()
     }
 
     /// Removes a federation.
     pub async fn delete_federation(&self, name: &str) -> Result<()> {
-        Err(StoreError::not_found(format!("federation {name}")))
+        let sql = "DELETE FROM federations WHERE name = $1";
+        match self.db.exec(sql, args![name]).await? {
+            0 => Err(StoreError::not_found(format!("federation {name}"))),
+            _ => Ok(()),
+        }
     }
 }

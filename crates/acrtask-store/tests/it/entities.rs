@@ -1,0 +1,510 @@
+//! Contexts, tasks, secrets, credentials, tokens, federations and runners.
+
+use std::collections::BTreeMap;
+
+use acrtask_api::admin::{Federation, Scope};
+use acrtask_api::task::TaskDefinition;
+use acrtask_store::{HelloFacts, NewRunner, RunnerTokenRow, StoreError, TaskFilter, TokenRow};
+
+use crate::support::{Fixture, NOW, on_both};
+
+on_both!(
+    contexts_grow_part_by_part,
+    a_context_that_is_there_is_used_again,
+    a_context_can_begin_anew,
+    tasks_change_and_keep_their_ids,
+    tasks_are_listed_by_name,
+    secrets_have_scopes,
+    credentials_have_scopes,
+    tokens_are_there_until_revoked,
+    federations_are_replaced_by_name,
+    a_registration_token_is_used_once,
+    runners_say_what_they_are,
+);
+
+macro_rules! refused {
+    ($result:expr, $kind:ident) => {{
+        let error = $result.unwrap_err();
+        assert!(matches!(error, StoreError::$kind { .. }), "{error:?}");
+    }};
+}
+
+fn digest(digit: char) -> acrtask_model::Digest {
+    format!("sha256:{}", digit.to_string().repeat(64))
+        .parse()
+        .unwrap()
+}
+
+async fn contexts_grow_part_by_part(fixture: &Fixture) {
+    let store = &fixture.store;
+    let row = store
+        .create_context("c", 10, &digest('a'), NOW)
+        .await
+        .unwrap();
+    assert_eq!((row.received, row.complete, row.size), (0, false, 10));
+    refused!(
+        store.create_context("c", 10, &digest('b'), NOW).await,
+        Conflict
+    );
+    store.add_part("c", 0, 4, "p0", NOW).await.unwrap();
+    refused!(store.add_part("c", 0, 4, "p0", NOW).await, Conflict);
+    refused!(store.add_part("c", 5, 4, "p5", NOW).await, Conflict);
+    refused!(store.add_part("c", 4, 7, "p4", NOW).await, Invalid);
+    refused!(store.add_part("c", 4, u64::MAX, "p4", NOW).await, Invalid);
+    refused!(store.complete_context("c", NOW).await, Conflict);
+    let row = store.add_part("c", 4, 6, "p4", NOW).await.unwrap();
+    assert_eq!((row.received, row.complete), (10, false));
+    let row = store.complete_context("c", NOW).await.unwrap();
+    assert!(row.complete);
+    assert_eq!(row, store.context("c").await.unwrap());
+    let parts: Vec<_> = row
+        .parts
+        .iter()
+        .map(|part| (part.offset, part.length, part.blob.as_str()))
+        .collect();
+    assert_eq!(parts, [(0, 4, "p0"), (4, 6, "p4")]);
+    refused!(store.add_part("c", 10, 0, "p10", NOW).await, Conflict);
+    refused!(store.reset_context("c").await, Conflict);
+    refused!(store.context("d").await, NotFound);
+    refused!(store.add_part("d", 0, 1, "p", NOW).await, NotFound);
+    // Two of the same part at once: one of them is it.
+    store
+        .create_context("e", 8, &digest('e'), NOW)
+        .await
+        .unwrap();
+    let (one, two) = tokio::join!(
+        store.add_part("e", 0, 8, "x", NOW),
+        store.add_part("e", 0, 8, "y", NOW)
+    );
+    assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1);
+}
+
+async fn a_context_that_is_there_is_used_again(fixture: &Fixture) {
+    let store = &fixture.store;
+    store
+        .create_context("c", 3, &digest('a'), NOW)
+        .await
+        .unwrap();
+    // Not complete yet: another upload begins.
+    let other = store
+        .create_context("d", 3, &digest('a'), NOW)
+        .await
+        .unwrap();
+    assert_eq!(other.id, "d");
+    store.add_part("c", 0, 3, "p", NOW).await.unwrap();
+    store.complete_context("c", NOW).await.unwrap();
+    let same = store
+        .create_context("e", 3, &digest('a'), NOW + 5)
+        .await
+        .unwrap();
+    assert_eq!((same.id.as_str(), same.complete), ("c", true));
+    refused!(store.context("e").await, NotFound);
+    // Used just now, it does not expire.
+    assert_eq!(store.expire(NOW + 3, 10).await.unwrap().contexts, 1);
+    assert!(store.context("c").await.is_ok());
+    let larger = store
+        .create_context("f", 4, &digest('a'), NOW)
+        .await
+        .unwrap();
+    assert_eq!(larger.id, "f");
+}
+
+async fn a_context_can_begin_anew(fixture: &Fixture) {
+    let store = &fixture.store;
+    store
+        .create_context("c", 5, &digest('a'), NOW)
+        .await
+        .unwrap();
+    store.add_part("c", 0, 2, "p0", NOW).await.unwrap();
+    store.add_part("c", 2, 3, "p2", NOW).await.unwrap();
+    assert_eq!(store.reset_context("c").await.unwrap(), ["p0", "p2"]);
+    let row = store.add_part("c", 0, 5, "p0", NOW).await.unwrap();
+    assert_eq!((row.received, row.parts.len()), (5, 1));
+}
+
+fn definition(name: &str) -> TaskDefinition {
+    serde_json::from_value(serde_json::json!({
+        "name": name, "file": "acr-task.yaml", "values": {"z": 1, "a": [true, null]},
+    }))
+    .unwrap()
+}
+
+async fn tasks_change_and_keep_their_ids(fixture: &Fixture) {
+    let store = &fixture.store;
+    let made = store
+        .create_task("t1", &definition("web"), Some("web.yaml"), NOW)
+        .await
+        .unwrap();
+    assert_eq!((made.id.as_str(), made.generation), ("t1", 1));
+    assert_eq!(made.definition, definition("web"));
+    assert_eq!(made, store.task("web").await.unwrap());
+    refused!(
+        store.create_task("t2", &definition("web"), None, NOW).await,
+        Conflict
+    );
+    store
+        .create_task("t2", &definition("db"), None, NOW)
+        .await
+        .unwrap();
+    let mut changed = definition("web");
+    changed.enabled = false;
+    let row = store
+        .update_task("web", &changed, None, Some(1), NOW + 1)
+        .await
+        .unwrap();
+    assert_eq!(
+        (row.generation, row.source.as_deref()),
+        (2, Some("web.yaml"))
+    );
+    assert_eq!(row.created_at.as_millisecond(), NOW);
+    assert_eq!(row.updated_at.as_millisecond(), NOW + 1);
+    assert!(!row.definition.enabled);
+    refused!(
+        store.update_task("web", &changed, None, Some(1), NOW).await,
+        Conflict
+    );
+    refused!(
+        store.update_task("none", &changed, None, None, NOW).await,
+        NotFound
+    );
+    refused!(
+        store
+            .update_task("web", &definition("db"), None, None, NOW)
+            .await,
+        Conflict
+    );
+    let row = store
+        .update_task("web", &definition("site"), Some(None), None, NOW)
+        .await
+        .unwrap();
+    assert_eq!(
+        (row.id.as_str(), row.generation, row.source),
+        ("t1", 3, None)
+    );
+    refused!(store.task("web").await, NotFound);
+    store.put_secret("t1", "s", b"x", NOW).await.unwrap();
+    store.put_secret("", "s", b"y", NOW).await.unwrap();
+    store
+        .put_credential("t1", "h", "u", b"x", NOW)
+        .await
+        .unwrap();
+    store.delete_task("site").await.unwrap();
+    refused!(store.delete_task("site").await, NotFound);
+    assert_eq!(store.secret("t1", "s").await.unwrap(), None);
+    assert_eq!(store.secret("", "s").await.unwrap().unwrap(), b"y");
+    assert_eq!(store.credentials().await.unwrap(), []);
+}
+
+async fn tasks_are_listed_by_name(fixture: &Fixture) {
+    let store = &fixture.store;
+    for (number, name) in ["web/app", "Web", "web", "web-2", "db", "web/api"]
+        .into_iter()
+        .enumerate()
+    {
+        store
+            .create_task(&format!("t{number}"), &definition(name), None, NOW)
+            .await
+            .unwrap();
+    }
+    let list = async |filter: TaskFilter| {
+        let tasks = store.tasks(filter).await.unwrap();
+        let names: Vec<_> = tasks
+            .iter()
+            .map(|task| task.definition.name.as_str())
+            .collect();
+        names.join(" ")
+    };
+    let all = || TaskFilter {
+        limit: 10,
+        ..TaskFilter::default()
+    };
+    // By bytes, whatever language the database speaks.
+    assert_eq!(list(all()).await, "Web db web web-2 web/api web/app");
+    let some = |prefix: Option<&str>, pattern: Option<&str>| TaskFilter {
+        prefix: prefix.map(Into::into),
+        pattern: pattern.map(Into::into),
+        ..all()
+    };
+    assert_eq!(list(some(Some("web/"), None)).await, "web/api web/app");
+    assert_eq!(list(some(None, Some("web/*"))).await, "web/api web/app");
+    assert_eq!(list(some(None, Some("web"))).await, "web");
+    assert_eq!(
+        list(some(None, Some("*"))).await,
+        "Web db web web-2 web/api web/app"
+    );
+    assert_eq!(list(some(Some("web/ap"), Some("web/app"))).await, "web/app");
+    assert_eq!(list(some(Some("db"), Some("web*"))).await, "");
+    let page = TaskFilter {
+        after: Some("web".into()),
+        limit: 2,
+        ..TaskFilter::default()
+    };
+    assert_eq!(list(page).await, "web-2 web/api");
+}
+
+async fn secrets_have_scopes(fixture: &Fixture) {
+    let store = &fixture.store;
+    store.put_secret("", "b", &[0, 159], NOW).await.unwrap();
+    store.put_secret("t1", "b", b"own", NOW).await.unwrap();
+    store.put_secret("t1", "a", b"", NOW).await.unwrap();
+    store.put_secret("", "b", &[7], NOW + 1).await.unwrap();
+    assert_eq!(store.secret("", "b").await.unwrap(), Some(vec![7]));
+    assert_eq!(
+        store.secret("t1", "b").await.unwrap(),
+        Some(b"own".to_vec())
+    );
+    assert_eq!(store.secret("t1", "a").await.unwrap(), Some(vec![]));
+    assert_eq!(store.secret("t2", "b").await.unwrap(), None);
+    let all = store.secrets(None).await.unwrap();
+    let all: Vec<_> = all
+        .iter()
+        .map(|row| (row.scope.as_str(), row.name.as_str(), row.updated_at))
+        .collect();
+    assert_eq!(
+        all,
+        [("", "b", NOW + 1), ("t1", "a", NOW), ("t1", "b", NOW)]
+    );
+    assert_eq!(store.secrets(Some("t1")).await.unwrap().len(), 2);
+    store.delete_secret("t1", "b").await.unwrap();
+    refused!(store.delete_secret("t1", "b").await, NotFound);
+    assert!(store.secret("", "b").await.unwrap().is_some());
+}
+
+async fn credentials_have_scopes(fixture: &Fixture) {
+    let store = &fixture.store;
+    store
+        .put_credential("", "r.io", "ann", b"1", NOW)
+        .await
+        .unwrap();
+    store
+        .put_credential("t1", "r.io", "bob", b"2", NOW)
+        .await
+        .unwrap();
+    store
+        .put_credential("t2", "q.io", "eve", b"3", NOW)
+        .await
+        .unwrap();
+    store
+        .put_credential("", "r.io", "ann2", b"4", NOW + 1)
+        .await
+        .unwrap();
+    let rows = store.credentials_for(&["", "t1"]).await.unwrap();
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            (
+                row.scope.as_str(),
+                row.username.as_str(),
+                row.password.as_slice(),
+            )
+        })
+        .collect();
+    assert_eq!(rows, [("", "ann2", &b"4"[..]), ("t1", "bob", b"2")]);
+    assert_eq!(store.credentials().await.unwrap().len(), 3);
+    store.delete_credential("t2", "q.io").await.unwrap();
+    refused!(store.delete_credential("t2", "q.io").await, NotFound);
+    assert_eq!(store.credentials_for(&["t2"]).await.unwrap(), []);
+}
+
+async fn tokens_are_there_until_revoked(fixture: &Fixture) {
+    let store = &fixture.store;
+    assert_eq!(store.count_tokens().await.unwrap(), 0);
+    let token = TokenRow {
+        id: "k1".into(),
+        name: "ci".into(),
+        hash: vec![1, 2, 3],
+        scopes: vec![Scope::Read, Scope::Run],
+        tasks: Some("web/*".into()),
+        created_at: NOW,
+        expires_at: Some(NOW + 9),
+        last_used_at: None,
+        subject: Some("repo:a/b".into()),
+    };
+    store.create_token(&token).await.unwrap();
+    assert_eq!(store.token_by_id("k1").await.unwrap(), Some(token.clone()));
+    assert_eq!(store.token_by_id("k2").await.unwrap(), None);
+    store.touch_token("k1", NOW + 5).await.unwrap();
+    store.touch_token("k1", NOW + 4).await.unwrap();
+    let used = store.tokens().await.unwrap().remove(0);
+    assert_eq!(used.last_used_at, Some(NOW + 5));
+    store.revoke_token("k1").await.unwrap();
+    refused!(store.revoke_token("k1").await, NotFound);
+    assert_eq!(store.token_by_id("k1").await.unwrap(), None);
+    assert_eq!(store.tokens().await.unwrap(), []);
+    // A server whose tokens were all revoked is not a new one.
+    assert_eq!(store.count_tokens().await.unwrap(), 1);
+}
+
+async fn federations_are_replaced_by_name(fixture: &Fixture) {
+    let store = &fixture.store;
+    let mut federation = Federation {
+        name: "github".into(),
+        issuer: "https://issuer".into(),
+        audience: "acrtask".into(),
+        subject: "repo:org/*".into(),
+        scopes: vec![Scope::Run],
+        tasks: None,
+        ttl_secs: 900,
+    };
+    store.put_federation(&federation, NOW).await.unwrap();
+    federation.ttl_secs = 60;
+    store.put_federation(&federation, NOW).await.unwrap();
+    assert_eq!(store.federations().await.unwrap(), [federation]);
+    store.delete_federation("github").await.unwrap();
+    refused!(store.delete_federation("github").await, NotFound);
+}
+
+fn registration(id: &str, expires_at: i64) -> RunnerTokenRow {
+    RunnerTokenRow {
+        id: id.into(),
+        hash: vec![9],
+        pool: Some("big".into()),
+        labels: BTreeMap::from([("zone".into(), "x".into())]),
+        created_at: NOW,
+        expires_at,
+    }
+}
+
+fn runner(id: &str, name: &str) -> NewRunner {
+    NewRunner {
+        id: id.into(),
+        name: name.into(),
+        key_hash: vec![4, 5],
+    }
+}
+
+async fn a_registration_token_is_used_once(fixture: &Fixture) {
+    let store = &fixture.store;
+    for id in ["k1", "k2", "k3"] {
+        store
+            .create_runner_token(&registration(id, NOW + 10))
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        store.runner_token("k1").await.unwrap(),
+        Some(registration("k1", NOW + 10))
+    );
+    let row = store
+        .register_runner("k1", &runner("r1", "first"), NOW)
+        .await
+        .unwrap();
+    assert_eq!(
+        (row.pool.as_str(), row.token_pool.as_deref()),
+        ("big", Some("big"))
+    );
+    assert_eq!(row.labels["zone"], "x");
+    assert_eq!((row.registered_at, row.last_seen_at), (NOW, None));
+    assert_eq!(store.runner_token("k1").await.unwrap(), None);
+    refused!(
+        store
+            .register_runner("k1", &runner("r2", "second"), NOW)
+            .await,
+        NotFound
+    );
+    refused!(
+        store
+            .register_runner("k2", &runner("r2", "second"), NOW + 10)
+            .await,
+        NotFound
+    );
+    refused!(
+        store
+            .register_runner("none", &runner("r2", "second"), NOW)
+            .await,
+        NotFound
+    );
+    // The name is taken; the token is not used up by that.
+    refused!(
+        store
+            .register_runner("k2", &runner("r2", "first"), NOW)
+            .await,
+        Conflict
+    );
+    store.remove_runner("r1", NOW).await.unwrap();
+    refused!(store.remove_runner("r1", NOW).await, NotFound);
+    store
+        .register_runner("k2", &runner("r2", "first"), NOW)
+        .await
+        .unwrap();
+    assert_eq!(
+        store.runner_by_name("first").await.unwrap().unwrap().id,
+        "r2"
+    );
+    let removed = store.runner_by_id("r1").await.unwrap().unwrap();
+    assert_eq!(removed.removed_at, Some(NOW));
+    assert_eq!(store.runners().await.unwrap().len(), 1);
+    // Two at once with one token.
+    let (first, second) = (runner("r3", "third"), runner("r4", "fourth"));
+    let (one, two) = tokio::join!(
+        store.register_runner("k3", &first, NOW),
+        store.register_runner("k3", &second, NOW)
+    );
+    assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1);
+}
+
+async fn runners_say_what_they_are(fixture: &Fixture) {
+    let store = &fixture.store;
+    fixture.runner("r1", "first").await;
+    fixture.runner("r2", "second").await;
+    let facts = HelloFacts {
+        pool: "default".into(),
+        labels: BTreeMap::from([("disk".into(), "fast".into())]),
+        platforms: vec!["linux/amd64".into(), "linux/arm64".into()],
+        slots: 4,
+        features: BTreeMap::from([("engine".into(), "docker".into())]),
+        version: "0.1.0".into(),
+        free_disk: 1 << 40,
+    };
+    store
+        .runner_hello("r1", &facts, "server-1", NOW)
+        .await
+        .unwrap();
+    let row = store.runner_by_id("r1").await.unwrap().unwrap();
+    assert_eq!(
+        (
+            row.slots,
+            row.free_disk,
+            row.server_id.as_deref(),
+            row.last_seen_at
+        ),
+        (4, 1 << 40, Some("server-1"), Some(NOW))
+    );
+    assert_eq!(
+        (row.labels, row.platforms, row.features),
+        (
+            facts.labels.clone(),
+            facts.platforms.clone(),
+            facts.features.clone()
+        )
+    );
+    let seen = [
+        ("r2".to_owned(), 5),
+        ("r1".to_owned(), 6),
+        ("r9".to_owned(), 7),
+    ];
+    store.runners_seen(&seen, NOW + 3).await.unwrap();
+    store.runners_seen(&[], NOW + 4).await.unwrap();
+    let runners = store.runners().await.unwrap();
+    let seen: Vec<_> = runners
+        .iter()
+        .map(|row| (row.free_disk, row.last_seen_at))
+        .collect();
+    assert_eq!(seen, [(6, Some(NOW + 3)), (5, Some(NOW + 3))]);
+    store.set_draining("r1", true).await.unwrap();
+    assert!(
+        store
+            .runner_by_name("first")
+            .await
+            .unwrap()
+            .unwrap()
+            .draining
+    );
+    refused!(store.set_draining("r9", true).await, NotFound);
+    store.remove_runner("r1", NOW).await.unwrap();
+    refused!(
+        store.runner_hello("r1", &facts, "server-1", NOW).await,
+        NotFound
+    );
+    assert_eq!(store.runner_by_name("first").await.unwrap(), None);
+}

@@ -1,0 +1,114 @@
+//! Lists of runs: order, filters, pages.
+
+use acrtask_model::RunState;
+use acrtask_store::{RunFilter, StoreError};
+
+use crate::support::{Fixture, NOW, finished, ids, new_run, on_both};
+
+on_both!(pages_hold_each_run_once, filters_choose);
+
+fn filter() -> RunFilter {
+    RunFilter {
+        limit: 100,
+        ..RunFilter::default()
+    }
+}
+
+async fn pages_hold_each_run_once(fixture: &Fixture) {
+    for number in 0..10 {
+        // Several of the same moment.
+        fixture
+            .queued(&format!("run-{number}"), NOW + number / 3)
+            .await;
+    }
+    fixture.claim("a", 4, NOW).await;
+    for states in [vec![], vec![RunState::Queued, RunState::Leased]] {
+        let mut filter = RunFilter {
+            states,
+            limit: 4,
+            ..filter()
+        };
+        let mut seen = Vec::new();
+        let mut pages = 0;
+        loop {
+            let (rows, next) = fixture.store.runs(filter.clone()).await.unwrap();
+            seen.extend(ids(&rows).into_iter().map(str::to_owned));
+            pages += 1;
+            match next {
+                Some(next) => filter.before = Some(next),
+                None => break,
+            }
+        }
+        let expected: Vec<_> = (0..10)
+            .rev()
+            .map(|number| format!("run-{number}"))
+            .collect();
+        assert_eq!((seen, pages), (expected, 3));
+    }
+    let error = fixture
+        .store
+        .runs(RunFilter {
+            before: Some("yesterday".into()),
+            ..filter()
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Invalid { .. }), "{error:?}");
+}
+
+async fn filters_choose(fixture: &Fixture) {
+    for (number, task) in ["web/app", "web/api", "web", "webber", "db"]
+        .into_iter()
+        .enumerate()
+    {
+        let mut new = new_run(&format!("run-{number}"));
+        new.task_name = Some(task.into());
+        fixture
+            .store
+            .enqueue(new, NOW + number as i64)
+            .await
+            .unwrap();
+    }
+    fixture.queued("none", NOW + 9).await;
+    let runs = fixture.claim("a", 2, NOW).await;
+    fixture
+        .say("a", &runs[0], NOW, finished(RunState::Failed, 0))
+        .await;
+    let list = async |filter: RunFilter| {
+        let (rows, next) = fixture.store.runs(filter).await.unwrap();
+        assert_eq!(next, None);
+        ids(&rows).join(" ")
+    };
+    assert_eq!(list(filter()).await, "none run-4 run-3 run-2 run-1 run-0");
+    let task = |task: &str| RunFilter {
+        task: Some(task.into()),
+        ..filter()
+    };
+    assert_eq!(list(task("web")).await, "run-2");
+    assert_eq!(list(task("nothing")).await, "");
+    let prefix = |prefix: &str| RunFilter {
+        task_prefix: Some(prefix.into()),
+        ..filter()
+    };
+    assert_eq!(list(prefix("web/")).await, "run-1 run-0");
+    assert_eq!(list(prefix("web")).await, "run-3 run-2 run-1 run-0");
+    let states = |states: &[RunState]| RunFilter {
+        states: states.to_vec(),
+        ..filter()
+    };
+    assert_eq!(list(states(&[RunState::Failed])).await, "run-0");
+    assert_eq!(
+        list(states(&[
+            RunState::Leased,
+            RunState::Failed,
+            RunState::Error
+        ]))
+        .await,
+        "run-1 run-0"
+    );
+    let both = RunFilter {
+        states: vec![RunState::Queued],
+        ..prefix("web")
+    };
+    assert_eq!(list(both).await, "run-3 run-2");
+}

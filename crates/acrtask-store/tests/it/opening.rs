@@ -1,0 +1,123 @@
+//! Opening: an empty database, one that others open too, one that is newer, and none.
+
+use acrtask_store::{Store, StoreError};
+
+use crate::support::{Database, Fixture, NOW, empty_postgres, empty_sqlite, new_run, on_both};
+
+on_both!(
+    what_is_written_is_there_after_opening_again,
+    a_newer_database_is_refused,
+    one_that_was_changed_by_hand_is_refused
+);
+
+async fn what_is_written_is_there_after_opening_again(fixture: &Fixture) {
+    let written = fixture.queued("one", NOW).await;
+    let again = Store::open(&fixture.url).await.unwrap();
+    again.ping().await.unwrap();
+    assert_eq!(again.run(&written.id).await.unwrap(), written);
+}
+
+async fn a_newer_database_is_refused(fixture: &Fixture) {
+    let checksum = if fixture.store.is_postgres() {
+        "'\\x00'"
+    } else {
+        "x'00'"
+    };
+    fixture
+        .raw(&format!(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'from the future', TRUE, {checksum}, 0)"
+        ))
+        .await;
+    let error = Store::open(&fixture.url).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Newer { found: 9999, known } if known < 9999),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("newer than this program"),
+        "{error}"
+    );
+}
+
+async fn one_that_was_changed_by_hand_is_refused(fixture: &Fixture) {
+    let checksum = if fixture.store.is_postgres() {
+        "'\\x00'"
+    } else {
+        "x'00'"
+    };
+    fixture
+        .raw(&format!(
+            "UPDATE _sqlx_migrations SET checksum = {checksum}"
+        ))
+        .await;
+    let error = Store::open(&fixture.url).await.unwrap_err();
+    assert!(matches!(error, StoreError::Database(_)), "{error:?}");
+}
+
+async fn several_open_at_once(url: &str) {
+    let opened = (0..6).map(|_| {
+        let url = url.to_owned();
+        tokio::spawn(async move { Store::open(&url).await })
+    });
+    let opened: Vec<_> = opened.collect();
+    for (number, store) in opened.into_iter().enumerate() {
+        let store = store.await.unwrap().unwrap();
+        let new = new_run(&format!("run-{number}"));
+        store.enqueue(new, NOW).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_open_an_empty_sqlite_at_once() {
+    let (url, _database) = empty_sqlite();
+    several_open_at_once(&url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_open_an_empty_postgres_at_once() {
+    if let Some((url, _database)) = empty_postgres().await {
+        several_open_at_once(&url).await;
+    }
+}
+
+#[tokio::test]
+async fn memory_works() {
+    let store = Store::open("sqlite::memory:").await.unwrap();
+    let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
+    assert_eq!(store.run(&row.id).await.unwrap(), row);
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_told_apart() {
+    for url in ["mysql://x", "nothing", "postgres:///\u{0}?sslmode=perhaps"] {
+        let error = Store::open(url).await.unwrap_err();
+        assert!(
+            matches!(error, StoreError::Invalid { .. }),
+            "{url}: {error:?}"
+        );
+    }
+    let error = Store::open("postgres://nobody@127.0.0.1:1/none")
+        .await
+        .unwrap_err();
+    assert!(error.is_unavailable(), "{error:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}/no/such/folder/x.db", folder.path().display());
+    assert!(Store::open(&url).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_gone_is_unavailable() {
+    let Some((url, database)) = empty_postgres().await else {
+        return;
+    };
+    let store = Store::open(&url).await.unwrap();
+    store.ping().await.unwrap();
+    // Every session is ended, as when the server stops.
+    drop::<Database>(database);
+    let error = store.ping().await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Unavailable(_) | StoreError::Database(_)),
+        "{error:?}"
+    );
+}

@@ -1,0 +1,293 @@
+//! A database of its own for each test, and words for what most tests do.
+
+use acrtask_api::{
+    run::RunResult,
+    spec::RunSpec,
+    task::{Concurrency, QueueOptions},
+};
+use acrtask_model::{RunId, RunState};
+use acrtask_store::{
+    Claim, Ms, NewRun, NewRunner, Report, Reported, RunRow, RunnerTokenRow, Store, Verdict,
+};
+use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use std::str::FromStr;
+
+pub(crate) const LEASE: i64 = 30_000;
+pub(crate) const ACCEPT: i64 = 15_000;
+/// When the tests begin.
+pub(crate) const NOW: Ms = 1_780_000_000_000;
+
+/// Makes a test for each database of a function that takes a [`Fixture`].
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        $(
+            mod $name {
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn sqlite() {
+                    super::$name(&crate::support::Fixture::sqlite().await).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn postgres() {
+                    if let Some(fixture) = crate::support::Fixture::postgres().await {
+                        super::$name(&fixture).await;
+                    }
+                }
+            }
+        )*
+    };
+}
+pub(crate) use on_both;
+
+/// A database that holds nothing yet but its tables.
+pub(crate) struct Fixture {
+    pub(crate) store: Store,
+    pub(crate) url: String,
+    _database: Database,
+}
+
+/// A database that is removed with it.
+pub(crate) enum Database {
+    Folder(#[expect(dead_code, reason = "removed when dropped")] tempfile::TempDir),
+    Postgres { server: String, name: String },
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Self::Postgres { server, name } = self else {
+            return;
+        };
+        let (server, name) = (server.clone(), name.clone());
+        let removed = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(admin(
+                &server,
+                format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
+            ));
+        });
+        let _ = removed.join();
+    }
+}
+
+async fn admin(server: &str, sql: String) {
+    let options = PgConnectOptions::from_str(server).unwrap();
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}
+
+/// An empty database; nothing where the tests that need a server are to be left out.
+pub(crate) async fn empty_postgres() -> Option<(String, Database)> {
+    let Ok(server) = std::env::var("ACRTASK_TEST_POSTGRES") else {
+        assert!(
+            std::env::var("ACRTASK_TEST_SKIP_ENGINE").is_ok(),
+            "ACRTASK_TEST_POSTGRES does not name a PostgreSQL: run `cargo xtask test`, or \
+             `eval \"$(cargo xtask env)\"` before this, or set ACRTASK_TEST_SKIP_ENGINE to leave these tests out"
+        );
+        return None;
+    };
+    let name = format!("acrtask_test_{:016x}", rand::random::<u64>());
+    admin(&server, format!("CREATE DATABASE {name}")).await;
+    let (before, _) = server.rsplit_once('/').unwrap();
+    let url = format!("{before}/{name}");
+    Some((url, Database::Postgres { server, name }))
+}
+
+pub(crate) fn empty_sqlite() -> (String, Database) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("acrtask.db").display());
+    (url, Database::Folder(folder))
+}
+
+impl Fixture {
+    pub(crate) async fn sqlite() -> Self {
+        Self::open(empty_sqlite()).await
+    }
+
+    pub(crate) async fn postgres() -> Option<Self> {
+        Some(Self::open(empty_postgres().await?).await)
+    }
+
+    async fn open((url, database): (String, Database)) -> Self {
+        Self {
+            store: Store::open(&url).await.unwrap(),
+            url,
+            _database: database,
+        }
+    }
+
+    /// Does what no function of the store would.
+    pub(crate) async fn raw(&self, sql: &str) -> u64 {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        if self.store.is_postgres() {
+            let options = PgConnectOptions::from_str(&self.url).unwrap();
+            let mut connection = options.connect().await.unwrap();
+            let done = sqlx::query(sql).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            done.rows_affected()
+        } else {
+            let options = SqliteConnectOptions::from_str(&self.url).unwrap();
+            let mut connection = options.connect().await.unwrap();
+            let done = sqlx::query(sql).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            done.rows_affected()
+        }
+    }
+
+    /// A run that waits.
+    pub(crate) async fn queued(&self, id: &str, now: Ms) -> RunRow {
+        self.store
+            .enqueue(new_run(id), now)
+            .await
+            .unwrap()
+            .into_row()
+    }
+
+    /// Claims up to `limit` runs of all classes for one runner.
+    pub(crate) async fn claim(&self, runner: &str, limit: u32, now: Ms) -> Vec<RunRow> {
+        let classes = self.store.ready_classes().await.unwrap();
+        let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
+        self.store
+            .claim(&classes, limit, now, LEASE, ACCEPT, |candidates| {
+                candidates
+                    .iter()
+                    .map(|candidate| Claim {
+                        run: candidate.id.clone(),
+                        runner_id: runner.into(),
+                    })
+                    .collect()
+            })
+            .await
+            .unwrap()
+    }
+
+    /// A run that runs, at its first attempt, on runner `a`.
+    pub(crate) async fn running(&self, id: &str, now: Ms) -> RunRow {
+        self.queued(id, now).await;
+        let claimed = self.claim("a", 1, now).await;
+        assert_eq!(claimed[0].id.as_str(), id);
+        self.say_all(
+            "a",
+            &claimed[0],
+            now,
+            vec![Report::Accepted, Report::Started],
+        )
+        .await;
+        self.store.run(&run_id(id)).await.unwrap()
+    }
+
+    pub(crate) async fn say_all(
+        &self,
+        runner: &str,
+        run: &RunRow,
+        now: Ms,
+        reports: Vec<Report>,
+    ) -> Vec<Verdict> {
+        let batch: Vec<Reported> = reports
+            .into_iter()
+            .map(|report| Reported {
+                run: run.id.clone(),
+                attempt: run.attempt,
+                runner_id: runner.into(),
+                report,
+            })
+            .collect();
+        self.store.report(&batch, now, LEASE, ACCEPT).await.unwrap()
+    }
+
+    pub(crate) async fn say(&self, runner: &str, run: &RunRow, now: Ms, report: Report) -> Verdict {
+        self.say_all(runner, run, now, vec![report]).await.remove(0)
+    }
+
+    pub(crate) async fn state(&self, id: &str) -> RunState {
+        self.store.run(&run_id(id)).await.unwrap().state
+    }
+
+    /// A runner that is registered.
+    pub(crate) async fn runner(&self, id: &str, name: &str) {
+        let token = RunnerTokenRow {
+            id: format!("token-of-{id}"),
+            hash: vec![1],
+            pool: None,
+            labels: Default::default(),
+            created_at: NOW,
+            expires_at: NOW + 1000,
+        };
+        self.store.create_runner_token(&token).await.unwrap();
+        let runner = NewRunner {
+            id: id.into(),
+            name: name.into(),
+            key_hash: vec![2],
+        };
+        self.store
+            .register_runner(&token.id, &runner, NOW)
+            .await
+            .unwrap();
+    }
+}
+
+pub(crate) fn run_id(id: &str) -> RunId {
+    RunId::new(id).unwrap()
+}
+
+pub(crate) fn new_run(id: &str) -> NewRun {
+    NewRun {
+        id: run_id(id),
+        task_id: None,
+        task_name: None,
+        spec: RunSpec::default(),
+        queue: QueueOptions::default(),
+        platform: "linux/amd64".into(),
+        context_id: None,
+        secrets: None,
+        trigger: "manual".into(),
+        requested_by: Some("ann".into()),
+        rerun_of: None,
+        idempotency_key: None,
+        timeout_secs: None,
+        traceparent: String::new(),
+        warm_key: "warm".into(),
+        max_attempts: 3,
+    }
+}
+
+pub(crate) fn grouped(id: &str, group: &str, max: u32, cancel_superseded: bool) -> NewRun {
+    let mut new = new_run(id);
+    new.queue.concurrency = Some(Concurrency {
+        group: Some(group.into()),
+        max,
+        cancel_superseded,
+    });
+    new
+}
+
+pub(crate) fn chunk(offset: u64, length: u32) -> Report {
+    Report::LogChunk {
+        offset,
+        length,
+        blob: format!("logs/x/{offset}"),
+    }
+}
+
+pub(crate) fn finished(state: RunState, log_length: u64) -> Report {
+    Report::Finished {
+        state,
+        reason: (state != RunState::Succeeded).then(|| "a step failed".into()),
+        result: Box::new(RunResult {
+            vertices: 7,
+            ..RunResult::default()
+        }),
+        log_length,
+        log_sha256: "ab".repeat(32),
+    }
+}
+
+pub(crate) fn ids(rows: &[RunRow]) -> Vec<&str> {
+    rows.iter().map(|row| row.id.as_str()).collect()
+}
