@@ -396,4 +396,4 @@ async fn get<T: DeserializeOwned>(client: &reqwest::Client, address: &str) -> Re
 
 #[cfg(test)]
 #[path = "oidc_tests.rs"]
-mod tests;
+pub(crate) mod tests;

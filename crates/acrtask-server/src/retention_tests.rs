@@ -1,1 +1,80 @@
-//! Tests.
+use std::time::Duration;
+
+use acrtask_api::run::RunResult;
+use acrtask_model::RunState;
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    Config,
+    api::testing::{NOW, Server},
+};
+
+#[tokio::test]
+async fn what_is_old_goes_with_its_blobs() {
+    let day = 24 * 3_600_000;
+    let server = Server::with(Config {
+        retention: Duration::from_secs(24 * 3600),
+        ..Config::default()
+    })
+    .await;
+    let app = &server.app;
+    let runner = server.runner("one").await;
+    let finished = async || {
+        let run = server.start_run().await.id;
+        let attempt = server.lease(&run, &runner).await;
+        server.log(&run, attempt, &runner, 0, "{}\n").await;
+        server
+            .finish(
+                &run,
+                attempt,
+                &runner,
+                RunState::Succeeded,
+                "{}\n",
+                RunResult::default(),
+            )
+            .await;
+        run
+    };
+    let old = finished().await;
+    let waiting = server.start_run().await.id;
+    app.clock.set(NOW + day / 2);
+    let young = finished().await;
+    app.clock.set(NOW + day + 1);
+    let mut left = vec!["logs/left/1/0".to_owned()];
+    app.blobs
+        .put("logs/left/1/0", Bytes::from_static(b"x"))
+        .await
+        .unwrap();
+    let removed = pass(app, &mut left).await.unwrap();
+    assert_eq!(
+        removed,
+        Removed {
+            runs: 1,
+            contexts: 0,
+            blobs: 2,
+            tokens: 0,
+        }
+    );
+    assert!(left.is_empty());
+    assert!(app.store.run(&old).await.is_err());
+    app.store.run(&young).await.unwrap();
+    app.store.run(&waiting).await.unwrap();
+    let gone = app.blobs.get(&format!("logs/{old}/1/0")).await;
+    assert!(matches!(gone, Err(crate::blobs::BlobError::NotFound(_))));
+    app.blobs.get(&format!("logs/{young}/1/0")).await.unwrap();
+    assert_eq!(pass(app, &mut left).await.unwrap(), Removed::default());
+}
+
+#[tokio::test]
+async fn tokens_that_have_ended_go_a_day_later() {
+    let server = Server::start().await;
+    let body = serde_json::json!({"name": "short", "scopes": ["read"], "ttlSecs": 60});
+    server.post("/tokens", body).await;
+    let app = &server.app;
+    app.clock.set(NOW + 120_000);
+    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 0);
+    app.clock.set(NOW + 120_000 + 24 * 3_600_000);
+    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 1);
+    assert_eq!(app.store.tokens().await.unwrap().len(), 1);
+}

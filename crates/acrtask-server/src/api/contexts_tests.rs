@@ -1,1 +1,227 @@
-//! Tests.
+use acrtask_api::run::Run;
+use axum::http::{Method, Request};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    Config,
+    api::testing::{Answer, Server},
+};
+
+fn digest(data: &[u8]) -> String {
+    let hash = Sha256::digest(data);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+async fn begin(server: &Server, data: &[u8]) -> Context {
+    server
+        .post(
+            "/contexts",
+            json!({"size": data.len(), "digest": digest(data)}),
+        )
+        .await
+        .json(StatusCode::CREATED)
+}
+
+async fn part(server: &Server, id: &str, offset: u64, body: impl Into<Body>) -> Answer {
+    let request = Request::builder()
+        .method(Method::PATCH)
+        .uri(format!("{BASE}/contexts/{id}"))
+        .header(header::AUTHORIZATION, format!("Bearer {}", server.admin))
+        .header("upload-offset", offset)
+        .body(body.into())
+        .unwrap();
+    server.send(request).await
+}
+
+fn blobs(server: &Server) -> usize {
+    fn count(folder: &std::path::Path) -> usize {
+        std::fs::read_dir(folder).map_or(0, |entries| {
+            entries
+                .map(|entry| {
+                    let entry = entry.unwrap();
+                    if entry.file_type().unwrap().is_dir() {
+                        count(&entry.path())
+                    } else {
+                        1
+                    }
+                })
+                .sum()
+        })
+    }
+    count(&server.folder.path().join("blobs"))
+}
+
+#[tokio::test]
+async fn a_context_comes_in_parts_and_is_used() {
+    let server = Server::start().await;
+    let data = vec![7_u8; 100_000];
+    let context = begin(&server, &data).await;
+    assert_eq!(context.received, 0);
+    let run = json!({"spec": {"context": {"from": "upload", "id": context.id}}});
+    server
+        .post("/runs", run.clone())
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    let half: Context = part(&server, &context.id, 0, data[..40_000].to_vec())
+        .await
+        .json(StatusCode::OK);
+    assert_eq!((half.received, half.complete), (40_000, false));
+    let shown: Context = server
+        .get(&format!("/contexts/{}", context.id))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(shown, half);
+    let whole: Context = part(&server, &context.id, 40_000, data[40_000..].to_vec())
+        .await
+        .json(StatusCode::OK);
+    assert_eq!((whole.received, whole.complete), (100_000, true));
+    let run: Run = server.post("/runs", run).await.json(StatusCode::CREATED);
+    let row = server.app.store.run(&run.id).await.unwrap();
+    assert_eq!(row.context_id.as_deref(), Some(context.id.as_str()));
+    // The same bytes again need no upload.
+    let again: Context = server
+        .post(
+            "/contexts",
+            json!({"size": data.len(), "digest": digest(&data)}),
+        )
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(again.id, context.id);
+    part(&server, &context.id, 100_000, "x")
+        .await
+        .problem(StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn a_part_at_a_wrong_offset_is_told_the_right_one() {
+    let server = Server::start().await;
+    let context = begin(&server, b"hello world").await;
+    part(&server, &context.id, 0, "hello")
+        .await
+        .json::<Context>(StatusCode::OK);
+    for offset in [0, 4, 6, 11] {
+        let problem = part(&server, &context.id, offset, "x")
+            .await
+            .problem(StatusCode::CONFLICT);
+        assert_eq!(
+            problem.message,
+            format!("the part begins at {offset}, and the next one must begin at 5")
+        );
+    }
+    assert_eq!(blobs(&server), 1);
+    let missing = Server::request(
+        Method::PATCH,
+        &format!("/contexts/{}", context.id),
+        Some(&server.admin),
+        None,
+    );
+    server.send(missing).await.problem(StatusCode::BAD_REQUEST);
+    part(&server, "cnothere", 0, "x")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn limits_are_named_and_leave_nothing() {
+    let server = Server::with(Config {
+        context_limit: 1000,
+        part_limit: 100,
+        ..Config::default()
+    })
+    .await;
+    let problem = server
+        .post("/contexts", json!({"size": 1001, "digest": digest(b"x")}))
+        .await
+        .problem(StatusCode::PAYLOAD_TOO_LARGE);
+    insta::assert_snapshot!(problem.message);
+    server
+        .post("/contexts", json!({"size": 0, "digest": digest(b"")}))
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    let context = begin(&server, &[1; 150]).await;
+    assert_eq!(context.part_limit, 100);
+    // With a length that is announced, and without.
+    let problem = part(&server, &context.id, 0, vec![1; 101])
+        .await
+        .problem(StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(problem.message.contains("100 bytes"), "{problem:?}");
+    let chunks = futures::stream::iter((0..30).map(|_| Ok::<_, std::io::Error>(vec![1_u8; 10])));
+    part(&server, &context.id, 0, Body::from_stream(chunks))
+        .await
+        .problem(StatusCode::PAYLOAD_TOO_LARGE);
+    part(&server, &context.id, 0, vec![1; 100])
+        .await
+        .json::<Context>(StatusCode::OK);
+    part(&server, &context.id, 100, vec![1; 51])
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    part(&server, &context.id, 100, "")
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert_eq!(blobs(&server), 1);
+}
+
+#[tokio::test]
+async fn a_part_that_breaks_off_does_not_count() {
+    let server = Server::start().await;
+    let context = begin(&server, &[1; 150]).await;
+    let chunks = futures::stream::iter([
+        Ok(vec![1_u8; 50]),
+        Err(std::io::Error::other("the connection was cut")),
+    ]);
+    part(&server, &context.id, 0, Body::from_stream(chunks))
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    let shown: Context = server
+        .get(&format!("/contexts/{}", context.id))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(shown.received, 0);
+    assert_eq!(blobs(&server), 0);
+}
+
+#[tokio::test]
+async fn other_bytes_than_promised_begin_anew() {
+    let server = Server::start().await;
+    let context = begin(&server, b"right").await;
+    part(&server, &context.id, 0, "wr")
+        .await
+        .json::<Context>(StatusCode::OK);
+    let problem = part(&server, &context.id, 2, "ong")
+        .await
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(problem.code, "mismatch");
+    assert_eq!(blobs(&server), 0);
+    let shown: Context = server
+        .get(&format!("/contexts/{}", context.id))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!((shown.received, shown.complete), (0, false));
+    let whole: Context = part(&server, &context.id, 0, "right")
+        .await
+        .json(StatusCode::OK);
+    assert!(whole.complete);
+}
+
+#[tokio::test]
+async fn of_two_that_send_the_same_part_one_counts() {
+    let server = Server::start().await;
+    let context = begin(&server, b"hello world").await;
+    let (one, other) = tokio::join!(
+        part(&server, &context.id, 0, "hello world"),
+        part(&server, &context.id, 0, "hello world"),
+    );
+    let mut statuses = [one.status, other.status];
+    statuses.sort();
+    assert_eq!(
+        statuses[0],
+        StatusCode::OK,
+        "{} {}",
+        one.text(),
+        other.text()
+    );
+    assert_eq!(statuses[1], StatusCode::CONFLICT);
+    assert_eq!(blobs(&server), 1);
+}

@@ -1,1 +1,44 @@
-//! Tests.
+use serde_json::json;
+
+use super::*;
+use crate::api::testing::Server;
+
+#[tokio::test]
+async fn a_login_is_set_listed_and_removed() {
+    let server = Server::start().await;
+    let body = json!({"username": "ci", "password": "hunter2"});
+    for host in ["Reg.Example.com:5000", "index.docker.io"] {
+        let answer = server
+            .put(&format!("/credentials/{host}"), body.clone())
+            .await;
+        assert!(!answer.text().contains("hunter2"));
+        answer.json::<Credential>(StatusCode::OK);
+    }
+    let listed = server.get("/credentials").await;
+    assert!(!listed.text().contains("hunter2"));
+    let logins: Vec<Credential> = listed.json(StatusCode::OK);
+    let hosts: Vec<&str> = logins.iter().map(|login| login.host.as_str()).collect();
+    assert_eq!(hosts, ["docker.io", "reg.example.com:5000"]);
+    let rows = server.app.store.credentials().await.unwrap();
+    assert!(
+        rows.iter()
+            .all(|row| !row.password.windows(7).any(|window| window == b"hunter2"))
+    );
+    let answer = server.delete("/credentials/REG.example.com:5000").await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    server
+        .delete("/credentials/reg.example.com:5000")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+    for (host, wrong) in [
+        ("https:%2F%2Fx", body.clone()),
+        ("x", json!({"username": "", "password": "p"})),
+        ("x", json!({"username": "u", "password": ""})),
+        ("x", json!({"username": "u"})),
+    ] {
+        server
+            .put(&format!("/credentials/{host}"), wrong)
+            .await
+            .problem(StatusCode::BAD_REQUEST);
+    }
+}

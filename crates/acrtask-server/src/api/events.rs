@@ -110,6 +110,7 @@ struct Follower {
     log: Option<BoxStream<'static, Result<Bytes, LogError>>>,
     ready: VecDeque<Bytes>,
     spoken: Instant,
+    keep_alive: Duration,
     over: bool,
 }
 
@@ -127,6 +128,7 @@ impl Follower {
             log: None,
             ready: VecDeque::new(),
             spoken: Instant::now(),
+            keep_alive: KEEP_ALIVE,
             over: false,
         }
     }
@@ -159,7 +161,7 @@ impl Follower {
             if self.look().await? {
                 continue;
             }
-            let rest = KEEP_ALIVE.saturating_sub(self.spoken.elapsed());
+            let rest = self.keep_alive.saturating_sub(self.spoken.elapsed());
             tokio::select! {
                 () = self.changes.changed() => {}
                 () = tokio::time::sleep(rest) => self.ready.push_back(Bytes::from_static(b": alive\n\n")),

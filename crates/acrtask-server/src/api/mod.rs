@@ -12,6 +12,8 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{App, auth::Limits, oidc::Issuers};
 
+#[cfg(test)]
+mod authorization_tests;
 mod contexts;
 mod credentials;
 mod document;
@@ -26,7 +28,7 @@ mod runs;
 mod secrets;
 mod tasks;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tokens;
 mod why;
 

@@ -154,6 +154,7 @@ impl From<StoreError> for ApiError {
         match &error {
             StoreError::NotFound { what } => Self::not_found(format!("there is no {what}")),
             StoreError::Conflict { what } => Self::conflict(what.clone()),
+            StoreError::Invalid { what } => Self::invalid(what.clone()),
             StoreError::Unavailable(_) => {
                 tracing::warn!(error = chain(&error), "the database cannot be reached");
                 Self::unavailable("the database cannot be reached now")

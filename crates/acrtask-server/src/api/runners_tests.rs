@@ -1,1 +1,63 @@
-//! Tests.
+use axum::http::Method;
+use serde_json::json;
+
+use super::*;
+use crate::api::testing::{NOW, Server};
+
+#[tokio::test]
+async fn runners_are_shown_drained_and_removed() {
+    let server = Server::start().await;
+    server.runner("one").await;
+    let runners: Vec<Runner> = server.get("/runners").await.json(StatusCode::OK);
+    assert_eq!(runners.len(), 1);
+    // Connected to another server a moment ago.
+    assert_eq!(runners[0].state, RunnerState::Online);
+    let drained: Runner = server
+        .post("/runners/one/drain", json!({}))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(drained.state, RunnerState::Draining);
+    let resumed: Runner = server
+        .post("/runners/one/resume", json!({}))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(resumed.state, RunnerState::Online);
+    // Not heard of for longer than a lease.
+    server.app.clock.set(NOW + 31_000);
+    let shown: Runner = server.get("/runners/one").await.json(StatusCode::OK);
+    assert_eq!(shown.state, RunnerState::Offline);
+    let answer = server.delete("/runners/one").await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    server
+        .get("/runners/one")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+    for path in ["/runners/one/drain", "/runners/one/resume"] {
+        server
+            .post(path, json!({}))
+            .await
+            .problem(StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_a_runner_is_made() {
+    let server = Server::start().await;
+    let token: RunnerToken = server
+        .ask(Method::POST, "/runner-tokens", &server.admin, None)
+        .await
+        .json(StatusCode::CREATED);
+    assert!(token.secret.0.starts_with("acrr_"));
+    assert_eq!(token.expires_at, acrtask_store::timestamp(NOW + 3_600_000));
+    let body = json!({"pool": "big", "labels": {"gpu": "yes"}, "ttlSecs": 60});
+    server
+        .post("/runner-tokens", body)
+        .await
+        .json::<RunnerToken>(StatusCode::CREATED);
+    let wrong = json!({"pool": "a b", "labels": {"": "x"}, "ttlSecs": 0});
+    let problem = server
+        .post("/runner-tokens", wrong)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert_eq!(problem.message.split("; ").count(), 3, "{problem:?}");
+}

@@ -264,7 +264,7 @@ pub(super) async fn complete(
 /// Stores a run and wakes whoever hands it out.
 pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError> {
     let app = &api.app;
-    let context = new.context_id.clone();
+    let (id, context) = (new.id.clone(), new.context_id.clone());
     let enqueued = match app.store.enqueue(new, app.clock.now_ms()).await {
         Ok(enqueued) => enqueued,
         Err(StoreError::NotFound { .. }) if context.is_some() => {
@@ -273,6 +273,11 @@ pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError
                 context.unwrap_or_default()
             ))
             .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`"));
+        }
+        // An id that its caller chose may be taken, which the database says in words of its own.
+        Err(StoreError::Database(_)) if app.store.run(&id).await.is_ok() => {
+            return Err(ApiError::conflict(format!("there is a run {id} already"))
+                .help("leave out `id`, or choose another one"));
         }
         Err(error) => return Err(error.into()),
     };

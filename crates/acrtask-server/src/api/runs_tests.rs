@@ -1,1 +1,406 @@
-//! Tests.
+use std::collections::BTreeMap;
+
+use acrtask_api::run::{BaseResult, RunResult};
+use acrtask_model::events::{BaseRole, Evidence};
+use axum::http::Method;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{api::testing::Server, submit::lease_payload};
+
+fn cmd() -> serde_json::Value {
+    json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}, "facts": {"registry": "reg.example.com"}}})
+}
+
+#[tokio::test]
+async fn a_run_is_asked_for_and_shown() {
+    let server = Server::start().await;
+    let answer = server.post("/runs", cmd()).await;
+    let run: Run = answer.json(StatusCode::CREATED);
+    assert_eq!(run.state, RunState::Queued);
+    assert_eq!(run.trigger, "manual");
+    assert_eq!(run.requested_by.as_deref(), Some("admin"));
+    assert_eq!(run.spec.facts.triggered_by, "Manual");
+    let location = answer.headers[header::LOCATION].to_str().unwrap();
+    assert_eq!(location, format!("/api/v1/runs/{}", run.id));
+    let shown: Run = server
+        .get(&format!("/runs/{}", run.id))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(shown, run);
+    // The limit of the server holds for a run that says none.
+    let row = server.app.store.run(&run.id).await.unwrap();
+    assert_eq!(row.timeout_secs, Some(8 * 3600));
+    assert_eq!(row.warm_key, "reg.example.com alpine true");
+    for path in ["/runs/rnothere", "/runs/NO-ID", "/runs/a%2Fb"] {
+        let problem = server.get(path).await.problem(StatusCode::NOT_FOUND);
+        assert_eq!(problem.code, "not-found");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_may_choose_the_id() {
+    let server = Server::start().await;
+    let mut body = cmd();
+    body["id"] = json!("ca7");
+    let run: Run = server
+        .post("/runs", body.clone())
+        .await
+        .json(StatusCode::CREATED);
+    assert_eq!(run.id.as_str(), "ca7");
+    let problem = server
+        .post("/runs", body)
+        .await
+        .problem(StatusCode::CONFLICT);
+    assert_eq!(problem.code, "conflict");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_told_at_once() {
+    let server = Server::start().await;
+    let wrong = json!({
+        "spec": {
+            "work": {"do": "file", "path": "/etc/passwd"},
+            "platforms": ["amd64"],
+            "buildSecrets": ["nobody"],
+            "timeoutSecs": 0,
+            "cache": {"use": "readWrite", "name": "app"},
+        },
+        "queue": {"priority": 99},
+        "credentials": [{"host": "https://x", "username": "u", "password": "hunter2"}],
+    });
+    let problem = server
+        .post("/runs", wrong)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    insta::assert_snapshot!(problem.message.replace("; ", "\n"));
+    let problem = server
+        .post("/runs", json!({"spec": {"wrok": {}}}))
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert!(
+        problem.message.contains("unknown field `wrok`"),
+        "{problem:?}"
+    );
+    let upload = json!({"spec": {"context": {"from": "upload", "id": "c1"}}});
+    let problem = server
+        .post("/runs", upload)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert_eq!(problem.message, "there is no complete context `c1`");
+    let large = json!({"spec": {"work": {"do": "cmd", "line": "x".repeat(5 << 20)}}});
+    let problem = server
+        .post("/runs", large)
+        .await
+        .problem(StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(problem.code, "too-large");
+}
+
+fn keyed(
+    server: &Server,
+    path: &str,
+    key: &str,
+    body: &serde_json::Value,
+) -> axum::http::Request<axum::body::Body> {
+    let mut request = Server::request(Method::POST, path, Some(&server.admin), Some(body));
+    request
+        .headers_mut()
+        .insert("idempotency-key", key.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn the_same_key_leads_to_the_same_run() {
+    let server = Server::start().await;
+    let first: Run = server
+        .send(keyed(&server, "/runs", "k1", &cmd()))
+        .await
+        .json(StatusCode::CREATED);
+    let again: Run = server
+        .send(keyed(&server, "/runs", "k1", &cmd()))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(again.id, first.id);
+    let mut other = cmd();
+    other["spec"]["work"]["line"] = json!("alpine false");
+    let problem = server
+        .send(keyed(&server, "/runs", "k1", &other))
+        .await
+        .problem(StatusCode::CONFLICT);
+    assert!(problem.message.contains(first.id.as_str()));
+    let second: Run = server
+        .send(keyed(&server, "/runs", "k2", &other))
+        .await
+        .json(StatusCode::CREATED);
+    assert_ne!(second.id, first.id);
+    // Another caller's key is another key.
+    let token = server.token(&[Scope::Run], None).await;
+    let mut request = Server::request(Method::POST, "/runs", Some(&token), Some(&cmd()));
+    request
+        .headers_mut()
+        .insert("idempotency-key", "k1".parse().unwrap());
+    server.send(request).await.json::<Run>(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    let server = Server::start().await;
+    for at in 0..5_i64 {
+        server.app.clock.set(crate::api::testing::NOW + at);
+        server.start_run().await;
+    }
+    let page: Page<Run> = server.get("/runs?limit=2").await.json(StatusCode::OK);
+    assert_eq!(page.items.len(), 2);
+    assert!(page.items[0].created_at > page.items[1].created_at);
+    let mut seen = page.items.len();
+    let mut next = page.next;
+    while let Some(cursor) = next {
+        let page: Page<Run> = server
+            .get(&format!("/runs?limit=2&cursor={cursor}"))
+            .await
+            .json(StatusCode::OK);
+        seen += page.items.len();
+        next = page.next;
+    }
+    assert_eq!(seen, 5);
+    let page: Page<Run> = server
+        .get("/runs?state=queued,running&limit=200")
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(page.items.len(), 5);
+    let page: Page<Run> = server
+        .get("/runs?state=succeeded")
+        .await
+        .json(StatusCode::OK);
+    assert!(page.items.is_empty());
+    for wrong in [
+        "state=done",
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=%00",
+        "nothing=1",
+    ] {
+        let answer = server.get(&format!("/runs?{wrong}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
+        answer.problem(StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test]
+async fn a_waiting_run_is_canceled_at_once() {
+    let server = Server::start().await;
+    let run = server.start_run().await;
+    let path = format!("/runs/{}/cancel", run.id);
+    let canceled: Run = server
+        .post(&path, json!({"reason": "a mistake"}))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(canceled.state, RunState::Canceled);
+    assert_eq!(canceled.reason.as_deref(), Some("a mistake"));
+    let again: Run = server.post(&path, json!({})).await.json(StatusCode::OK);
+    assert_eq!(again, canceled);
+    // Without a body.
+    let run = server.start_run().await;
+    let path = format!("/runs/{}/cancel", run.id);
+    let canceled: Run = server
+        .ask(Method::POST, &path, &server.admin, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(canceled.reason.as_deref(), Some("canceled by admin"));
+}
+
+#[tokio::test]
+async fn a_run_that_is_carried_out_is_asked_to_end() {
+    let server = Server::start().await;
+    let runner = server.runner("one").await;
+    let run = server.start_run().await;
+    server.lease(&run.id, &runner).await;
+    let path = format!("/runs/{}", run.id);
+    let asked: Run = server
+        .post(&format!("{path}/cancel"), json!({}))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(asked.state, RunState::Running);
+    assert!(asked.cancel_requested);
+    let cancels = server.app.store.cancels().await.unwrap();
+    assert_eq!(cancels.len(), 1);
+    assert_eq!(cancels[0].reason, "canceled by admin");
+}
+
+#[tokio::test]
+async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
+    let server = Server::start().await;
+    let runner = server.runner("one").await;
+    let body = json!({
+        "spec": {"context": {"from": "url", "url": "https://git.example.com/a.git#main:sub"}},
+        "queue": {"priority": 2},
+        "secrets": {"token": "hunter2"},
+        "credentials": [{"host": "reg.example.com", "username": "u", "password": "hunter3"}],
+    });
+    let first: Run = server.post("/runs", body).await.json(StatusCode::CREATED);
+    assert_eq!(first.spec.secrets, ["token"]);
+    let attempt = server.lease(&first.id, &runner).await;
+    let digest: acrtask_model::Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+    let commit = "0123456789012345678901234567890123456789";
+    let result = RunResult {
+        bases: vec![BaseResult {
+            step: acrtask_model::StepId::new("build").unwrap(),
+            role: BaseRole::Runtime,
+            name: "alpine:3".into(),
+            digest: digest.clone(),
+            evidence: Evidence::Provenance,
+        }],
+        facts: acrtask_api::spec::Facts {
+            commit: commit.into(),
+            branch: "main".into(),
+            ..Default::default()
+        },
+        ..RunResult::default()
+    };
+    server
+        .finish(&first.id, attempt, &runner, RunState::Failed, "", result)
+        .await;
+    let path = format!("/runs/{}/rerun", first.id);
+    let again: Run = server
+        .ask(Method::POST, &path, &server.admin, None)
+        .await
+        .json(StatusCode::CREATED);
+    assert_ne!(again.id, first.id);
+    assert_eq!(again.rerun_of.as_ref(), Some(&first.id));
+    assert_eq!(again.trigger, "rerun");
+    assert_eq!(again.queue, first.queue);
+    assert_eq!(
+        again.spec.pins,
+        BTreeMap::from([("alpine:3".to_owned(), digest)])
+    );
+    assert_eq!(again.spec.facts.branch, "main");
+    let url = format!("https://git.example.com/a.git#{commit}:sub");
+    assert_eq!(
+        again.spec.context,
+        acrtask_api::spec::ContextSource::Url { url }
+    );
+    // What it must not show, it has nonetheless.
+    let row = server.app.store.run(&again.id).await.unwrap();
+    assert!(!format!("{row:?}").contains("hunter"));
+    let payload = lease_payload(&server.app, &row).await.unwrap();
+    assert_eq!(payload.secrets["token"].expose(), "hunter2");
+    assert_eq!(payload.credentials[0].password.0, "hunter3");
+    assert!(!format!("{payload:?}").contains("hunter"));
+}
+
+#[tokio::test]
+async fn attempts_are_listed() {
+    let server = Server::start().await;
+    let runner = server.runner("one").await;
+    let run = server.start_run().await;
+    let path = format!("/runs/{}/attempts", run.id);
+    let none: Vec<Attempt> = server.get(&path).await.json(StatusCode::OK);
+    assert!(none.is_empty());
+    let attempt = server.lease(&run.id, &runner).await;
+    server
+        .finish(
+            &run.id,
+            attempt,
+            &runner,
+            RunState::Succeeded,
+            "",
+            RunResult::default(),
+        )
+        .await;
+    let attempts: Vec<Attempt> = server.get(&path).await.json(StatusCode::OK);
+    assert_eq!(attempts.len(), 1);
+    assert_eq!(attempts[0].runner, "one");
+    assert_eq!(attempts[0].outcome.as_deref(), Some("succeeded"));
+}
+
+#[tokio::test]
+async fn stored_secrets_need_more_than_run() {
+    let server = Server::start().await;
+    let body = json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}, "secrets": ["key"]}});
+    let problem = server
+        .post("/runs", body.clone())
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert_eq!(problem.message, "there is no secret `key`");
+    server
+        .put("/secrets/key", json!({"value": "hunter2"}))
+        .await
+        .json::<serde_json::Value>(StatusCode::OK);
+    let run: Run = server
+        .post("/runs", body.clone())
+        .await
+        .json(StatusCode::CREATED);
+    let row = server.app.store.run(&run.id).await.unwrap();
+    let payload = lease_payload(&server.app, &row).await.unwrap();
+    assert_eq!(payload.secrets["key"].expose(), "hunter2");
+    let token = server.token(&[Scope::Run], None).await;
+    let problem = server
+        .ask(Method::POST, "/runs", &token, Some(&body))
+        .await
+        .problem(StatusCode::FORBIDDEN);
+    assert_eq!(problem.code, "forbidden");
+    // Gone between the request and the lease.
+    server.delete("/secrets/key").await;
+    let error = lease_payload(&server.app, &row).await.unwrap_err();
+    insta::assert_snapshot!(error.to_string());
+}
+
+#[test]
+fn a_trace_is_taken_over_only_in_its_form() {
+    assert!(is_traceparent(
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    ));
+    for wrong in [
+        "",
+        "00",
+        "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "a-b-c-d",
+    ] {
+        assert!(!is_traceparent(wrong), "{wrong}");
+    }
+}
+
+fn limits() -> impl Strategy<Value = TaskLimit> {
+    prop_oneof![
+        Just(TaskLimit::All),
+        "[ab/]{0,4}".prop_map(TaskLimit::Exact),
+        "[ab/]{0,4}".prop_map(TaskLimit::Prefix),
+    ]
+}
+
+proptest! {
+    /// The filter of a list never shows what the limit of the token hides, and hides nothing else.
+    #[test]
+    fn two_limits_together(one in limits(), other in limits(), task in proptest::option::of("[ab/]{0,5}")) {
+        let task = task.as_deref();
+        let expected = one.allows(task) && other.allows(task);
+        let got = both(&one, other).is_some_and(|limit| limit.allows(task));
+        prop_assert_eq!(got, expected);
+    }
+}
+
+/// No text of a cursor or a filter makes the server fail.
+#[tokio::test]
+async fn any_cursor_is_answered() {
+    use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
+    let server = Server::start().await;
+    server.start_run().await;
+    let mut runner = TestRunner::default();
+    let texts = ("\\PC{0,40}|[0-9]{0,20}:[a-z]{0,12}|.{0,8}", "\\PC{0,20}");
+    for _ in 0..200 {
+        let (cursor, task) = texts.new_tree(&mut runner).unwrap().current();
+        let query = form(&[("cursor", &cursor), ("task", &task)]);
+        let status = server.get(&format!("/runs?{query}")).await.status;
+        let expected = [StatusCode::OK, StatusCode::BAD_REQUEST];
+        assert!(expected.contains(&status), "{status}: {cursor:?} {task:?}");
+        server.app.clock.set(server.app.clock.now_ms() + 10);
+    }
+}
+
+fn form(pairs: &[(&str, &str)]) -> String {
+    url::form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs)
+        .finish()
+}

@@ -1,1 +1,92 @@
-//! Tests.
+use axum::http::Method;
+use serde_json::json;
+
+use acrtask_api::admin::Scope;
+
+use super::*;
+use crate::api::testing::Server;
+
+#[tokio::test]
+async fn a_secret_goes_in_and_never_comes_out() {
+    let server = Server::start().await;
+    server
+        .post("/tasks", json!({"name": "app", "cmd": "alpine true"}))
+        .await
+        .json::<serde_json::Value>(StatusCode::CREATED);
+    let set = server
+        .put("/secrets/npm", json!({"value": "hunter2"}))
+        .await;
+    assert!(!set.text().contains("hunter2"));
+    set.json::<Secret>(StatusCode::OK);
+    server
+        .put("/secrets/npm", json!({"value": "hunter3", "task": "app"}))
+        .await
+        .json::<Secret>(StatusCode::OK);
+    let listed = server.get("/secrets").await;
+    assert!(!listed.text().contains("hunter"));
+    let secrets: Vec<Secret> = listed.json(StatusCode::OK);
+    let tasks: Vec<Option<&str>> = secrets
+        .iter()
+        .map(|secret| secret.task.as_deref())
+        .collect();
+    assert_eq!(tasks, [None, Some("app")]);
+    let of_task: Vec<Secret> = server.get("/secrets?task=app").await.json(StatusCode::OK);
+    assert_eq!(of_task.len(), 1);
+    // What the database has is not what was said, and opens only where it belongs.
+    let store = &server.app.store;
+    let sealed = store.secret("", "npm").await.unwrap().unwrap();
+    assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
+    let vault = &server.app.vault;
+    let opened = vault.open(&submit::secret_aad("", "npm"), &sealed).unwrap();
+    assert_eq!(opened.expose(), "hunter2");
+    vault
+        .open(&submit::secret_aad("", "other"), &sealed)
+        .unwrap_err();
+    let files = std::fs::read(server.folder.path().join("db.sqlite")).unwrap();
+    assert!(!files.windows(7).any(|window| window == b"hunter2"));
+    // Another token sees no more than its tasks.
+    let limited = server.token(&[Scope::Read], Some("app")).await;
+    let seen: Vec<Secret> = server
+        .ask(Method::GET, "/secrets", &limited, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(seen.len(), 1);
+    let answer = server.delete("/secrets/npm?task=app").await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    server
+        .delete("/secrets/npm?task=app")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_is_no_secret_is_refused() {
+    let server = Server::start().await;
+    for (path, body, status) in [
+        (
+            "/secrets/a%20b",
+            json!({"value": "x"}),
+            StatusCode::BAD_REQUEST,
+        ),
+        ("/secrets/a", json!({"value": ""}), StatusCode::BAD_REQUEST),
+        (
+            "/secrets/a",
+            json!({"value": "x".repeat(70_000)}),
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
+        (
+            "/secrets/a",
+            json!({"value": "x", "task": "nothere"}),
+            StatusCode::NOT_FOUND,
+        ),
+        (
+            "/secrets/a",
+            json!({"valeu": "hunter2"}),
+            StatusCode::BAD_REQUEST,
+        ),
+    ] {
+        let answer = server.put(path, body).await;
+        assert!(!answer.text().contains("hunter2"));
+        answer.problem(status);
+    }
+}

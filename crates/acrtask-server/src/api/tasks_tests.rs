@@ -1,1 +1,306 @@
-//! Tests.
+use axum::http::Method;
+use serde_json::json;
+
+use super::*;
+use crate::{api::testing::Server, submit::lease_payload};
+
+fn definition(name: &str) -> serde_json::Value {
+    json!({
+        "name": name,
+        "context": "https://git.example.com/app.git#main",
+        "registry": "reg.example.com",
+        "values": {"greeting": "hello"},
+        "platform": "linux/amd64",
+        "timeout": "10m",
+        "queue": {"priority": 1, "concurrency": {"max": 1, "cancelSuperseded": true}},
+    })
+}
+
+#[tokio::test]
+async fn a_task_is_made_changed_and_deleted() {
+    let server = Server::start().await;
+    let answer = server.post("/tasks", definition("team/app")).await;
+    let task: Task = answer.json(StatusCode::CREATED);
+    assert_eq!(answer.headers[header::LOCATION], "/api/v1/tasks/team%2Fapp");
+    server
+        .post("/tasks", definition("team/app"))
+        .await
+        .problem(StatusCode::CONFLICT);
+    let shown: Task = server.get("/tasks/team%2Fapp").await.json(StatusCode::OK);
+    assert_eq!(shown, task);
+    // Changed, and renamed; the id stays.
+    let mut changed = definition("team/other");
+    changed["description"] = json!("renamed");
+    let renamed: Task = server
+        .put("/tasks/team%2Fapp", changed)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(renamed.id, task.id);
+    assert!(renamed.generation > task.generation);
+    server
+        .get("/tasks/team%2Fapp")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+    // With a generation that is past.
+    let mut request = Server::request(
+        Method::PUT,
+        "/tasks/team%2Fother",
+        Some(&server.admin),
+        Some(&definition("team/other")),
+    );
+    request.headers_mut().insert(
+        "if-match",
+        format!("\"{}\"", task.generation).parse().unwrap(),
+    );
+    server.send(request).await.problem(StatusCode::CONFLICT);
+    // One that is not there is made.
+    server
+        .put("/tasks/new", definition("new"))
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    let answer = server.delete("/tasks/new").await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    server
+        .delete("/tasks/new")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_wrong_definition_is_refused_with_all_problems() {
+    let server = Server::start().await;
+    let mut wrong = definition("a b");
+    wrong["text"] = json!("steps: []");
+    wrong["cmd"] = json!("alpine");
+    wrong["timeout"] = json!("soon");
+    let problem = server
+        .post("/tasks", wrong)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    insta::assert_snapshot!(problem.message.replace("; ", "\n"));
+    let problem = server
+        .post("/tasks", json!({"name": "a", "steps": []}))
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert!(
+        problem.message.contains("unknown field `steps`"),
+        "{problem:?}"
+    );
+}
+
+#[tokio::test]
+async fn tasks_are_listed_by_name() {
+    let server = Server::start().await;
+    for name in ["b", "team/b", "a", "team/a"] {
+        server
+            .post("/tasks", definition(name))
+            .await
+            .json::<Task>(StatusCode::CREATED);
+    }
+    let names = async |path: &str, token: &str| -> (Vec<String>, Option<String>) {
+        let page: Page<Task> = server
+            .ask(Method::GET, path, token, None)
+            .await
+            .json(StatusCode::OK);
+        let names = page.items.into_iter().map(|task| task.definition.name);
+        (names.collect(), page.next)
+    };
+    let (first, next) = names("/tasks?limit=3", &server.admin).await;
+    assert_eq!(first, ["a", "b", "team/a"]);
+    let (rest, end) = names(
+        &format!(
+            "/tasks?limit=3&cursor={}",
+            next.unwrap().replace('/', "%2F")
+        ),
+        &server.admin,
+    )
+    .await;
+    assert_eq!((rest, end), (vec!["team/b".to_owned()], None));
+    let (team, _) = names("/tasks?prefix=team%2F", &server.admin).await;
+    assert_eq!(team, ["team/a", "team/b"]);
+    let limited = server.token(&[Scope::Read], Some("team/*")).await;
+    assert_eq!(names("/tasks", &limited).await.0, ["team/a", "team/b"]);
+}
+
+#[tokio::test]
+async fn a_run_of_a_task_is_what_the_task_says() {
+    let server = Server::start().await;
+    let task: Task = server
+        .post("/tasks", definition("team/app"))
+        .await
+        .json(StatusCode::CREATED);
+    let run: Run = server
+        .post(
+            "/tasks/team%2Fapp/runs",
+            json!({"set": {"greeting": "hi"}, "noPush": true, "priority": 5}),
+        )
+        .await
+        .json(StatusCode::CREATED);
+    assert_eq!(run.task.as_deref(), Some("team/app"));
+    assert_eq!(run.trigger, "task");
+    assert_eq!(run.queue.priority, 5);
+    insta::assert_json_snapshot!(run.spec);
+    let row = server.app.store.run(&run.id).await.unwrap();
+    assert_eq!(row.task_id, Some(task.id));
+    assert_eq!(row.timeout_secs, Some(600));
+    assert_eq!(row.platform, "linux/amd64");
+    assert_eq!(row.warm_key, "team/app");
+    // Without a body, and it takes its turn in the task's own group.
+    let second: Run = server
+        .ask(Method::POST, "/tasks/team%2Fapp/runs", &server.admin, None)
+        .await
+        .json(StatusCode::CREATED);
+    assert_eq!(
+        second.queue.concurrency.unwrap().group.as_deref(),
+        Some("team/app")
+    );
+    let first = server.app.store.run(&run.id).await.unwrap();
+    assert_eq!(first.state, acrtask_model::RunState::Canceled, "superseded");
+}
+
+#[tokio::test]
+async fn nothing_starts_a_run_of_a_disabled_task() {
+    let server = Server::start().await;
+    server
+        .post("/tasks", definition("app"))
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    let run: Run = server
+        .post("/tasks/app/runs", json!({}))
+        .await
+        .json(StatusCode::CREATED);
+    let task: Task = server
+        .post("/tasks/app/disable", json!({}))
+        .await
+        .json(StatusCode::OK);
+    assert!(!task.definition.enabled);
+    let problem = server
+        .post("/tasks/app/runs", json!({}))
+        .await
+        .problem(StatusCode::CONFLICT);
+    assert_eq!(problem.message, "the task `app` is disabled");
+    server
+        .post(&format!("/runs/{}/rerun", run.id), json!({}))
+        .await
+        .problem(StatusCode::CONFLICT);
+    server
+        .post("/tasks/app/enable", json!({}))
+        .await
+        .json::<Task>(StatusCode::OK);
+    server
+        .post("/tasks/app/runs", json!({}))
+        .await
+        .json::<Run>(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_task_that_a_file_decides_is_not_changed_here() {
+    let server = Server::start().await;
+    let definition: TaskDefinition = serde_json::from_value(definition("app")).unwrap();
+    server
+        .app
+        .store
+        .create_task("t1", &definition, Some("tasks/app.yaml"), 0)
+        .await
+        .unwrap();
+    let body = serde_json::to_value(&definition).unwrap();
+    let problem = server
+        .put("/tasks/app", body)
+        .await
+        .problem(StatusCode::CONFLICT);
+    assert_eq!(
+        problem.message,
+        "the task `app` is kept in the file tasks/app.yaml"
+    );
+    server
+        .delete("/tasks/app")
+        .await
+        .problem(StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn a_task_has_its_secrets_and_logins() {
+    let server = Server::start().await;
+    let mut with_secrets = definition("app");
+    with_secrets["secrets"] = json!({"npm": "npm-token", "git": "git-token"});
+    server
+        .post("/tasks", with_secrets)
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    let problem = server
+        .post("/tasks/app/runs", json!({}))
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert_eq!(
+        problem.message,
+        "there is no secret `git-token`, `npm-token`"
+    );
+    for (path, body) in [
+        ("/secrets/npm-token", json!({"value": "of all"})),
+        (
+            "/secrets/npm-token",
+            json!({"value": "of the task", "task": "app"}),
+        ),
+        ("/secrets/git-token", json!({"value": "of all"})),
+        (
+            "/credentials/Reg.Example.com",
+            json!({"username": "all", "password": "p1"}),
+        ),
+        (
+            "/credentials/reg.example.com",
+            json!({"username": "app", "password": "p2", "task": "app"}),
+        ),
+        (
+            "/credentials/other.example.com:5000",
+            json!({"username": "all", "password": "p3"}),
+        ),
+    ] {
+        server
+            .put(path, body)
+            .await
+            .json::<serde_json::Value>(StatusCode::OK);
+    }
+    let start = json!({"secrets": {"git": "of the run"}});
+    let run: Run = server
+        .post("/tasks/app/runs", start)
+        .await
+        .json(StatusCode::CREATED);
+    let row = server.app.store.run(&run.id).await.unwrap();
+    let payload = lease_payload(&server.app, &row).await.unwrap();
+    assert_eq!(payload.secrets["npm"].expose(), "of the task");
+    assert_eq!(payload.secrets["git"].expose(), "of the run");
+    let logins: Vec<(&str, &str, &str)> = payload
+        .credentials
+        .iter()
+        .map(|login| {
+            (
+                login.host.as_str(),
+                login.username.as_str(),
+                login.password.0.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        logins,
+        [
+            ("reg.example.com", "app", "p2"),
+            ("other.example.com:5000", "all", "p3")
+        ]
+    );
+    // Whoever may only run it cannot put other steps in front of its secrets.
+    let token = server.token(&[Scope::Run], None).await;
+    for start in [
+        json!({"context": {"from": "none"}}),
+        json!({"file": "evil.yaml"}),
+    ] {
+        server
+            .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
+            .await
+            .problem(StatusCode::FORBIDDEN);
+    }
+    let start = json!({"secrets": {"git": "x"}});
+    server
+        .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
+        .await
+        .json::<Run>(StatusCode::CREATED);
+}

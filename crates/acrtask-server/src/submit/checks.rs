@@ -219,7 +219,7 @@ pub fn task_name(name: &str) -> Result<(), String> {
         Err(format!("it is longer than {MAX_NAME} characters"))
     } else if let Some(bad) = name.chars().find(|c| !good(*c)) {
         Err(format!(
-            "`{name}` holds {bad:?}; letters, digits, `-`, `_`, `.` and `/` may be used"
+            "`{name}` holds {bad:?}, and only letters, digits, `-`, `_`, `.` and `/` may be used"
         ))
     } else if name
         .split('/')
@@ -251,7 +251,10 @@ pub fn secret_name(name: &str) -> Result<(), String> {
 /// Why it is none.
 pub(crate) fn word(text: &str) -> Result<(), String> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if text.is_empty() || text.len() > MAX_NAME || !text.chars().all(good) {
+    if text.is_empty() {
+        return Err("it is empty".into());
+    }
+    if text.len() > MAX_NAME || !text.chars().all(good) {
         return Err(format!(
             "`{text}` must be 1 to {MAX_NAME} letters, digits, `-`, `_`, `.` and `/`"
         ));
@@ -404,7 +407,7 @@ fn check_platform(key: &str, platform: &str, problems: &mut Problems) {
     };
     if !(2..=3).contains(&parts.len()) || !parts.iter().all(good) {
         problems.add(format!(
-            "`{key}`: `{platform}` is no platform; write `linux/amd64` or `linux/arm/v7`"
+            "`{key}`: `{platform}` is no platform: write `linux/amd64` or `linux/arm/v7`"
         ));
     }
 }

@@ -1,0 +1,375 @@
+//! Who may what: every operation of the OpenAPI document stands in one table here, or this test fails.
+
+use std::collections::BTreeSet;
+
+use acrtask_api::{
+    admin::Scope,
+    run::{Context, Run},
+};
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::testing::Server;
+use crate::auth;
+
+/// What an operation needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Not even a token.
+    Nothing,
+    /// Any token.
+    Token,
+    /// A token with this scope.
+    Scope(Scope),
+}
+
+/// What a token for other tasks gets, where the operation belongs to a task, or to none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// It belongs to no task.
+    Free,
+    /// It sees nothing there.
+    Hidden,
+    /// It may not.
+    Forbidden,
+    /// A list without what it may not see.
+    Empty,
+}
+
+struct Row {
+    method: Method,
+    path: &'static str,
+    needs: Needs,
+    others: Others,
+    body: Value,
+}
+
+fn row(method: Method, path: &'static str, needs: Needs, others: Others, body: Value) -> Row {
+    Row {
+        method,
+        path,
+        needs,
+        others,
+        body,
+    }
+}
+
+fn table() -> Vec<Row> {
+    use Needs::{Nothing, Scope as Of, Token};
+    use Others::{Empty, Forbidden, Free, Hidden};
+    let (get, post, put, delete, patch) = (
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::PATCH,
+    );
+    let (read, run, write, admin) = (
+        Of(Scope::Read),
+        Of(Scope::Run),
+        Of(Scope::Write),
+        Of(Scope::Admin),
+    );
+    let none = || Value::Null;
+    let cmd = || json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
+    let task = || json!({"name": "mine", "cmd": "alpine true"});
+    vec![
+        row(get.clone(), "/openapi.json", Nothing, Free, none()),
+        row(get.clone(), "/schemas/task.json", Nothing, Free, none()),
+        row(get.clone(), "/schemas/acr-task.json", Nothing, Free, none()),
+        row(
+            post.clone(),
+            "/auth/exchange",
+            Nothing,
+            Free,
+            json!({"token": "x"}),
+        ),
+        row(get.clone(), "/me", Token, Free, none()),
+        row(get.clone(), "/runs", read, Empty, none()),
+        row(post.clone(), "/runs", run, Forbidden, cmd()),
+        row(get.clone(), "/runs/{id}", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/why", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/attempts", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/log", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/events", read, Hidden, none()),
+        row(post.clone(), "/runs/{id}/rerun", run, Hidden, none()),
+        row(post.clone(), "/runs/{id}/cancel", run, Hidden, none()),
+        row(
+            post.clone(),
+            "/contexts",
+            run,
+            Free,
+            json!({"size": 1, "digest": format!("sha256:{}", "a".repeat(64))}),
+        ),
+        row(get.clone(), "/contexts/{id}", run, Free, none()),
+        row(patch, "/contexts/{id}", run, Free, none()),
+        row(get.clone(), "/tasks", read, Empty, none()),
+        row(post.clone(), "/tasks", write, Forbidden, task()),
+        row(get.clone(), "/tasks/{name}", read, Hidden, none()),
+        row(put.clone(), "/tasks/{name}", write, Forbidden, task()),
+        row(post.clone(), "/tasks/{name}/enable", write, Hidden, none()),
+        row(post.clone(), "/tasks/{name}/disable", write, Hidden, none()),
+        row(post.clone(), "/tasks/{name}/runs", run, Hidden, none()),
+        row(get.clone(), "/secrets", read, Empty, none()),
+        row(
+            put.clone(),
+            "/secrets/{name}",
+            write,
+            Forbidden,
+            json!({"value": "x", "task": "mine"}),
+        ),
+        row(delete.clone(), "/secrets/{name}", write, Forbidden, none()),
+        row(get.clone(), "/credentials", read, Empty, none()),
+        row(
+            put.clone(),
+            "/credentials/{host}",
+            write,
+            Forbidden,
+            json!({"username": "u", "password": "p"}),
+        ),
+        row(
+            delete.clone(),
+            "/credentials/{host}",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(get.clone(), "/tokens", admin, Free, none()),
+        row(
+            post.clone(),
+            "/tokens",
+            admin,
+            Free,
+            json!({"name": "x", "scopes": ["read"]}),
+        ),
+        row(delete.clone(), "/tokens/{id}", admin, Free, none()),
+        row(get.clone(), "/federations", admin, Free, none()),
+        row(
+            put,
+            "/federations/{name}",
+            admin,
+            Free,
+            json!({"name": "mine", "issuer": "https://x", "audience": "a", "subject": "s:*", "scopes": ["read"]}),
+        ),
+        row(delete.clone(), "/federations/{name}", admin, Free, none()),
+        row(get.clone(), "/runners", read, Free, none()),
+        row(get, "/runners/{name}", read, Free, none()),
+        row(post.clone(), "/runners/{name}/drain", admin, Free, none()),
+        row(post.clone(), "/runners/{name}/resume", admin, Free, none()),
+        row(post, "/runner-tokens", admin, Free, none()),
+        row(delete.clone(), "/runners/{name}", admin, Free, none()),
+        row(delete, "/tasks/{name}", write, Hidden, none()),
+    ]
+}
+
+fn operations() -> BTreeSet<(String, String)> {
+    let document = serde_json::to_value(super::openapi()).unwrap();
+    let mut found = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let path = path.strip_prefix(acrtask_api::BASE).unwrap();
+        for method in item.as_object().unwrap().keys() {
+            found.insert((method.to_uppercase(), path.to_owned()));
+        }
+    }
+    found
+}
+
+/// A control plane that has one of everything.
+struct World {
+    server: Server,
+    run: String,
+    context: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let server = Server::start().await;
+        server.runner("mine").await;
+        let task = json!({"name": "mine", "cmd": "alpine true"});
+        server
+            .post("/tasks", task)
+            .await
+            .json::<Value>(StatusCode::CREATED);
+        let run: Run = server
+            .post("/tasks/mine/runs", json!({}))
+            .await
+            .json(StatusCode::CREATED);
+        // One that is over, so that its events end.
+        server
+            .post(&format!("/runs/{}/cancel", run.id), json!({}))
+            .await;
+        server.start_run().await;
+        for path in ["/secrets/mine", "/secrets/own"] {
+            let body = if path.ends_with("own") {
+                json!({"value": "x", "task": "mine"})
+            } else {
+                json!({"value": "x"})
+            };
+            server.put(path, body).await.json::<Value>(StatusCode::OK);
+        }
+        let login = json!({"username": "u", "password": "p"});
+        server
+            .put("/credentials/mine", login)
+            .await
+            .json::<Value>(StatusCode::OK);
+        let federation = json!({"name": "mine", "issuer": "https://x", "audience": "a", "subject": "s:*", "scopes": ["read"]});
+        server
+            .put("/federations/mine", federation)
+            .await
+            .json::<Value>(StatusCode::OK);
+        let size = json!({"size": 5, "digest": format!("sha256:{}", "b".repeat(64))});
+        let context: Context = server
+            .post("/contexts", size)
+            .await
+            .json(StatusCode::CREATED);
+        Self {
+            run: run.id.to_string(),
+            context: context.id,
+            server,
+        }
+    }
+
+    fn path(&self, row: &Row) -> String {
+        let id = if row.path.starts_with("/contexts") {
+            &self.context
+        } else {
+            &self.run
+        };
+        row.path
+            .replace("{id}", id)
+            .replace("{name}", "mine")
+            .replace("{host}", "mine")
+    }
+
+    async fn ask(&self, row: &Row, token: Option<&str>) -> super::testing::Answer {
+        let body = (!row.body.is_null()).then_some(&row.body);
+        let request = Server::request(row.method.clone(), &self.path(row), token, body);
+        self.server.send(request).await
+    }
+}
+
+#[test]
+fn every_operation_is_in_the_table() {
+    let table = table();
+    let listed: BTreeSet<(String, String)> = table
+        .iter()
+        .map(|row| (row.method.to_string(), row.path.to_owned()))
+        .collect();
+    assert_eq!(listed.len(), table.len(), "one of them is listed twice");
+    assert_eq!(listed, operations());
+}
+
+#[test]
+fn the_document_says_what_each_operation_needs() {
+    let document = serde_json::to_value(super::openapi()).unwrap();
+    for row in table() {
+        let path = format!("{}{}", acrtask_api::BASE, row.path);
+        let operation = &document["paths"][path.as_str()][row.method.as_str().to_lowercase()];
+        let expected = match row.needs {
+            Needs::Nothing => Value::Null,
+            Needs::Token => json!([{ "token": [] }]),
+            Needs::Scope(scope) => json!([{ "token": [auth::scope_name(scope)] }]),
+        };
+        assert_eq!(operation["security"], expected, "{} {path}", row.method);
+    }
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_a_token() {
+    let world = World::new().await;
+    let server = &world.server;
+    let stranger = auth::mint().text.0;
+    for (at, row) in table().iter().enumerate() {
+        // Failures of one address are few; this is about something else.
+        let now = super::testing::NOW + 600_000 * i64::try_from(at).unwrap();
+        server.app.clock.set(now);
+        let what = format!("{} {}", row.method, row.path);
+        let without = world.ask(row, None).await.status;
+        let wrong = world.ask(row, Some(&stranger)).await.status;
+        if row.needs == Needs::Nothing {
+            // Refused for what it says, where it is, and not for a token.
+            let expected = if row.path == "/auth/exchange" {
+                StatusCode::UNAUTHORIZED
+            } else {
+                StatusCode::OK
+            };
+            assert_eq!((without, wrong), (expected, expected), "{what}");
+        } else {
+            assert_eq!(without, StatusCode::UNAUTHORIZED, "{what}");
+            assert_eq!(wrong, StatusCode::UNAUTHORIZED, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_scope_opens_what_it_says_and_nothing_else() {
+    let world = World::new().await;
+    let server = &world.server;
+    let all = [Scope::Read, Scope::Run, Scope::Write];
+    let nothing = server.token(&[], None).await;
+    for row in table() {
+        let what = format!("{} {}", row.method, row.path);
+        match row.needs {
+            Needs::Nothing => {}
+            Needs::Token => {
+                assert_eq!(world.ask(&row, Some(&nothing)).await.status, StatusCode::OK);
+            }
+            Needs::Scope(needed) => {
+                let others: Vec<Scope> = all.into_iter().filter(|scope| *scope != needed).collect();
+                let without = server.token(&others, None).await;
+                let refused = world.ask(&row, Some(&without)).await;
+                let problem = refused.problem(StatusCode::FORBIDDEN);
+                assert_eq!(problem.code, "forbidden", "{what}");
+                let with = server.token(&[needed], None).await;
+                let opened = world.ask(&row, Some(&with)).await;
+                let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+                assert!(
+                    !refused.contains(&opened.status),
+                    "{what}: {}",
+                    opened.text()
+                );
+                assert!(
+                    !opened.status.is_server_error(),
+                    "{what}: {}",
+                    opened.text()
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_other_tasks_sees_and_does_nothing_here() {
+    let world = World::new().await;
+    let all = [Scope::Read, Scope::Run, Scope::Write];
+    for limit in ["other", "min", "other/*", "mine/*"] {
+        let token = world.server.token(&all, Some(limit)).await;
+        for row in table() {
+            let what = format!("{limit}: {} {}", row.method, row.path);
+            let answer = world.ask(&row, Some(&token)).await;
+            let status = answer.status;
+            match row.others {
+                Others::Free if row.needs == Needs::Scope(Scope::Admin) => {
+                    assert_eq!(status, StatusCode::FORBIDDEN, "{what}");
+                }
+                Others::Free => assert_ne!(status, StatusCode::FORBIDDEN, "{what}"),
+                Others::Hidden => assert_eq!(status, StatusCode::NOT_FOUND, "{what}"),
+                Others::Forbidden => assert_eq!(status, StatusCode::FORBIDDEN, "{what}"),
+                Others::Empty => {
+                    let list: Value = answer.json(StatusCode::OK);
+                    let items = list.get("items").unwrap_or(&list);
+                    assert_eq!(items, &json!([]), "{what}");
+                }
+            }
+        }
+    }
+    // A run that belongs to no task is not theirs either.
+    let token = world.server.token(&all, Some("mine")).await;
+    let run = world.server.start_run().await;
+    let path = format!("/runs/{}", run.id);
+    let answer = world.server.ask(Method::GET, &path, &token, None).await;
+    answer.problem(StatusCode::NOT_FOUND);
+    let own = format!("/runs/{}", world.run);
+    let answer = world.server.ask(Method::GET, &own, &token, None).await;
+    answer.json::<Run>(StatusCode::OK);
+}
