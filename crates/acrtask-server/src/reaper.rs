@@ -83,7 +83,11 @@ async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
             if lost.to != RunState::Queued {
                 app.metrics.run_finished(lost.to);
             }
-            app.hub.release(&lost.runner_id, &lost.run, lost.attempt);
+            let hold = app.hub.release(&lost.runner_id, &lost.run, lost.attempt);
+            if hold.is_some_and(|hold| !hold.accepted) {
+                // It would only get the same run again.
+                app.hub.declined(&lost.runner_id);
+            }
             let abandon = Abandon {
                 of: Some(Attempt {
                     run: lost.run.to_string(),

@@ -23,6 +23,7 @@ use crate::{
     hints::{self, Outbox},
     reaper::{self, Grace},
     recorder::{Recorder, Writer, recorder},
+    retention,
     runners::{self, watch},
     scheduler,
     vault::{Vault, VaultError},
@@ -222,6 +223,10 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
     keep!("accounts", |app, _recorder, _outbox| loop {
         tokio::time::sleep(reaper::ACCOUNTS).await;
         reaper::accounts(&app).await?;
+    });
+    keep!("retention", |app, _recorder, _outbox| {
+        retention::run(&app).await;
+        Ok(())
     });
     keep!("runners", |app, _recorder, _outbox| loop {
         tokio::time::sleep(RECONCILE.min(app.config.heartbeat)).await;

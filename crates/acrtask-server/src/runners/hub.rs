@@ -48,7 +48,7 @@ struct Entry {
     /// Whether `runners_seen` has to be told.
     seen: bool,
     held: HashMap<RunId, Hold>,
-    /// Leases it declined in a row, and until when it is left alone.
+    /// Leases it declined or did not accept in a row, and until when it is left alone.
     declined: u32,
     rests_until: Option<Instant>,
     connection: Connection,
@@ -439,7 +439,7 @@ impl Hub {
         .flatten()
     }
 
-    /// The runner has declined a lease: it is left alone for a moment, longer each time.
+    /// The runner has declined a lease, or did not accept it: it is left alone for a moment, longer each time.
     pub(crate) fn declined(&self, id: &str) {
         self.with(id, |entry| {
             let rest = REST * 2u32.saturating_pow(entry.declined.min(5));
@@ -465,11 +465,12 @@ impl Hub {
         self.with(id, |entry| entry.draining = true);
     }
 
-    /// Every runner that has a free slot now.
-    pub(crate) fn free(&self) -> Vec<FreeRunner> {
+    /// Every runner that has a free slot now and was heard of within `quiet`: one that may be lost gets nothing new.
+    pub(crate) fn free(&self, quiet: Duration) -> Vec<FreeRunner> {
         let now = Instant::now();
         let state = self.lock();
-        let free = state.runners.values().filter_map(|entry| {
+        let heard = |entry: &&Entry| now.duration_since(entry.heard) <= quiet;
+        let free = state.runners.values().filter(heard).filter_map(|entry| {
             let free = entry.free(now);
             (free > 0).then(|| FreeRunner {
                 id: entry.facts.id.clone(),
@@ -547,15 +548,15 @@ mod tests {
     async fn a_runner_never_has_more_leases_than_slots() {
         let hub = Hub::default();
         let (_connection, _messages, _end) = connect(&hub, 2, 8);
-        assert_eq!(hub.free()[0].free, 2);
+        assert_eq!(hub.free(LONGEST_REST)[0].free, 2);
         hub.deliver("one", &run(1), hold(1), message()).unwrap();
         hub.deliver("one", &run(2), hold(1), message()).unwrap();
-        assert!(hub.free().is_empty());
+        assert!(hub.free(LONGEST_REST).is_empty());
         let third = hub.deliver("one", &run(3), hold(1), message());
         assert_eq!(third, Err(Undelivered::Full));
         assert!(hub.release("one", &run(1), 2).is_none(), "another attempt");
         assert!(hub.release("one", &run(1), 1).is_some());
-        assert_eq!(hub.free()[0].free, 1);
+        assert_eq!(hub.free(LONGEST_REST)[0].free, 1);
     }
 
     #[tokio::test]
@@ -597,14 +598,14 @@ mod tests {
         let hub = Hub::default();
         let (_connection, _messages, _end) = connect(&hub, 1, 8);
         hub.declined("one");
-        assert!(hub.free().is_empty());
+        assert!(hub.free(LONGEST_REST).is_empty());
         tokio::time::advance(REST).await;
-        assert_eq!(hub.free().len(), 1);
+        assert_eq!(hub.free(LONGEST_REST).len(), 1);
         hub.declined("one");
         tokio::time::advance(REST).await;
-        assert!(hub.free().is_empty(), "longer the second time");
+        assert!(hub.free(LONGEST_REST).is_empty(), "longer the second time");
         tokio::time::advance(REST).await;
-        assert_eq!(hub.free().len(), 1);
+        assert_eq!(hub.free(LONGEST_REST).len(), 1);
         assert!(hub.end_silent(REST).contains(&"one".to_owned()));
     }
 }

@@ -55,7 +55,7 @@ enum Pass {
 
 /// One batch.
 async fn pass(app: &Arc<App>, recorder: &Recorder) -> Result<Pass, StoreError> {
-    let free = app.hub.free();
+    let free = app.hub.free(app.config.lease * 2 / 3);
     if free.is_empty() {
         return Ok(Pass::Rest);
     }

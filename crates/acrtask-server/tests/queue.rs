@@ -1,0 +1,17 @@
+//! The queue, from a request to its end: a real listener, a real database, runners that say what a test tells them to.
+//! Each test runs on SQLite, and on PostgreSQL where `ACRTASK_TEST_POSTGRES` names one.
+
+#[path = "queue/faults.rs"]
+mod faults;
+#[path = "queue/listener.rs"]
+mod listener;
+#[path = "queue/logs.rs"]
+mod logs;
+#[path = "queue/order.rs"]
+mod order;
+#[path = "queue/registration.rs"]
+mod registration;
+#[path = "queue/servers.rs"]
+mod servers;
+#[path = "queue/support.rs"]
+mod support;

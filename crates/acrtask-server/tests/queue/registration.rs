@@ -1,0 +1,171 @@
+//! Who may speak: registration tokens, keys, and what a registration says of a runner.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use acrtask_proto::runner::{Attempt, FetchContextRequest, RegisterRequest};
+use acrtask_server::{Config, runners::new_runner_token};
+use tonic::{Code, Request};
+
+use crate::support::{FakeRunner, Place, client, enqueue, eventually, new_run, on_both, token};
+
+on_both!(
+    a_registration_token_works_once,
+    a_key_is_checked,
+    what_the_token_says_wins,
+    a_removed_runner_is_sent_away,
+    every_call_wants_a_key,
+);
+
+async fn a_registration_token_works_once(place: Place) {
+    let server = place.server(Config::default()).await;
+    let token = token(&server, None, &[]).await;
+    let mut wrong = token.clone();
+    wrong.push('x');
+    let refused = FakeRunner::register_with(&server, "one", &wrong).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    for name in ["", "a b", "a/b", &"n".repeat(64)] {
+        let refused = FakeRunner::register_with(&server, name, &token).await;
+        assert_eq!(
+            refused.unwrap_err().code(),
+            Code::InvalidArgument,
+            "{name:?}"
+        );
+    }
+    FakeRunner::register_with(&server, "one", &token)
+        .await
+        .unwrap();
+    let again = FakeRunner::register_with(&server, "two", &token).await;
+    assert_eq!(again.unwrap_err().code(), Code::PermissionDenied);
+    // A name that is taken uses no token up.
+    let second = crate::support::token(&server, None, &[]).await;
+    let taken = FakeRunner::register_with(&server, "one", &second).await;
+    assert_eq!(taken.unwrap_err().code(), Code::AlreadyExists);
+    FakeRunner::register_with(&server, "two", &second)
+        .await
+        .unwrap();
+    let ended = new_runner_token(server.app(), None, BTreeMap::new(), Duration::ZERO).await;
+    let ended = ended.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let refused = FakeRunner::register_with(&server, "three", ended.expose()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+}
+
+async fn a_key_is_checked(place: Place) {
+    let server = place.server(Config::default()).await;
+    let one = FakeRunner::register(&server, "one").await;
+    let two = FakeRunner::register(&server, "two").await;
+    let secret = one.key.rsplit_once('_').unwrap().1;
+    for key in [
+        String::new(),
+        "acrk_".into(),
+        format!("acrk_nobody_{secret}"),
+        format!("acrk_{}_{secret}", two.id),
+        one.key.to_uppercase(),
+    ] {
+        let wrong = FakeRunner {
+            key: key.clone(),
+            ..one.clone()
+        };
+        let refused = wrong.dial(&server).await.err().unwrap();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{key}");
+    }
+    let line = one.connect(&server).await;
+    assert_eq!(line.welcome.runner_id, one.id);
+    assert_eq!(line.welcome.name, "one");
+    assert_eq!(
+        (line.welcome.heartbeat_ms, line.welcome.lease_ms),
+        (10_000, 30_000)
+    );
+}
+
+async fn what_the_token_says_wins(place: Place) {
+    let server = place.server(Config::default()).await;
+    let token = token(&server, Some("gpu"), &[("zone", "a")]).await;
+    let mut runner = FakeRunner::register_with(&server, "one", &token)
+        .await
+        .unwrap();
+    runner.hello.pool = "other".into();
+    runner.hello.labels = crate::support::labels(&[("zone", "b"), ("big", "yes")]);
+    let _line = runner.connect(&server).await;
+    let known = server.app().hub.runner(&runner.id).unwrap();
+    assert_eq!(known.profile.pool, "gpu");
+    let labels: Vec<(&str, &str)> = known
+        .profile
+        .labels
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(labels, [("big", "yes"), ("zone", "a")]);
+    let row = server
+        .app()
+        .store
+        .runner_by_name("one")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((row.pool.as_str(), row.slots), ("gpu", 1));
+    assert_eq!(row.labels, known.profile.labels);
+}
+
+async fn a_removed_runner_is_sent_away(place: Place) {
+    let server = place
+        .server(Config {
+            heartbeat: Duration::from_millis(100),
+            ..Config::default()
+        })
+        .await;
+    let app = server.app();
+    let runner = FakeRunner::register(&server, "one").await;
+    let mut line = runner.connect(&server).await;
+    // As another server does it: only the database knows.
+    app.store
+        .remove_runner(&runner.id, app.clock.now_ms())
+        .await
+        .unwrap();
+    let status = line.end().await;
+    assert_eq!(status.message(), "the runner was removed");
+    eventually("it is gone", || async { app.hub.is_empty().then_some(()) }).await;
+    let refused = runner.dial(&server).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    FakeRunner::register(&server, "one").await;
+}
+
+async fn every_call_wants_a_key(place: Place) {
+    let server = place.server(Config::default()).await;
+    let mut client = client(&server).await;
+    let register = client.register(RegisterRequest::default()).await;
+    assert_eq!(register.unwrap_err().code(), Code::PermissionDenied);
+    let connect = client.connect(tokio_stream::empty()).await;
+    assert_eq!(connect.unwrap_err().code(), Code::Unauthenticated);
+    let fetch = client.fetch_context(FetchContextRequest::default()).await;
+    assert_eq!(fetch.unwrap_err().code(), Code::Unauthenticated);
+
+    // With a key, but about a run of another runner.
+    let holder = FakeRunner::register(&server, "holder").await;
+    let mut line = holder.connect(&server).await;
+    enqueue(server.app(), new_run("rone")).await;
+    let of = line.lease().await.of.unwrap();
+    let other = FakeRunner::register(&server, "other").await;
+    for (by, of, code) in [
+        (&other, of.clone(), Code::PermissionDenied),
+        (
+            &holder,
+            Attempt {
+                attempt: 2,
+                ..of.clone()
+            },
+            Code::PermissionDenied,
+        ),
+        (&holder, Attempt::default(), Code::PermissionDenied),
+        (&holder, of, Code::NotFound),
+    ] {
+        let mut request = Request::new(FetchContextRequest {
+            of: Some(of),
+            offset: 0,
+        });
+        let bearer = format!("Bearer {}", by.key).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        let refused = client.fetch_context(request).await.err().unwrap();
+        assert_eq!(refused.code(), code);
+    }
+}
