@@ -70,7 +70,8 @@ pub(crate) struct Agent {
     held: Held,
     fences: Fences,
     stream: Option<Open>,
-    drain: Option<Drain>,
+    /// The runner is leaving: when what is left then is handed back.
+    drain: Option<Instant>,
     tasks: JoinSet<AttemptId>,
     notices: mpsc::UnboundedSender<Notice>,
     noticed: mpsc::UnboundedReceiver<Notice>,
@@ -85,13 +86,6 @@ struct Open {
     beats: Beats,
     beat: Interval,
     lease: Duration,
-}
-
-/// The runner is leaving.
-#[derive(Debug, Clone, Copy)]
-struct Drain {
-    /// When what is left is handed back; nothing: never.
-    deadline: Option<Instant>,
 }
 
 impl Agent {
@@ -148,8 +142,8 @@ impl Agent {
                 Some(ended) = self.tasks.join_next() => self.ended(ended),
                 () = beat(&mut self.stream) => self.beat(),
                 _ = look.tick() => self.look(),
-                () = shutdown.cancelled(), if self.drain.is_none_or(|drain| drain.deadline.is_none()) => {
-                    self.drain(Some(Instant::now() + self.config.drain));
+                () = shutdown.cancelled(), if self.drain.is_none() => {
+                    self.drain(Instant::now() + self.config.drain);
                 }
             }
         }
@@ -347,10 +341,11 @@ impl Agent {
                     self.abandon(&id, &abandon.reason);
                 }
             }
+            // Whether it is given anything is the control plane's to decide; it stays, and may be resumed.
             to_runner::Message::Drain(_) => {
-                if self.drain.is_none() {
-                    self.drain(None);
-                }
+                tracing::info!(
+                    "the control plane has drained this runner and gives it nothing new"
+                );
             }
             to_runner::Message::Welcome(_) => {}
         }
@@ -511,7 +506,7 @@ impl Agent {
         if self.stream.is_some() {
             self.ask_again(ASK_AGAIN);
         }
-        let Some(deadline) = self.drain.and_then(|drain| drain.deadline) else {
+        let Some(deadline) = self.drain else {
             return;
         };
         if Instant::now() >= deadline {
@@ -530,20 +525,17 @@ impl Agent {
         }
     }
 
-    fn drain(&mut self, deadline: Option<Instant>) {
+    fn drain(&mut self, deadline: Instant) {
         tracing::info!("the runner takes nothing new and leaves when what it holds is finished");
-        self.drain = Some(Drain { deadline });
+        self.drain = Some(deadline);
         self.say(Message::Draining(Draining {}));
     }
 
     fn may_leave(&self) -> bool {
-        let Some(drain) = self.drain else {
+        let Some(deadline) = self.drain else {
             return false;
         };
-        let late = drain
-            .deadline
-            .is_some_and(|deadline| Instant::now() >= deadline + STOPPING);
-        self.held.is_empty() || late
+        self.held.is_empty() || Instant::now() >= deadline + STOPPING
     }
 
     /// The control plane does not know this runner: what it held is not its any more.

@@ -77,6 +77,7 @@ impl Link {
     /// Keeps a stream open; returns when nobody listens any more, or the key was refused.
     pub(crate) async fn keep(self) {
         let mut backoff = Backoff::default();
+        let mut told_why = false;
         loop {
             let begun = tokio::time::Instant::now();
             let ended = self.stream().await;
@@ -93,10 +94,17 @@ impl Link {
                     let _ = self.told.send(refused).await;
                     return;
                 }
-                tracing::warn!(
-                    error = chain(&status),
-                    "no connection to the control plane; runs go on, and it is tried again"
-                );
+                let error = status.message();
+                // Once for each time that it is away.
+                if told_why && begun.elapsed() < GOOD {
+                    tracing::debug!(error, "no connection to the control plane yet");
+                } else {
+                    tracing::warn!(
+                        error,
+                        "no connection to the control plane; runs go on, and it is tried again until there is one"
+                    );
+                }
+                told_why = true;
             }
             if begun.elapsed() > GOOD {
                 backoff.reset();

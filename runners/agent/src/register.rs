@@ -131,7 +131,10 @@ pub(crate) async fn key(
                 message: status.message().to_owned(),
             });
         }
-        tracing::warn!(error = chain(&status), "cannot register yet; trying again");
+        tracing::warn!(
+            error = status.message(),
+            "cannot register yet; trying again"
+        );
         backoff.wait().await;
     }
 }

@@ -8,8 +8,7 @@ use crate::{
     agent::Agent, config::AgentConfig, engine::Engine, error::AgentError, key::StateDir, register,
 };
 
-/// Runs a runner until `shutdown` is cancelled and what it held is finished or handed back, or until the control plane
-/// has told it to leave.
+/// Runs a runner until `shutdown` is cancelled and what it held is finished or handed back.
 ///
 /// It takes no signals and sets up no logging: those are its caller's.
 ///

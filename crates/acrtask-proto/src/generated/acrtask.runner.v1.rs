@@ -276,7 +276,7 @@ pub struct Abandon {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-/// Take nothing new; leave when everything is finished.
+/// Nothing new will be leased until the runner is told otherwise by leases. It stays, and goes on with what it holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Drain {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

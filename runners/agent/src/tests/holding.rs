@@ -220,18 +220,16 @@ async fn what_does_not_end_before_the_deadline_is_handed_back() {
 }
 
 #[tokio::test]
-async fn a_runner_that_is_sent_away_leaves_when_it_is_through() {
+async fn a_runner_that_was_drained_by_the_control_plane_stays_for_its_resumption() {
     let mut room = Room::new().await;
     let (id, running) = room.begin("r1", 1).await;
     room.plane.tell(Message::Drain(Drain {}));
-    room.plane
-        .until("it says so", |state| state.draining.then_some(()))
-        .await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    assert!(!room.runner.is_finished());
     running.act(Act::End(RunState::Succeeded));
     room.plane.finished(&id).await;
-    room.left().await.unwrap();
+    room.no_logs().await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(!room.runner.is_finished());
+    room.begin("r2", 1).await;
 }
 
 #[tokio::test]
