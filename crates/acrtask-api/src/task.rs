@@ -145,8 +145,9 @@ pub struct CommitTrigger {
     /// What counts. Nothing: `push`, and `tag` too where `tags` says which.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<CommitEvent>,
-    /// Texts in the message of the newest commit that keep a run from starting, in upper or lower case. Nothing:
-    /// `[skip ci]`, `[ci skip]`, `[no ci]`, `[skip acrtask]` and `***NO_CI***`; an empty list: none.
+    /// Texts in the message of the newest commit, or in the title of a pull request, that keep a run from starting, in
+    /// upper or lower case. Nothing: `[skip ci]`, `[ci skip]`, `[no ci]`, `[skip acrtask]` and `***NO_CI***`; an empty
+    /// list: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_messages: Option<Vec<String>>,
     /// A newer commit of the same branch, tag or pull request cancels the runs of older ones.

@@ -92,9 +92,14 @@ impl From<serde_json::Error> for Rejection {
     }
 }
 
-/// Reasons quote what was sent, which may be long.
-fn short(mut reason: String) -> String {
+/// Reasons quote what was sent, which may be long, or made to move a screen's cursor.
+fn short(reason: String) -> String {
     const LONGEST: usize = 300;
+    let mut reason = if reason.contains(char::is_control) {
+        reason.replace(char::is_control, "\u{fffd}")
+    } else {
+        reason
+    };
     if reason.len() > LONGEST {
         let cut = reason.floor_char_boundary(LONGEST);
         reason.truncate(cut);

@@ -98,7 +98,7 @@ impl Body {
             .container_metadata
             .and_then(|container| container.tag);
         let (name, digest) = tag.map_or((None, None), |tag| (tag.name, tag.digest));
-        let digest = digest.or(version
+        let digest = digest.filter(|digest| !digest.is_empty()).or(version
             .version
             .filter(|version| version.starts_with("sha256:")));
         let tag = name.filter(|name| !name.is_empty()).or(named.tag);

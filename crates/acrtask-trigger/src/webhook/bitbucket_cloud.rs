@@ -10,7 +10,7 @@ use super::{Read, bitbucket_server::kind, github};
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event,
-    json::{or_default, parse},
+    json::{self, or_default, parse},
     proof,
 };
 
@@ -22,10 +22,13 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
         "pullrequest:updated" => pull_request(body, PullRequestAction::Updated)?,
         "pullrequest:fulfilled" => pull_request(body, PullRequestAction::Closed { merged: true })?,
         "pullrequest:rejected" => pull_request(body, PullRequestAction::Closed { merged: false })?,
-        _ => vec![Event::declined(format!(
-            "`{}` starts nothing",
-            kind.escape_debug()
-        ))],
+        _ => {
+            json::check(body)?;
+            vec![Event::declined(format!(
+                "`{}` starts nothing",
+                kind.escape_debug()
+            ))]
+        }
     };
     Ok(Read {
         id: proof::header(headers, "x-request-uuid").map(str::to_owned),

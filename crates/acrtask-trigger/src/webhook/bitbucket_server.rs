@@ -12,7 +12,7 @@ use super::{Read, github};
 use crate::{
     CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
-    json::parse,
+    json::{self, parse},
     proof,
 };
 
@@ -43,7 +43,10 @@ pub(super) fn kind(headers: &HeaderMap) -> Result<&str, Rejection> {
 pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
     let kind = kind(headers)?;
     let events = match kind {
-        "diagnostics:ping" => vec![Event::Ping],
+        "diagnostics:ping" => {
+            json::check(body)?;
+            vec![Event::Ping]
+        }
         "repo:refs_changed" => parse::<PushBody>(body)?.events()?,
         "pr:opened" | "pr:reopened" => pull_request(body, PullRequestAction::Opened)?,
         "pr:from_ref_updated" | "pr:to_ref_updated" => {
@@ -53,10 +56,13 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
         "pr:declined" | "pr:deleted" => {
             pull_request(body, PullRequestAction::Closed { merged: false })?
         }
-        _ => vec![Event::declined(format!(
-            "`{}` starts nothing",
-            kind.escape_debug()
-        ))],
+        _ => {
+            json::check(body)?;
+            vec![Event::declined(format!(
+                "`{}` starts nothing",
+                kind.escape_debug()
+            ))]
+        }
     };
     Ok(Read {
         id: proof::header(headers, "x-request-id").map(str::to_owned),

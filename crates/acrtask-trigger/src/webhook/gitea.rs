@@ -11,7 +11,7 @@ use super::{Read, github, incomplete};
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
-    json::{or_default, parse},
+    json::{self, or_default, parse},
     proof,
 };
 
@@ -74,14 +74,23 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8], names: &Headers) -> Result<
     let event = match kind {
         "push" => parse::<PushBody>(&body)?.event()?,
         "pull_request" | "pull_request_sync" => parse::<PullRequestBody>(&body)?.event()?,
-        "create" => Event::declined("`create` says nothing that the `push` beside it does not say"),
-        _ => Event::declined(format!("`{}` starts nothing", kind.escape_debug())),
+        _ => {
+            json::check(&body)?;
+            without_commits(kind)
+        }
     };
     Ok(Read {
         id: first(headers, names.deliveries).map(str::to_owned),
         kind: kind.to_owned(),
         events: vec![event],
     })
+}
+
+fn without_commits(kind: &str) -> Event {
+    if kind == "create" {
+        return Event::declined("`create` says nothing that the `push` beside it does not say");
+    }
+    Event::declined(format!("`{}` starts nothing", kind.escape_debug()))
 }
 
 #[derive(Deserialize)]

@@ -14,7 +14,7 @@ use crate::{
     Change, Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository,
     TagPush,
     event::{self, Ref},
-    json::{or_default, parse},
+    json::{self, or_default, parse},
     proof,
 };
 
@@ -47,9 +47,23 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
     let body = payload(headers, body)?;
     let enterprise = headers.contains_key("x-github-enterprise-host");
     let event = match kind {
-        "ping" => Event::Ping,
         "push" => parse::<PushBody>(&body)?.event(enterprise)?,
         "pull_request" => parse::<PullRequestBody>(&body)?.event()?,
+        _ => {
+            json::check(&body)?;
+            without_commits(kind)
+        }
+    };
+    Ok(Read {
+        id: proof::header(headers, "x-github-delivery").map(str::to_owned),
+        kind: kind.to_owned(),
+        events: vec![event],
+    })
+}
+
+fn without_commits(kind: &str) -> Event {
+    match kind {
+        "ping" => Event::Ping,
         "create" | "delete" => Event::declined(format!(
             "`{kind}` says nothing that the `push` beside it does not say"
         )),
@@ -57,12 +71,7 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
             "`{kind}` belongs to the address for pushes to registries, not to the one for commits"
         )),
         _ => Event::declined(format!("`{}` starts nothing", kind.escape_debug())),
-    };
-    Ok(Read {
-        id: proof::header(headers, "x-github-delivery").map(str::to_owned),
-        kind: kind.to_owned(),
-        events: vec![event],
-    })
+    }
 }
 
 /// The JSON: the body, or the field `payload` of a form, as the webhook's settings say.
