@@ -233,12 +233,15 @@ fn push(
 }
 
 /// Where the cache of a build is kept: `<repository of the first tag>:cache_<task>_<step>`. The first tag
-/// that names its registry counts; where none does, the run's registry is meant. Nothing without tags.
+/// that names its registry counts; where none does, the run's registry is meant. Nothing without tags. What a tag
+/// cannot hold of the task's name, like its `/`, becomes `-`.
 fn cache_ref(tags: &[String], step: &str, facts: &RunFacts) -> Option<Result<ImageRef, String>> {
     let task = if facts.task_name.is_empty() {
-        "quickrun"
+        "quickrun".to_owned()
     } else {
-        &facts.task_name
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = facts.task_name.chars();
+        name.map(|c| if good(c) { c } else { '-' }).collect()
     };
     let first = tags.first()?;
     let names_registry = |tag: &&String| {
@@ -329,6 +332,28 @@ impl Places<'_> {
         match source.match_indices(flag).find(|(at, _)| is_flag(*at)) {
             Some((at, _)) => span.start + at..span.start + at + flag.len(),
             None => first_line(span, self.context.source),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_task_fits_the_tag_of_its_cache() {
+        for (task, expected) in [
+            ("", "reg.example.com/app:cache_quickrun_build"),
+            ("nightly", "reg.example.com/app:cache_nightly_build"),
+            ("team/app", "reg.example.com/app:cache_team-app_build"),
+        ] {
+            let facts = RunFacts {
+                registry: "reg.example.com".into(),
+                task_name: task.into(),
+                ..RunFacts::default()
+            };
+            let cache = cache_ref(&["app:1".to_owned()], "build", &facts);
+            assert_eq!(cache.unwrap().unwrap().to_string(), expected);
         }
     }
 }
