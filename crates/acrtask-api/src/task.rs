@@ -260,7 +260,7 @@ impl Timer {
     }
 }
 
-/// What becomes of ticks that nobody could handle in time, because no server ran.
+/// What becomes of ticks that nobody could handle within five minutes, because no server ran.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
 )]

@@ -35,6 +35,18 @@ impl Event {
         }
     }
 
+    /// The same with the files that changed, for whoever looked them up in the repository: where a task has path
+    /// filters and the sender does not tell them all, the decision is then by what really changed.
+    #[must_use]
+    pub fn with_files(mut self, files: Vec<String>) -> Self {
+        match &mut self {
+            Self::Push(push) => push.files = Some(files),
+            Self::PullRequest(request) => request.files = Some(files),
+            Self::Tag(_) | Self::Ping | Self::Declined { .. } => {}
+        }
+        self
+    }
+
     /// The repository that it happened to. Of a pull request: the one that is asked to change.
     pub fn repository(&self) -> Option<&Repository> {
         match self {
@@ -65,11 +77,17 @@ pub struct Push {
     pub forced: bool,
     /// Why the paths of `commits` may not be all that changed; nothing: they are.
     pub incomplete: Option<String>,
+    /// All files that changed, where somebody looked them up in the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<String>>,
 }
 
 impl Push {
     /// The files that changed; nothing where not all are known.
     pub fn paths(&self) -> Option<Vec<&str>> {
+        if let Some(files) = &self.files {
+            return Some(files.iter().map(String::as_str).collect());
+        }
         self.incomplete.is_none().then(|| {
             self.commits
                 .iter()
@@ -139,6 +157,9 @@ pub struct PullRequest {
     pub head: Option<CommitId>,
     /// The commits come from another repository, whose people need not be allowed to change this one.
     pub from_fork: bool,
+    /// All files that differ from the base, where somebody looked them up in the repository. No sender tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<String>>,
 }
 
 /// What happened to a pull request.

@@ -70,7 +70,13 @@ pub(crate) fn standard_webhook(
         help: "sign `ID.TIME.BODY` with HMAC-SHA256 and send `v1,` and the signature in base 64",
     })?;
     let need = |name| header(headers, name).ok_or(Rejection::MissingHeader { header: name });
+    // A dot would let the three parts be cut in other places.
     let id = need("webhook-id")?;
+    if id.contains('.') {
+        return Err(Rejection::MissingHeader {
+            header: "webhook-id",
+        });
+    }
     let time = need("webhook-timestamp")?;
     let signed = signatures.split_whitespace().any(|signature| {
         let given = signature

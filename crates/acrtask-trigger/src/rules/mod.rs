@@ -308,19 +308,10 @@ fn decide_push(rules: &TriggerRules, push: &Push) -> Decision {
             commit.short()
         ));
     }
-    let files = match (rules.paths.is_empty(), push.paths()) {
-        (true, _) => String::new(),
-        (false, Some(paths)) => match paths.iter().find(|path| rules.paths.matches(path)) {
-            Some(path) => format!(", and `{}` changed", path.escape_debug()),
-            None => {
-                return suppressed(format!(
-                    "none of the {} files that changed counts for the task ({})",
-                    paths.len(),
-                    rules.paths
-                ));
-            }
-        },
-        (false, None) => not_known(push.incomplete.as_deref().unwrap_or_default()),
+    let unknown = push.incomplete.as_deref().unwrap_or_default();
+    let files = match by_files(rules, push.paths(), unknown) {
+        Ok(files) => files,
+        Err(reason) => return suppressed(reason),
     };
     Decision::Run {
         commit: commit.clone(),
@@ -395,10 +386,11 @@ fn decide_pull_request(rules: &TriggerRules, request: &PullRequest) -> Decision 
             "the title of pull request {number} has `{text}` in it"
         ));
     }
-    let files = if rules.paths.is_empty() {
-        String::new()
-    } else {
-        not_known("no sender names those of a pull request")
+    let known = request.files.as_ref();
+    let known = known.map(|files| files.iter().map(String::as_str).collect());
+    let files = match by_files(rules, known, "no sender names those of a pull request") {
+        Ok(files) => files,
+        Err(reason) => return suppressed(reason),
     };
     let fork = if request.from_fork {
         "; it comes from another repository, so it is not trusted"
@@ -414,6 +406,28 @@ fn decide_pull_request(rules: &TriggerRules, request: &PullRequest) -> Decision 
             "pull request {number} {happened} with commit {}{files}{fork}",
             commit.short()
         ),
+    }
+}
+
+/// What the path filters say: the end of the reason for a run, or the reason for none.
+fn by_files(
+    rules: &TriggerRules,
+    paths: Option<Vec<&str>>,
+    unknown: &str,
+) -> Result<String, String> {
+    if rules.paths.is_empty() {
+        return Ok(String::new());
+    }
+    let Some(paths) = paths else {
+        return Ok(not_known(unknown));
+    };
+    match paths.iter().find(|path| rules.paths.matches(path)) {
+        Some(path) => Ok(format!(", and `{}` changed", path.escape_debug())),
+        None => Err(format!(
+            "none of the {} files that changed counts for the task ({})",
+            paths.len(),
+            rules.paths
+        )),
     }
 }
 

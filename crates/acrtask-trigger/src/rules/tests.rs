@@ -42,6 +42,7 @@ fn push(branch: &str, message: &str, paths: &[&str]) -> Push {
         message: Some(message.into()),
         forced: false,
         incomplete: None,
+        files: None,
     }
 }
 
@@ -66,6 +67,7 @@ fn request(action: PullRequestAction, base: &str, from_fork: bool) -> Event {
         head_branch: "fix".into(),
         head: Some(commit(SHA)),
         from_fork,
+        files: None,
     }))
 }
 
@@ -208,6 +210,35 @@ fn mistakes_are_told_all_at_once() {
     "##);
     assert!(TriggerRules::new(&plain, Some(&format!("{CONTEXT}#{SHA}"))).is_err());
     assert!(TriggerRules::new(&plain, None).is_err());
+}
+
+#[test]
+fn files_that_were_looked_up_decide() {
+    let trigger = CommitTrigger {
+        events: vec![CommitEvent::Push, CommitEvent::PullRequest],
+        paths: PathFilter {
+            include: texts(&["services/api"]),
+            exclude: Vec::new(),
+        },
+        ..CommitTrigger::default()
+    };
+    let forced = Event::Push(Push {
+        incomplete: Some("the push was forced".into()),
+        ..push("main", "", &["services/api/a"])
+    });
+    let opened = request(PullRequestAction::Opened, "main", false);
+    for event in [forced, opened] {
+        assert!(runs(&trigger, &event));
+        assert!(runs(
+            &trigger,
+            &event.clone().with_files(texts(&["x", "services/api/b"]))
+        ));
+        assert!(!runs(
+            &trigger,
+            &event.clone().with_files(texts(&["services/apix"]))
+        ));
+        assert!(!runs(&trigger, &event.with_files(Vec::new())));
+    }
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub use due::{Due, MOST_COUNTED, Missed, ON_TIME};
 /// The longest jitter.
 const LONGEST_JITTER: SignedDuration = SignedDuration::from_hours(24);
 
+const LONGEST_SCHEDULE: usize = 500;
+
 /// A mistake in a timer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}; {help}")]
@@ -135,6 +137,9 @@ fn cron(text: &str) -> Result<Cron, TimerError> {
         reason,
         help: HELP,
     };
+    if text.len() > LONGEST_SCHEDULE {
+        return Err(error(format!("it has more than {LONGEST_SCHEDULE} bytes")));
+    }
     let fields = text.split_whitespace().count();
     if fields != 5 {
         return Err(error(format!("it has {fields} fields")));

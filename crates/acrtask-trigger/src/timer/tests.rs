@@ -386,6 +386,22 @@ fn cuts() -> impl Strategy<Value = (Timestamp, Vec<Timestamp>)> {
 }
 
 proptest! {
+    /// Whatever is written: a mistake, or ticks, and within a moment.
+    #[test]
+    fn no_schedule_makes_it_panic_or_hang(
+        fields in proptest::collection::vec("[0-9*,/LW#?+-]{1,6}|[0-9]{1,2}|\\*|[a-z]{3}|\\PC{1,4}", 5..6),
+        zone in proptest::sample::select(&ZONES[..]),
+        after in 0_i64..4_000_000_000,
+    ) {
+        let timer = timer(&fields.join(" "), Some(zone));
+        let begun = std::time::Instant::now();
+        if let Ok(schedule) = Schedule::new("task", "timer", &timer) {
+            let after = Timestamp::from_second(after).unwrap();
+            prop_assert!(schedule.next(after).is_none_or(|tick| tick > after));
+        }
+        prop_assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{timer:?}");
+    }
+
     /// Around the hours at which clocks change, and anywhere else.
     #[test]
     fn cron_means_what_it_says(

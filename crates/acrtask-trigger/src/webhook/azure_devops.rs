@@ -157,6 +157,7 @@ impl PushBody {
                     message,
                     forced: false,
                     incomplete: Some("Azure DevOps names no files".into()),
+                    files: None,
                 }),
                 Ref::Tag(tag) => Event::Tag(TagPush {
                     repository,
@@ -227,6 +228,7 @@ impl PullRequestBody {
                 .map(|commit| CommitId::need(&commit.commit_id))
                 .transpose()?,
             from_fork,
+            files: None,
         })))
     }
 }

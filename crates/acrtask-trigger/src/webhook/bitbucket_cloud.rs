@@ -153,6 +153,7 @@ impl ChangeBody {
                     message,
                     forced: self.forced,
                     incomplete: Some("Bitbucket names no files".into()),
+                    files: None,
                 }))
             }
             other => Ok(Event::declined(format!(
@@ -220,5 +221,6 @@ fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Re
         head_branch: event::branch(&source.branch.name)?,
         head,
         from_fork,
+        files: None,
     }))])
 }

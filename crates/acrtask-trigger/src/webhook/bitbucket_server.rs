@@ -159,6 +159,7 @@ impl PushBody {
                         message,
                         forced: false,
                         incomplete: Some("Bitbucket names no files".into()),
+                        files: None,
                     }),
                     Ref::Tag(tag) => Event::Tag(TagPush {
                         repository,
@@ -220,5 +221,6 @@ fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Re
         head_branch: event::branch(&from_ref.id)?,
         head: CommitId::read(&from_ref.latest_commit)?,
         from_fork,
+        files: None,
     }))])
 }

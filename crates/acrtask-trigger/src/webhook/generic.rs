@@ -125,6 +125,7 @@ impl PushBody {
                     message,
                     forced: self.forced,
                     incomplete,
+                    files: None,
                 })
             }
             Ref::Other(_) => {
@@ -192,6 +193,7 @@ impl PullRequestBody {
                 .commit
                 .map_or(Ok(None), |commit| CommitId::read(&commit))?,
             from_fork,
+            files: None,
         })))
     }
 }

@@ -208,6 +208,7 @@ impl PushBody {
             message,
             forced: false,
             incomplete,
+            files: None,
         }))
     }
 }
@@ -276,6 +277,7 @@ impl PullRequestBody {
             head_branch: event::branch(&head.r#ref)?,
             head: CommitId::read(&head.sha)?,
             from_fork,
+            files: None,
         })))
     }
 }

@@ -215,6 +215,7 @@ impl PushBody {
             message,
             forced: self.forced,
             incomplete,
+            files: None,
         }))
     }
 }
@@ -283,6 +284,7 @@ impl PullRequestBody {
             head_branch: event::branch(&head.r#ref)?,
             head: CommitId::read(&head.sha)?,
             from_fork,
+            files: None,
         })))
     }
 }

@@ -175,6 +175,7 @@ impl PushBody {
                     message,
                     forced: false,
                     incomplete,
+                    files: None,
                 })
             }
             Ref::Other(name) => Event::declined(format!("`{name}` is no branch and no tag")),
@@ -249,6 +250,7 @@ impl MergeRequestBody {
             head_branch: event::branch(&request.source_branch)?,
             head,
             from_fork,
+            files: None,
         })))
     }
 }
