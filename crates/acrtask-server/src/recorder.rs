@@ -23,6 +23,8 @@ use crate::{App, hints::Outbox};
 const QUEUE: usize = 4096;
 /// Reports of one transaction.
 const BATCH: usize = 512;
+/// A database that takes longer counts as away.
+const SLOW: Duration = Duration::from_secs(1);
 /// Pauses while the database is away.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(50),
@@ -155,14 +157,17 @@ impl Writer {
         let mut tries = 0;
         loop {
             let now = app.clock.now_ms();
-            match app.store.report(reports, now, lease, accept).await {
+            let mut written = std::pin::pin!(app.store.report(reports, now, lease, accept));
+            let result = tokio::select! {
+                result = written.as_mut() => result,
+                () = tokio::time::sleep(SLOW) => {
+                    self.stall("it has not answered yet");
+                    written.await
+                }
+            };
+            match result {
                 Err(error) if error.is_unavailable() => {
-                    if !self.stalled.swap(true, Ordering::Relaxed) {
-                        tracing::error!(
-                            error = describe(&error),
-                            "reports of runners wait for the database"
-                        );
-                    }
+                    self.stall(&describe(&error));
                     tokio::time::sleep(PAUSES[tries.min(PAUSES.len() - 1)]).await;
                     tries += 1;
                 }
@@ -173,6 +178,14 @@ impl Writer {
                     return result;
                 }
             }
+        }
+    }
+}
+
+impl Writer {
+    fn stall(&self, why: &str) {
+        if !self.stalled.swap(true, Ordering::Relaxed) {
+            tracing::error!(error = why, "reports of runners wait for the database");
         }
     }
 }
@@ -202,7 +215,9 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             app.wake.notify_one();
             tracing::info!(%run, attempt, runner = runner_id, reason, "a report was refused");
         }
-        (_, Verdict::LogAt(_)) | (Report::Renewed, Verdict::Done) => {}
+        (_, Verdict::LogAt(_)) => {}
+        // Here and not where the answer is sent: a report that ends the run may be the next one.
+        (Report::Renewed, Verdict::Done) => app.hub.learn(runner_id, run, *attempt),
         (Report::Accepted, Verdict::Done) => app.hub.accepted(runner_id, run, *attempt),
         (Report::Started, Verdict::Done) => {
             let now = app.clock.now_ms();

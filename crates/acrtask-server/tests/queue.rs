@@ -1,6 +1,8 @@
 //! The queue, from a request to its end: a real listener, a real database, runners that say what a test tells them to.
 //! Each test runs on SQLite, and on PostgreSQL where `ACRTASK_TEST_POSTGRES` names one.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 #[path = "queue/faults.rs"]
 mod faults;
 #[path = "queue/listener.rs"]

@@ -109,6 +109,8 @@ pub(crate) struct Hold {
     pub(crate) accepted: bool,
     /// The runner was told to stop it.
     pub(crate) cancel_sent: bool,
+    /// The first heartbeat that did not name it, of those in a row.
+    pub(crate) missed_since: Option<Instant>,
 }
 
 /// Why a lease did not reach a runner.
@@ -294,13 +296,38 @@ impl Hub {
         }
     }
 
-    /// The runner has said something; with a heartbeat, how much disk is free.
-    pub(crate) fn heard(&self, id: &str, free_disk: Option<u64>) {
+    /// The runner has said something.
+    pub(crate) fn heard(&self, id: &str) {
         self.with(id, |entry| {
             entry.heard = Instant::now();
             entry.seen = true;
-            entry.free_disk = free_disk.unwrap_or(entry.free_disk);
         });
+    }
+
+    /// A heartbeat: how much disk is free, and what it holds. What it has not named for longer than `patience`, it does not
+    /// hold: another server has taken that lease back, or it never arrived. Gives how many slots that frees.
+    pub(crate) fn beat(
+        &self,
+        id: &str,
+        free_disk: u64,
+        named: &HashMap<RunId, u32>,
+        patience: Duration,
+    ) -> usize {
+        let now = Instant::now();
+        self.with(id, |entry| {
+            entry.free_disk = free_disk;
+            let before = entry.held.len();
+            entry.held.retain(|run, hold| {
+                if named.get(run) == Some(&hold.attempt) {
+                    hold.missed_since = None;
+                    return true;
+                }
+                let since = *hold.missed_since.get_or_insert(now);
+                now.duration_since(since) <= patience
+            });
+            before - entry.held.len()
+        })
+        .unwrap_or(0)
     }
 
     /// The runners that were heard of since the last call, with their free disks.
@@ -506,106 +533,4 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn facts(slots: u32) -> Facts {
-        Facts {
-            id: "one".into(),
-            name: "one".into(),
-            profile: Arc::default(),
-            slots,
-            features: BTreeMap::new(),
-            version: String::new(),
-        }
-    }
-
-    fn run(n: u32) -> RunId {
-        RunId::new(format!("r{n}")).unwrap()
-    }
-
-    fn hold(attempt: u32) -> Hold {
-        Hold {
-            attempt,
-            ..Hold::default()
-        }
-    }
-
-    fn message() -> Message {
-        Message::Drain(Drain {})
-    }
-
-    fn connect(hub: &Hub, slots: u32, queue: usize) -> (Connection, mpsc::Receiver<ToRunner>, End) {
-        let (out, messages) = mpsc::channel(queue);
-        let end = End::default();
-        let connection = hub
-            .connect(facts(slots), false, 0, HashMap::new(), out, end.clone())
-            .0;
-        (connection, messages, end)
-    }
-
-    #[tokio::test]
-    async fn a_runner_never_has_more_leases_than_slots() {
-        let hub = Hub::default();
-        let (_connection, _messages, _end) = connect(&hub, 2, 8);
-        assert_eq!(hub.free(LONGEST_REST)[0].free, 2);
-        hub.deliver("one", &run(1), hold(1), message()).unwrap();
-        hub.deliver("one", &run(2), hold(1), message()).unwrap();
-        assert!(hub.free(LONGEST_REST).is_empty());
-        let third = hub.deliver("one", &run(3), hold(1), message());
-        assert_eq!(third, Err(Undelivered::Full));
-        assert!(hub.release("one", &run(1), 2).is_none(), "another attempt");
-        assert!(hub.release("one", &run(1), 1).is_some());
-        assert_eq!(hub.free(LONGEST_REST)[0].free, 1);
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_ends_the_connection_at_once() {
-        let hub = Hub::default();
-        let (connection, _messages, end) = connect(&hub, 8, 1);
-        assert!(hub.tell("one", message()));
-        assert_eq!(
-            hub.deliver("one", &run(1), hold(1), message()),
-            Err(Undelivered::Gone)
-        );
-        end.reached().await;
-        let status = end.status().unwrap();
-        assert_eq!(status.message(), "the runner does not read what it is sent");
-        hub.disconnect("one", &connection);
-        assert!(!hub.tell("one", message()));
-    }
-
-    #[tokio::test]
-    async fn a_second_connection_ends_the_first_and_gives_back_what_never_arrived() {
-        let hub = Hub::default();
-        let (first, _messages, end) = connect(&hub, 4, 8);
-        for n in 1..=3 {
-            hub.deliver("one", &run(n), hold(1), message()).unwrap();
-        }
-        hub.accepted("one", &run(2), 1);
-        let (out, _second_messages) = mpsc::channel(8);
-        let held = HashMap::from([(run(1), hold(1))]);
-        let (_second, lost) = hub.connect(facts(4), false, 0, held, out, End::default());
-        end.reached().await;
-        assert_eq!(lost, [(run(3), 1)]);
-        // The first one's end, told late, changes nothing.
-        hub.disconnect("one", &first);
-        assert_eq!(hub.runner("one").unwrap().busy, 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_runner_that_declines_is_left_alone_for_a_while() {
-        let hub = Hub::default();
-        let (_connection, _messages, _end) = connect(&hub, 1, 8);
-        hub.declined("one");
-        assert!(hub.free(LONGEST_REST).is_empty());
-        tokio::time::advance(REST).await;
-        assert_eq!(hub.free(LONGEST_REST).len(), 1);
-        hub.declined("one");
-        tokio::time::advance(REST).await;
-        assert!(hub.free(LONGEST_REST).is_empty(), "longer the second time");
-        tokio::time::advance(REST).await;
-        assert_eq!(hub.free(LONGEST_REST).len(), 1);
-        assert!(hub.end_silent(REST).contains(&"one".to_owned()));
-    }
-}
+mod tests;

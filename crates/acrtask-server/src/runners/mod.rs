@@ -3,6 +3,7 @@
 //! Invariants: who calls is known before anything is looked at; a call about a run that is not the caller's is refused; a
 //! runner that is slow holds up nobody but itself.
 
+mod chunks;
 mod fetch;
 pub mod hub;
 mod keys;

@@ -28,12 +28,13 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::{
+    chunks::{Acknowledged, Chunk, put},
     failed,
     hub::{Connection, End, Facts, Hold},
 };
 use crate::{
     App,
-    recorder::{Receipt, Recorder, describe, millis},
+    recorder::{Receipt, Recorder, millis},
     scheduler::place::Profile,
 };
 
@@ -43,12 +44,6 @@ const HELLO: Duration = Duration::from_secs(15);
 const UNDER_WAY: usize = 64;
 /// The largest chunk of a log that is taken, in bytes.
 const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
-/// How often a chunk behind a gap is tried again: what is missing may be under way.
-const GAP_TRIES: u32 = 3;
-/// The pause between.
-const GAP_PAUSE: Duration = Duration::from_millis(30);
-/// The longest pause while blobs cannot be put.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Most platforms, labels and features of a runner.
 const MOST_FACTS: usize = 256;
 /// Most slots of a runner.
@@ -70,6 +65,7 @@ pub(super) async fn run(
         id: id.clone(),
         out,
         end: end.clone(),
+        told: Acknowledged::default(),
     };
     let talk = session.talk(runner, inbound);
     tokio::select! {
@@ -91,6 +87,7 @@ struct Session {
     id: String,
     out: mpsc::Sender<ToRunner>,
     end: End,
+    told: Acknowledged,
 }
 
 /// A report that has its turn.
@@ -145,7 +142,7 @@ impl Session {
                 }
                 message = inbound.message(), if open && room => match message {
                     Ok(Some(FromRunner { message: Some(message) })) => {
-                        self.app.hub.heard(&self.id, None);
+                        self.app.hub.heard(&self.id);
                         self.hear(message, &mut lane, &mut replies).await;
                     }
                     // A message of a newer program.
@@ -326,27 +323,31 @@ impl Session {
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> BoxFuture<'static, Vec<Message>> {
-        self.app.hub.heard(&self.id, Some(heartbeat.free_disk));
         let mut claims = Vec::new();
         let mut messages = Vec::new();
+        let mut named = HashMap::new();
         for of in heartbeat.held {
             match RunId::new(of.run.clone()) {
                 Ok(run) => {
+                    named.insert(run.clone(), of.attempt);
                     let receipt = self.renew(&run, of.attempt).await;
-                    claims.push(receipt.map(|verdict| (of, run, verdict)));
+                    claims.push(receipt.map(|verdict| (of, verdict)));
                 }
                 Err(_) => messages.push(unknown(of)),
             }
         }
-        let (app, id, end) = (self.app.clone(), self.id.clone(), self.end.clone());
+        let config = &self.app.config;
+        let patience = config.accept.max(config.heartbeat * 2);
+        let hub = &self.app.hub;
+        if hub.beat(&self.id, heartbeat.free_disk, &named, patience) > 0 {
+            self.app.wake.notify_one();
+        }
+        let end = self.end.clone();
         async move {
             let mut held = Vec::new();
-            for (of, run, verdict) in join_all(claims).await {
+            for (of, verdict) in join_all(claims).await {
                 match verdict {
-                    Ok(Verdict::Done | Verdict::LogAt(_)) => {
-                        app.hub.learn(&id, &run, of.attempt);
-                        held.push(of);
-                    }
+                    Ok(Verdict::Done | Verdict::LogAt(_)) => held.push(of),
                     Ok(Verdict::Refused { reason }) => messages.push(abandon(of, reason)),
                     Err(_) => return unwritten(&end),
                 }
@@ -395,7 +396,7 @@ impl Session {
                     .await;
                 match receipt.await {
                     Ok(Verdict::Refused { reason }) => return Prepared::Refused(of, reason),
-                    Ok(_) => app.hub.learn(&id, &run, of.attempt),
+                    Ok(_) => {}
                     Err(_) => return Prepared::Unwritten,
                 }
             }
@@ -463,97 +464,37 @@ impl Session {
         let end = self.end.clone();
         match ready.report {
             Report::LogChunk { offset, .. } => {
-                let repair = Repair {
+                let chunk = Chunk {
                     app: self.app.clone(),
                     recorder: self.recorder.clone(),
+                    told: self.told.clone(),
                     id: self.id.clone(),
-                    ready,
+                    of: ready.of,
+                    run: ready.run,
                     offset,
+                    data: ready.data,
+                    report: ready.report,
                 };
-                repair.acknowledge(receipt, end).boxed()
+                chunk.stored(receipt, end).boxed()
             }
-            Report::Finished { log_length, .. } => async move {
-                let log_offset = match receipt.await {
-                    Ok(Verdict::Done) => log_length,
-                    Ok(Verdict::LogAt(offset)) => offset,
-                    Ok(Verdict::Refused { reason }) => return vec![abandon(ready.of, reason)],
-                    Err(_) => return unwritten(&end),
-                };
-                vec![Message::FinishedAck(FinishedAck {
-                    of: Some(ready.of),
-                    log_offset,
-                })]
+            Report::Finished { log_length, .. } => {
+                self.told.forget(&ready.run);
+                async move {
+                    let log_offset = match receipt.await {
+                        Ok(Verdict::Done) => log_length,
+                        Ok(Verdict::LogAt(offset)) => offset,
+                        Ok(Verdict::Refused { reason }) => return vec![abandon(ready.of, reason)],
+                        Err(_) => return unwritten(&end),
+                    };
+                    vec![Message::FinishedAck(FinishedAck {
+                        of: Some(ready.of),
+                        log_offset,
+                    })]
+                }
+                .boxed()
             }
-            .boxed(),
             _ => std::future::ready(Vec::new()).boxed(),
         }
-    }
-}
-
-/// A chunk, until it is known to be stored.
-struct Repair {
-    app: Arc<App>,
-    recorder: Recorder,
-    id: String,
-    ready: Ready,
-    offset: u64,
-}
-
-impl Repair {
-    /// Waits until the chunk is stored. Of one that overlaps what is stored the rest is stored; of one behind a gap the
-    /// runner is told where the gap begins, and sends from there.
-    async fn acknowledge(mut self, mut receipt: Receipt, end: End) -> Vec<Message> {
-        let chunk_end = self.offset + self.ready.data.len() as u64;
-        let mut gaps = 0;
-        loop {
-            let stored = match receipt.await {
-                Ok(Verdict::Done) => chunk_end,
-                Ok(Verdict::LogAt(stored)) => stored,
-                Ok(Verdict::Refused { reason }) => return vec![abandon(self.ready.of, reason)],
-                Err(_) => return unwritten(&end),
-            };
-            let is_gap = stored < self.offset;
-            if stored >= chunk_end || (is_gap && gaps == GAP_TRIES) {
-                return vec![Message::LogAck(LogAck {
-                    of: Some(self.ready.of),
-                    offset: stored,
-                })];
-            }
-            let attempt = self.ready.of.attempt;
-            if is_gap {
-                gaps += 1;
-                tokio::time::sleep(GAP_PAUSE).await;
-            } else {
-                let skip = usize::try_from(stored - self.offset).unwrap_or(usize::MAX);
-                self.ready.data = self.ready.data.slice(skip..);
-                self.offset = stored;
-                let (run, data) = (&self.ready.run, &self.ready.data);
-                self.ready.report = put(&self.app, run, attempt, stored, data).await;
-            }
-            let report = self.ready.report.clone();
-            receipt = self
-                .recorder
-                .submit(&self.id, &self.ready.run, attempt, report)
-                .await;
-        }
-    }
-}
-
-/// Puts bytes of a log into a blob and gives the report of it.
-async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data: &bytes::Bytes) -> Report {
-    let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    // With the length in its name no blob is ever replaced by a shorter one.
-    let blob = format!("logs/{run}/{attempt}/{offset}-{length}");
-    let mut pause = Duration::from_millis(100);
-    while let Err(error) = app.blobs.put(&blob, data.clone()).await {
-        tracing::error!(%run, attempt, error = describe(&error), "a part of a log waits for the place for blobs");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-    Report::LogChunk {
-        offset,
-        length,
-        blob,
     }
 }
 
@@ -561,7 +502,7 @@ fn refused(of: Attempt, reason: &str) -> BoxFuture<'static, Prepared> {
     std::future::ready(Prepared::Refused(of, reason.to_owned())).boxed()
 }
 
-fn abandon(of: Attempt, reason: String) -> Message {
+pub(super) fn abandon(of: Attempt, reason: String) -> Message {
     Message::Abandon(Abandon {
         of: Some(of),
         reason,
@@ -573,7 +514,7 @@ fn unknown(of: Attempt) -> Message {
 }
 
 /// A report could not be written: the runner says it again on its next connection.
-fn unwritten(end: &End) -> Vec<Message> {
+pub(super) fn unwritten(end: &End) -> Vec<Message> {
     end.now("the database failed; connect again and say it again");
     Vec::new()
 }

@@ -265,3 +265,53 @@ async fn the_first_message_is_a_hello(place: Place) {
     })
     .await;
 }
+
+/// The database is away for longer than a lease: nothing is acknowledged, nothing is lost, and nobody is blamed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runners_say_waits_for_the_database() {
+    let Some(mut place) = Place::postgres() else {
+        return;
+    };
+    let gate = place.gated().await;
+    let config = quick();
+    let server = place.server(config.clone()).await;
+    let app = server.app();
+    tokio::time::sleep(config.lease).await;
+    let runner = FakeRunner::register(&server, "one").await;
+    let mut line = runner.connect(&server).await;
+    line.beat(Duration::from_millis(200));
+    let row = enqueue(app, new_run("rone")).await;
+    let of = line.lease().await.of.unwrap();
+    line.holds(&[&of]);
+    line.start(&of).await;
+    reaches(&app.store, &row.id, RunState::Running).await;
+    gate.close();
+    let ready = format!("http://{}/readyz", server.addr());
+    eventually("it is not ready", || async {
+        let answer = reqwest::get(&ready).await.unwrap();
+        (answer.status() == 503).then_some(())
+    })
+    .await;
+    line.log(&of, 0, b"while it was away").await;
+    line.say_finished(&of, RunState::Succeeded, b"while it was away")
+        .await;
+    let quiet = tokio::time::timeout(
+        config.lease + Duration::from_secs(1),
+        line.until("an answer", |message| {
+            matches!(message, Message::LogAck(_) | Message::FinishedAck(_)).then_some(())
+        }),
+    );
+    assert!(quiet.await.is_err(), "acknowledged without a database");
+    gate.open();
+    line.until("the end is acknowledged", |message| match message {
+        Message::FinishedAck(ack) => Some(assert_eq!(ack.log_offset, 17)),
+        _ => None,
+    })
+    .await;
+    let row = app.store.run(&row.id).await.unwrap();
+    assert_eq!((row.state, row.attempt), (RunState::Succeeded, 1));
+    assert_eq!(row.log_length, 17);
+    line.holds(&[]);
+    enqueue(app, new_run("rtwo")).await;
+    line.work().await;
+}

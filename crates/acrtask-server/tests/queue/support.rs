@@ -5,7 +5,10 @@ use std::{
     future::Future,
     io::{Read as _, Write as _},
     net::TcpStream,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,7 +31,10 @@ use acrtask_server::{
 use acrtask_store::{NewRun, RunRow, Store};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, transport::Channel};
 
@@ -124,6 +130,64 @@ fn sql(url: &str, text: &str) {
     until_ready(&mut stream);
     send(&mut stream, b"Q", format!("{text}\0").as_bytes());
     until_ready(&mut stream);
+}
+
+/// Stands before a PostgreSQL and can cut it off.
+pub(crate) struct Gate {
+    closed: Arc<AtomicBool>,
+    cut: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Gate {
+    /// Lets nothing through, and cuts what goes through now.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.cut.notify_waiters();
+    }
+
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Place {
+    /// Puts a gate before the PostgreSQL.
+    pub(crate) async fn gated(&mut self) -> Gate {
+        let mut url = url::Url::parse(&self.database).unwrap();
+        let behind = (url.host_str().unwrap().to_owned(), url.port().unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(listener.local_addr().unwrap().port()))
+            .unwrap();
+        self.database = url.to_string();
+        let closed = Arc::new(AtomicBool::new(false));
+        let cut = Arc::new(Notify::new());
+        let (is_closed, cutting) = (closed.clone(), cut.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                if is_closed.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let (behind, cutting) = (behind.clone(), cutting.clone());
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(behind).await.unwrap();
+                    tokio::select! {
+                        () = cutting.notified() => {}
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    }
+                });
+            }
+        });
+        Gate { closed, cut, task }
+    }
 }
 
 fn send(stream: &mut TcpStream, kind: &[u8], body: &[u8]) {
