@@ -37,7 +37,12 @@ impl Postgres {
         let programs = PathBuf::from(programs);
         let folder = tempfile::tempdir().expect("a folder can be made");
         let made = Command::new(programs.join("initdb"))
-            .args(["--username=postgres", "--auth=trust", "--locale=C", "--encoding=UTF8"])
+            .args([
+                "--username=postgres",
+                "--auth=trust",
+                "--locale=C",
+                "--encoding=UTF8",
+            ])
             .args(["--no-sync", "-D"])
             .arg(folder.path().join("data"))
             .stdout(Stdio::null())
@@ -68,7 +73,10 @@ impl Postgres {
         self.child = Some(child.expect("postgres can be started"));
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "PostgreSQL does not answer");
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "PostgreSQL does not answer"
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }

@@ -66,7 +66,11 @@ impl Proxy {
 
     /// Cuts every connection once.
     pub fn drop_all(&self) {
-        let mut connections = self.shared.connections.lock().expect("nobody panics with it");
+        let mut connections = self
+            .shared
+            .connections
+            .lock()
+            .expect("nobody panics with it");
         for connection in connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }

@@ -82,7 +82,10 @@ impl SecondEngine {
 
     /// Starts it, or starts it again with what it had, and waits until it answers.
     pub fn restart(&mut self) {
-        let (data, run) = (self.folder.path().join("data"), self.folder.path().join("run"));
+        let (data, run) = (
+            self.folder.path().join("data"),
+            self.folder.path().join("run"),
+        );
         let name = &self.name;
         for folder in [&data, &run] {
             std::fs::create_dir_all(folder).expect("a folder can be made");
@@ -106,7 +109,17 @@ impl SecondEngine {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
         let errors = log.try_clone().expect("a file can be shared");
         Command::new("setsid")
-            .args(["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", ENTER, "sh"])
+            .args([
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "--",
+                "sh",
+                "-c",
+                ENTER,
+                "sh",
+            ])
             .arg(&self.root)
             .args([&data, &run])
             .arg(name)
@@ -136,7 +149,10 @@ impl SecondEngine {
                 return;
             }
             let _ = Command::new("kill").arg("-KILL").args(&processes).status();
-            assert!(begun.elapsed() < Duration::from_secs(20), "{processes:?} do not end");
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "{processes:?} do not end"
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }

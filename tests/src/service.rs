@@ -54,7 +54,10 @@ impl Process {
         let status = Command::new("kill")
             .args(["-s", name, &self.child.id().to_string()])
             .status();
-        assert!(status.is_ok_and(|status| status.success()), "kill -s {name}");
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "kill -s {name}"
+        );
     }
 
     fn kill(&mut self) {
@@ -157,8 +160,11 @@ impl Server {
         };
         server.restart();
         if token.is_none() {
+            server.wait_for("acrt_");
             let log = server.log();
-            let word = log.split_whitespace().find(|word| word.starts_with("acrt_"));
+            let word = log
+                .split_whitespace()
+                .find(|word| word.starts_with("acrt_"));
             server.token = word
                 .unwrap_or_else(|| panic!("no token was printed:\n{log}"))
                 .to_owned();
@@ -237,7 +243,10 @@ impl Server {
             ("ACRTASK_SERVER".into(), self.url.clone()),
             ("ACRTASK_TOKEN".into(), self.token.clone()),
             // Nobody's own settings.
-            ("XDG_CONFIG_HOME".into(), self.folder.path().display().to_string()),
+            (
+                "XDG_CONFIG_HOME".into(),
+                self.folder.path().display().to_string(),
+            ),
         ]
     }
 

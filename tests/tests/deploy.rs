@@ -48,7 +48,10 @@ fn manifests() -> Vec<Value> {
             assert!(folder.join(file.as_str().unwrap()).is_file(), "{file}");
         }
     }
-    named.iter().flat_map(|name| documents(&folder.join(name))).collect()
+    named
+        .iter()
+        .flat_map(|name| documents(&folder.join(name)))
+        .collect()
 }
 
 /// The program accepts these words; nothing is started.
@@ -72,20 +75,26 @@ fn the_manifests_are_whole_and_their_flags_are_the_programs() {
     let mut ours = 0;
     for object in &all {
         let kind = object["kind"].as_str().unwrap();
-        assert!(object["apiVersion"].is_string() && object["metadata"]["name"].is_string(), "{object}");
+        assert!(
+            object["apiVersion"].is_string() && object["metadata"]["name"].is_string(),
+            "{object}"
+        );
         let pod = &object["spec"]["template"]["spec"];
         if pod.is_null() {
             continue;
         }
         let name = &object["metadata"]["name"];
         assert_eq!(
-            object["spec"]["selector"]["matchLabels"], object["spec"]["template"]["metadata"]["labels"],
+            object["spec"]["selector"]["matchLabels"],
+            object["spec"]["template"]["metadata"]["labels"],
             "{kind} {name}"
         );
         let mut volumes: BTreeSet<&str> = BTreeSet::new();
         for list in [&pod["volumes"], &object["spec"]["volumeClaimTemplates"]] {
             for volume in list.as_array().into_iter().flatten() {
-                let own = volume["name"].as_str().or(volume["metadata"]["name"].as_str());
+                let own = volume["name"]
+                    .as_str()
+                    .or(volume["metadata"]["name"].as_str());
                 volumes.insert(own.unwrap());
             }
         }
@@ -97,7 +106,9 @@ fn the_manifests_are_whole_and_their_flags_are_the_programs() {
             if container["image"] == "acrtask" {
                 ours += 1;
                 let words = container["args"].as_array().unwrap().iter();
-                let words: Vec<String> = words.map(|word| word.as_str().unwrap().to_owned()).collect();
+                let words: Vec<String> = words
+                    .map(|word| word.as_str().unwrap().to_owned())
+                    .collect();
                 accepts(&world, &words);
             }
         }
@@ -128,7 +139,10 @@ fn the_units_start_what_they_say() {
     for name in ["acrtask-server.service", "acrtask-runner.service"] {
         let unit = read(&folder.join(name));
         for section in ["[Unit]", "[Service]", "[Install]"] {
-            assert!(unit.lines().any(|line| line == section), "{name}: {section}");
+            assert!(
+                unit.lines().any(|line| line == section),
+                "{name}: {section}"
+            );
         }
         for line in unit.lines().filter(|line| !line.is_empty()) {
             assert!(
@@ -172,8 +186,14 @@ fn the_containerfile_builds_the_program_that_it_starts() {
     assert!(text.contains("COPY --from=build /usr/local/bin/acrtask"));
     let pinned = read(&checkout().join("rust-toolchain.toml"));
     let version = pinned.split('"').nth(1).unwrap().trim_end_matches(".0");
-    assert!(text.contains(&format!("rust:{version}-")), "the toolchain is {version}");
-    let start = text.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
+    assert!(
+        text.contains(&format!("rust:{version}-")),
+        "the toolchain is {version}"
+    );
+    let start = text
+        .lines()
+        .find_map(|line| line.strip_prefix("CMD "))
+        .unwrap();
     let words: Vec<String> = serde_json::from_str(start).unwrap();
     let Some(world) = World::find() else { return };
     accepts(&world, &words);

@@ -11,6 +11,7 @@ use std::{
 
 use acrtask_tests::{
     Outcome, World,
+    postgres::Postgres,
     project::{folder, one_step},
     proxy::Proxy,
     second_engine::SecondEngine,
@@ -42,7 +43,14 @@ fn printed(outcome: &Outcome) -> Vec<String> {
         .events_named("output")
         .iter()
         .filter(|event| event["step"] == "one")
-        .flat_map(|event| event["text"].as_str().unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+        .flat_map(|event| {
+            event["text"]
+                .as_str()
+                .unwrap()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
         .collect()
 }
 
@@ -131,14 +139,21 @@ steps:
     let outcome = run.wait();
     assert_eq!(outcome.code, Some(0), "{}", outcome.all());
     let shown = server.run_of(&id);
-    assert_eq!((&shown["runner"], &shown["attempt"]), (&Value::from("second"), &Value::from(2)));
+    assert_eq!(
+        (&shown["runner"], &shown["attempt"]),
+        (&Value::from("second"), &Value::from(2))
+    );
     let pushed = world.digest("faults/fenced", &id).await.unwrap();
     first.signal("CONT");
     first.wait_online(&server);
     // Its container has slept enough by now: were it not fenced, it would push within this time.
     thread::sleep(Duration::from_secs(6));
     assert_eq!(world.digest("faults/fenced", &id).await.unwrap(), pushed);
-    assert_eq!(server.run_of(&id), shown, "a lost attempt changed something");
+    assert_eq!(
+        server.run_of(&id),
+        shown,
+        "a lost attempt changed something"
+    );
     assert!(first.log().contains("abandon"), "{}", first.log());
     // It takes the next run as if nothing had been.
     drop(second);
@@ -180,7 +195,9 @@ async fn connections_are_cut_and_slow() {
 #[tokio::test]
 async fn the_builder_is_killed_in_the_middle_of_a_build() {
     let Some(world) = World::find() else { return };
-    let Some(mut engine) = SecondEngine::start() else { return };
+    let Some(mut engine) = SecondEngine::start() else {
+        return;
+    };
     let server = Server::start(&world, &["--no-runner"]);
     let runner = Runner::start_at(
         &server,
@@ -202,7 +219,10 @@ steps:
     let outcome = run.wait();
     assert!(matches!(outcome.code, Some(1 | 3)), "{}", outcome.all());
     let shown = server.run_of(&id);
-    assert!(shown["reason"].as_str().is_some_and(|why| !why.is_empty()), "{shown:#}");
+    assert!(
+        shown["reason"].as_str().is_some_and(|why| !why.is_empty()),
+        "{shown:#}"
+    );
     law_holds(&database(&server)).await;
     // With its engine the runner comes back.
     engine.restart();
@@ -221,10 +241,18 @@ impl SmallDisk {
     fn of(kib: u32) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={kib}k,mode=700"), "tmpfs"])
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={kib}k,mode=700"),
+                "tmpfs",
+            ])
             .arg(folder.path())
             .status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
+        mounted
+            .is_ok_and(|status| status.success())
+            .then_some(Self(folder))
     }
 }
 
@@ -237,7 +265,9 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn the_disk_of_the_runner_is_full() {
     let Some(world) = World::find() else { return };
-    let Some(disk) = SmallDisk::of(1024) else { return };
+    let Some(disk) = SmallDisk::of(1024) else {
+        return;
+    };
     let server = Server::start(&world, &["--no-runner"]);
     let proxy = Proxy::before(&server.url);
     let state = disk.0.path().to_str().unwrap();
@@ -321,7 +351,11 @@ async fn cancel_reaches_the_runner_within_a_second() {
     run.signal("INT");
     run.wait_for("run_finished");
     // Stopping a container takes a second of grace of its own.
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
     let id = run.run.clone();
     let outcome = run.wait();
     assert_eq!(outcome.code, Some(130), "{}", outcome.all());
@@ -332,7 +366,9 @@ async fn cancel_reaches_the_runner_within_a_second() {
 #[tokio::test]
 async fn the_database_is_restarted() {
     let Some(world) = World::find() else { return };
-    let Some(mut postgres) = Postgres::start() else { return };
+    let Some(mut postgres) = Postgres::start() else {
+        return;
+    };
     let server = Server::start(&world, &["--no-runner", "--database", &postgres.url]);
     let runner = Runner::start(&server, "r", &[]);
     let files = folder(&[("acr-task.yaml", &counting(160))]);

@@ -192,7 +192,7 @@ impl RunContext {
 
     /// The engine's name for a network or a volume of this run.
     pub(crate) fn scoped(&self, name: &str) -> String {
-        format!("acrtask_{}_{name}", self.id)
+        format!("acrtask_{}_{name}", self.labels.run)
     }
 
     /// Makes the network `name` of the plan, once.

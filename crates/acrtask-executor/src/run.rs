@@ -227,11 +227,12 @@ fn context(
         .options
         .registry(&credentials)
         .map_err(|error| chain(&error))?;
-    let labels = Labels::new(request.id.clone(), executor.owner.clone());
+    let scope = request.scope();
+    let labels = Labels::new(scope.clone(), executor.owner.clone());
     let workspace = Arc::new(Workspace::new(
         executor.engine.clone(),
         labels.clone(),
-        request.id.clone(),
+        scope,
         executor.owner.clone(),
         executor.options.scratch_root.clone(),
         request.context,

@@ -21,6 +21,8 @@ mod runners;
 mod runs;
 mod secrets;
 mod tasks;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tokens;
 mod transitions;
 

@@ -192,6 +192,7 @@ impl Engine {
             no_push: job.spec.no_push,
             credentials: Some(credentials),
             fence: Some(job.fence),
+            attempt: job.attempt,
             ..RunRequest::new(job.id, plan)
         };
         self.executor.run(request, events, cancel).await;

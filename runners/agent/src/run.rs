@@ -244,6 +244,7 @@ impl Attempt {
         let secrets = lease.secrets.into_iter();
         let job = Job {
             id: id.run.clone(),
+            attempt: id.attempt,
             spec,
             secrets: secrets
                 .map(|(name, value)| (name, Secret::new(value)))

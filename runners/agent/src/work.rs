@@ -48,6 +48,7 @@ pub(crate) struct Login {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) id: RunId,
+    pub(crate) attempt: u32,
     pub(crate) spec: RunSpec,
     pub(crate) secrets: BTreeMap<String, Secret>,
     pub(crate) logins: Vec<Login>,

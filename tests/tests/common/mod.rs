@@ -19,7 +19,10 @@ pub fn database(server: &Server) -> String {
 /// An empty database on the tests' PostgreSQL; nothing only where skipping was asked for.
 pub async fn postgres() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let Some(url) = std::env::var("ACRTASK_TEST_POSTGRES").ok().filter(|url| !url.is_empty()) else {
+    let Some(url) = std::env::var("ACRTASK_TEST_POSTGRES")
+        .ok()
+        .filter(|url| !url.is_empty())
+    else {
         assert!(
             std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some(),
             "ACRTASK_TEST_POSTGRES is not set: run `cargo xtask test`"
@@ -31,7 +34,11 @@ pub async fn postgres() -> Option<String> {
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     );
-    Some(acrtask_store::testing::create_database(&url, &name).await.unwrap())
+    Some(
+        acrtask_store::testing::create_database(&url, &name)
+            .await
+            .unwrap(),
+    )
 }
 
 /// The conservation law: each trigger is accounted for. Waits a moment, since what is under way has its deadline.

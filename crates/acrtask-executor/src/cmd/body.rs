@@ -30,6 +30,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) workspace_mounts: Vec<Mount>,
     /// The volume that the workspace lives in.
     pub(crate) workspace_volume: &'a str,
+    /// What the task calls it: `{{.Run.SharedVolume}}`.
+    pub(crate) workspace_name: &'a str,
     /// Names of the task's volumes.
     pub(crate) volumes: Vec<&'a str>,
     /// The engine's name for a network or a volume of the run.

@@ -84,6 +84,7 @@ fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<De
             env: &run.options.env,
             workspace_mounts: run.workspace.mounts(),
             workspace_volume: &run.workspace.volume(),
+            workspace_name: &format!("acrtask_{}_workspace", run.id),
             volumes: run.plan.volumes.iter().map(|v| v.name.as_str()).collect(),
             scoped: &|name| match run.plan.networks.iter().find(|n| n.name == name) {
                 Some(network) => run.network_name(network),

@@ -258,7 +258,7 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
                 .into(),
         );
     }
-    let whole_workspace = source == setting.workspace_volume;
+    let whole_workspace = source == setting.workspace_name;
     let is_path = source.starts_with(['/', '.', '~']) || source.contains('/');
     if whole_workspace || is_path {
         let path = if whole_workspace {

@@ -67,6 +67,7 @@ fn made(line: &str, allow: Allow) -> Result<Definition, String> {
             env: &[],
             workspace_mounts: Vec::new(),
             workspace_volume: "acrtask_r1_workspace",
+            workspace_name: "acrtask_r1_workspace",
             volumes: vec!["creds"],
             scoped: &|name| format!("acrtask_r1_{name}"),
             network: Some("net"),

@@ -79,7 +79,7 @@ impl Bench {
             log,
         };
         let begun = Instant::now();
-        while !ready(&address.to_string()) {
+        while !ready(&address.to_string()) || !server.text().contains("acrt_") {
             ensure!(
                 begun.elapsed() < SOON,
                 "the control plane is not ready:\n{}",

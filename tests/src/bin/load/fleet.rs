@@ -59,7 +59,12 @@ pub(crate) async fn register(server: &str, token: &str, count: usize) -> Vec<Str
 }
 
 /// Time that `runs` leases took, behind the first ones.
-pub(crate) async fn dispatch(server: &str, keys: Vec<String>, first: usize, runs: usize) -> Duration {
+pub(crate) async fn dispatch(
+    server: &str,
+    keys: Vec<String>,
+    first: usize,
+    runs: usize,
+) -> Duration {
     let counted = Arc::new(Counted {
         leases: AtomicUsize::new(0),
         skipped: first,
@@ -197,7 +202,7 @@ async fn one(
                 say(from_runner::Message::Log(LogChunk {
                     of: Some(of.clone()),
                     offset: 0,
-                    data: LOG.to_vec(),
+                    data: LOG.into(),
                 }))
                 .await;
                 say(from_runner::Message::Finished(Finished {
@@ -210,7 +215,9 @@ async fn one(
                 }))
                 .await;
             }
-            Some(to_runner::Message::FinishedAck(ack)) => held.retain(|of| Some(of) != ack.of.as_ref()),
+            Some(to_runner::Message::FinishedAck(ack)) => {
+                held.retain(|of| Some(of) != ack.of.as_ref())
+            }
             _ => {}
         }
     }

@@ -4,7 +4,11 @@
 //! The runners here are fakes that say what a real one says and carry nothing out; the control plane and its database are
 //! the real ones.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a tool for measuring")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a tool for measuring"
+)]
 
 mod api;
 mod fleet;

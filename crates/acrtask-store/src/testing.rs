@@ -1,0 +1,92 @@
+//! What tests and benchmarks need of a database beside the store itself.
+
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, SqliteConnection,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use crate::{Result, StoreError};
+
+const TABLE: &str = "CREATE TABLE bare (id BIGINT PRIMARY KEY, state TEXT NOT NULL, runner TEXT)";
+const INDEX: &str = "CREATE INDEX bare_queue ON bare (id) WHERE state = 'queued'";
+const ROW: &str = "INSERT INTO bare (id, state) VALUES ($1, 'queued')";
+
+/// Makes the empty database `name` on the server of `url`, in place of one that is there; its URL.
+///
+/// # Errors
+/// The server cannot be reached, or refuses.
+pub async fn create_database(url: &str, name: &str) -> Result<String> {
+    let options = PgConnectOptions::from_str(url).map_err(StoreError::from)?;
+    let mut connection = PgConnection::connect_with(&options).await?;
+    for text in [
+        format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"),
+        format!("CREATE DATABASE \"{name}\""),
+    ] {
+        sqlx::query(AssertSqlSafe(text))
+            .execute(&mut connection)
+            .await?;
+    }
+    let server = url.rsplit_once('/').map_or(url, |(server, _)| server);
+    Ok(format!("{server}/{name}"))
+}
+
+/// How long `claims` claims take that are nothing but claims: one row of an indexed table in each transaction, as durable
+/// as the store's own. The table is made for it; `url` names a database without one.
+///
+/// # Errors
+/// The database cannot be opened or written to.
+pub async fn bare_claims(url: &str, claims: u32) -> Result<Duration> {
+    if url.starts_with("sqlite:") {
+        let options = SqliteConnectOptions::from_str(url)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full);
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        let mut filling = connection.begin().await?;
+        for text in [TABLE, INDEX] {
+            sqlx::query(text).execute(&mut *filling).await?;
+        }
+        for id in 0..i64::from(claims) {
+            sqlx::query(ROW).bind(id).execute(&mut *filling).await?;
+        }
+        filling.commit().await?;
+        let begun = Instant::now();
+        for _ in 0..claims {
+            let mut claim = connection.begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::query(
+                "UPDATE bare SET state = 'leased', runner = 'r' WHERE id = \
+                 (SELECT id FROM bare WHERE state = 'queued' ORDER BY id LIMIT 1) RETURNING id",
+            )
+            .fetch_one(&mut *claim)
+            .await?;
+            claim.commit().await?;
+        }
+        return Ok(begun.elapsed());
+    }
+    let options = PgConnectOptions::from_str(url)?;
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut filling = connection.begin().await?;
+    for text in [TABLE, INDEX] {
+        sqlx::query(text).execute(&mut *filling).await?;
+    }
+    for id in 0..i64::from(claims) {
+        sqlx::query(ROW).bind(id).execute(&mut *filling).await?;
+    }
+    filling.commit().await?;
+    let begun = Instant::now();
+    for _ in 0..claims {
+        sqlx::query(
+            "UPDATE bare SET state = 'leased', runner = 'r' WHERE id = (SELECT id FROM bare \
+             WHERE state = 'queued' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+    }
+    Ok(begun.elapsed())
+}
