@@ -5,7 +5,7 @@
 //! keys are made of ids and numbers of ours, never of what a user wrote. Left out: listing, since the database knows
 //! every key.
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{ops::Range, path::PathBuf, str::FromStr, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
@@ -20,8 +20,6 @@ use url::Url;
 const PART: usize = 8 << 20;
 /// Parts of one stream that may be under way at once.
 const PARTS_UNDER_WAY: usize = 2;
-/// Deletions that are under way at once.
-const DELETIONS: usize = 16;
 
 /// Why bytes could not be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +75,15 @@ impl Blobs {
     /// # Errors
     /// [`BlobError::Setup`].
     pub fn open(url: &str) -> Result<Self, BlobError> {
+        let settings: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(key, _)| key.starts_with("AWS_") || key.starts_with("AZURE_"))
+            .collect();
+        Self::with(url, &settings)
+    }
+
+    /// The same with settings in place of variables.
+    fn with(url: &str, settings: &[(String, String)]) -> Result<Self, BlobError> {
         let failed = |reason: String| BlobError::Setup {
             url: url.to_owned(),
             reason,
@@ -96,14 +103,18 @@ impl Blobs {
                     .map_err(|()| failed("write `file:///FOLDER`".into()))?;
                 return Self::folder(path, url);
             }
-            "s3" => AmazonS3Builder::from_env()
-                .with_url(url)
-                .build()
-                .map(|store| prefixed(store, prefix)),
-            "az" | "azure" | "abfs" | "abfss" => MicrosoftAzureBuilder::from_env()
-                .with_url(url)
-                .build()
-                .map(|store| prefixed(store, prefix)),
+            "s3" => {
+                let builder = AmazonS3Builder::new().with_url(url);
+                set(builder, settings, AmazonS3Builder::with_config)
+                    .build()
+                    .map(|store| prefixed(store, prefix))
+            }
+            "az" | "azure" | "abfs" | "abfss" => {
+                let builder = MicrosoftAzureBuilder::new().with_url(url);
+                set(builder, settings, MicrosoftAzureBuilder::with_config)
+                    .build()
+                    .map(|store| prefixed(store, prefix))
+            }
             other => {
                 return Err(failed(format!(
                     "`{other}` is not known; give a folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`"
@@ -233,28 +244,41 @@ impl Blobs {
     /// # Errors
     /// The first failure; the others were tried all the same.
     pub async fn delete(&self, keys: &[String]) -> Result<(), BlobError> {
+        let Some(key) = keys.first() else {
+            return Ok(());
+        };
         let mut first = Ok(());
-        let store = self.store.clone();
-        let mut results = futures::stream::iter(keys.to_vec())
-            .map(move |key| {
-                let store = store.clone();
-                async move {
-                    store
-                        .delete(&Path::from(key.as_str()))
-                        .await
-                        .map_err(|error| BlobError::of("delete", &key, error))
-                }
-            })
-            .buffer_unordered(DELETIONS);
+        // In bulk where the service can do that.
+        let paths: Vec<_> = keys
+            .iter()
+            .map(|key| Ok(Path::from(key.as_str())))
+            .collect();
+        let mut results = self
+            .store
+            .delete_stream(futures::stream::iter(paths).boxed());
         while let Some(result) = results.next().await {
             match result {
-                Ok(()) | Err(BlobError::NotFound(_)) => {}
-                Err(error) if first.is_ok() => first = Err(error),
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) if first.is_ok() => first = Err(BlobError::of("delete", key, error)),
                 Err(_) => {}
             }
         }
         first
     }
+}
+
+/// Gives a builder the settings that it knows.
+fn set<B, K: FromStr>(
+    builder: B,
+    settings: &[(String, String)],
+    with: impl Fn(B, K, String) -> B,
+) -> B {
+    settings.iter().fold(builder, |builder, (key, value)| {
+        match key.to_ascii_lowercase().parse() {
+            Ok(key) => with(builder, key, value.clone()),
+            Err(_) => builder,
+        }
+    })
 }
 
 fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
@@ -264,3 +288,7 @@ fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
         Arc::new(PrefixStore::new(store, prefix))
     }
 }
+
+#[cfg(test)]
+#[path = "blobs_tests.rs"]
+mod tests;

@@ -211,7 +211,9 @@ async fn a_new_key_is_asked_for_once() {
         .respond_with(ResponseTemplate::new(200).set_body_json(discovery))
         .mount(&renewed.server)
         .await;
-    renewed.publish(&[renewed.pair.jwk.clone()]).await;
+    renewed
+        .publish(std::slice::from_ref(&renewed.pair.jwk))
+        .await;
     let later = NOW + REFETCH_MS;
     issuers.verify(&token, &federations, later).await.unwrap();
     issuers.verify(&token, &federations, later).await.unwrap();

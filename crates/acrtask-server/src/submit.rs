@@ -352,7 +352,7 @@ fn draft(
             idempotency_key: by.idempotency_key,
             timeout_secs: Some(
                 spec.timeout_secs
-                    .unwrap_or_else(|| app.config.run_timeout.as_secs()),
+                    .unwrap_or(app.config.run_timeout.as_secs()),
             ),
             traceparent: by.traceparent,
             warm_key,

@@ -252,3 +252,7 @@ fn create(path: &Path, key: &str) -> std::io::Result<()> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+#[path = "vault_tests.rs"]
+mod tests;
