@@ -175,6 +175,34 @@ fn reasons_are_sentences() {
     "##);
 }
 
+/// As it stands in a task's definition. What was written before there were rules means the same as it did.
+#[test]
+fn triggers_are_written_so() {
+    let full = r#"{
+        "enabled": true,
+        "branches": ["main", "!wip/**"],
+        "tags": ["v*"],
+        "paths": {"include": ["services/api"], "exclude": ["**/*.md"]},
+        "events": ["push", "tag", "pullRequest"],
+        "skipMessages": [],
+        "newestWins": true
+    }"#;
+    let trigger: CommitTrigger = serde_json::from_str(full).unwrap();
+    assert!(rules(&trigger).newest_wins);
+    let written: serde_json::Value = serde_json::to_value(&trigger).unwrap();
+    assert_eq!(
+        written,
+        serde_json::from_str::<serde_json::Value>(full).unwrap()
+    );
+    for old in ["{}", r#"{"enabled": true}"#] {
+        let old: CommitTrigger = serde_json::from_str(old).unwrap();
+        assert_eq!(old, CommitTrigger::default());
+        assert_eq!(serde_json::to_string(&old).unwrap(), r#"{"enabled":true}"#);
+    }
+    assert!(serde_json::from_str::<CommitTrigger>(r#"{"branch": "main"}"#).is_err());
+    assert!(serde_json::from_str::<CommitTrigger>(r#"{"events": ["pull_request"]}"#).is_err());
+}
+
 #[test]
 fn mistakes_are_told_all_at_once() {
     let trigger = CommitTrigger {

@@ -138,6 +138,19 @@ fn a_timer_in_utc_knows_no_clocks_that_change() {
     assert_eq!(year.len(), 365 * 24);
 }
 
+/// As it stands in a task's definition. What was written before there were rules means the same as it did.
+#[test]
+fn timers_are_written_so() {
+    let full = r#"{"schedule":"0 4 * * *","enabled":false,"timezone":"Europe/Berlin","jitter":"5m","missed":"skip"}"#;
+    let timer: Timer = serde_json::from_str(full).unwrap();
+    assert_eq!(timer.missed, MissedTicks::Skip);
+    assert_eq!(serde_json::to_string(&timer).unwrap(), full);
+    let old = r#"{"schedule":"0 4 * * *","enabled":true}"#;
+    let timer: Timer = serde_json::from_str(old).unwrap();
+    assert_eq!(timer, Timer::new("0 4 * * *"));
+    assert_eq!(serde_json::to_string(&timer).unwrap(), old);
+}
+
 #[test]
 fn mistakes_say_what_to_write() {
     let told = |timer: &Timer| {
