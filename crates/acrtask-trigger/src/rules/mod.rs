@@ -70,7 +70,8 @@ enum Branches {
 }
 
 impl TriggerRules {
-    /// Reads the trigger of a task with the context `context`.
+    /// Reads the trigger of a task with the context `context`. One that is off needs no rules, and may stand beside a
+    /// context that is no repository.
     ///
     /// # Errors
     /// All mistakes at once.
