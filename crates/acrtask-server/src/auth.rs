@@ -555,6 +555,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
         #[test]
         fn what_is_counted_is_bounded(keys in proptest::collection::vec(0_u32.., 1..200)) {
             let mut buckets = Buckets::new(FAILURES);

@@ -220,10 +220,11 @@ async fn a_bucket_over_http_where_that_is_allowed() {
     let blobs = Blobs::with("s3://bucket/prefix", &settings).unwrap();
     check(&blobs).await;
     assert!(!format!("{blobs:?}").contains("hunter2"));
-    let objects = s3_state.0.lock().unwrap();
-    assert!(objects.whole.is_empty());
-    assert!(objects.uploads.is_empty(), "what broke off was given up");
-    drop(objects);
+    {
+        let objects = s3_state.0.lock().unwrap();
+        assert!(objects.whole.is_empty());
+        assert!(objects.uploads.is_empty(), "what broke off was given up");
+    }
     // In clear only where it is allowed.
     let secure: Vec<_> = settings
         .into_iter()
@@ -234,5 +235,64 @@ async fn a_bucket_over_http_where_that_is_allowed() {
     assert!(
         matches!(refused, Err(BlobError::Failed { .. })),
         "{refused:?}"
+    );
+}
+
+/// As much of Azure's blob service as a small blob needs. Requests must be signed.
+async fn azure(
+    State(s3): State<S3>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let signed = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.starts_with("SharedKey me:"));
+    if !signed {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let path = uri.path().to_owned();
+    assert!(path.starts_with("/me/container/prefix/"), "{path}");
+    let mut objects = s3.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let etag = (header::ETAG, "\"e\"".to_owned());
+    if method == Method::PUT {
+        objects.whole.insert(path, body);
+        return (StatusCode::CREATED, [etag]).into_response();
+    }
+    let modified = (
+        header::LAST_MODIFIED,
+        "Mon, 02 Nov 2026 10:00:00 GMT".to_owned(),
+    );
+    match objects.whole.get(&path).cloned() {
+        Some(found) => ([etag, modified], found).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+#[tokio::test]
+async fn a_container_of_azure() {
+    let service = Router::new().fallback(azure).with_state(S3::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, service).await });
+    let settings = [
+        ("AZURE_STORAGE_ENDPOINT", format!("http://{address}/me")),
+        ("AZURE_ALLOW_HTTP", "true".to_owned()),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "me".to_owned()),
+        ("AZURE_STORAGE_ACCOUNT_KEY", "aHVudGVyMg==".to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value));
+    let blobs = Blobs::with("az://container/prefix", &settings).unwrap();
+    blobs
+        .put("logs/r1/1/0", Bytes::from_static(b"hello"))
+        .await
+        .unwrap();
+    assert_eq!(blobs.get("logs/r1/1/0").await.unwrap(), "hello");
+    let missing = blobs.get("logs/r1/1/5").await;
+    assert!(
+        matches!(missing, Err(BlobError::NotFound(_))),
+        "{missing:?}"
     );
 }

@@ -5,7 +5,10 @@
 //! asked for again once where a token names a key that is not among them. An admin names issuers, so private addresses
 //! are allowed.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use acrtask_api::admin::Federation;
 use acrtask_registry::net;
@@ -20,6 +23,8 @@ use url::Url;
 const KEEP_MS: i64 = 3_600_000;
 /// How soon keys are asked for again because of a key that is not among them, in milliseconds.
 const REFETCH_MS: i64 = 30_000;
+/// How soon an issuer that did not answer is asked again, in milliseconds.
+const RETRY_MS: i64 = 5_000;
 /// Largest answer of an issuer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 /// Longest identity token, in bytes.
@@ -93,16 +98,19 @@ struct Discovery {
     jwks_uri: String,
 }
 
-#[derive(Debug, Clone)]
-struct Keys {
-    set: JwkSet,
-    fetched: i64,
+/// What is known of an issuer.
+#[derive(Debug, Default)]
+struct Known {
+    /// Its keys, and when they were fetched.
+    keys: Option<(JwkSet, i64)>,
+    /// When it was asked last, and why it did not answer then.
+    asked: Option<(i64, Result<(), String>)>,
 }
 
-/// The keys of issuers, as they were fetched lately.
+/// The keys of issuers, as they were fetched lately. While one is asked, others who want its keys wait.
 #[derive(Debug, Default)]
 pub struct Issuers {
-    keys: Mutex<HashMap<String, Keys>>,
+    known: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Known>>>>,
 }
 
 /// Whether `issuer` may be asked for keys.
@@ -235,32 +243,41 @@ impl Issuers {
         now: i64,
     ) -> Result<DecodingKey, ExchangeError> {
         let known = self
-            .keys
+            .known
             .lock()
             .expect("no panic while it is held")
-            .get(issuer)
-            .filter(|keys| now - keys.fetched < KEEP_MS)
-            .cloned();
-        if let Some(keys) = &known {
-            if let Some(key) = pick(&keys.set, kid, algorithm) {
-                return decoding_key(key);
+            .entry(issuer.to_owned())
+            .or_default()
+            .clone();
+        let mut known = known.lock().await;
+        let failed = |reason: &str| ExchangeError::Issuer {
+            issuer: issuer.to_owned(),
+            reason: reason.to_owned(),
+        };
+        if let Some((set, fetched)) = &known.keys
+            && now - fetched < KEEP_MS
+            && let Some(key) = pick(set, kid, algorithm)
+        {
+            return decoding_key(key);
+        }
+        match &known.asked {
+            Some((at, Err(reason))) if now - at < RETRY_MS => return Err(failed(reason)),
+            Some((at, Ok(()))) if now - at < REFETCH_MS => return Err(unknown_key(kid)),
+            _ => {}
+        }
+        match fetch(issuer).await {
+            Ok(set) => {
+                known.asked = Some((now, Ok(())));
+                let (set, _) = known.keys.insert((set, now));
+                pick(set, kid, algorithm).map_or_else(|| Err(unknown_key(kid)), decoding_key)
             }
-            if now - keys.fetched < REFETCH_MS {
-                return Err(unknown_key(kid));
+            // Keys that it gave before still hold.
+            Err(reason) => {
+                let error = failed(&reason);
+                known.asked = Some((now, Err(reason)));
+                Err(error)
             }
         }
-        let set = fetch(issuer)
-            .await
-            .map_err(|reason| ExchangeError::Issuer {
-                issuer: issuer.to_owned(),
-                reason,
-            })?;
-        let key = pick(&set, kid, algorithm).map(decoding_key);
-        self.keys
-            .lock()
-            .expect("no panic while it is held")
-            .insert(issuer.to_owned(), Keys { set, fetched: now });
-        key.unwrap_or_else(|| Err(unknown_key(kid)))
     }
 }
 

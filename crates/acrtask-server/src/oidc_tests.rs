@@ -255,6 +255,33 @@ async fn an_issuer_that_answers_wrongly_is_told() {
     insta::assert_snapshot!(told.join("\n"));
 }
 
+#[tokio::test]
+async fn an_issuer_that_is_down_is_not_asked_all_the_time() {
+    let server = MockServer::start().await;
+    Mock::given(matchers::any())
+        .respond_with(ResponseTemplate::new(503))
+        .mount(&server)
+        .await;
+    let url = server.uri();
+    let federations = [federation(&url)];
+    let claims =
+        json!({"iss": url, "aud": "acrtask", "sub": "repo:org/app:x", "exp": NOW / 1000 + 60});
+    let token = signed(&Pair::new("one"), &claims);
+    let issuers = Issuers::default();
+    let asked = async || server.received_requests().await.unwrap().len();
+    let all = (0..10).map(|_| issuers.verify(&token, &federations, NOW));
+    for answer in futures::future::join_all(all).await {
+        assert!(matches!(answer, Err(ExchangeError::Issuer { .. })));
+    }
+    assert_eq!(asked().await, 1);
+    let later = NOW + RETRY_MS;
+    issuers
+        .verify(&token, &federations, later)
+        .await
+        .unwrap_err();
+    assert_eq!(asked().await, 2);
+}
+
 #[test]
 fn issuers_are_asked_over_https() {
     for good in [
