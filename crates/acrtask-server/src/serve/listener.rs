@@ -163,7 +163,7 @@ impl Connection {
         let service = hyper::service::service_fn(move |request| self.answer(request));
         let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut served = std::pin::pin!(served);
-        let mut closed = false;
+        let (mut closed, mut waited) = (false, false);
         let first = tokio::time::sleep(FIRST_REQUEST);
         let mut first = std::pin::pin!(first);
         loop {
@@ -178,9 +178,12 @@ impl Connection {
                     closed = true;
                     served.as_mut().graceful_shutdown();
                 }
-                () = first.as_mut(), if !asked.load(Ordering::Relaxed) => {
-                    tracing::debug!(%peer, "a connection that asks for nothing is closed");
-                    return;
+                () = first.as_mut(), if !waited => {
+                    waited = true;
+                    if !asked.load(Ordering::Relaxed) {
+                        tracing::debug!(%peer, "a connection that asks for nothing is closed");
+                        return;
+                    }
                 }
             }
         }
