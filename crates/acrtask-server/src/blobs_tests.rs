@@ -1,3 +1,5 @@
+//! Tests of `blobs.rs`.
+
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},

@@ -1,3 +1,5 @@
+//! Tests of `oidc.rs`.
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{EncodingKey, Header};
 use proptest::prelude::*;

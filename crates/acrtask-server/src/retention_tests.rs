@@ -1,3 +1,5 @@
+//! Tests of `retention.rs`.
+
 use std::time::Duration;
 
 use acrtask_api::run::RunResult;

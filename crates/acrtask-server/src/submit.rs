@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{App, vault::VaultError};
 
 mod checks;
+mod inline;
 
 pub use checks::{Problems, check_task, secret_name, task_name};
 pub(crate) use checks::{check_labels, host_name, word};

@@ -1,3 +1,5 @@
+//! Tests of `vault.rs`.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of `contexts.rs`.
+
 use acrtask_api::run::Run;
 use axum::http::{Method, Request};
 use serde_json::json;

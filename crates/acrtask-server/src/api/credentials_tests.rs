@@ -1,3 +1,5 @@
+//! Tests of `credentials.rs`.
+
 use serde_json::json;
 
 use super::*;

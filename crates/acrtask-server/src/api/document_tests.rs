@@ -1,3 +1,5 @@
+//! Tests of `document.rs`.
+
 use axum::http::{Method, StatusCode};
 use serde_json::Value;
 

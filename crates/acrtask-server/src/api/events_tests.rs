@@ -1,3 +1,5 @@
+//! Tests of `events.rs`.
+
 use acrtask_api::run::RunResult;
 use acrtask_store::Report;
 use axum::http::{Method, StatusCode};

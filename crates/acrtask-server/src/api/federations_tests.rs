@@ -1,3 +1,5 @@
+//! Tests of `federations.rs`.
+
 use axum::http::Method;
 use serde_json::json;
 

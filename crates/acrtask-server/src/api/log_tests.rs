@@ -1,3 +1,5 @@
+//! Tests of `log.rs`.
+
 use acrtask_api::run::RunResult;
 use acrtask_model::RunState;
 use axum::http::StatusCode;

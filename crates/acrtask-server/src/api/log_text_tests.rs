@@ -1,3 +1,5 @@
+//! Tests of `log_text.rs`.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of `runs.rs`.
+
 use std::collections::BTreeMap;
 
 use acrtask_api::run::{BaseResult, RunResult};

@@ -1,3 +1,5 @@
+//! Tests of `secrets.rs`.
+
 use axum::http::Method;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Tests of `tasks.rs`.
+
 use axum::http::Method;
 use serde_json::json;
 

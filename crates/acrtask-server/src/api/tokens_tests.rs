@@ -1,3 +1,5 @@
+//! Tests of `tokens.rs`.
+
 use axum::http::Method;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Tests of `why.rs`.
+
 use std::collections::BTreeMap;
 
 use acrtask_api::admin::Runner;

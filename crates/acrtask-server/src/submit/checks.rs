@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::inline;
 use acrtask_api::{
     spec::{BuildSpec, ContextSource, RunSpec, Work},
     task::{QueueOptions, TaskDefinition},
@@ -325,12 +326,15 @@ fn check_build(key: &str, build: &BuildSpec, problems: &mut Problems) {
 fn check_text(key: &str, text: &str, problems: &mut Problems) {
     if text.trim().is_empty() {
         problems.add(format!("`{key}` is empty: there would be nothing to do"));
-    }
-    if text.len() > MAX_TEXT {
+    } else if text.len() > MAX_TEXT {
         problems.add(format!(
             "`{key}` has {} bytes, and a task file may have {MAX_TEXT}",
             text.len()
         ));
+    } else if !text.contains("{{") {
+        for problem in inline::mistakes(text) {
+            problems.add(format!("`{key}`, {problem}"));
+        }
     }
 }
 
@@ -448,6 +452,8 @@ mod tests {
             serde_json::json!({"name": "team/app", "context": "github.com/a/b"}),
             serde_json::json!({"name": "x", "context": "oci://example.com/a:1", "timeout": "1h30m", "platform": "linux/arm/v7"}),
             serde_json::json!({"name": "x", "text": "steps: []"}),
+            serde_json::json!({"name": "x", "text": "{{.Values.steps}}: not yet\n- YAML"}),
+            serde_json::json!({"name": "x", "text": "version: v1.1.0\nsecrets:\n  - id: a\n    keyvault: https://vault.example.com/a\nsteps:\n  - build: -t $Registry/app:$Commit ."}),
             serde_json::json!({"name": "x", "cmd": "alpine echo hello", "queue": {"concurrency": {"max": 1}}}),
             serde_json::json!({"name": "x", "context": "https://example.com/a.tar.gz", "build": {"images": ["app:$ID"]}}),
         ] {
@@ -477,6 +483,19 @@ mod tests {
         })));
         insta::assert_snapshot!(problems.0.join("\n"));
         assert!(!problems.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn mistakes_of_an_inline_file_are_told_with_their_lines() {
+        let problems = check_task(&task(serde_json::json!({
+            "name": "x",
+            "text": "steps:\n  - cmd: alpine\n    build: .\n  - push: reg/app\n    when: [nobody]\n",
+        })));
+        insta::assert_snapshot!(problems.0.join("\n"));
+        let problems = check_task(&task(
+            serde_json::json!({"name": "x", "text": "steps: [\n"}),
+        ));
+        assert!(problems.0[0].starts_with("`text`, line"), "{problems}");
     }
 
     #[test]
