@@ -44,6 +44,52 @@ pub enum SourceError {
         /// The name.
         reference: String,
     },
+    /// A commit that is not, or no more, in the repository.
+    #[error("{url} has no commit {commit}{}", reference.as_ref().map(|reference| format!(" in the history of `{reference}`")).unwrap_or_default())]
+    CommitGone {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+        /// Where it was looked for; nothing: in all branches and tags.
+        reference: Option<String>,
+    },
+    /// A submodule that cannot be had.
+    #[error("the submodule `{path}` of {url}: {reason}")]
+    Submodule {
+        /// The repository that it is in.
+        url: String,
+        /// Its folder.
+        path: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do instead.
+        help: String,
+    },
+    /// A submodule whose repository cannot be had.
+    #[error("cannot check out the submodule `{path}` of {url}")]
+    InSubmodule {
+        /// The repository that it is in.
+        url: String,
+        /// Its folder.
+        path: String,
+        /// What happened.
+        source: Box<SourceError>,
+    },
+    /// A file of Git LFS that cannot be had.
+    #[error("cannot fetch {} of {url} from Git LFS: {reason}", path.as_ref().map_or_else(|| "the files".to_owned(), |path| format!("the file `{path}`")))]
+    Lfs {
+        /// The repository.
+        url: String,
+        /// The file; nothing: it is about all of them.
+        path: Option<String>,
+        /// What is wrong.
+        reason: String,
+        /// Whether the server could not be reached.
+        unreachable: bool,
+        /// What to do about it.
+        help: Option<String>,
+    },
     /// There is no such folder in the context, or it is outside, or it is a file.
     #[error("the folder `{folder}` of {context}: {reason}")]
     SubFolder {
@@ -134,7 +180,10 @@ impl SourceError {
             Self::NoGit { .. } => Some("install git 2.37 or newer".into()),
             Self::Git { help, .. } => help.clone(),
             Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; a short commit needs a server that shows its branch".into()),
-            Self::Refused { help, .. } => Some(help.clone()),
+            Self::CommitGone { .. } => Some("it was taken away by a force-push, its branch was deleted, or it never was there: run what the branch has now".into()),
+            Self::Refused { help, .. } | Self::Submodule { help, .. } => Some(help.clone()),
+            Self::InSubmodule { source, .. } => source.help(),
+            Self::Lfs { help, .. } => help.clone(),
             Self::Registry { source, .. } => source.help(),
             _ => None,
         }
@@ -144,7 +193,8 @@ impl SourceError {
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Download { .. } | Self::TimedOut { .. } => true,
-            Self::Git { unreachable, .. } => *unreachable,
+            Self::Git { unreachable, .. } | Self::Lfs { unreachable, .. } => *unreachable,
+            Self::InSubmodule { source, .. } => source.is_unreachable(),
             Self::Registry { source, .. } => matches!(**source, RegistryError::Unreachable { .. }),
             _ => false,
         }

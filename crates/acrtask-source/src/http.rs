@@ -67,7 +67,8 @@ pub(crate) async fn download(
     Ok(())
 }
 
-fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceError> {
+/// Refuses what the origin may not do.
+pub(crate) fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceError> {
     let refuse = |reason: String, help: &str| {
         Err(SourceError::Refused {
             context: shown.into(),

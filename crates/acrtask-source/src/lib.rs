@@ -4,21 +4,27 @@
 //! - What was fetched lies in a folder of its own, only for this user, and is removed with its [`Workspace`]; what
 //!   a process that was killed left, by [`remove_leftovers`]. A folder that is named is pointed at and never
 //!   written to.
-//! - Nothing of a context is executed while it is fetched: no hooks, no filters, no submodules, no remote helpers.
+//! - Nothing of a context is executed while it is fetched: no hooks, no filters, no remote helpers, no `git-lfs`.
+//!   Submodules and files of Git LFS come only where [`GitOptions`] asks for them, and whatever names them, a
+//!   repository's own files, is held to the same rules as the URL of the context.
 //! - An archive cannot reach out of its folder, and every amount has a limit ([`Limits`]).
 //! - Passwords are in no argument, no URL, no file and no error. Git gets them in the environment of the one
 //!   child that needs them, bound to the host they are for.
 //! - Where a task file names the context ([`Origin::TaskFile`]), private and metadata addresses are
 //!   refused, and the address that was checked is the one connected to.
 //!
-//! Left out: submodules, LFS, a limit on the size of what git fetches (it is bounded in time), ranges and
-//! resuming of downloads, artifacts that are an index.
+//! - An SSH key is in no file either: an agent that lives as long as the fetch has it. The key of a host is checked.
+//!
+//! Left out: a limit on the size of what git fetches (it is bounded in time), ranges and resuming of downloads,
+//! artifacts that are an index, extensions and other transfers of Git LFS than `basic`.
 
 pub mod archive;
 mod error;
 pub mod facts;
 mod git;
 mod http;
+mod lfs;
+mod login;
 mod oci;
 pub mod paths;
 mod process;
@@ -32,12 +38,12 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::Secret;
 use acrtask_registry::{AddressPolicy, Credentials};
 use tokio::io::AsyncRead;
 
 pub use error::SourceError;
 pub use facts::GitFacts;
+pub use login::{CommitId, GitCredential, GitOptions, NotACommit, SshKey};
 pub use scratch::{Scratch, remove_leftovers};
 pub use spec::{ContextSpec, GitTransport, GitUrl, ParseError};
 
@@ -78,17 +84,6 @@ impl Default for Limits {
     }
 }
 
-/// A user and a password, or a token in its place, for a git host over https.
-#[derive(Debug, Clone)]
-pub struct GitCredential {
-    /// Exactly the host of the URL: `github.com`.
-    pub host: String,
-    /// The user; with a token most forges take any.
-    pub username: String,
-    /// The password or token.
-    pub password: Secret,
-}
-
 /// What is happening, for a progress display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
@@ -122,6 +117,10 @@ pub struct Options {
     pub known_registries: Vec<String>,
     /// For git over https.
     pub git_credentials: Vec<GitCredential>,
+    /// For git over ssh. Where one is for the host, ssh runs with it alone, and without the operator's configuration.
+    pub ssh_keys: Vec<SshKey>,
+    /// What to take of a git repository.
+    pub git: GitOptions,
     /// The SSH agent's socket. Without it the operator's own contexts use ssh as it is set up, and a
     /// task file's may not use ssh at all.
     pub ssh_agent: Option<PathBuf>,
@@ -142,6 +141,8 @@ impl Default for Options {
             insecure_registries: Vec::new(),
             known_registries: Vec::new(),
             git_credentials: Vec::new(),
+            ssh_keys: Vec::new(),
+            git: GitOptions::default(),
             ssh_agent: None,
             limits: Limits::default(),
             scratch_dir: std::env::temp_dir(),

@@ -7,7 +7,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
 };
 
@@ -35,9 +35,27 @@ impl Drop for Group {
 
 /// Runs `command` in a process group of its own, without input, and keeps at most `limit` bytes of its output. More
 /// than that is read and thrown away, and [`Output::stdout`] is then one byte longer than `limit`.
-pub(crate) async fn run(mut command: Command, limit: u64) -> io::Result<Output> {
+pub(crate) async fn run(command: Command, limit: u64) -> io::Result<Output> {
+    run_child(command, None, limit).await
+}
+
+/// As [`run`], with `input`, which should be short: a program may end without reading it.
+pub(crate) async fn run_with_input(
+    command: Command,
+    input: &[u8],
+    limit: u64,
+) -> io::Result<Output> {
+    run_child(command, Some(input), limit).await
+}
+
+async fn run_child(mut command: Command, input: Option<&[u8]>, limit: u64) -> io::Result<Output> {
+    let stdin = if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -48,6 +66,10 @@ pub(crate) async fn run(mut command: Command, limit: u64) -> io::Result<Output> 
         .and_then(|id| i32::try_from(id).ok())
         .map(Pid::from_raw);
     let mut group = Group(pid);
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        // A program that has ended says itself why.
+        let _ = stdin.write_all(input).await;
+    }
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr) = tokio::try_join!(read(stdout, limit + 1), read(stderr, MAX_STDERR))?;
     let status = child.wait().await?;

@@ -263,6 +263,36 @@ impl GitUrl {
     }
 }
 
+impl GitUrl {
+    /// The URL of a submodule, which no person wrote here: a full URL or `user@host:path`, and nothing behind it.
+    pub(crate) fn of_submodule(text: &str) -> Result<Self, (String, String)> {
+        let help =
+            || "write a full https:// or ssh:// URL, or one relative to the repository".to_owned();
+        let text = text.strip_prefix("git+").unwrap_or(text);
+        let odd = text.starts_with('-') || text.chars().any(char::is_control);
+        if odd || text.contains(['#', '?']) || !(text.contains("://") || is_scp_form(text)) {
+            return Err(("it is not a URL".into(), help()));
+        }
+        let scheme = text.find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c));
+        if scheme.is_some_and(|end| text[end..].starts_with("::")) {
+            return Err(("remote helpers of git are not run".into(), help()));
+        }
+        Self::parse(text)
+    }
+
+    /// The port that the repository is at.
+    pub(crate) fn port(&self) -> u16 {
+        let url = Url::parse(&self.url).ok();
+        let default = match self.transport {
+            GitTransport::Https => 443,
+            GitTransport::Http => 80,
+            GitTransport::Git => 9418,
+            GitTransport::Ssh | GitTransport::File => 22,
+        };
+        url.and_then(|url| url.port()).unwrap_or(default)
+    }
+}
+
 type Remote = (String, GitTransport, String, Option<(String, Secret)>);
 
 fn parse_remote(address: &str) -> Result<Remote, Problem> {

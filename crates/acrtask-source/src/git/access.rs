@@ -8,6 +8,7 @@ use acrtask_registry::{AddressPolicy, Credential, net};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use url::Url;
 
+use super::ssh::{self, Ssh};
 use crate::{
     GitCredential, Options, Origin,
     error::SourceError,
@@ -28,11 +29,36 @@ const PROXIES: [&str; 8] = [
     "NO_PROXY",
 ];
 
-/// Everything that git gets to see: variables, and configuration as variables.
-pub(super) fn environment(
+/// What git runs with.
+pub(super) struct Access {
+    /// Everything that it gets to see: variables, and configuration as variables.
+    pub(super) environment: Vec<(String, String)>,
+    /// Held while git runs.
+    pub(super) ssh: Option<Ssh>,
+}
+
+impl Access {
+    /// Checks that `url` may be reached, and says how. `home` is a folder for this alone.
+    pub(super) async fn new(
+        url: &GitUrl,
+        home: &Path,
+        options: &Options,
+    ) -> Result<Self, SourceError> {
+        let pinned = check_policy(url, options).await?;
+        let ssh = match url.transport {
+            GitTransport::Ssh => Some(Ssh::new(url, home, pinned.as_ref(), options).await?),
+            _ => None,
+        };
+        let environment = environment(url, home, pinned.as_ref(), ssh.as_ref(), options);
+        Ok(Self { environment, ssh })
+    }
+}
+
+fn environment(
     url: &GitUrl,
     home: &Path,
     pinned: Option<&Pinned>,
+    ssh: Option<&Ssh>,
     options: &Options,
 ) -> Vec<(String, String)> {
     let credential = credential(url, options);
@@ -90,7 +116,11 @@ pub(super) fn environment(
             environment.push(((*name).into(), value));
         }
     }
-    environment.extend(ssh(options, pinned));
+    if let Some(ssh) = ssh {
+        environment.push(("GIT_SSH_COMMAND".into(), ssh.command()));
+        let agent = ssh.agent.as_ref().map(|path| path.display().to_string());
+        environment.extend(agent.map(|path| ("SSH_AUTH_SOCK".into(), path)));
+    }
     if let Some(pin) = pinned
         && matches!(url.transport, GitTransport::Https | GitTransport::Http)
     {
@@ -109,17 +139,14 @@ pub(super) fn environment(
 
 /// A host with the one set of addresses that may be connected to.
 pub(super) struct Pinned {
-    host: String,
-    port: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
     addresses: String,
-    first: String,
+    pub(super) first: String,
 }
 
 /// Refuses what the origin may not do. Where addresses are restricted, resolves the host, once.
-pub(super) async fn check_policy(
-    url: &GitUrl,
-    options: &Options,
-) -> Result<Option<Pinned>, SourceError> {
+async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>, SourceError> {
     let refuse = |reason: String, help: &str| {
         Err(SourceError::Refused {
             context: url.to_string(),
@@ -146,10 +173,10 @@ pub(super) async fn check_policy(
                 "write https://",
             );
         }
-        GitTransport::Ssh if options.ssh_agent.is_none() => {
+        GitTransport::Ssh if options.ssh_agent.is_none() && ssh::key(url, options).is_none() => {
             return refuse(
                 "a task file does not get this machine's SSH keys".into(),
-                "write https://, or let the run use an SSH agent",
+                "write https://, store an SSH key as the credential of this host, or let the run use an SSH agent",
             );
         }
         _ => {}
@@ -157,10 +184,7 @@ pub(super) async fn check_policy(
     if options.addresses() == AddressPolicy::Any {
         return Ok(None);
     }
-    let port = Url::parse(&url.url)
-        .ok()
-        .and_then(|url| url.port_or_known_default())
-        .unwrap_or(22);
+    let port = url.port();
     let bare = url.host.trim_start_matches('[').trim_end_matches(']');
     match net::resolve_public(bare, port).await {
         Ok(addresses) => {
@@ -187,57 +211,35 @@ pub(super) async fn check_policy(
     }
 }
 
-/// How ssh is started. A task file's context gets the agent's keys and nothing of the operator's configuration;
-/// the host's key has to be known in both cases.
-fn ssh(options: &Options, pinned: Option<&Pinned>) -> Vec<(String, String)> {
-    let mut command = String::from("ssh -o BatchMode=yes");
-    if options.origin == Origin::TaskFile {
-        command += " -F /dev/null -o IdentityFile=none -o ProxyCommand=none";
-    }
-    if let Some(pin) = pinned {
-        // Both come from checks: an address, and a host that the URL's grammar let through.
-        command += &format!(
-            " -o HostName={} -o HostKeyAlias='{}'",
-            pin.first,
-            pin.host.replace('\'', "")
-        );
-    }
-    let mut variables = vec![("GIT_SSH_COMMAND".into(), command)];
-    let inherited = || {
-        std::env::var("SSH_AUTH_SOCK")
-            .ok()
-            .filter(|_| options.origin == Origin::Operator)
-    };
-    let agent = options
-        .ssh_agent
-        .as_ref()
-        .map(|path| path.display().to_string());
-    variables.extend(
-        agent
-            .or_else(inherited)
-            .map(|path| ("SSH_AUTH_SOCK".into(), path)),
-    );
-    variables
-}
-
 /// The password for `url`: the one that stood in it, else the one for exactly its host. In clear only to this machine.
 pub(super) fn credential(url: &GitUrl, options: &Options) -> Option<(String, Secret)> {
-    let safe = match url.transport {
-        GitTransport::Https => true,
-        GitTransport::Http => net::is_loopback(&url.host),
-        GitTransport::Ssh | GitTransport::Git | GitTransport::File => false,
+    let stood = url.credential.as_ref();
+    login(&Url::parse(&url.url).ok()?, stood, options)
+}
+
+/// As [`credential`], for any URL. `stood`: what stood in the URL that named it.
+pub(crate) fn login(
+    url: &Url,
+    stood: Option<&(String, Secret)>,
+    options: &Options,
+) -> Option<(String, Secret)> {
+    let host = url.host_str()?;
+    let safe = match url.scheme() {
+        "https" => true,
+        "http" => net::is_loopback(host),
+        _ => false,
     };
     if !safe {
         return None;
     }
     let for_git = || {
-        let same_host = |one: &&GitCredential| one.host.eq_ignore_ascii_case(&url.host);
+        let same_host = |one: &&GitCredential| one.host.eq_ignore_ascii_case(host);
         let one = options.git_credentials.iter().find(same_host)?;
         Some((one.username.clone(), one.password.clone()))
     };
     let for_any = || {
-        let port = Url::parse(&url.url).ok().and_then(|url| url.port());
-        let host = port.map_or_else(|| url.host.clone(), |port| format!("{}:{port}", url.host));
+        let port = url.port();
+        let host = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         match options.credentials.given(&host)? {
             Credential::Password { username, password } => {
                 Some((username.clone(), password.clone()))
@@ -245,7 +247,7 @@ pub(super) fn credential(url: &GitUrl, options: &Options) -> Option<(String, Sec
             Credential::IdentityToken(_) => None,
         }
     };
-    url.credential.clone().or_else(for_git).or_else(for_any)
+    stood.cloned().or_else(for_git).or_else(for_any)
 }
 
 /// Scheme, host and port of a URL, as `http.<url>.*` wants it.

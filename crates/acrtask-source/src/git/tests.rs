@@ -4,6 +4,7 @@ use acrtask_model::Secret;
 
 use super::{
     access::{PASSED, credential},
+    fetch::{Found, candidates, choose},
     *,
 };
 use crate::Origin;
@@ -86,9 +87,11 @@ async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
         panic!("{url}")
     };
     let scratch = tempfile::tempdir().unwrap();
-    let git = Git::new(&url, scratch.path(), options).await.unwrap();
+    let tree = scratch.path().to_owned();
+    let git = Git::new(&url, tree, scratch.path(), options).await.unwrap();
     let variable = |name: &str| {
-        git.environment
+        git.access
+            .environment
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.clone())
@@ -100,7 +103,7 @@ async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
         );
         Some(format!("{key}={value}"))
     });
-    let others = git.environment.iter().filter(|(key, _)| {
+    let others = git.access.environment.iter().filter(|(key, _)| {
         !key.starts_with("GIT_CONFIG_KEY")
             && !key.starts_with("GIT_CONFIG_VALUE")
             && key != "HOME"

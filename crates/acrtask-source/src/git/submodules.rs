@@ -1,0 +1,318 @@
+//! Submodules, and theirs: each a repository of its own, checked out without `git submodule`, which would take URLs and
+//! commands from files of the repository.
+//!
+//! Only the path, the URL and the commit of a submodule count. The URL is held to the rules of the context's own; of
+//! passwords and keys it gets those of its own host. What was part of the context's URL goes on to the same scheme, host
+//! and port alone.
+
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
+
+use url::Url;
+
+use super::Git;
+use crate::{
+    CommitId, Options,
+    error::SourceError,
+    lfs, paths,
+    spec::{GitTransport, GitUrl},
+};
+
+/// Submodules of one context, all of them together.
+const MAX_SUBMODULES: usize = 200;
+/// Submodules inside of each other.
+const MAX_DEPTH: usize = 8;
+
+/// Checks out the submodules of what `git` has checked out.
+pub(super) async fn check_out(
+    git: Git,
+    scratch: &Path,
+    taken: &mut lfs::Taken,
+    options: &Options,
+) -> Result<(), SourceError> {
+    let mut todo = vec![(git, 0)];
+    let mut count = 0;
+    while let Some((parent, depth)) = todo.pop() {
+        for (path, address) in named(&parent).await? {
+            let Some((mode, id)) = parent.entry(&path).await? else {
+                continue;
+            };
+            // It may be named and not be there, or be something else there.
+            if mode != "160000" {
+                continue;
+            }
+            count += 1;
+            let refused = |reason: String, help: &str| SourceError::Submodule {
+                url: parent.url.url.clone(),
+                path: path.clone(),
+                reason,
+                help: help.into(),
+            };
+            if count > MAX_SUBMODULES || depth >= MAX_DEPTH {
+                return Err(refused(
+                    format!(
+                        "there are more than {MAX_SUBMODULES} submodules, or more than {MAX_DEPTH} inside of each other"
+                    ),
+                    "take fewer submodules in",
+                ));
+            }
+            let commit: CommitId = id
+                .parse()
+                .map_err(|_| refused("git does not name its commit".into(), "commit it again"))?;
+            let url = url(&parent.url, &address).map_err(|(reason, help)| {
+                refused(format!("its URL is refused: {reason}"), &help)
+            })?;
+            let tree = folder(&parent.tree, &path).ok_or_else(|| {
+                refused("there is no empty folder for it".into(), "commit it again")
+            })?;
+            let inside = |source| SourceError::InSubmodule {
+                url: parent.url.url.clone(),
+                path: path.clone(),
+                source: Box::new(source),
+            };
+            let fetching = async {
+                let child = Git::new(&url, tree, scratch, options).await?;
+                child.fetch(Some(&commit)).await?;
+                if options.git.lfs {
+                    lfs::check_out(&child, scratch, taken, options).await?;
+                }
+                Ok(child)
+            };
+            let child = fetching.await.map_err(inside)?;
+            todo.push((child, depth + 1));
+        }
+    }
+    Ok(())
+}
+
+/// Paths and URLs, as `.gitmodules` of the commit has them.
+async fn named(git: &Git) -> Result<BTreeMap<String, String>, SourceError> {
+    let pairs = git
+        .configuration(".gitmodules", r"^submodule\..+\.(path|url)$")
+        .await?;
+    let mut modules: BTreeMap<String, (Option<String>, Option<String>)> = BTreeMap::new();
+    for (key, value) in pairs {
+        let Some((name, what)) = key.rsplit_once('.') else {
+            continue;
+        };
+        let module = modules.entry(name.to_owned()).or_default();
+        match what {
+            "path" => module.0 = Some(value),
+            _ => module.1 = Some(value),
+        }
+    }
+    let whole = |(path, url): (Option<String>, Option<String>)| Some((path?, url?));
+    Ok(modules.into_values().filter_map(whole).collect())
+}
+
+/// The empty folder that git made for a submodule.
+fn folder(root: &Path, path: &str) -> Option<PathBuf> {
+    let relative = Path::new(path);
+    let harmless = relative.components().all(|part| match part {
+        Component::Normal(name) => !name.eq_ignore_ascii_case(".git"),
+        _ => false,
+    });
+    if !harmless {
+        return None;
+    }
+    // No link is on the way to it.
+    let found = paths::inside(root, relative).ok()?;
+    let is_it = found == root.join(relative) && found.symlink_metadata().ok()?.is_dir();
+    let empty = std::fs::read_dir(&found).ok()?.next().is_none();
+    (is_it && empty).then_some(found)
+}
+
+/// What a submodule's URL means in a repository that is at `parent`.
+fn url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
+    let relative = text.starts_with("./") || text.starts_with("../");
+    let full = if relative {
+        resolved(&parent.url, text).ok_or_else(|| {
+            (
+                format!("`{text}` leads out of {}", parent.url),
+                "write a URL that stays on the host, or a full one".to_owned(),
+            )
+        })?
+    } else {
+        text.to_owned()
+    };
+    let mut url = GitUrl::of_submodule(&full)?;
+    if url.transport == GitTransport::File && !(relative && parent.transport == GitTransport::File)
+    {
+        return Err((
+            "it is a path of this machine".into(),
+            "write a full https:// or ssh:// URL, or one relative to the repository".into(),
+        ));
+    }
+    if url.credential.is_none() && same_place(&url, parent) {
+        url.credential.clone_from(&parent.credential);
+    }
+    Ok(url)
+}
+
+fn same_place(one: &GitUrl, other: &GitUrl) -> bool {
+    match (Url::parse(&one.url), Url::parse(&other.url)) {
+        (Ok(one), Ok(other)) => one.origin().is_tuple() && one.origin() == other.origin(),
+        _ => false,
+    }
+}
+
+/// `relative`, from `base` on, as git resolves it; nothing where that leads above the host's root.
+///
+/// Source: gitmodules(5), git's `relative_url`.
+fn resolved(base: &str, relative: &str) -> Option<String> {
+    // Where the path begins.
+    let (floor, scp) = match base.find("://") {
+        Some(at) => (at + 3 + base[at + 3..].find('/')?, false),
+        None => (base.find(':')? + 1, true),
+    };
+    let mut base = base.trim_end_matches('/');
+    let mut rest = relative;
+    loop {
+        if let Some(after) = rest.strip_prefix("./") {
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("../") {
+            rest = after;
+            let path = base.get(floor..)?;
+            base = match path.rfind('/') {
+                Some(at) => &base[..floor + at],
+                None if scp && !path.is_empty() => &base[..floor],
+                None => return None,
+            };
+        } else {
+            break;
+        }
+    }
+    if rest.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return None;
+    }
+    Some(match scp && base.len() == floor {
+        true => format!("{base}{rest}"),
+        false => format!("{base}/{rest}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ContextSpec;
+
+    fn at(text: &str) -> GitUrl {
+        match ContextSpec::parse(text) {
+            Ok(ContextSpec::Git(url)) => url,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn relative_urls_stay_on_the_host() {
+        let (https, scp) = ("https://h.example/org/app.git", "git@h.example:org/app.git");
+        for (parent, text, expected) in [
+            (https, "../lib.git", "https://h.example/org/lib.git"),
+            (https, "../lib", "https://h.example/org/lib"),
+            (https, "./lib", "https://h.example/org/app.git/lib"),
+            (https, "../../other/lib", "https://h.example/other/lib"),
+            (scp, "../lib.git", "git@h.example:org/lib.git"),
+            (scp, "../../other/lib", "git@h.example:other/lib"),
+            (
+                "ssh://git@h.example:2222/o/a",
+                "../b",
+                "ssh://git@h.example:2222/o/b",
+            ),
+            ("file:///srv/a.git", "../b.git", "file:///srv/b.git"),
+            (https, "https://x.example/lib", "https://x.example/lib"),
+            (https, "git@x.example:lib", "git@x.example:lib"),
+        ] {
+            assert_eq!(
+                url(&at(parent), text).unwrap().url,
+                expected,
+                "{parent} {text}"
+            );
+        }
+    }
+
+    /// The attacks on submodules that git had to be changed for, and the hostile texts of contexts.
+    #[test]
+    fn hostile_urls_are_refused() {
+        let https = at("https://h.example/org/app.git");
+        for text in [
+            "../../../x",
+            "../../../../evil.example/x",
+            "../lib/../../../../x",
+            "./",
+            "../",
+            "/etc",
+            "lib",
+            "file:///etc",
+            "-u./payload",
+            "--upload-pack=touch x",
+            "ext::sh -c touch% x",
+            "fd::17/x",
+            "https::evil",
+            "transport::https://example.com/a",
+            "ssh://-oProxyCommand=touch/x",
+            "git@-oProxyCommand=x:a",
+            "-oProxyCommand=x@h:a",
+            "https://h.example/a\nurl = x",
+            "../a\n../b",
+            "https://h.example/a.git#main",
+            "https://h.example/a.git?x",
+            "ftp://h.example/a",
+            "http://",
+            "$(touch x)",
+            "",
+        ] {
+            let got = url(&https, text);
+            assert!(got.is_err(), "{text:?} became {got:?}");
+        }
+        // Of a repository of this machine only what lies beside it.
+        let file = at("file:///srv/a.git");
+        assert!(url(&file, "file:///root/secret.git").is_err());
+    }
+
+    #[test]
+    fn what_opened_the_context_goes_to_its_own_host_alone() {
+        let parent = at("https://me:hunter2@h.example/org/app.git");
+        for (text, gets) in [
+            ("../lib.git", true),
+            ("https://h.example/x/y", true),
+            ("https://h.example:8443/x/y", false),
+            ("http://h.example/x/y", false),
+            ("https://evil.example/x/y", false),
+            ("https://h.example.evil.example/x/y", false),
+        ] {
+            assert_eq!(
+                url(&parent, text).unwrap().credential.is_some(),
+                gets,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_submodule_has_an_empty_folder_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("a/empty")).unwrap();
+        std::fs::create_dir(root.join(".git")).unwrap();
+        std::os::unix::fs::symlink("a/empty", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("/tmp", root.join("out")).unwrap();
+        for (path, good) in [
+            ("a/empty", true),
+            ("a", false),
+            ("link", false),
+            ("out", false),
+            ("out/x", false),
+            (".git", false),
+            (".GIT", false),
+            ("a/.git", false),
+            ("../x", false),
+            ("/tmp", false),
+            ("none", false),
+            ("", false),
+        ] {
+            assert_eq!(folder(&root, path).is_some(), good, "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The files of a checkout that stand in Git LFS: their pointers are replaced by the objects.
+//!
+//! No program of Git LFS runs and no filter: what a pointer names is asked for and downloaded here ([`client`]), checked
+//! for its length and its SHA-256, and put in the place of exactly the file that git checked out.
+//!
+//! Left out: locks, uploads, extensions, transfers other than `basic`.
+
+mod client;
+mod pointer;
+
+use std::{
+    collections::BTreeMap,
+    fs::Permissions,
+    io::Read as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use url::Url;
+
+use crate::{
+    Options, Progress,
+    error::SourceError,
+    git::Git,
+    paths,
+    spec::{GitTransport, GitUrl},
+};
+use client::Client;
+use pointer::{MAX_POINTER, Pointer};
+
+/// Objects that one request asks about.
+const BATCH: usize = 100;
+/// Objects that are downloaded side by side.
+const SIDE_BY_SIDE: usize = 4;
+
+/// How much a context has taken from Git LFS so far, with its submodules.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    bytes: u64,
+}
+
+/// Replaces the pointers of what `git` has checked out.
+pub(crate) async fn check_out(
+    git: &Git,
+    scratch: &Path,
+    taken: &mut Taken,
+    options: &Options,
+) -> Result<(), SourceError> {
+    let found = pointers(git).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    for pointer in found.keys() {
+        taken.bytes = taken.bytes.saturating_add(pointer.size);
+    }
+    if taken.bytes > options.limits.download_bytes {
+        return Err(SourceError::TooLarge {
+            context: git.url.url.clone(),
+            limit: options.limits.download_bytes,
+            unit: "bytes to download",
+        });
+    }
+    let client = Client::new(git, options).await?;
+    let all: Vec<(&Pointer, &Vec<String>)> = found.iter().collect();
+    let total: u64 = found.keys().map(|pointer| pointer.size).sum();
+    let mut bytes = 0;
+    for batch in all.chunks(BATCH) {
+        let asked: Vec<&Pointer> = batch.iter().map(|(pointer, _)| *pointer).collect();
+        let named = |pointer: &Pointer| found.get(pointer).and_then(|paths| paths.first()).cloned();
+        let mut actions = client.ask(&asked, named).await?;
+        let downloads = batch.iter().map(|(pointer, paths)| {
+            let action = actions.remove(&pointer.oid);
+            let client = &client;
+            async move {
+                let first = paths.first().cloned().unwrap_or_default();
+                let file = client.download(pointer, action, &first, scratch).await?;
+                place(git, file, paths)?;
+                Ok::<u64, SourceError>(pointer.size)
+            }
+        });
+        let mut done = stream::iter(downloads).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(size) = done.try_next().await? {
+            bytes += size;
+            options.report(Progress::Received {
+                bytes,
+                total: Some(total),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The pointers among the files that the repository's attributes give to Git LFS, each with its files.
+async fn pointers(git: &Git) -> Result<BTreeMap<Pointer, Vec<String>>, SourceError> {
+    let args = ["ls-files", "-z", "--", ":(attr:filter=lfs)"];
+    let listed = git.must("list the files of", &args).await?.stdout;
+    let mut found: BTreeMap<Pointer, Vec<String>> = BTreeMap::new();
+    for path in listed
+        .split(|byte| *byte == 0)
+        .filter(|path| !path.is_empty())
+    {
+        let Ok(path) = std::str::from_utf8(path) else {
+            continue;
+        };
+        let failed = |reason: String| SourceError::Lfs {
+            url: git.url.url.clone(),
+            path: Some(path.to_owned()),
+            reason,
+            unreachable: false,
+            help: None,
+        };
+        let Some(file) = of_checkout(&git.tree, path) else {
+            continue;
+        };
+        let text = read_short(&file).map_err(|error| failed(error.to_string()))?;
+        let Some(text) = text else { continue };
+        if let Some(pointer) = pointer::read(&text).map_err(failed)? {
+            found.entry(pointer).or_default().push(path.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// The file of a checkout at `path`, where there is one and no link leads to it.
+fn of_checkout(root: &Path, path: &str) -> Option<PathBuf> {
+    let file = root.join(path);
+    let is_it = paths::inside(root, Path::new(path)).ok()? == file;
+    (is_it && file.symlink_metadata().ok()?.is_file()).then_some(file)
+}
+
+/// What a file holds, unless it is too long for a pointer.
+fn read_short(file: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let mut text = Vec::new();
+    let opened = std::fs::File::open(file)?;
+    opened.take(MAX_POINTER + 1).read_to_end(&mut text)?;
+    Ok((text.len() as u64 <= MAX_POINTER).then_some(text))
+}
+
+/// Puts a downloaded object in the place of its pointers; each file keeps its mode.
+fn place(git: &Git, file: tempfile::NamedTempFile, paths: &[String]) -> Result<(), SourceError> {
+    let failed = |path: &str, source: std::io::Error| SourceError::Io {
+        attempt: format!("write the file `{path}` of {}", git.url.url),
+        source,
+    };
+    let mode = |path: &Path| path.metadata().map(|meta| meta.permissions().mode());
+    let (last, others) = match paths.split_last() {
+        Some((last, others)) => (last, others),
+        None => return Ok(()),
+    };
+    let to = |path: &str| {
+        let gone = || std::io::Error::other("it is no file any more");
+        of_checkout(&git.tree, path).ok_or_else(gone)
+    };
+    for path in others {
+        let copy = || {
+            let target = to(path)?;
+            // The target's mode stays, as its content alone is written.
+            let mut content = std::fs::File::open(file.path())?;
+            let mut target = std::fs::File::options()
+                .write(true)
+                .truncate(true)
+                .open(target)?;
+            std::io::copy(&mut content, &mut target).map(drop)
+        };
+        copy().map_err(|error| failed(path, error))?;
+    }
+    let persist = || {
+        let target = to(last)?;
+        std::fs::set_permissions(file.path(), Permissions::from_mode(mode(&target)?))?;
+        Ok(target)
+    };
+    let target = persist().map_err(|error| failed(last, error))?;
+    file.persist(target)
+        .map(drop)
+        .map_err(|error| failed(last, error.error))
+}
+
+/// Where the repository's objects are, unless its files say otherwise.
+///
+/// Source: git-lfs, `docs/api/server-discovery.md`.
+fn endpoint(url: &GitUrl) -> Option<Url> {
+    let address = match url.transport {
+        GitTransport::Https | GitTransport::Http => url.url.clone(),
+        GitTransport::Ssh => format!("https://{}/{}", url.host, remote_path(url)?),
+        GitTransport::Git | GitTransport::File => return None,
+    };
+    let address = address.trim_end_matches('/');
+    let ending = if address.ends_with(".git") {
+        ""
+    } else {
+        ".git"
+    };
+    Url::parse(&format!("{address}{ending}/info/lfs")).ok()
+}
+
+/// The path of a repository that is reached by ssh, from where the host has its repositories.
+fn remote_path(url: &GitUrl) -> Option<String> {
+    let path = match Url::parse(&url.url) {
+        Ok(parsed) if parsed.has_host() => parsed.path().to_owned(),
+        _ => url.url.split_once(':')?.1.to_owned(),
+    };
+    Some(path.trim_start_matches('/').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ContextSpec;
+
+    #[test]
+    fn finds_the_objects_of_a_repository() {
+        for (text, expected) in [
+            (
+                "https://h.example/a.git",
+                Some("https://h.example/a.git/info/lfs"),
+            ),
+            (
+                "https://dev.azure.com/o/p/_git/r",
+                Some("https://dev.azure.com/o/p/_git/r.git/info/lfs"),
+            ),
+            (
+                "git@h.example:o/a.git",
+                Some("https://h.example/o/a.git/info/lfs"),
+            ),
+            (
+                "ssh://git@h.example:2222/o/a",
+                Some("https://h.example/o/a.git/info/lfs"),
+            ),
+            ("git://h.example/o/a", None),
+            ("file:///o/a.git", None),
+        ] {
+            let Ok(ContextSpec::Git(url)) = ContextSpec::parse(text) else {
+                panic!("{text}")
+            };
+            assert_eq!(
+                endpoint(&url).map(String::from).as_deref(),
+                expected,
+                "{text}"
+            );
+        }
+    }
+}
