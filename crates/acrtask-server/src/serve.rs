@@ -107,6 +107,7 @@ pub enum ServeError {
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
+    router: axum::Router,
     /// Connections, and sessions of runners.
     connections: TaskTracker,
     /// Ends connections that do not end by themselves.
@@ -153,7 +154,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     connections.spawn(listener::accept(
         socket,
         tls,
-        router,
+        router.clone(),
         app.clone(),
         connections.clone(),
         cut.clone(),
@@ -162,6 +163,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     Ok(Server {
         address,
         app,
+        router,
         connections,
         cut,
         background,
@@ -244,6 +246,30 @@ impl Server {
         self.address
     }
 
+    /// Listens for this machine alone too, without TLS, and says where: for a runner in the same process, which has no
+    /// name that a certificate could be for.
+    ///
+    /// # Errors
+    /// When there is no port for it.
+    pub async fn listen_inside(&self) -> Result<SocketAddr, ServeError> {
+        let wanted = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+        let failed = |source| ServeError::Listen {
+            address: wanted,
+            source,
+        };
+        let socket = TcpListener::bind(wanted).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        self.connections.spawn(listener::accept(
+            socket,
+            None,
+            self.router.clone(),
+            self.app.clone(),
+            self.connections.clone(),
+            self.cut.clone(),
+        ));
+        Ok(address)
+    }
+
     /// What its parts share.
     pub fn app(&self) -> &Arc<App> {
         &self.app
@@ -256,8 +282,10 @@ impl Server {
     }
 
     /// Takes nothing new, tells streams to end, finishes what is under way, and writes down what was said.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         tracing::info!("the control plane shuts down");
+        // It holds a way to the writer.
+        self.router = axum::Router::new();
         self.app.closing.cancel();
         self.app.hub.end_all("the control plane is shutting down");
         self.connections.close();

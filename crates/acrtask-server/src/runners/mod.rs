@@ -4,6 +4,8 @@
 //! runner that is slow holds up nobody but itself.
 
 mod chunks;
+mod digest;
+mod facts;
 mod fetch;
 pub mod hub;
 mod keys;

@@ -6,11 +6,7 @@
 //! stream is not read on; nothing is acknowledged before it is committed; what is said about a run that is not the
 //! runner's is answered with Abandon, and none of its bytes are kept.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use acrtask_api::run::RunResult;
 use acrtask_model::{RunId, RunState};
@@ -18,7 +14,7 @@ use acrtask_proto::runner::{
     Abandon, Attempt, Drain, FenceAnswer, Finished, FinishedAck, FromRunner, Heartbeat, Hello,
     LogAck, LogChunk, Renewed, ToRunner, Welcome, from_runner::Message as From, to_runner::Message,
 };
-use acrtask_store::{HelloFacts, Report, RunnerRow, Verdict};
+use acrtask_store::{Report, RunnerRow, Verdict};
 use futures::{
     FutureExt as _, StreamExt as _,
     future::{BoxFuture, join_all},
@@ -29,6 +25,8 @@ use tonic::Streaming;
 
 use super::{
     chunks::{Acknowledged, Chunk, put},
+    digest::Digests,
+    facts::{bytes, cut, facts, printable},
     failed,
     hub::{Connection, End, Facts, Hold},
 };
@@ -44,11 +42,8 @@ const HELLO: Duration = Duration::from_secs(15);
 const UNDER_WAY: usize = 64;
 /// The largest chunk of a log that is taken, in bytes.
 const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
-/// Most platforms, labels and features of a runner.
-const MOST_FACTS: usize = 256;
-/// Most slots of a runner.
-const MOST_SLOTS: u32 = 4096;
-
+/// Where a log ends at the latest, in bytes.
+const LOG_LIMIT: u64 = 1 << 40;
 /// Carries a runner's stream through to its end.
 pub(super) async fn run(
     app: Arc<App>,
@@ -66,6 +61,7 @@ pub(super) async fn run(
         out,
         end: end.clone(),
         told: Acknowledged::default(),
+        digests: Digests::default(),
     };
     let talk = session.talk(runner, inbound);
     tokio::select! {
@@ -88,6 +84,7 @@ struct Session {
     out: mpsc::Sender<ToRunner>,
     end: End,
     told: Acknowledged,
+    digests: Digests,
 }
 
 /// A report that has its turn.
@@ -281,7 +278,7 @@ impl Session {
             From::Started(started) => self.note(started.of, Report::Started, replies).await,
             From::Declined(declined) => {
                 self.app.hub.declined(&self.id);
-                let reason = printable(declined.reason);
+                let reason = cut(printable(declined.reason));
                 let report = Report::Declined { reason };
                 self.note(declined.of, report, replies).await;
             }
@@ -339,7 +336,7 @@ impl Session {
         let config = &self.app.config;
         let patience = config.accept.max(config.heartbeat * 2);
         let hub = &self.app.hub;
-        if hub.beat(&self.id, heartbeat.free_disk, &named, patience) > 0 {
+        if hub.beat(&self.id, bytes(heartbeat.free_disk), &named, patience) > 0 {
             self.app.wake.notify_one();
         }
         let end = self.end.clone();
@@ -384,8 +381,11 @@ impl Session {
         let Ok(run) = RunId::new(of.run.clone()) else {
             return refused(of, "there is no such run");
         };
-        if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
-            return refused(of, "a chunk of a log has 1 byte to 1 MiB");
+        if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT || chunk.offset > LOG_LIMIT {
+            return refused(
+                of,
+                "a chunk of a log has 1 byte to 1 MiB, and a log ends at 1 TiB",
+            );
         }
         let (app, recorder, id) = (self.app.clone(), self.recorder.clone(), self.id.clone());
         async move {
@@ -416,7 +416,11 @@ impl Session {
         let Ok(run) = RunId::new(of.run.clone()) else {
             return refused(of, "there is no such run");
         };
-        let mut reason = Some(printable(finished.reason)).filter(|reason| !reason.is_empty());
+        if finished.log_length > LOG_LIMIT {
+            return refused(of, "a log ends at 1 TiB");
+        }
+        let reason = cut(printable(finished.reason));
+        let mut reason = Some(reason).filter(|reason| !reason.is_empty());
         let state = RunState::parse(&finished.state)
             .filter(|state| state.is_final())
             .unwrap_or_else(|| {
@@ -447,6 +451,63 @@ impl Session {
         std::future::ready(Prepared::Report(ready)).boxed()
     }
 
+    /// Hands over that a run is over, once its log is known to be the runner's.
+    fn end_of(&self, ready: Ready) -> impl Future<Output = Vec<Message>> + use<> {
+        let (app, recorder, id) = (self.app.clone(), self.recorder.clone(), self.id.clone());
+        let (told, digests, end) = (self.told.clone(), self.digests.clone(), self.end.clone());
+        async move {
+            let Ready {
+                of, run, report, ..
+            } = ready;
+            let (whole, known) = match &report {
+                Report::Finished {
+                    log_length,
+                    log_sha256,
+                    ..
+                } => {
+                    let known = digests.is(&run, of.attempt, *log_length, log_sha256);
+                    (*log_length, known)
+                }
+                _ => (0, true),
+            };
+            let ack = |of, log_offset| {
+                vec![Message::FinishedAck(FinishedAck {
+                    of: Some(of),
+                    log_offset,
+                })]
+            };
+            let report = if known {
+                report
+            } else {
+                // When this is written, so is every chunk before it.
+                let before = recorder.submit(&id, &run, of.attempt, Report::Renewed);
+                if before.await.await.is_err() {
+                    return unwritten(&end);
+                }
+                match digests.check(&app, &run, of.attempt, report).await {
+                    Ok(report) => report,
+                    Err(stored) => return ack(of, stored),
+                }
+            };
+            let receipt = recorder.submit(&id, &run, of.attempt, report).await;
+            let log_offset = match receipt.await {
+                Ok(Verdict::Done) => whole,
+                Ok(Verdict::LogAt(offset)) => offset,
+                Ok(Verdict::Refused { reason }) => {
+                    told.forget(&run);
+                    digests.forget(&run);
+                    return vec![abandon(of, reason)];
+                }
+                Err(_) => return unwritten(&end),
+            };
+            if log_offset >= whole {
+                told.forget(&run);
+                digests.forget(&run);
+            }
+            ack(of, log_offset)
+        }
+    }
+
     /// Hands over what the lane gave, and waits for the verdict elsewhere.
     async fn submit(&self, prepared: Prepared) -> BoxFuture<'static, Vec<Message>> {
         let ready = match prepared {
@@ -457,6 +518,13 @@ impl Session {
             }
             Prepared::Unwritten => return std::future::ready(unwritten(&self.end)).boxed(),
         };
+        if let Report::Finished { .. } = ready.report {
+            return self.end_of(ready).boxed();
+        }
+        if let Report::LogChunk { offset, .. } = ready.report {
+            let attempt = ready.of.attempt;
+            self.digests.add(&ready.run, attempt, offset, &ready.data);
+        }
         let receipt = self
             .recorder
             .submit(&self.id, &ready.run, ready.of.attempt, ready.report.clone())
@@ -476,22 +544,6 @@ impl Session {
                     report: ready.report,
                 };
                 chunk.stored(receipt, end).boxed()
-            }
-            Report::Finished { log_length, .. } => {
-                self.told.forget(&ready.run);
-                async move {
-                    let log_offset = match receipt.await {
-                        Ok(Verdict::Done) => log_length,
-                        Ok(Verdict::LogAt(offset)) => offset,
-                        Ok(Verdict::Refused { reason }) => return vec![abandon(ready.of, reason)],
-                        Err(_) => return unwritten(&end),
-                    };
-                    vec![Message::FinishedAck(FinishedAck {
-                        of: Some(ready.of),
-                        log_offset,
-                    })]
-                }
-                .boxed()
             }
             _ => std::future::ready(Vec::new()).boxed(),
         }
@@ -517,49 +569,4 @@ fn unknown(of: Attempt) -> Message {
 pub(super) fn unwritten(end: &End) -> Vec<Message> {
     end.now("the database failed; connect again and say it again");
     Vec::new()
-}
-
-/// Without the one character that PostgreSQL does not store.
-fn printable(text: String) -> String {
-    if text.contains('\0') {
-        text.replace('\0', "\u{fffd}")
-    } else {
-        text
-    }
-}
-
-/// What a runner is: what its registration said wins over what it says.
-fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, String> {
-    if hello.platforms.len() > MOST_FACTS
-        || hello.labels.len() > MOST_FACTS
-        || hello.features.len() > MOST_FACTS
-    {
-        return Err(format!(
-            "a runner has at most {MOST_FACTS} platforms, labels and features"
-        ));
-    }
-    if hello.slots > MOST_SLOTS {
-        return Err(format!("a runner has at most {MOST_SLOTS} slots"));
-    }
-    let pool = match (&runner.token_pool, hello.pool.as_str()) {
-        (Some(pool), _) => pool.clone(),
-        (None, "") => "default".to_owned(),
-        (None, pool) => printable(pool.to_owned()),
-    };
-    let texts = |map: &HashMap<String, String>| -> BTreeMap<String, String> {
-        map.iter()
-            .map(|(name, value)| (printable(name.clone()), printable(value.clone())))
-            .collect()
-    };
-    let mut labels = texts(&hello.labels);
-    labels.extend(runner.token_labels.clone());
-    Ok(HelloFacts {
-        pool,
-        labels,
-        platforms: hello.platforms.iter().cloned().map(printable).collect(),
-        slots: hello.slots,
-        features: texts(&hello.features),
-        version: printable(hello.version.clone()),
-        free_disk: hello.free_disk,
-    })
 }

@@ -91,3 +91,43 @@ impl Supervisor {
         self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use acrtask_store::Store;
+
+    use super::*;
+    use crate::{Config, blobs::Blobs, clock::Clock, vault::Vault};
+
+    #[tokio::test]
+    async fn a_task_that_fails_is_started_again_until_it_ends_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = Arc::new(App::new(
+            Config::default(),
+            Store::open("sqlite::memory:").await.unwrap(),
+            Blobs::open(&folder.path().join("blobs").display().to_string()).unwrap(),
+            Vault::load_or_create(&folder.path().join("keys")).unwrap(),
+            Clock::real(),
+        ));
+        let supervisor = Supervisor::new(app.clone());
+        let starts = Arc::new(AtomicU32::new(0));
+        let counted = starts.clone();
+        supervisor.keep("test", move || {
+            let start = counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                match start {
+                    0 => panic!("a bug"),
+                    1 => Err(StoreError::NotFound {
+                        what: "anything".into(),
+                    }),
+                    _ => Ok(()),
+                }
+            }
+        });
+        assert!(supervisor.ended(Duration::from_secs(10)).await);
+        assert_eq!(starts.load(Ordering::SeqCst), 3);
+        assert_eq!(app.metrics.restarts.get(), 2);
+    }
+}

@@ -204,6 +204,10 @@ async fn a_run_of_another_runner_is_not_touched(place: Place) {
     };
     thief_line.log(&nonsense, 0, b"lies").await;
     thief_line.abandoned(&nonsense).await;
+    thief_line.start(&nonsense).await;
+    thief_line.abandoned(&nonsense).await;
+    thief_line.log(&of, u64::MAX, b"lies").await;
+    thief_line.abandoned(&of).await;
     let logs = place.folder().join("blobs/logs");
     assert!(!logs.exists(), "nothing of a thief's is kept");
     let row = app.store.run(&row.id).await.unwrap();
@@ -303,11 +307,13 @@ async fn what_runners_say_waits_for_the_database() {
     );
     assert!(quiet.await.is_err(), "acknowledged without a database");
     gate.open();
-    line.until("the end is acknowledged", |message| match message {
-        Message::FinishedAck(ack) => Some(assert_eq!(ack.log_offset, 17)),
-        _ => None,
-    })
-    .await;
+    let stored = line
+        .until("the end is acknowledged", |message| match message {
+            Message::FinishedAck(ack) => Some(ack.log_offset),
+            _ => None,
+        })
+        .await;
+    assert_eq!(stored, 17);
     let row = app.store.run(&row.id).await.unwrap();
     assert_eq!((row.state, row.attempt), (RunState::Succeeded, 1));
     assert_eq!(row.log_length, 17);

@@ -12,6 +12,8 @@ use crate::support::{FakeRunner, Line, Place, enqueue, new_run, on_both, reaches
 on_both!(
     chunks_that_come_again_overlap_or_leave_a_gap,
     an_end_before_the_log_is_whole_is_no_end,
+    a_log_that_is_not_the_runners_is_no_success,
+    a_log_of_two_connections_is_checked,
     a_reader_sees_a_log_grow,
     a_large_log_is_read_from_anywhere,
 );
@@ -77,6 +79,47 @@ async fn an_end_before_the_log_is_whole_is_no_end(place: Place) {
     line.log(&of, 4, &log[4..]).await;
     assert_eq!(line.finish(&of, RunState::Succeeded, log).await, 13);
     reaches(&app.store, &run, RunState::Succeeded).await;
+}
+
+async fn a_log_that_is_not_the_runners_is_no_success(place: Place) {
+    let server = place.server(Config::default()).await;
+    let (mut line, of) = begun(&server).await;
+    line.log(&of, 0, b"damaged").await;
+    assert_eq!(line.finish(&of, RunState::Succeeded, b"written").await, 7);
+    let run = RunId::new("rone").unwrap();
+    let row = server.app().store.run(&run).await.unwrap();
+    assert_eq!(row.state, RunState::Error);
+    let reason = row.reason.unwrap();
+    assert!(
+        reason.starts_with("its log is not the one that the runner wrote"),
+        "{reason}"
+    );
+}
+
+async fn a_log_of_two_connections_is_checked(place: Place) {
+    let server = place.server(Config::default()).await;
+    let runner = FakeRunner::register(&server, "one").await.slots(2);
+    let mut line = runner.connect(&server).await;
+    let mut of = Vec::new();
+    for name in ["rgood", "rbad"] {
+        enqueue(server.app(), new_run(name)).await;
+        of.push(line.lease().await.of.unwrap());
+        let of = of.last().unwrap();
+        line.start(of).await;
+        line.log(of, 0, b"one ").await;
+        line.log_ack(of).await;
+    }
+    let again = runner.holding(&[&of[0], &of[1]]);
+    let mut line = again.connect(&server).await;
+    for (of, log) in of.iter().zip([b"one two", b"ohe two"]) {
+        line.log(of, 4, b"two").await;
+        assert_eq!(line.finish(of, RunState::Succeeded, log).await, 7);
+    }
+    for (name, state) in [("rgood", RunState::Succeeded), ("rbad", RunState::Error)] {
+        let run = RunId::new(name).unwrap();
+        let row = server.app().store.run(&run).await.unwrap();
+        assert_eq!(row.state, state, "{name}");
+    }
 }
 
 async fn a_reader_sees_a_log_grow(place: Place) {
