@@ -41,6 +41,24 @@ impl Modify for Token {
     }
 }
 
+/// Gives each operation a name of its own: that of its tag and of its handler, `runs_list`.
+pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.patch,
+            &mut item.delete,
+        ];
+        for operation in operations.into_iter().flatten() {
+            let tag = operation.tags.as_ref().and_then(|tags| tags.first());
+            let name = operation.operation_id.as_deref();
+            operation.operation_id = tag.zip(name).map(|(tag, name)| format!("{tag}_{name}"));
+        }
+    }
+}
+
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(openapi))

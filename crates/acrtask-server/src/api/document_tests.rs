@@ -15,6 +15,7 @@ async fn the_document_describes_every_route_with_its_answers() {
     assert_eq!(document["openapi"], "3.1.0");
     let paths = document["paths"].as_object().unwrap();
     let mut operations = Vec::new();
+    let mut names = std::collections::BTreeSet::new();
     for (path, item) in paths {
         for (method, operation) in item.as_object().unwrap() {
             let summary = operation["summary"].as_str().unwrap_or_default();
@@ -27,7 +28,9 @@ async fn the_document_describes_every_route_with_its_answers() {
                     .as_object()
                     .is_some_and(|all| !all.is_empty())
             );
-            operations.push(format!("{} {path}", method.to_uppercase()));
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "two are called {name}");
+            operations.push(format!("{name}: {} {path}", method.to_uppercase()));
         }
     }
     insta::assert_snapshot!(operations.join("\n"));

@@ -67,7 +67,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(document::Document::openapi())
+    let (router, mut document) = OpenApiRouter::with_openapi(document::Document::openapi())
         .nest(
             acrtask_api::BASE,
             OpenApiRouter::new()
@@ -84,5 +84,7 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(federations::routes())
                 .merge(runners::routes()),
         )
-        .split_for_parts()
+        .split_for_parts();
+    document::name_operations(&mut document);
+    (router, document)
 }
