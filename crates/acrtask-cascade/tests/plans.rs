@@ -220,7 +220,7 @@ proptest! {
 
     #[test]
     fn a_plan_is_what_the_obvious_model_says((facts, changes, held) in drawn(), everything: bool) {
-        check(&facts, &changes, &PlanOptions { everything, held });
+        check(&facts, &changes, &PlanOptions { everything, held, ..PlanOptions::default() });
     }
 }
 

@@ -64,6 +64,28 @@ impl Cascades {
     /// [`Cascades::step`] was told, so that a run that has ended well is in them. The same facts again give nothing.
     pub fn reconcile(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
         let mut done = Reconciled::default();
+        // What was started or left behind in one pass can be a reason for the next: a node that was started with
+        // an older base because it had been moved often enough is built again in a cascade that follows.
+        loop {
+            let pass = self.pass(graph, settings, now);
+            let rests =
+                pass.created.is_empty() && pass.joined.is_empty() && pass.dropped.is_empty();
+            done.actions
+                .retain(|action| !matches!(action, Action::WakeAt { .. }));
+            done.actions.extend(pass.actions);
+            done.created.extend(pass.created);
+            done.joined.extend(pass.joined);
+            done.dropped.extend(pass.dropped);
+            done.blocked = pass.blocked;
+            done.refused = pass.refused;
+            if rests {
+                return done;
+            }
+        }
+    }
+
+    fn pass(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
+        let mut done = Reconciled::default();
         let plan = self.plan_open(graph, &mut done.blocked);
         done.refused = plan.refused().to_vec();
         let homes = self.homes(&plan, settings, now, &mut done.created);
@@ -93,6 +115,7 @@ impl Cascades {
     fn plan_open<'g>(&self, graph: &'g Graph, blocked: &mut Vec<Blocked>) -> Plan<'g> {
         let mut options = PlanOptions {
             everything: true,
+            also: self.index.running.keys().cloned().collect(),
             ..PlanOptions::default()
         };
         let all = plan(graph, &BTreeMap::new(), &options);
@@ -193,11 +216,19 @@ impl Cascades {
             let levels = levels.entry(sets.of(node.0 as usize)).or_default();
             let own = self.own_level(plan, node, levels);
             let parents = plan.after(node);
-            let parents = parents.iter().map(|parent| homes[parent.0 as usize].level);
-            let mut level = parents.max().unwrap_or(0).max(own);
+            let level_of = |parent: &NodeId| homes[parent.0 as usize].level;
+            let mut level = parents.iter().map(level_of).max().unwrap_or(0).max(own);
             let tired = |node: &Node| node.state.waits() && node.moved >= settings.patience;
+            let gives = |parent: &NodeId| {
+                level_of(parent) <= own
+                    || levels[..=own].iter().any(|id| {
+                        let node = self.node(*id, plan.name(*parent));
+                        node.is_some_and(|node| node.state.was_started())
+                    })
+            };
             if let Some(id) = levels.get(own)
                 && self.node(*id, name).is_some_and(tired)
+                && parents.iter().all(gives)
             {
                 level = own;
             }
@@ -322,6 +353,7 @@ impl Cascades {
                     present.bases = bases;
                     present.chain_ms = chain_ms;
                     present.failures = 0;
+                    present.outdated = false;
                     present.moved = present.moved.max(moved);
                     joined.push((home.cascade, name.to_owned()));
                 }
@@ -334,6 +366,7 @@ impl Cascades {
                         attempts: 0,
                         failures: 0,
                         moved,
+                        outdated: false,
                     };
                     cascade.nodes.insert(name.to_owned(), new);
                     joined.push((home.cascade, name.to_owned()));
@@ -400,6 +433,9 @@ impl Cascades {
         for cascade in self.cascades.values_mut() {
             for (task, node) in &mut cascade.nodes {
                 let planned = graph.task(task).and_then(|task| plan.node_of(task));
+                if let NodeState::Running { pins, .. } = &node.state {
+                    node.outdated = planned.is_none_or(|node| !runs_for(plan, node, pins));
+                }
                 if !node.state.waits() || planned.is_some() {
                     continue;
                 }

@@ -147,6 +147,9 @@ pub struct Node {
     pub failures: u32,
     /// How often it was moved to a cascade that follows.
     pub moved: u32,
+    /// It runs with digests that are not those of its bases any more: where it fails, it is not tried again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outdated: bool,
 }
 
 /// Who has to agree first.
@@ -320,6 +323,11 @@ impl NodeState {
     /// True before the start.
     pub(crate) fn waits(&self) -> bool {
         matches!(self, Self::Pending | Self::Ready { .. })
+    }
+
+    /// True where it gives its images to those below it, now or soon.
+    pub(crate) fn was_started(&self) -> bool {
+        matches!(self, Self::Running { .. } | Self::Succeeded { .. })
     }
 
     /// True where a task has to be built by somebody still.

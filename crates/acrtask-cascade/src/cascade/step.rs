@@ -174,7 +174,7 @@ impl Cascades {
         if node.attempts != attempt {
             return;
         }
-        let failures = node.failures;
+        let again = node.failures < settings.retries && !node.outdated;
         let from = node.from(task);
         let (state, end) = match (end, canceled) {
             (End::Succeeded { digests }, _) => {
@@ -183,7 +183,7 @@ impl Cascades {
             (_, Some(by)) | (End::Canceled { by }, None) => {
                 (NodeState::Canceled { by }, AttemptEnd::Canceled)
             }
-            (End::Failed { .. }, None) if failures < settings.retries => {
+            (End::Failed { .. }, None) if again => {
                 if let Some(node) = self
                     .cascades
                     .get_mut(&id)
@@ -204,8 +204,85 @@ impl Cascades {
         };
         self.attempts
             .insert(task.to_owned(), Attempt { key, from, end });
+        let pushed = match &state {
+            NodeState::Succeeded { digests } => Some(digests.clone()),
+            _ => None,
+        };
         self.set(id, task, state);
-        self.spread(vec![(id, task.to_owned())]);
+        let mut rested = vec![(id, task.to_owned())];
+        let built = (end == AttemptEnd::Succeeded).then_some(&pins);
+        if let Some(pushed) = pushed {
+            self.gives_now(task, &pushed);
+        }
+        self.look_again(task, built, &mut rested);
+        self.spread(rested);
+    }
+
+    fn is_open_elsewhere(&self, id: CascadeId, task: &str) -> bool {
+        self.cascades.values().any(|cascade| {
+            let node = cascade.nodes.get(task);
+            cascade.id != id && node.is_some_and(|node| node.state.is_open())
+        })
+    }
+
+    /// A task pushed these: that is what its images have where it is not built again.
+    fn gives_now(&mut self, task: &str, pushed: &BTreeMap<ImageRef, Digest>) {
+        let homes = self.cascades.keys().map(|id| (*id, task.to_owned()));
+        let below: Vec<At> = homes
+            .filter_map(|at| self.index.below.get(&at))
+            .flatten()
+            .cloned()
+            .collect();
+        for (id, child) in below {
+            let cascade = self.cascades.get_mut(&id);
+            let Some(node) = cascade.and_then(|cascade| cascade.nodes.get_mut(&child)) else {
+                continue;
+            };
+            for base in &mut node.bases {
+                if let NodePin::Output {
+                    task: parent,
+                    otherwise,
+                    ..
+                } = &mut base.pin
+                    && parent == task
+                    && let Some(digest) = pushed.get(&base.image)
+                {
+                    *otherwise = digest.clone();
+                }
+            }
+        }
+    }
+
+    /// A run of a task has ended. Where it waits in a cascade that follows, it may start now, or, with what it was
+    /// built from meanwhile, need no further build.
+    fn look_again(
+        &mut self,
+        task: &str,
+        built: Option<&BTreeMap<ImageRef, Digest>>,
+        rested: &mut Vec<At>,
+    ) {
+        let waits = |cascade: &&Cascade| {
+            let node = cascade.nodes.get(task);
+            node.is_some_and(|node| node.state.waits())
+        };
+        let ids: Vec<CascadeId> = self
+            .cascades
+            .values()
+            .filter(waits)
+            .map(|cascade| cascade.id)
+            .collect();
+        for id in ids {
+            self.set(id, task, NodeState::Pending);
+            let cascade = self.cascades.get_mut(&id);
+            if let Some(node) = cascade.and_then(|cascade| cascade.nodes.get_mut(task)) {
+                for base in &mut node.bases {
+                    if let Some(digest) = built.and_then(|pins| pins.get(&base.image)) {
+                        base.used = digest.clone();
+                    }
+                }
+            }
+            self.look(id, task, rested);
+        }
     }
 
     fn cancel(
@@ -243,16 +320,10 @@ impl Cascades {
         if matches!(cascade.phase, Phase::Canceling { .. }) {
             return Ok(());
         }
-        let open_elsewhere = |task: &String| {
-            self.cascades.values().any(|other| {
-                let node = other.nodes.get(task);
-                other.id != id && node.is_some_and(|node| node.state.is_open())
-            })
-        };
         let again: Vec<String> = cascade
             .nodes
             .iter()
-            .filter(|(task, node)| node.state.left_undone() && !open_elsewhere(task))
+            .filter(|(task, node)| node.state.left_undone() && !self.is_open_elsewhere(id, task))
             .map(|(task, _)| task.clone())
             .collect();
         for task in &again {
@@ -287,7 +358,8 @@ impl Cascades {
         let Some(node) = self.node(id, task) else {
             return;
         };
-        if node.state != NodeState::Pending {
+        // What it stands on while it runs elsewhere is not known.
+        if node.state != NodeState::Pending || self.index.running.contains_key(task) {
             return;
         }
         let state = match self.resolve(node) {

@@ -1,6 +1,6 @@
 //! Facts become a [`Graph`], in any order and one at a time, so that a million of them need not be in memory twice.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use acrtask_model::{Digest, ImageRef};
 
@@ -21,6 +21,8 @@ pub struct GraphBuilder {
     edges: Vec<(u32, Edge)>,
     /// (image, digest)
     tags: Vec<(u32, u32)>,
+    /// Where names are written, to be looked up.
+    name: String,
 }
 
 impl GraphBuilder {
@@ -36,6 +38,9 @@ impl GraphBuilder {
             u32::try_from(ms).unwrap_or(NONE - 1).min(NONE - 1)
         });
         for output in &facts.images {
+            if output.image.digest().is_some() {
+                continue;
+            }
             let image = self.image(&output.image);
             let digest = self.digests.intern(&pack(&output.digest));
             self.outputs.push((task, image, digest));
@@ -55,14 +60,20 @@ impl GraphBuilder {
 
     /// Says what a tag points at now. An own image of which nothing is said has the digest that was pushed last.
     pub fn tag(&mut self, image: &ImageRef, digest: &Digest) {
+        if image.digest().is_some() {
+            return;
+        }
         let image = self.image(image);
         let digest = self.digests.intern(&pack(digest));
         self.tags.push((image, digest));
     }
 
     fn image(&mut self, image: &ImageRef) -> u32 {
-        let name = image.clone().or_latest().to_string();
-        self.images.intern(name.as_bytes())
+        self.name.clear();
+        let latest = if image.tag().is_none() { ":latest" } else { "" };
+        // Writing to a String cannot fail. What names a digest is no tag, and does not come here.
+        let _ = write!(self.name, "{image}{latest}");
+        self.images.intern(self.name.as_bytes())
     }
 
     /// The graph of all that was taken in.
@@ -92,7 +103,11 @@ impl GraphBuilder {
             .into_iter()
             .map(|(task, image, digest)| (image_of[image as usize], task_of[task as usize], digest))
             .collect();
-        claims.sort_unstable_by_key(|(image, task, _)| (*image, *task));
+        claims.sort_unstable_by(|a, b| {
+            (a.0, a.1)
+                .cmp(&(b.0, b.1))
+                .then_with(|| self.digests.get(a.2).cmp(self.digests.get(b.2)))
+        });
         claims.dedup_by_key(|(image, task, _)| (*image, *task));
         for (image, task, digest) in claims {
             let owner = &mut builder[image as usize];

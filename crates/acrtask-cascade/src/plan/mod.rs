@@ -31,6 +31,8 @@ pub struct PlanOptions {
     pub everything: bool,
     /// Tasks that are not to be built, nor anything below them.
     pub held: BTreeSet<String>,
+    /// Tasks that are taken to be stale: those that run now, so that nobody knows what they will stand on.
+    pub also: BTreeSet<String>,
 }
 
 /// A digest of one [`Plan`].

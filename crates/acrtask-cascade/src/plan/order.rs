@@ -97,12 +97,14 @@ fn seeds(plan: &Plan<'_>, options: &PlanOptions, frozen: &[bool]) -> Vec<u32> {
                 .iter()
                 .any(|edge| plan.is_stale(task, edge))
     };
+    let also = options.also.iter().filter_map(|name| graph.task(name));
+    let mut seeds: Vec<u32> = also
+        .map(|task| task.0)
+        .filter(|task| !frozen[*task as usize])
+        .collect();
     if options.everything {
-        return (0..number(graph.task_count()))
-            .filter(|task| stale(*task))
-            .collect();
+        seeds.extend((0..number(graph.task_count())).filter(|task| stale(*task)));
     }
-    let mut seeds = Vec::new();
     for image in plan.changed.keys() {
         for user in graph.users.of(*image) {
             let task = user & !COUNTED;
