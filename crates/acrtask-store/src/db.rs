@@ -97,6 +97,24 @@ macro_rules! locked {
 }
 pub(crate) use locked;
 
+/// A text about runs that SQLite answers from this index; PostgreSQL, which keeps counts, chooses it by itself.
+macro_rules! runs_by {
+    ($index:literal, $columns:literal, $conditions:literal) => {
+        $crate::db::Sql::of(
+            concat!(
+                "SELECT ",
+                $columns,
+                " FROM runs INDEXED BY ",
+                $index,
+                " WHERE ",
+                $conditions
+            ),
+            concat!("SELECT ", $columns, " FROM runs WHERE ", $conditions),
+        )
+    };
+}
+pub(crate) use runs_by;
+
 /// Arguments of a statement, in order.
 macro_rules! args {
     ($($value:expr),* $(,)?) => { vec![$($crate::db::Arg::from($value)),*] };
@@ -388,7 +406,12 @@ async fn open_sqlite(url: &str) -> Result<Db> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(WAIT);
     let in_memory = url.contains(":memory:");
-    let writer = options.clone().pragma("cache_size", "-16000");
+    // Pages go from the log to the database in large batches: a claim touches some that the next one touches again.
+    let writer = options
+        .clone()
+        .pragma("cache_size", "-16000")
+        .pragma("wal_autocheckpoint", "8000")
+        .pragma("journal_size_limit", "67108864");
     // Of several that open an empty database at once, one makes the tables and the others find them half made.
     let mut attempts = 0;
     let write = loop {

@@ -171,7 +171,7 @@ async fn accept(tx: &mut Tx, new: &NewRun, now: Ms) -> Result<Option<RunId>> {
 
 /// Ends what came before it in its group.
 async fn supersede(tx: &mut Tx, group: &str, by: &RunId, now: Ms) -> Result<()> {
-    let members = lives::lock_group_members(tx, group).await?;
+    let members = lives::members(tx, group).await?;
     let mut changes: Vec<Change> = members.into_iter().map(Change::of).collect();
     let reason = format!("superseded by {by}");
     for change in &mut changes {
@@ -225,6 +225,11 @@ impl Store {
             .filter_map(group)
             .map(|(name, ..)| name.to_owned());
         lives::lock_groups(&mut tx, groups.collect()).await?;
+        let superseding = new
+            .iter()
+            .filter_map(group)
+            .filter(|(.., supersedes)| *supersedes);
+        lives::lock_members(&mut tx, superseding.map(|(name, ..)| name).collect()).await?;
         check_contexts(&mut tx, &new, now).await?;
         let mut classes = HashMap::new();
         // The run of each request, and whether it is new.

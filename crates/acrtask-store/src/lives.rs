@@ -9,7 +9,7 @@ use sqlx::FromRow;
 
 use crate::{
     Result, StoreError,
-    db::{Sql, Tx, args, locked, one_of},
+    db::{Sql, Tx, args, one_of},
     transitions::Life,
 };
 
@@ -153,13 +153,28 @@ pub(crate) async fn groups_of(tx: &mut Tx, ids: &BTreeSet<&RunId>) -> Result<BTr
     Ok(rows.into_iter().map(|(name,)| name).collect())
 }
 
-/// The runs of a group that are not final, locked.
-pub(crate) async fn lock_group_members(tx: &mut Tx, group: &str) -> Result<Vec<Living>> {
-    let sql = locked!(concat!(
+/// Locks the runs of these groups that are not final, all of them in one order: whoever waits for a run holds only runs
+/// before it, so that no two wait for each other.
+pub(crate) async fn lock_members(tx: &mut Tx, groups: BTreeSet<&str>) -> Result<()> {
+    if tx.is_postgres() && !groups.is_empty() {
+        let groups: Vec<String> = groups.into_iter().map(str::to_owned).collect();
+        tx.exec(
+            "SELECT id FROM runs WHERE group_name = ANY($1) AND state IN ('queued', 'leased', 'running') \
+             ORDER BY id FOR UPDATE",
+            args![groups],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// The runs of a group that are not final; they are locked.
+pub(crate) async fn members(tx: &mut Tx, group: &str) -> Result<Vec<Living>> {
+    let sql = concat!(
         "SELECT ",
         life_columns!(),
         " FROM runs WHERE group_name = $1 AND state IN ('queued', 'leased', 'running') ORDER BY id"
-    ));
+    );
     let rows: Vec<RawLife> = tx.rows(sql, args![group]).await?;
     rows.into_iter().map(Living::try_from).collect()
 }

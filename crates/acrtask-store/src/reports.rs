@@ -9,7 +9,7 @@ use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store,
-    db::{Sql, Tx, args, one_of},
+    db::{Sql, Tx, args, one_of, runs_by},
     lives::{self, Change, Living, RawLife, life_columns},
 };
 
@@ -213,8 +213,12 @@ impl Store {
             let page: Vec<Overdue> = self
                 .db
                 .rows(
-                    "SELECT id, seq, deadline FROM runs WHERE state IN ('leased', 'running') AND deadline < $1 \
-                     AND (deadline, seq) > ($2, $3) ORDER BY deadline, seq LIMIT $4",
+                    runs_by!(
+                        "runs_deadline",
+                        "id, seq, deadline",
+                        "state IN ('leased', 'running') AND deadline < $1 AND (deadline, seq) > ($2, $3) \
+                         ORDER BY deadline, seq LIMIT $4"
+                    ),
                     args![now, after.0, after.1, limit],
                 )
                 .await?;
@@ -287,8 +291,12 @@ impl Store {
         let groups: Vec<(String,)> = self
             .db
             .rows(
-                "SELECT group_name FROM runs WHERE group_name IS NOT NULL AND state IN ('queued', 'leased', 'running') \
-                 GROUP BY group_name HAVING SUM(held) > 0 AND SUM(1 - held) < MAX(group_max) ORDER BY group_name",
+                runs_by!(
+                    "runs_group",
+                    "group_name",
+                    "group_name IS NOT NULL AND state IN ('queued', 'leased', 'running') \
+                     GROUP BY group_name HAVING SUM(held) > 0 AND SUM(1 - held) < MAX(group_max) ORDER BY group_name"
+                ),
                 args![],
             )
             .await?;

@@ -190,7 +190,6 @@ fn missing(id: &str) -> StoreError {
     StoreError::not_found(format!("runner {id}"))
 }
 
-/// The order of its rows is that of their ids, so that two servers never wait for each other.
 const SEEN: Sql = Sql::of(
     "UPDATE runners SET free_disk = $2, last_seen_at = $3 WHERE id = $1",
     "UPDATE runners SET free_disk = n.free_disk, last_seen_at = n.seen \
@@ -349,11 +348,17 @@ impl Store {
             return Ok(());
         }
         let seen: BTreeMap<&String, u64> = seen.iter().map(|(id, disk)| (id, *disk)).collect();
+        let ids: Vec<String> = seen.keys().map(|id| (*id).clone()).collect();
         let rows = seen
             .into_iter()
             .map(|(id, disk)| args![id, disk, now])
             .collect();
         let mut tx = self.db.write().await?;
+        if tx.is_postgres() {
+            // In one order, so that two servers never wait for each other.
+            let sql = "SELECT id FROM runners WHERE id = ANY($1) ORDER BY id FOR UPDATE";
+            tx.exec(sql, args![ids]).await?;
+        }
         tx.each(SEEN, rows).await?;
         tx.commit().await
     }

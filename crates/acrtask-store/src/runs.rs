@@ -1,7 +1,7 @@
 //! Runs as rows: what a run is when it is asked for, and what is known of it later; one run, lists of runs, and why one
 //! waits. How runs come in is in `enqueue.rs`, how they are handed out in `queue.rs`, how they go on in `reports.rs`.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use acrtask_api::{
     run::{Run, RunResult},
@@ -13,7 +13,7 @@ use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
-    db::{Arg, Sql, Tx, args, one_of},
+    db::{Arg, Sql, Tx, args, one_of, runs_by},
     from_json,
     lives::{self, Change},
 };
@@ -348,43 +348,53 @@ fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
         })
 }
 
-/// The statement of one page, for one state or for all of them: each has an index that has the order.
-fn page(filter: &RunFilter, state: Option<RunState>) -> Result<(Sql, Vec<Arg>)> {
+/// The statement of one page. Each state has an index that has the order, so each is asked for its part of the page; but
+/// in one statement, so that a run that goes from one state to another meanwhile is neither missed nor seen twice.
+fn page(filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
     let mut conditions = Vec::new();
-    let mut args = Vec::new();
-    let mut condition = |text: &str, values: Vec<Arg>| {
-        let mut text = text.to_owned();
-        for value in values {
-            args.push(value);
-            text = text.replacen('?', &format!("${}", args.len()), 1);
-        }
-        conditions.push(text);
+    let mut args = args![i64::from(filter.limit) + 1];
+    let mut parameter = |value: Arg| {
+        args.push(value);
+        format!("${}", args.len())
     };
-    if let Some(state) = state {
-        condition("r.state = ?", args![state.as_str()]);
-    }
     if let Some(task) = &filter.task {
-        condition("r.task_name = ?", args![task]);
+        conditions.push(format!("task_name = {}", parameter(task.into())));
     }
     if let Some(prefix) = &filter.task_prefix {
-        condition(
-            "r.task_name >= ? AND r.task_name < ?",
-            args![prefix, beyond(prefix)],
-        );
+        let (from, to) = (parameter(prefix.into()), parameter(beyond(prefix).into()));
+        conditions.push(format!("task_name >= {from} AND task_name < {to}"));
     }
     if let Some(before) = &filter.before {
         let (at, id) = parse_cursor(before)?;
-        condition("(r.created_at, r.id) < (?, ?)", args![at, &id]);
+        let (at, id) = (parameter(at.into()), parameter((&id).into()));
+        conditions.push(format!("(created_at, id) < ({at}, {id})"));
     }
-    let mut text = select_runs!().to_owned();
-    if !conditions.is_empty() {
-        text += "WHERE ";
-        text += &conditions.join(" AND ");
-    }
-    args.push(Arg::from(i64::from(filter.limit) + 1));
-    text += &format!(
-        " ORDER BY r.created_at DESC, r.id DESC LIMIT ${}",
-        args.len()
+    let states: Vec<String> = RunState::ALL
+        .into_iter()
+        .filter(|state| filter.states.contains(state))
+        .map(|state| format!("state = '{}'", state.as_str()))
+        .collect();
+    let parts = if filter.states.is_empty() {
+        vec!["1 = 1".to_owned()]
+    } else {
+        states
+    };
+    let parts: Vec<String> = parts
+        .into_iter()
+        .enumerate()
+        .map(|(number, state)| {
+            let conditions = std::iter::once(&state).chain(&conditions);
+            let conditions = conditions.map(String::as_str).collect::<Vec<_>>();
+            format!(
+                "SELECT id FROM (SELECT id FROM runs WHERE {} ORDER BY created_at DESC, id DESC LIMIT $1) AS part{number}",
+                conditions.join(" AND ")
+            )
+        })
+        .collect();
+    let text = format!(
+        "{} JOIN ({}) AS page ON page.id = r.id ORDER BY r.created_at DESC, r.id DESC LIMIT $1",
+        select_runs!(),
+        parts.join(" UNION ALL ")
     );
     Ok((Sql::built(text), args))
 }
@@ -424,26 +434,10 @@ impl Store {
 
     /// A page of runs, newest first, and the cursor of the next one.
     pub async fn runs(&self, filter: RunFilter) -> Result<(Vec<RunRow>, Option<String>)> {
-        let states: Vec<Option<RunState>> = if filter.states.is_empty() {
-            vec![None]
-        } else {
-            let all = RunState::ALL.into_iter();
-            all.filter(|state| filter.states.contains(state))
-                .map(Some)
-                .collect()
-        };
-        let mut rows = Vec::new();
-        for state in states {
-            let (sql, args) = page(&filter, state)?;
-            let raw: Vec<RawRun> = self.db.rows(sql, args).await?;
-            for raw in raw {
-                rows.push(RunRow::try_from(raw)?);
-            }
-        }
-        rows.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
-        // Between two of the statements a run may have gone from one state to another.
-        let mut seen = HashSet::new();
-        rows.retain(|row| seen.insert(row.id.clone()));
+        let (sql, args) = page(&filter)?;
+        let raw: Vec<RawRun> = self.db.rows(sql, args).await?;
+        let rows: Result<Vec<RunRow>> = raw.into_iter().map(RunRow::try_from).collect();
+        let mut rows = rows?;
         let limit = filter.limit as usize;
         let more = rows.len() > limit;
         rows.truncate(limit);
@@ -477,8 +471,11 @@ impl Store {
         let rows: Vec<RawCancel> = self
             .db
             .rows(
-                "SELECT id, attempt, runner_id, cancel_reason FROM runs \
-                 WHERE state IN ('leased', 'running') AND cancel_requested_at IS NOT NULL ORDER BY id",
+                runs_by!(
+                    "runs_cancel",
+                    "id, attempt, runner_id, cancel_reason",
+                    "state IN ('leased', 'running') AND cancel_requested_at IS NOT NULL ORDER BY id"
+                ),
                 args![],
             )
             .await?;

@@ -1,4 +1,9 @@
 //! The store on a real SQLite and a real PostgreSQL: every test runs on both.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a test that fails says from which seed"
+)]
 
 mod entities;
 mod groups;
@@ -7,5 +12,7 @@ mod lists;
 mod opening;
 mod queue;
 mod reports;
+mod restart;
 mod retention;
+mod storm;
 mod support;

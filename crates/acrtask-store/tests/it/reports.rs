@@ -593,3 +593,34 @@ async fn the_conservation_law_finds_what_is_lost(fixture: &Fixture) {
         ]
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reaper_passes_by_what_another_server_holds() {
+    let Some(fixture) = Fixture::postgres().await else {
+        return;
+    };
+    let new = (0..20)
+        .map(|number| new_run(&format!("run-{number:02}")))
+        .collect();
+    fixture.store.enqueue_many(new, NOW).await.unwrap();
+    assert_eq!(fixture.claim("a", 20, NOW).await.len(), 20);
+    // A server that sleeps in the middle of a transaction.
+    let mut sleeper = fixture.connect().await;
+    sqlx::query("BEGIN").execute(&mut sleeper).await.unwrap();
+    sqlx::query("SELECT id FROM runs WHERE id < 'run-19' FOR UPDATE")
+        .execute(&mut sleeper)
+        .await
+        .unwrap();
+    let reaped = fixture.store.reap(NOW + ACCEPT + 1, 5).await.unwrap();
+    assert_eq!(ids_of(&reaped), ["run-19"]);
+    sqlx::query("ROLLBACK").execute(&mut sleeper).await.unwrap();
+    assert_eq!(
+        fixture
+            .store
+            .reap(NOW + ACCEPT + 1, 50)
+            .await
+            .unwrap()
+            .len(),
+        19
+    );
+}

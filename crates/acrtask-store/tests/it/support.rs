@@ -122,12 +122,17 @@ impl Fixture {
         }
     }
 
+    /// A session of PostgreSQL beside those of the store.
+    pub(crate) async fn connect(&self) -> sqlx::PgConnection {
+        let options = PgConnectOptions::from_str(&self.url).unwrap();
+        options.connect().await.unwrap()
+    }
+
     /// Does what no function of the store would.
     pub(crate) async fn raw(&self, sql: &str) -> u64 {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         if self.store.is_postgres() {
-            let options = PgConnectOptions::from_str(&self.url).unwrap();
-            let mut connection = options.connect().await.unwrap();
+            let mut connection = self.connect().await;
             let done = sqlx::query(sql).execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
             done.rows_affected()
