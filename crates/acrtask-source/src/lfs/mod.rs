@@ -69,16 +69,18 @@ pub(crate) async fn check_out(
         let asked: Vec<&Pointer> = batch.iter().map(|(pointer, _)| *pointer).collect();
         let named = |pointer: &Pointer| found.get(pointer).and_then(|paths| paths.first()).cloned();
         let mut actions = client.ask(&asked, named).await?;
-        let downloads = batch.iter().map(|(pointer, paths)| {
+        // A loop: the compiler cannot tell of a closure that takes these pairs that its future may change threads.
+        let mut downloads = Vec::with_capacity(batch.len());
+        for (pointer, paths) in batch.iter().copied() {
             let action = actions.remove(&pointer.oid);
             let client = &client;
-            async move {
+            downloads.push(async move {
                 let first = paths.first().cloned().unwrap_or_default();
                 let file = client.download(pointer, action, &first, scratch).await?;
                 place(git, file, paths)?;
                 Ok::<u64, SourceError>(pointer.size)
-            }
-        });
+            });
+        }
         let mut done = stream::iter(downloads).buffer_unordered(SIDE_BY_SIDE);
         while let Some(size) = done.try_next().await? {
             bytes += size;
