@@ -14,6 +14,7 @@ use crate::support::{
 
 on_both!(
     a_run_goes_its_way,
+    a_lost_hint_costs_one_poll,
     first_come_is_first_served_within_a_priority,
     a_run_goes_only_where_it_may,
     a_runner_gets_as_many_as_it_has_slots,
@@ -72,6 +73,23 @@ async fn a_run_goes_its_way(place: Place) {
         ("acrtask_leases_total", 1.0),
     ] {
         assert_eq!(metric(&server, line).await, Some(count), "{line}");
+    }
+}
+
+async fn a_lost_hint_costs_one_poll(place: Place) {
+    let server = place.server(Config::default()).await;
+    let app = server.app();
+    let runner = FakeRunner::register(&server, "one").await;
+    let mut line = runner.connect(&server).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for name in ["ra", "rb"] {
+        // Nobody is told of it.
+        let now = app.clock.now_ms();
+        app.store.enqueue(new_run(name), now).await.unwrap();
+        let asked = Instant::now();
+        assert_eq!(line.work().await.run, name);
+        let took = asked.elapsed();
+        assert!(took < app.config.poll * 2, "{took:?}");
     }
 }
 

@@ -93,3 +93,25 @@ async fn two_servers_never_give_a_run_away_twice() {
     assert_eq!(done.len(), 200);
     assert!(done.iter().all(|(_, attempt)| *attempt == 1));
 }
+
+/// A lease that never arrived is taken back by the server that its runner is not connected to: the other one must not
+/// take the slot for taken for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_another_server_took_back_frees_its_slot() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let config = quick();
+    let one = place.server(config.clone()).await;
+    tokio::time::sleep(config.lease).await;
+    // This one watches and does not reap yet.
+    let two = place.server(config.clone()).await;
+    let runner = FakeRunner::register(&two, "one").await;
+    let mut line = runner.connect(&two).await;
+    line.beat(Duration::from_millis(100));
+    enqueue(two.app(), new_run("rone")).await;
+    let of = line.lease().await.of.unwrap();
+    let again = line.lease().await.of.unwrap();
+    assert_eq!((again.run, again.attempt), (of.run, 2));
+    drop(one);
+}
