@@ -40,6 +40,7 @@ use crate::{
     run::{Attempt, Notice, Stop, Stopper},
     spool::RunLog,
     trace,
+    window::Misfit,
     work::Work,
 };
 
@@ -245,12 +246,11 @@ impl Agent {
             Phase::Started | Phase::Over => self.start(id),
         }
         if let Err(error) = self.pump(id, offset) {
-            tracing::error!(%id, %error, "a log does not fit what the control plane has of it");
-            self.abandon(id, "its log cannot be made whole");
+            self.misfit(id, &error);
         }
     }
 
-    fn pump(&mut self, id: &AttemptId, offset: u64) -> Result<(), crate::window::Beyond> {
+    fn pump(&mut self, id: &AttemptId, offset: u64) -> Result<(), Misfit> {
         if let (Some(entry), Some(open)) = (self.held.ours(id), &self.stream) {
             let stream = entry.log.connect(offset)?;
             tokio::spawn(pump(
@@ -284,6 +284,11 @@ impl Agent {
         }
     }
 
+    fn misfit(&mut self, id: &AttemptId, error: &Misfit) {
+        tracing::error!(%id, %error, "a log does not fit what the control plane has of it");
+        self.abandon(id, "its log cannot be made whole");
+    }
+
     fn message(&mut self, message: to_runner::Message) {
         match message {
             to_runner::Message::Lease(lease) => self.lease(lease),
@@ -309,8 +314,7 @@ impl Agent {
                     None => Ok(()),
                 };
                 if let Err(error) = fits {
-                    tracing::error!(%id, %error, "a log does not fit what the control plane has of it");
-                    self.abandon(&id, "its log cannot be made whole");
+                    self.misfit(&id, &error);
                 }
             }
             to_runner::Message::Fence(answer) => {
@@ -322,11 +326,14 @@ impl Agent {
                 let Some(id) = AttemptId::read(of) else {
                     return;
                 };
-                let whole = self.held.ours(&id).is_some_and(|entry| {
-                    entry.phase == Phase::Over && entry.log.finished(log_offset)
-                });
-                if whole {
-                    self.held.let_go(&id);
+                let over = self
+                    .held
+                    .ours(&id)
+                    .filter(|entry| entry.phase == Phase::Over);
+                match over.map(|entry| entry.log.finished(log_offset)) {
+                    None | Some(Ok(false)) => {}
+                    Some(Ok(true)) => self.held.let_go(&id),
+                    Some(Err(error)) => self.misfit(&id, &error),
                 }
             }
             to_runner::Message::Cancel(cancel) => {
@@ -401,8 +408,7 @@ impl Agent {
 
     fn take(&mut self, id: AttemptId, lease: Lease, log: Arc<RunLog>) {
         let stopper = Arc::new(Stopper::default());
-        let after = self
-            .held
+        self.held
             .offer(id.clone(), Arc::clone(&log), Arc::clone(&stopper));
         let span = tracing::info_span!(
             "run",
@@ -419,7 +425,6 @@ impl Agent {
             notices: self.notices.clone(),
             work: Arc::clone(&self.work),
             source: self.source.clone(),
-            after,
         };
         if let Err(error) = self.pump(&id, 0) {
             tracing::error!(%error, "an empty log does not begin at its beginning");

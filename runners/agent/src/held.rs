@@ -8,8 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     id::AttemptId,
     run::{Stop, Stopper},
@@ -37,8 +35,8 @@ pub(crate) struct Entry {
     ours: bool,
     pub(crate) log: Arc<RunLog>,
     pub(crate) stopper: Arc<Stopper>,
-    /// Cancelled when nothing of it runs any more.
-    pub(crate) ended: CancellationToken,
+    /// Nothing of it runs any more.
+    ended: bool,
 }
 
 /// All of them.
@@ -48,28 +46,16 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes a lease in; returns the ends of earlier attempts at the same run, none of which is ours any more.
-    pub(crate) fn offer(
-        &mut self,
-        id: AttemptId,
-        log: Arc<RunLog>,
-        stopper: Arc<Stopper>,
-    ) -> Vec<CancellationToken> {
-        let earlier: Vec<_> = self
-            .entries
-            .iter()
-            .filter(|(other, _)| other.run == id.run)
-            .map(|(_, entry)| entry.ended.clone())
-            .collect();
+    /// Takes a lease in.
+    pub(crate) fn offer(&mut self, id: AttemptId, log: Arc<RunLog>, stopper: Arc<Stopper>) {
         let entry = Entry {
             phase: Phase::Offered,
             ours: true,
             log,
             stopper,
-            ended: CancellationToken::new(),
+            ended: false,
         };
         self.entries.insert(id, entry);
-        earlier
     }
 
     /// Whether it is known, ours or not.
@@ -122,7 +108,7 @@ impl Held {
         if let Some(entry) = self.entries.get_mut(id) {
             entry.ours = false;
             entry.log.disconnect();
-            if entry.ended.is_cancelled() {
+            if entry.ended {
                 self.entries.remove(id);
             }
         }
@@ -131,7 +117,7 @@ impl Held {
     /// Nothing of it runs any more. What has not said how it ended is let go.
     pub(crate) fn ended(&mut self, id: &AttemptId, over: bool) {
         if let Some(entry) = self.entries.get_mut(id) {
-            entry.ended.cancel();
+            entry.ended = true;
             if entry.ours && over {
                 entry.phase = Phase::Over;
             } else {
@@ -179,9 +165,9 @@ mod tests {
             }
         }
 
-        fn offer(&mut self, id: &AttemptId) -> Vec<CancellationToken> {
+        fn offer(&mut self, id: &AttemptId) {
             let log = RunLog::create(self.folder.path(), id.clone()).unwrap();
-            self.held.offer(id.clone(), log, Arc::default())
+            self.held.offer(id.clone(), log, Arc::default());
         }
 
         fn logs(&self) -> usize {
@@ -217,18 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn a_new_attempt_waits_for_the_earlier_ones() {
+    fn a_new_attempt_takes_the_place_of_the_earlier_one() {
         let mut room = Room::new();
         let (first, second) = (id("r", 1), id("r", 2));
         room.offer(&first);
         assert_eq!(room.held.rivals(&second), std::slice::from_ref(&first));
         room.held.abandon(&first);
         assert_eq!(room.held.rivals(&second), []);
-        let before = room.offer(&second);
-        assert_eq!(before.len(), 1);
-        assert!(!before[0].is_cancelled());
+        room.offer(&second);
         room.held.ended(&first, false);
-        assert!(before[0].is_cancelled());
         assert_eq!(room.held.all(Phase::Offered), BTreeSet::from([second]));
     }
 

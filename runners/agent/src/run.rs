@@ -95,20 +95,11 @@ pub(crate) struct Attempt {
     pub(crate) notices: mpsc::UnboundedSender<Notice>,
     pub(crate) work: Arc<dyn Work>,
     pub(crate) source: Source,
-    /// Ends of earlier attempts at the same run, which are being stopped: the engine knows a run by its id alone.
-    pub(crate) after: Vec<CancellationToken>,
 }
 
 impl Attempt {
     /// Carries it out. When this returns, everything of it on this machine is removed but its log.
     pub(crate) async fn carry_out(self) {
-        let stopped = &self.stopper.token;
-        for earlier in &self.after {
-            tokio::select! {
-                () = earlier.cancelled() => {}
-                () = stopped.cancelled() => break,
-            }
-        }
         if let Err(reason) = self.work.check().await {
             tracing::warn!(reason, "a lease is given back");
             tokio::time::sleep(PAUSE).await;

@@ -2,7 +2,8 @@
 //!
 //! [`LogWriter`] appends, [`RunLog`] is read by whoever sends. When the disk takes nothing more, the file ends at the last
 //! whole event, a warning says so in the log itself, and only what tells how the run ends is kept, in memory and
-//! bounded: nothing is cut without a mark. The file is removed with the last [`RunLog`].
+//! bounded: nothing is cut without a mark. What the control plane has is given back to the disk while the run goes on, and
+//! the file is removed with the last [`RunLog`].
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,12 +17,13 @@ use std::{
 use acrtask_model::{Event, EventKind, RunId, RunState};
 use acrtask_proto::runner::{Finished, FromRunner, LogChunk, from_runner::Message};
 use bytes::Bytes;
+use nix::fcntl::{FallocateFlags, fallocate};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
 use crate::{
     id::AttemptId,
-    window::{Beyond, Next, Window},
+    window::{Misfit, Next, Window},
 };
 
 /// Bytes that are kept in memory at most when the disk is full.
@@ -91,7 +93,7 @@ impl RunLog {
     }
 
     /// A new stream; see [`Window::connect`].
-    pub(crate) fn connect(&self, offset: u64) -> Result<u64, Beyond> {
+    pub(crate) fn connect(&self, offset: u64) -> Result<u64, Misfit> {
         self.change(|window| window.connect(offset))
     }
 
@@ -101,12 +103,26 @@ impl RunLog {
     }
 
     /// The control plane has everything below `offset`.
-    pub(crate) fn acknowledge(&self, offset: u64, now: Duration) -> Result<(), Beyond> {
-        self.change(|window| window.acknowledge(offset, now))
+    pub(crate) fn acknowledge(self: &Arc<Self>, offset: u64, now: Duration) -> Result<(), Misfit> {
+        let (fits, forgotten) =
+            self.change(|window| (window.acknowledge(offset, now), window.forget()));
+        if let Some((from, length)) = forgotten {
+            let log = Arc::clone(self);
+            tokio::task::spawn_blocking(move || log.give_back(from, length));
+        }
+        fits
+    }
+
+    /// Gives the disk back what these bytes of the file take. A file system that cannot keeps them until the end.
+    fn give_back(&self, from: u64, length: u64) {
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if let (Ok(from), Ok(length)) = (from.try_into(), length.try_into()) {
+            let _ = fallocate(&self.file, how, from, length);
+        }
     }
 
     /// See [`Window::finished`].
-    pub(crate) fn finished(&self, offset: u64) -> bool {
+    pub(crate) fn finished(&self, offset: u64) -> Result<bool, Misfit> {
         self.change(|window| window.finished(offset))
     }
 
@@ -436,6 +452,30 @@ mod tests {
         assert_eq!(message.state, "succeeded");
         drop(log);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn what_the_control_plane_has_takes_no_disk() {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let log = RunLog::create(folder.path(), id()).unwrap();
+        let mut writer = LogWriter::new(Arc::clone(&log));
+        let much = output(&"x".repeat(1 << 20));
+        for _ in 0..40 {
+            writer.write(std::slice::from_ref(&much)).await.unwrap();
+        }
+        let blocks = || log.file.metadata().unwrap().blocks() * 512;
+        assert!(blocks() > 38 << 20);
+        let all = everything(&log).await;
+        assert_eq!(all.len() as u64, log.state().window.length());
+        // It is given back by another thread.
+        for _ in 0..100 {
+            if blocks() < 16 << 20 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{} bytes are still on the disk", blocks());
     }
 
     #[tokio::test]

@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_millis(500);
 const LATE: Duration = Duration::from_secs(2);
 /// Without any acknowledgement for this long, what was sent is sent again.
 const LOST: Duration = Duration::from_secs(15);
+/// Acknowledged bytes are forgotten so many at a time.
+const FORGET: u64 = 16 << 20;
 /// At most one repetition in this time.
 const REPEAT: Duration = Duration::from_secs(1);
 
@@ -43,10 +45,11 @@ pub(crate) enum Next {
 
 /// The control plane's word does not fit the log.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the control plane has {theirs} bytes of a log of {ours}")]
-pub(crate) struct Beyond {
+#[error("the control plane has {theirs} bytes of the log; here are those from {from} to {to}")]
+pub(crate) struct Misfit {
     theirs: u64,
-    ours: u64,
+    from: u64,
+    to: u64,
 }
 
 /// The state of one log.
@@ -55,6 +58,8 @@ pub(crate) struct Window {
     length: u64,
     sent: u64,
     acked: u64,
+    /// What is below has been forgotten: it was acknowledged.
+    from: u64,
     limit: u64,
     ended: bool,
     finish_sent: bool,
@@ -71,6 +76,7 @@ impl Default for Window {
             length: 0,
             sent: 0,
             acked: 0,
+            from: 0,
             limit: FIRST,
             ended: false,
             finish_sent: false,
@@ -98,7 +104,7 @@ impl Window {
     }
 
     /// A new stream, on the other side of which the log is known up to `offset`. Returns the stream's number.
-    pub(crate) fn connect(&mut self, offset: u64) -> Result<u64, Beyond> {
+    pub(crate) fn connect(&mut self, offset: u64) -> Result<u64, Misfit> {
         self.check(offset)?;
         self.disconnect();
         self.acked = offset;
@@ -159,8 +165,9 @@ impl Window {
     }
 
     /// The control plane has everything below `offset`.
-    pub(crate) fn acknowledge(&mut self, offset: u64, now: Duration) -> Result<(), Beyond> {
-        self.check(offset)?;
+    pub(crate) fn acknowledge(&mut self, offset: u64, now: Duration) -> Result<(), Misfit> {
+        // Acknowledgements may overtake each other.
+        self.check(offset.max(self.from))?;
         if offset <= self.acked {
             // It got something that did not fit behind what it has.
             if self.sent > self.acked {
@@ -187,6 +194,14 @@ impl Window {
         Ok(())
     }
 
+    /// What need not be kept any more, where that is worth the trouble: where it begins, and how long it is.
+    pub(crate) fn forget(&mut self) -> Option<(u64, u64)> {
+        let length = (self.acked - self.from) / FORGET * FORGET;
+        let from = self.from;
+        self.from += length;
+        (length > 0).then_some((from, length))
+    }
+
     /// Sends again what was not acknowledged for too long; true where there is such.
     pub(crate) fn repeat_lost(&mut self, now: Duration) -> bool {
         let lost = |(_, at): &(u64, Duration)| now.saturating_sub(*at) >= LOST;
@@ -196,13 +211,14 @@ impl Window {
 
     /// The control plane has heard that the run is over, and has the log up to `offset`. True where that is all of
     /// it; else the rest is sent again, and then that the run is over.
-    pub(crate) fn finished(&mut self, offset: u64) -> bool {
-        if self.ended && offset >= self.length {
-            return true;
+    pub(crate) fn finished(&mut self, offset: u64) -> Result<bool, Misfit> {
+        self.check(offset)?;
+        if self.ended && offset == self.length {
+            return Ok(true);
         }
         self.acked = offset;
         self.rewind();
-        false
+        Ok(false)
     }
 
     fn repeat(&mut self, now: Duration) -> bool {
@@ -222,11 +238,12 @@ impl Window {
         self.under_way.clear();
     }
 
-    fn check(&self, offset: u64) -> Result<(), Beyond> {
-        if offset > self.length {
-            return Err(Beyond {
+    fn check(&self, offset: u64) -> Result<(), Misfit> {
+        if offset < self.from || offset > self.length {
+            return Err(Misfit {
                 theirs: offset,
-                ours: self.length,
+                from: self.from,
+                to: self.length,
             });
         }
         Ok(())
@@ -293,7 +310,7 @@ mod tests {
         window.finish_sent(stream);
         assert_eq!(window.next(stream), Next::Wait);
         // The control plane lacks the end.
-        assert!(!window.finished(4));
+        assert!(!window.finished(4).unwrap());
         assert_eq!(
             window.next(stream),
             Next::Chunk {
@@ -304,7 +321,7 @@ mod tests {
         window.sent(stream, 4, 6, at(0));
         assert_eq!(window.next(stream), Next::Finish);
         window.finish_sent(stream);
-        assert!(window.finished(10));
+        assert!(window.finished(10).unwrap());
     }
 
     #[test]
@@ -326,9 +343,10 @@ mod tests {
         );
         assert_eq!(
             window.connect(11).unwrap_err(),
-            Beyond {
+            Misfit {
                 theirs: 11,
-                ours: 10
+                from: 0,
+                to: 10
             }
         );
     }
@@ -342,6 +360,21 @@ mod tests {
         assert!(!window.repeat_lost(at(14_999)));
         assert!(window.repeat_lost(at(15_000)));
         assert!(matches!(window.next(stream), Next::Chunk { offset: 0, .. }));
+    }
+
+    #[test]
+    fn what_was_forgotten_cannot_be_asked_for() {
+        let mut window = Window::default();
+        window.grow(40 << 20);
+        window.connect(0).unwrap();
+        window.acknowledge(FORGET - 1, at(0)).unwrap();
+        assert_eq!(window.forget(), None);
+        window.acknowledge(2 * FORGET + 5, at(0)).unwrap();
+        assert_eq!(window.forget(), Some((0, 2 * FORGET)));
+        assert_eq!(window.forget(), None);
+        assert!(window.connect(2 * FORGET).is_ok());
+        assert!(window.connect(2 * FORGET - 1).is_err());
+        assert!(window.finished(0).is_err());
     }
 
     #[derive(Debug, Clone)]
@@ -391,7 +424,7 @@ mod tests {
                         }
                         Next::Finish => {
                             window.finish_sent(stream);
-                            if wire.is_empty() && window.finished(theirs) {
+                            if wire.is_empty() && window.finished(theirs).unwrap() {
                                 break;
                             }
                         }
@@ -416,7 +449,7 @@ mod tests {
                 prop_assert!(theirs <= window.length());
             }
             prop_assert_eq!(theirs, window.length());
-            prop_assert!(window.finished(theirs));
+            prop_assert!(window.finished(theirs).unwrap());
         }
     }
 }
