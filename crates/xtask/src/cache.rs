@@ -8,6 +8,7 @@
 //! rootfs-HASH/     Debian trixie with a Docker Engine
 //! engine/          the engine's data; run/ its socket
 //! registry/        the registry's data, its configuration, its port; the same for registry-auth/
+//! postgres/        a PostgreSQL: data/, its port, bin/ with its programs as scripts; postgres-HASH/ where they were unpacked
 //! logs/            what each of them printed
 //! env              the variables that tests and users export
 //! ```

@@ -67,14 +67,17 @@ pub(crate) fn get(cache: &Cache, lock: &Lock) -> Result<Postgres> {
 /// Stops our own, should it run.
 pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
     let service = service(cache);
+    let running = service.processes();
+    if running.is_empty() {
+        return Ok(());
+    }
     // The first signal ends sessions too; the second one alone would wait for them.
-    for pid in service.processes() {
+    for pid in running {
         let _ = kill(pid, Signal::SIGINT);
     }
     wait_until(Duration::from_secs(5), || service.processes().is_empty());
-    if service.stop(None, Duration::from_secs(5))? {
-        say::found("PostgreSQL did not end by itself and was killed");
-    }
+    service.stop(None, Duration::from_secs(5))?;
+    say::doing("Stopped PostgreSQL");
     Ok(())
 }
 
