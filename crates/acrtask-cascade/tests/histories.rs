@@ -4,7 +4,11 @@
 //!
 //! A history that fails names its seed; `ACRTASK_SEED=N` runs that one alone.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests, outside of a #[test]"
+)]
 
 mod common;
 

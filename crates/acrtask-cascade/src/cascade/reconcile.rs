@@ -204,6 +204,7 @@ impl Cascades {
                 }
             }
         }
+        self.gather(plan, &active, &mut sets);
         // By set: its cascades, the oldest first.
         let mut levels: BTreeMap<usize, Vec<CascadeId>> = BTreeMap::new();
         for (position, id) in active.iter().enumerate() {
@@ -246,6 +247,42 @@ impl Cascades {
             });
         }
         homes
+    }
+
+    /// Puts together what one change makes stale, and all changes that no cascade works on yet.
+    fn gather(&self, plan: &Plan<'_>, active: &[CascadeId], sets: &mut Sets) {
+        let mut firsts = BTreeMap::new();
+        for node in plan.nodes() {
+            for pin in plan.pins(node) {
+                if pin.is_reason() && matches!(pin.to, PinTo::Digest(_)) {
+                    let first = *firsts.entry(pin.image).or_insert(node);
+                    sets.join(first.0 as usize, node.0 as usize);
+                }
+            }
+        }
+        let mut oldest = BTreeMap::new();
+        for (position, id) in active.iter().enumerate() {
+            oldest.entry(sets.of(plan.len() + position)).or_insert(*id);
+        }
+        let settles = |id: &CascadeId| {
+            matches!(self.cascades[id].phase, Phase::Settling { .. })
+                && oldest.values().any(|oldest| oldest == id)
+        };
+        let mut anchor = active
+            .iter()
+            .position(settles)
+            .map(|position| plan.len() + position);
+        for node in plan.nodes() {
+            let node = node.0 as usize;
+            if !oldest.contains_key(&sets.of(node)) {
+                let anchor = *anchor.get_or_insert(node);
+                let (own, common) = (sets.of(node), sets.of(anchor));
+                sets.join(own, common);
+                if let Some(id) = oldest.get(&common).copied() {
+                    oldest.insert(sets.of(node), id);
+                }
+            }
+        }
     }
 
     /// The first level at which a node can be, whatever its parents are.
