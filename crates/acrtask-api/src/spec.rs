@@ -77,7 +77,29 @@ pub enum ContextSource {
     Url {
         /// As `acrtask run URL` takes it, without a password.
         url: String,
+        /// Of a git repository: exactly this commit, by its full name, whatever the reference of `url` points at when it
+        /// is fetched.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        commit: Option<String>,
+        /// Of a git repository: with its submodules, and theirs.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        submodules: bool,
+        /// Of a git repository: with the files that stand in Git LFS.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        lfs: bool,
     },
+}
+
+impl ContextSource {
+    /// What is at `url`, and nothing besides.
+    pub fn url(url: impl Into<String>) -> Self {
+        Self::Url {
+            url: url.into(),
+            commit: None,
+            submodules: false,
+            lfs: false,
+        }
+    }
 }
 
 /// What a run does with its files.

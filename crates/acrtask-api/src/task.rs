@@ -25,6 +25,12 @@ pub struct TaskDefinition {
     /// Where the files come from: a git URL (`URL#ref:folder`), a tarball's URL, `oci://REFERENCE`; nothing: no files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
+    /// Of a git repository: with its submodules, and theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub submodules: bool,
+    /// Of a git repository: with the files that stand in Git LFS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lfs: bool,
     /// The task file in the context. One of `file`, `text`, `cmd` and `build`; none of them: `acr-task.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,

@@ -200,7 +200,12 @@ pub fn from_task(app: &App, task: &Task, start: StartTask, by: Request) -> Resul
     let context = match start.context {
         Some(context) => context,
         None => match &definition.context {
-            Some(url) => ContextSource::Url { url: url.clone() },
+            Some(url) => ContextSource::Url {
+                url: url.clone(),
+                commit: None,
+                submodules: definition.submodules,
+                lfs: definition.lfs,
+            },
             None => ContextSource::None,
         },
     };
@@ -285,7 +290,9 @@ pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> 
                 fact.clone_from(found);
             }
         }
-        if let ContextSource::Url { url } = &mut spec.context
+        if let ContextSource::Url {
+            url, commit: None, ..
+        } = &mut spec.context
             && let Some(pinned) = at_commit(url, &found.commit)
         {
             *url = pinned;
@@ -368,7 +375,7 @@ fn draft(
 /// has another id each time, so the images that are built stand for it.
 fn context_key(spec: &RunSpec) -> String {
     match (&spec.context, &spec.work) {
-        (ContextSource::Url { url }, _) => url.clone(),
+        (ContextSource::Url { url, .. }, _) => url.clone(),
         (_, Work::Build(build)) => build.images.join(" "),
         (_, Work::Cmd { line }) => line.clone(),
         _ => String::new(),

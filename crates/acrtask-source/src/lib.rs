@@ -271,6 +271,13 @@ async fn fetch_any(
     if !matches!(spec, ContextSpec::Folder(_) | ContextSpec::None) {
         options.report(Progress::Started(format!("fetching {context}")));
     }
+    if options.git != GitOptions::default() && !matches!(spec, ContextSpec::Git(_)) {
+        return Err(SourceError::Refused {
+            context,
+            reason: "only a git repository has commits, submodules and files of Git LFS".into(),
+            help: "name a git URL, or ask for none of them".into(),
+        });
+    }
     match spec {
         ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
             from_path(path, options).await

@@ -28,16 +28,27 @@ pub struct SshKey {
 }
 
 impl SshKey {
-    /// The key that a stored login is; nothing where it holds a password or a token. A key is told by its text, which
-    /// begins as every private key in PEM does.
-    pub fn from_login(host: &str, password: &Secret, known_hosts: Option<&str>) -> Option<Self> {
-        let is_key = password.expose().trim_start().starts_with("-----BEGIN");
-        is_key.then(|| Self {
+    /// Whether what a stored login has in the place of a password is a private key: every one in PEM begins so.
+    pub fn is_key(password: &Secret) -> bool {
+        password.expose().trim_start().starts_with("-----BEGIN")
+    }
+
+    /// The key that a stored login is; nothing where it holds a password or a token. Behind the private key's last line
+    /// may stand lines of a `known_hosts` file.
+    pub fn from_login(host: &str, password: &Secret) -> Option<Self> {
+        if !Self::is_key(password) {
+            return None;
+        }
+        let text = password.expose();
+        let end = text.find("-----END").map_or(text.len(), |at| {
+            text[at..].find('\n').map_or(text.len(), |line| at + line)
+        });
+        let (private_key, known_hosts) = text.split_at(end);
+        let known_hosts = known_hosts.trim();
+        Some(Self {
             host: host.trim_start_matches("ssh://").to_owned(),
-            private_key: password.clone(),
-            known_hosts: known_hosts
-                .filter(|lines| !lines.trim().is_empty())
-                .map(str::to_owned),
+            private_key: Secret::new(private_key),
+            known_hosts: (!known_hosts.is_empty()).then(|| known_hosts.to_owned()),
         })
     }
 
@@ -128,10 +139,20 @@ mod tests {
 
     #[test]
     fn a_key_is_told_by_its_text_and_belongs_to_one_host() {
-        let key = Secret::new("-----BEGIN OPENSSH PRIVATE KEY-----\n...");
-        let of = |host: &str| SshKey::from_login(host, &key, Some(" ")).unwrap();
-        assert!(SshKey::from_login("h", &Secret::new("ghp_token"), None).is_none());
-        assert!(of("h").known_hosts.is_none());
+        let key = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----";
+        let of = |host: &str| SshKey::from_login(host, &Secret::new(key)).unwrap();
+        assert!(SshKey::from_login("h", &Secret::new("ghp_token")).is_none());
+        for (behind, known_hosts) in [
+            ("", None),
+            ("\n", None),
+            ("\r\n \n", None),
+            ("\nh ssh-ed25519 AAAA\n", Some("h ssh-ed25519 AAAA")),
+            ("\n\nh x y\r\nh z\n", Some("h x y\r\nh z")),
+        ] {
+            let read = SshKey::from_login("h", &Secret::new(format!("\n{key}{behind}"))).unwrap();
+            assert_eq!(read.private_key.expose().trim(), key, "{behind:?}");
+            assert_eq!(read.known_hosts.as_deref(), known_hosts, "{behind:?}");
+        }
         for (stored, host, port, good) in [
             ("git.example.com", "git.example.com", 22, true),
             ("git.example.com", "GIT.example.com", 2222, true),

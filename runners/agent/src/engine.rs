@@ -11,7 +11,7 @@ use acrtask_executor::{Executor, Options, RunRequest};
 use acrtask_job::{Files, Git, Prepared};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
-use acrtask_source::{ContextSpec, GitFacts, Origin, Progress, Workspace};
+use acrtask_source::{ContextSpec, GitFacts, GitOptions, Origin, Progress, SshKey, Workspace};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -70,15 +70,21 @@ impl Engine {
 
     fn credentials(&self, job: &Job) -> Credentials {
         let operators = self.options.credentials.clone();
-        job.logins.iter().fold(operators, |all, login| {
+        // A private key is for ssh alone, and no registry's to see.
+        let passwords = job
+            .logins
+            .iter()
+            .filter(|login| !SshKey::is_key(&login.password));
+        passwords.fold(operators, |all, login| {
             all.with(&login.host, login.username.clone(), login.password.clone())
         })
     }
 
-    /// The files of a run, where it names them by URL.
+    /// The files of a run, where it names them by URL, and of a git repository what `git` says.
     async fn fetch(
         &self,
         url: &str,
+        git: GitOptions,
         credentials: &Credentials,
         job: &Job,
         events: &mpsc::Sender<Event>,
@@ -111,6 +117,12 @@ impl Engine {
             credentials: credentials.clone(),
             insecure_registries: self.options.insecure_registries.clone(),
             known_registries: self.options.known_registries.clone(),
+            ssh_keys: job
+                .logins
+                .iter()
+                .filter_map(|login| SshKey::from_login(&login.host, &login.password))
+                .collect(),
+            git,
             ssh_agent: self.options.ssh_agent.clone(),
             scratch_dir: self.work.clone(),
             progress: Some(progress),
@@ -142,8 +154,22 @@ impl Engine {
     ) -> Ended {
         let credentials = self.credentials(&job);
         let fetched = match &job.spec.context {
-            ContextSource::Url { url } => {
-                let fetching = self.fetch(url, &credentials, &job, &events);
+            ContextSource::Url {
+                url,
+                commit,
+                submodules,
+                lfs,
+            } => {
+                let commit = match commit.as_ref().map(|commit| commit.parse()).transpose() {
+                    Ok(commit) => commit,
+                    Err(error) => return Ended::NotBegun(chain(&error)),
+                };
+                let git = GitOptions {
+                    commit,
+                    submodules: *submodules,
+                    lfs: *lfs,
+                };
+                let fetching = self.fetch(url, git, &credentials, &job, &events);
                 let fetched = tokio::select! {
                     fetched = fetching => fetched,
                     () = cancel.cancelled() => return stopped(),
@@ -213,7 +239,7 @@ impl Engine {
             let context = match &job.spec.context {
                 ContextSource::None => "/dev/null".to_owned(),
                 ContextSource::Upload { .. } => "the uploaded context".to_owned(),
-                ContextSource::Url { url } => url.clone(),
+                ContextSource::Url { url, .. } => url.clone(),
             };
             let prepared = acrtask_job::prepare(&acrtask_job::Job {
                 id: &job.id,

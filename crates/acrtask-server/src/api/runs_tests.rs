@@ -281,7 +281,7 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
     let url = format!("https://git.example.com/a.git#{commit}:sub");
     assert_eq!(
         again.spec.context,
-        acrtask_api::spec::ContextSource::Url { url }
+        acrtask_api::spec::ContextSource::url(url)
     );
     // What it must not show, it has nonetheless.
     let row = server.app.store.run(&again.id).await.unwrap();

@@ -134,7 +134,17 @@ pub(super) fn check_spec(spec: &RunSpec, problems: &mut Problems) {
                 problems.add("`spec.context.id` is empty: upload the files first, with POST /api/v1/contexts");
             }
         }
-        ContextSource::Url { url } => check_url("spec.context.url", url, problems),
+        ContextSource::Url { url, commit, .. } => {
+            check_url("spec.context.url", url, problems);
+            let full = |commit: &String| {
+                matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit())
+            };
+            if commit.as_ref().is_some_and(|commit| !full(commit)) {
+                problems.add(
+                    "`spec.context.commit` is not the full name of a commit: 40 or 64 hexadecimal digits",
+                );
+            }
+        }
     }
     match &spec.work {
         Work::Usual => {}

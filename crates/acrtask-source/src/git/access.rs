@@ -10,7 +10,7 @@ use url::Url;
 
 use super::ssh::{self, Ssh};
 use crate::{
-    GitCredential, Options, Origin,
+    GitCredential, Options, Origin, SshKey,
     error::SourceError,
     spec::{GitTransport, GitUrl},
 };
@@ -247,7 +247,9 @@ pub(crate) fn login(
             Credential::IdentityToken(_) => None,
         }
     };
-    stood.cloned().or_else(for_git).or_else(for_any)
+    let found = stood.cloned().or_else(for_git).or_else(for_any);
+    // A key that stands where passwords do is for ssh, and nobody else's to see.
+    found.filter(|(_, password)| !SshKey::is_key(password))
 }
 
 /// Scheme, host and port of a URL, as `http.<url>.*` wants it.

@@ -57,12 +57,14 @@ fn passwords_go_to_their_host_alone_and_never_in_clear() {
     options.credentials = options
         .credentials
         .with("both.example", "u", Secret::new("both"))
-        .with("both.example:8443", "u", Secret::new("port"));
+        .with("both.example:8443", "u", Secret::new("port"))
+        .with("key.example", "u", Secret::new("-----BEGIN KEY-----"));
     for (url, expected) in [
         ("https://both.example/a.git", Some("both")),
         ("https://both.example:8443/a.git", Some("port")),
         ("https://both.example:9443/a.git", None),
         ("http://both.example/a.git", None),
+        ("https://key.example/a.git", None),
         ("https://example.com/a.git", Some("given")),
         ("https://EXAMPLE.com/a.git", Some("given")),
         ("https://example.com.evil.example/a.git", None),

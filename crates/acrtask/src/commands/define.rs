@@ -44,6 +44,8 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         description: String::new(),
         enabled: true,
         context: None,
+        submodules: false,
+        lfs: false,
         file: None,
         text: None,
         cmd: None,

@@ -255,5 +255,5 @@ pub(super) fn fetched_by_runner(spec: &ContextSpec) -> Result<Option<ContextSour
             return Ok(None);
         }
     };
-    Ok(Some(ContextSource::Url { url }))
+    Ok(Some(ContextSource::url(url)))
 }

@@ -76,7 +76,10 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
     let context = match &run.spec.context {
         ContextSource::None => "none".to_owned(),
         ContextSource::Upload { id } => format!("upload {id}"),
-        ContextSource::Url { url } => url.clone(),
+        ContextSource::Url { url, commit, .. } => match commit {
+            Some(commit) => format!("{url} at {commit}"),
+            None => url.clone(),
+        },
     };
     let work = match &run.spec.work {
         Work::Usual => "acr-task.yaml".to_owned(),
