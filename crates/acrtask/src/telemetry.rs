@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// What is told where nothing is said: by commands that end by themselves, and by those that do not.
-const QUIET: &str = "error";
+/// What is wrong with a certificate is an error of ours already.
+const QUIET: &str = "error,rustls_platform_verifier=off";
 const WORKING: &str =
     "info,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,sqlx=warn,rustls=warn";
 
@@ -98,5 +99,63 @@ impl Drop for Telemetry {
         {
             tracing::warn!(%error, "the last traces could not be sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    };
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    struct Collector(mpsc::Sender<ExportTraceServiceRequest>);
+
+    #[tonic::async_trait]
+    impl TraceService for Collector {
+        async fn export(
+            &self,
+            request: tonic::Request<ExportTraceServiceRequest>,
+        ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+            self.0.send(request.into_inner()).await.unwrap();
+            Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn spans_reach_a_collector() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, mut received) = mpsc::channel(8);
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(TraceServiceServer::new(Collector(sender)))
+                .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
+        );
+        let provider = provider("acrtask-test", &url).unwrap();
+        let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("acrtask"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(spans), || {
+            tracing::info_span!("a run", run = "r1").in_scope(|| ());
+        });
+        // What is left is sent at the end.
+        tokio::task::spawn_blocking(move || {
+            drop(Telemetry {
+                traces: Some(provider),
+            })
+        })
+        .await
+        .unwrap();
+        let came = format!("{:?}", received.recv().await.unwrap());
+        for word in ["a run", "r1", "acrtask-test"] {
+            assert!(came.contains(word), "{word}: {came}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_is_none() {
+        assert!(provider("acrtask-test", "collector:4317 x").is_err());
     }
 }

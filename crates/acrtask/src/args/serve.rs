@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) database: Option<String>,
 
-    /// Where logs and contexts are: file:///PATH, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: the data folder]
+    /// Where logs and contexts are: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: in the data folder]
     #[arg(
         long,
         env = "ACRTASK_BLOBS",

@@ -43,6 +43,24 @@ pub(crate) enum ApiError {
         #[source]
         source: reqwest::Error,
     },
+    /// Its certificate is not one of its name by an authority that is trusted here.
+    #[error(
+        "the certificate of the server at {} is not trusted",
+        super::shown(url)
+    )]
+    Untrusted {
+        /// The server.
+        url: Url,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// An answer that should have gone on ended before anything came.
+    #[error("the server at {} ended its answer at once", super::shown(url))]
+    CutOff {
+        /// The server.
+        url: Url,
+    },
     /// The answer is not what this version of the program knows.
     #[error("the answer of the server at {} is not understood", super::shown(url))]
     NotUnderstood {
@@ -60,6 +78,12 @@ pub(crate) enum ApiError {
 impl ApiError {
     /// A failed request to the server at `url`.
     pub(super) fn unreachable(url: &Url, error: reqwest::Error) -> Self {
+        if let Some(source) = certificate(&error) {
+            return Self::Untrusted {
+                url: url.clone(),
+                source,
+            };
+        }
         Self::Unreachable {
             url: url.clone(),
             unsent: error.is_connect(),
@@ -72,7 +96,11 @@ impl ApiError {
     pub(crate) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } | Self::Strange { status, .. } => Some(*status),
-            Self::Unreachable { .. } | Self::NotUnderstood { .. } | Self::File(_) => None,
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::CutOff { .. }
+            | Self::NotUnderstood { .. }
+            | Self::File(_) => None,
         }
     }
 
@@ -85,9 +113,30 @@ impl ApiError {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } | Self::Strange { retry_after, .. } => *retry_after,
-            Self::Unreachable { .. } | Self::NotUnderstood { .. } | Self::File(_) => None,
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::CutOff { .. }
+            | Self::NotUnderstood { .. }
+            | Self::File(_) => None,
         }
     }
+}
+
+/// What is wrong with the server's certificate, where that is the cause of `error`.
+fn certificate(error: &reqwest::Error) -> Option<rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return Some(found.clone());
+        }
+        // An I/O error gives what it holds not as its source, but as itself.
+        let held = error.downcast_ref().and_then(std::io::Error::get_ref);
+        cause = match held {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 impl From<ApiError> for CliError {
@@ -110,11 +159,17 @@ impl From<ApiError> for CliError {
                     None => shown,
                 }
             }
+            ApiError::CutOff { .. } => {
+                Self::unreachable(message).help("see whether something in between cuts answers off")
+            }
             ApiError::Strange { .. } => Self::unreachable(message)
                 .help("look at the address: `acrtask whoami` shows which one is meant"),
             ApiError::Unreachable { source, .. } => Self::unreachable(message)
                 .because(&source)
                 .help("see whether it runs, or stay on this machine with `--local`"),
+            ApiError::Untrusted { source, .. } => Self::unreachable(message)
+                .because(&source)
+                .help("name the authority that issued it: `--ca FILE`"),
             ApiError::NotUnderstood { source, .. } => Self::unreachable(message)
                 .because(&source)
                 .help("the server may be newer or older than this program: `acrtask whoami` and `acrtask --version` tell"),

@@ -37,6 +37,8 @@ pub(crate) struct Events {
     /// Bytes of its log that have been given.
     offset: u64,
     connection: Option<reqwest::Response>,
+    /// Something came over it.
+    fed: bool,
     parser: Parser,
     ready: VecDeque<Message>,
     waits: Waits,
@@ -61,6 +63,7 @@ impl Client {
             attempt: 0,
             offset: 0,
             connection: None,
+            fed: false,
             parser: Parser::default(),
             ready: VecDeque::new(),
             waits: Retry::PATIENT.begin(),
@@ -113,16 +116,29 @@ impl Events {
                     {
                         self.connection = None;
                     }
+                    self.fed = true;
                     self.waits.reset();
                 }
                 // The server ended the answer without a word of the end: it is being stopped, perhaps.
-                Ok(None) | Err(_) => self.connection = None,
+                Ok(None) | Err(_) => {
+                    self.connection = None;
+                    if !self.fed {
+                        let url = self.client.url().clone();
+                        let error = ApiError::CutOff { url };
+                        let Some(wait) = self.waits.next(None) else {
+                            return Err(error);
+                        };
+                        tokio::time::sleep(wait).await;
+                        return Ok(Item::Cut(error));
+                    }
+                }
             }
         }
     }
 
     async fn connect(&mut self) -> Result<(), ApiError> {
         self.parser = Parser::default();
+        self.fed = false;
         let mut query = vec![("offset", self.offset.to_string())];
         // An offset belongs to one attempt.
         if self.attempt > 0 {

@@ -145,7 +145,7 @@ impl Client {
             builder = builder.no_proxy();
         }
         if let Some(path) = &connection.ca {
-            builder = builder.tls_certs_merge(authorities(path)?);
+            builder = builder.tls_certs_only(authorities(path)?);
         }
         Ok(Self {
             http: builder.build().map_err(ConnectionError::Http)?,

@@ -60,16 +60,22 @@ impl Waits {
             ApiError::Refused { status, .. } | ApiError::Strange { status, .. } => {
                 is_passing(*status) && (repeatable || matches!(status.as_u16(), 429 | 503))
             }
-            ApiError::NotUnderstood { .. } | ApiError::File(_) => false,
+            ApiError::Untrusted { .. }
+            | ApiError::CutOff { .. }
+            | ApiError::NotUnderstood { .. }
+            | ApiError::File(_) => false,
         };
         if !again {
             return None;
         }
+        self.next(error.retry_after())
+    }
+
+    /// How long to wait now, or as long as was `asked` for; nothing once it took too long.
+    pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
         let dice = 0.75 + 0.5 * rand::random::<f64>();
-        let wait = error
-            .retry_after()
-            .unwrap_or_else(|| self.next.mul_f64(dice));
+        let wait = asked.unwrap_or_else(|| self.next.mul_f64(dice));
         self.next = (self.next * 2).min(LONGEST);
         (since.elapsed() + wait <= self.retry.total).then_some(wait)
     }

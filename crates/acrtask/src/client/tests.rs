@@ -433,6 +433,29 @@ async fn another_attempt_begins_the_log_anew() {
     assert_eq!(all(follow(&server.uri())).await, ["1", "attempt 2", "2"]);
 }
 
+/// Answers that end before anything came are not asked for in a hurry, and not for ever.
+#[tokio::test]
+async fn a_server_that_ends_each_answer_at_once_is_given_up() {
+    let server = MockServer::start().await;
+    Mock::given(method("GET"))
+        .respond_with(sse(""))
+        .mount(&server)
+        .await;
+    let mut events = follow(&server.uri()).retrying(Retry {
+        total: Duration::from_millis(200),
+        first: Duration::from_millis(20),
+    });
+    let refused = loop {
+        match events.next().await {
+            Ok(Item::Cut(_)) => {}
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, ApiError::CutOff { .. }));
+    assert!(server.received_requests().await.unwrap().len() < 12);
+}
+
 #[tokio::test]
 async fn a_run_that_is_not_there_is_not_waited_for() {
     let server = MockServer::start().await;
@@ -493,4 +516,56 @@ async fn wherever_the_stream_is_cut_nothing_is_lost_or_told_twice() {
             .collect();
         assert_eq!(told, ["0", "1", "2"], "cut at {at}");
     }
+}
+
+/// A certificate that nobody here trusts is told as that, at once, and without an answer having been read.
+#[tokio::test]
+async fn a_server_that_is_not_trusted_is_not_asked_again() {
+    use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+    acrtask_registry::install_crypto_provider();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = own.signing_key.serialize_der().try_into().unwrap();
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, Ordering::SeqCst);
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut bytes = vec![0; 4096];
+                let _ = stream.read(&mut bytes).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n7")
+                    .await;
+            });
+        }
+    });
+    let refused = client(&url).get::<u32>(&["me"], &[]).await.unwrap_err();
+    assert!(matches!(refused, ApiError::Untrusted { .. }), "{refused:?}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    // The same server is spoken to where its authority is named.
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), own.cert.pem()).unwrap();
+    let trusting = Client::new(&Connection {
+        url: server_url(&url).unwrap(),
+        token: None,
+        ca: Some(ca.path().to_owned()),
+        allow_plaintext: false,
+    })
+    .unwrap();
+    assert_eq!(trusting.get::<u32>(&["me"], &[]).await.unwrap(), 7);
 }

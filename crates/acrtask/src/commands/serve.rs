@@ -5,6 +5,7 @@
 
 use std::{
     fs::DirBuilder,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -74,7 +75,7 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
         if let Some(executor) = inside {
             let runner = Inside {
                 state: data.join("runner"),
-                address: address(&server, args),
+                address: address(&server, args).await?,
                 executor,
                 slots: args.slots,
                 drain: args.drain_timeout,
@@ -161,26 +162,23 @@ fn refused(error: &ServeError) -> CliError {
     }
 }
 
-/// Where the runner inside finds the server: on this machine, whatever address others use.
-fn address(server: &Server, args: &ServeArgs) -> String {
-    let listening = server.addr();
-    let host = if listening.ip().is_unspecified() {
-        match listening {
-            std::net::SocketAddr::V4(_) => "127.0.0.1".to_owned(),
-            std::net::SocketAddr::V6(_) => "[::1]".to_owned(),
-        }
-    } else {
-        match listening {
-            std::net::SocketAddr::V4(address) => address.ip().to_string(),
-            std::net::SocketAddr::V6(address) => format!("[{}]", address.ip()),
-        }
-    };
-    let scheme = if args.tls_cert.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    format!("{scheme}://{host}:{}", listening.port())
+/// Where the runner inside finds the server: on this machine, whatever address and name others use.
+async fn address(server: &Server, args: &ServeArgs) -> Result<String, CliError> {
+    if args.tls_cert.is_some() {
+        let inside = server
+            .listen_inside()
+            .await
+            .map_err(|error| refused(&error))?;
+        return Ok(format!("http://{inside}"));
+    }
+    let mut listening = server.addr();
+    if listening.ip().is_unspecified() {
+        listening.set_ip(match listening {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Ok(format!("http://{listening}"))
 }
 
 /// The runner inside.

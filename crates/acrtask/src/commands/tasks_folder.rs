@@ -53,6 +53,12 @@ pub(super) struct Round {
     pub(super) refused: usize,
 }
 
+impl Round {
+    fn has_changed_something(&self) -> bool {
+        !(self.created.is_empty() && self.updated.is_empty() && self.deleted.is_empty())
+    }
+}
+
 impl TasksFolder {
     /// One that is there.
     pub(super) fn open(root: &Path, format: LogFormat, stderr: Style) -> Result<Self, CliError> {
@@ -82,7 +88,7 @@ impl TasksFolder {
         };
         loop {
             match self.reconcile(&app).await {
-                Ok(round) if round != Round::default() => {
+                Ok(round) if round.has_changed_something() => {
                     tracing::info!(
                         folder = %self.root.display(),
                         created = round.created.len(),
