@@ -9,6 +9,8 @@
 //! engine/          the engine's data; run/ its socket
 //! registry/        the registry's data, its configuration, its port; the same for registry-auth/
 //! postgres/        a PostgreSQL: data/, its port, bin/ with its programs as scripts; postgres-HASH/ where they were unpacked
+//! sshd/            an SSH server's program, for tests that start one
+//! github-examples-VERSION/  deliveries that GitHub publishes
 //! logs/            what each of them printed
 //! env              the variables that tests and users export
 //! ```

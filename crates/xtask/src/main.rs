@@ -12,12 +12,14 @@ mod demo;
 mod engine;
 mod http;
 mod images;
+mod npm;
 mod packages;
 mod postgres;
 mod process;
 mod registry;
 mod say;
 mod setup;
+mod sshd;
 mod test;
 
 use std::process::ExitCode;

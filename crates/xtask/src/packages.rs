@@ -135,3 +135,18 @@ fn unpack(dir: &Path, log: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// The folders with the libraries of unpacked packages, for `LD_LIBRARY_PATH`: `usr/lib/TRIPLET` and `lib/TRIPLET`.
+pub(crate) fn libraries(root: &Path) -> Result<String> {
+    let mut folders = Vec::new();
+    for folder in ["usr/lib", "lib"] {
+        let entries = fs::read_dir(root.join(folder));
+        for entry in entries.into_iter().flatten() {
+            let path = entry.context("cannot list the libraries")?.path();
+            if path.to_string_lossy().ends_with("-linux-gnu") {
+                folders.push(path.display().to_string());
+            }
+        }
+    }
+    Ok(folders.join(":"))
+}

@@ -207,7 +207,7 @@ fn programs(cache: &Cache) -> Result<PathBuf> {
             )?;
             let found = newest(&root.join("usr/lib/postgresql"))
                 .context("Debian's package of PostgreSQL holds no server")?;
-            (found, Some(libraries(&root)?))
+            (found, Some(packages::libraries(&root)?))
         }
     };
     let folder = cache.dir("postgres/bin")?;
@@ -257,21 +257,6 @@ fn newest(folder: &Path) -> Option<PathBuf> {
         })
         .max()
         .map(|(_, programs)| programs)
-}
-
-/// The folders with the unpacked libraries: `usr/lib/TRIPLET` and `lib/TRIPLET`.
-fn libraries(root: &Path) -> Result<String> {
-    let mut folders = Vec::new();
-    for folder in ["usr/lib", "lib"] {
-        let entries = fs::read_dir(root.join(folder));
-        for entry in entries.into_iter().flatten() {
-            let path = entry.context("cannot list the libraries")?.path();
-            if path.to_string_lossy().ends_with("-linux-gnu") {
-                folders.push(path.display().to_string());
-            }
-        }
-    }
-    Ok(folders.join(":"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `up` and `down`: the engine, the registries, the base images and PostgreSQL together, and the variables that
-//! tell others where they are.
+//! `up` and `down`: the engine, the registries, the base images, PostgreSQL and the program of an SSH server together,
+//! and the variables that tell others where they are.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, postgres, say};
+use crate::{engine, images, npm, postgres, say, sshd};
 
 /// Everything that is set up, as environment variables.
 #[derive(Debug)]
@@ -63,6 +63,8 @@ pub(crate) fn up() -> Result<Environment> {
         format!("the registry at {open} cannot be used (unset ACRTASK_TEST_REGISTRY to have one started)")
     })?;
     let postgres = postgres::get(&cache, &lock)?;
+    let sshd = sshd::get(&cache, &lock)?;
+    let examples = npm::github_examples(&cache, &lock)?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
@@ -75,6 +77,8 @@ pub(crate) fn up() -> Result<Environment> {
             "ACRTASK_TEST_POSTGRES_BIN",
             postgres.programs.display().to_string(),
         ),
+        ("ACRTASK_TEST_SSHD", sshd.display().to_string()),
+        (npm::VARIABLE, examples.display().to_string()),
     ];
     if let Some(root) = &engine.root {
         let docker = root.join("usr/bin/docker");

@@ -1,0 +1,556 @@
+//! Real git servers on loopback: smart HTTP through `git http-backend`, with a password where a test wants one and the
+//! objects of Git LFS beside the repositories; and SSH through a real `sshd` that serves git alone.
+//!
+//! Invariants: a server ends with its handle; ports, keys and folders are the test's own; what came and what was sent is
+//! counted, so that a test can say what must not have happened.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, BufReader, Read as _, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::service::free_port;
+
+/// Longest wait for a server.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs git in `folder` and gives what it prints.
+///
+/// # Panics
+/// Where git fails.
+pub fn git(folder: &Path, args: &[&str]) -> String {
+    let output = git_command(folder)
+        .args(args)
+        .output()
+        .expect("the program git");
+    assert!(
+        output.status.success(),
+        "git {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Git without the machine's configuration, with an author.
+pub fn git_command(folder: &Path) -> Command {
+    let mut command = Command::new("git");
+    command
+        .current_dir(folder)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1");
+    for who in ["AUTHOR", "COMMITTER"] {
+        command
+            .env(format!("GIT_{who}_NAME"), "A")
+            .env(format!("GIT_{who}_EMAIL"), "a@example.com")
+            .env(format!("GIT_{who}_DATE"), "2026-01-01T00:00:00Z");
+    }
+    command
+}
+
+/// A folder of bare repositories, as a server has them, each with a working copy to commit in.
+#[derive(Debug)]
+pub struct Repositories {
+    folder: TempDir,
+}
+
+impl Default for Repositories {
+    fn default() -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        std::fs::create_dir(folder.path().join("bare")).expect("a folder can be made");
+        Self { folder }
+    }
+}
+
+impl Repositories {
+    /// The folder that a server serves.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("bare")
+    }
+
+    /// The bare repository `NAME.git`.
+    pub fn bare(&self, name: &str) -> PathBuf {
+        self.root().join(format!("{name}.git"))
+    }
+
+    /// The working copy of a repository.
+    pub fn work(&self, name: &str) -> PathBuf {
+        self.folder.path().join("work").join(name)
+    }
+
+    /// Makes a repository with the branch `main` and nothing in it.
+    pub fn create(&self, name: &str) {
+        let (bare, work) = (self.bare(name), self.work(name));
+        for folder in [&bare, &work] {
+            std::fs::create_dir_all(folder).expect("a folder can be made");
+        }
+        git(
+            &bare,
+            &["init", "--quiet", "--bare", "--initial-branch=main"],
+        );
+        git(&work, &["init", "--quiet", "--initial-branch=main"]);
+        let url = bare.display().to_string();
+        git(&work, &["remote", "add", "origin", &url]);
+    }
+
+    /// Writes files, commits, and pushes what is checked out, by force; gives the commit.
+    pub fn commit(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let work = self.work(name);
+        for (path, content) in files {
+            let path = work.join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            std::fs::write(path, content).expect("a file can be written");
+        }
+        git(&work, &["add", "--all"]);
+        git(
+            &work,
+            &["commit", "--quiet", "--allow-empty", "--message", "change"],
+        );
+        git(&work, &["push", "--quiet", "--force", "origin", "HEAD"]);
+        git(&work, &["rev-parse", "HEAD"])
+    }
+
+    /// Forgets everything that no branch and no tag holds, as a server does in time.
+    pub fn prune(&self, name: &str) {
+        let bare = self.bare(name);
+        git(&bare, &["reflog", "expire", "--expire=now", "--all"]);
+        git(&bare, &["gc", "--quiet", "--prune=now"]);
+    }
+}
+
+/// What a server is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `GET`, `POST`.
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// Behind `?`.
+    pub query: String,
+    /// By name, in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    root: PathBuf,
+    login: Option<(String, String)>,
+    old: AtomicBool,
+    stop: AtomicBool,
+    sent: AtomicU64,
+    requests: Mutex<Vec<Request>>,
+    /// In place of what the Git LFS server would answer for a download.
+    link: Mutex<Option<Value>>,
+}
+
+/// Git over HTTP.
+#[derive(Debug)]
+pub struct HttpGit {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+impl HttpGit {
+    /// Serves the repositories to everybody, or to this user with this password.
+    pub fn start(root: &Path, login: Option<(&str, &str)>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+        let address = listener.local_addr().expect("it has an address");
+        let state = Arc::new(State {
+            root: root.to_owned(),
+            login: login.map(|(user, password)| (user.into(), password.into())),
+            ..State::default()
+        });
+        let serving = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if serving.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let state = Arc::clone(&serving);
+                // A client that goes away is the client's business.
+                thread::spawn(move || serve(&state, address, stream).ok());
+            }
+        });
+        Self { address, state }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The URL of a repository.
+    pub fn url(&self, name: &str) -> String {
+        format!("http://{}/{name}.git", self.address)
+    }
+
+    /// From now on it speaks only the first version of the protocol, which gives out no commit that is not a tip.
+    pub fn be_old(&self) {
+        self.state.old.store(true, Ordering::SeqCst);
+    }
+
+    /// What it answers where an object of Git LFS is asked for.
+    pub fn answer_downloads_with(&self, link: Value) {
+        *lock(&self.state.link) = Some(link);
+    }
+
+    /// Bytes that it has sent so far.
+    pub fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::SeqCst)
+    }
+
+    /// What it was asked so far.
+    pub fn requests(&self) -> Vec<Request> {
+        lock(&self.state.requests).clone()
+    }
+}
+
+impl Drop for HttpGit {
+    fn drop(&mut self) {
+        self.state.stop.store(true, Ordering::SeqCst);
+        // Wakes the thread that waits for a connection.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts what goes through it.
+struct Counted<'s>(&'s TcpStream, &'s AtomicU64);
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(bytes)?;
+        self.1.fetch_add(written as u64, Ordering::SeqCst);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(LIMIT))?;
+    let mut reader = BufReader::new(&stream);
+    let mut out = Counted(&stream, &state.sent);
+    let Some(request) = read_head(&mut reader)? else {
+        return Ok(());
+    };
+    let body = read_body(&mut reader, &request)?;
+    lock(&state.requests).push(request.clone());
+    let authorized = state.login.as_ref().is_none_or(|(user, password)| {
+        let expected = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        request.headers.get("authorization") == Some(&expected)
+    });
+    if !authorized {
+        let head = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\n";
+        return write!(out, "{head}Content-Length: 0\r\nConnection: close\r\n\r\n");
+    }
+    if request.path.ends_with("/info/lfs/objects/batch") {
+        let answer = batch(state, address, &body).to_string();
+        return respond(&mut out, "application/vnd.git-lfs+json", answer.as_bytes());
+    }
+    if let Some(oid) = request.path.strip_prefix("/lfs-objects/") {
+        return match std::fs::read(state.root.join("lfs-objects").join(oid)) {
+            Ok(object) => respond(&mut out, "application/octet-stream", &object),
+            Err(_) => write!(
+                out,
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            ),
+        };
+    }
+    backend(state, &request, &body, &mut out)
+}
+
+fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace();
+    let method = words.next().unwrap_or_default().to_owned();
+    let target = words.next().unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (path, query) = (path.to_owned(), query.to_owned());
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    Ok(Some(Request {
+        method,
+        path,
+        query,
+        headers,
+    }))
+}
+
+fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if request.headers.get("transfer-encoding").map(String::as_str) == Some("chunked") {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let size = u64::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+            reader.take(size).read_to_end(&mut body)?;
+            reader.read_line(&mut line)?;
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+    let length = request.headers.get("content-length");
+    let length = length.and_then(|text| text.parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_end(&mut body)?;
+    Ok(body)
+}
+
+fn respond(out: &mut impl Write, kind: &str, body: &[u8]) -> io::Result<()> {
+    let length = body.len();
+    write!(
+        out,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    )?;
+    out.write_all(body)
+}
+
+/// The batch API of Git LFS: what is in the folder `lfs-objects` can be had, from here.
+fn batch(state: &State, address: SocketAddr, body: &[u8]) -> Value {
+    let asked: Value = serde_json::from_slice(body).unwrap_or_default();
+    let link = lock(&state.link).clone();
+    let objects = asked["objects"].as_array().cloned().unwrap_or_default();
+    let objects: Vec<Value> = objects
+        .into_iter()
+        .map(|object| {
+            let oid = object["oid"].as_str().unwrap_or_default().to_owned();
+            let here = state.root.join("lfs-objects").join(&oid).is_file();
+            let usual = || json!({ "href": format!("http://{address}/lfs-objects/{oid}") });
+            match (&link, here) {
+                (Some(link), _) => json!({ "oid": oid, "actions": { "download": link } }),
+                (None, true) => json!({ "oid": oid, "actions": { "download": usual() } }),
+                (None, false) => {
+                    json!({ "oid": oid, "error": { "code": 404, "message": "Object does not exist" } })
+                }
+            }
+        })
+        .collect();
+    json!({ "transfer": "basic", "objects": objects })
+}
+
+/// Git's own program for HTTP.
+fn backend(state: &State, request: &Request, body: &[u8], out: &mut impl Write) -> io::Result<()> {
+    let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
+    let old = state.old.load(Ordering::SeqCst);
+    let mut child = git_command(&state.root)
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", &state.root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", &request.method)
+        .env("PATH_INFO", &request.path)
+        .env("QUERY_STRING", &request.query)
+        .env("CONTENT_TYPE", header("content-type"))
+        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+        .env(
+            "GIT_PROTOCOL",
+            if old {
+                String::new()
+            } else {
+                header("git-protocol")
+            },
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let body = body.to_owned();
+        thread::spawn(move || stdin.write_all(&body).ok());
+    }
+    let mut answer = BufReader::new(child.stdout.take().expect("it is piped"));
+    let (mut status, mut head) = ("200 OK".to_owned(), String::new());
+    loop {
+        let mut line = String::new();
+        answer.read_line(&mut line)?;
+        match line.trim_end().split_once(": ") {
+            Some(("Status", value)) => status = value.to_owned(),
+            Some((name, value)) => head += &format!("{name}: {value}\r\n"),
+            None => break,
+        }
+    }
+    write!(out, "HTTP/1.1 {status}\r\n{head}Connection: close\r\n\r\n")?;
+    let sent = io::copy(&mut answer, out);
+    if sent.is_err() {
+        // The client has gone.
+        let _ = child.kill();
+    }
+    child.wait()?;
+    sent.map(drop)
+}
+
+/// Git over SSH.
+#[derive(Debug)]
+pub struct SshGit {
+    port: u16,
+    program: PathBuf,
+    root: PathBuf,
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl SshGit {
+    /// Serves the repositories to one key, which it makes; nothing only where skipping was asked for.
+    pub fn start(root: &Path) -> Option<Self> {
+        let Some(program) = std::env::var_os("ACRTASK_TEST_SSHD") else {
+            assert!(
+                std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some(),
+                "ACRTASK_TEST_SSHD is not set: run `cargo xtask test`"
+            );
+            return None;
+        };
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let mut server = Self {
+            port: free_port(),
+            program: program.into(),
+            root: root.to_owned(),
+            folder,
+            child: None,
+        };
+        let serve = server.folder.path().join("serve");
+        // Git alone; what Git LFS wants to know is in a file, where there is one.
+        let script = format!(
+            "#!/bin/sh\ncase \"$SSH_ORIGINAL_COMMAND\" in\n  \
+             git-upload-pack\\ *) exec git shell -c \"$SSH_ORIGINAL_COMMAND\" ;;\n  \
+             git-lfs-authenticate\\ *) exec cat '{}' ;;\nesac\nexit 1\n",
+            root.join("lfs-authenticate.json").display()
+        );
+        std::fs::write(&serve, script).expect("a file can be written");
+        std::fs::set_permissions(&serve, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        server.new_key("user", "");
+        let public = server.read("user.pub");
+        server.write(
+            "authorized",
+            &format!("restrict,command=\"{}\" {public}", serve.display()),
+        );
+        server.new_host_key();
+        Some(server)
+    }
+
+    /// The URL of a repository.
+    pub fn url(&self, name: &str) -> String {
+        let user = whoami();
+        let root = self.root.display();
+        format!("ssh://{user}@127.0.0.1:{}{root}/{name}.git", self.port)
+    }
+
+    /// The private key that may come in.
+    pub fn private_key(&self) -> String {
+        self.read("user")
+    }
+
+    /// A private key that may not, or that has a passphrase.
+    pub fn other_private_key(&self, passphrase: &str) -> String {
+        self.new_key("other", passphrase);
+        self.read("other")
+    }
+
+    /// Its line of `known_hosts`.
+    pub fn known_hosts(&self) -> String {
+        format!("[127.0.0.1]:{} {}", self.port, self.read("host.pub"))
+    }
+
+    /// Starts it, or starts it again, with another key of the host.
+    pub fn new_host_key(&mut self) {
+        self.stop();
+        self.new_key("host", "");
+        let folder = self.folder.path().display();
+        let configuration = format!(
+            "ListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n\
+             PidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n\
+             KbdInteractiveAuthentication no\nAcceptEnv GIT_PROTOCOL\nMaxStartups 100\n",
+            self.port
+        );
+        self.write("configuration", &configuration);
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
+        let child = Command::new(&self.program)
+            .args(["-D", "-e", "-f"])
+            .arg(self.folder.path().join("configuration"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let ended = child.try_wait().ok().flatten();
+            assert!(
+                ended.is_none() && begun.elapsed() < LIMIT,
+                "sshd does not answer ({ended:?}):\n{}",
+                self.read("log")
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child = Some(child);
+    }
+
+    fn new_key(&self, name: &str, passphrase: &str) {
+        for old in [name.to_owned(), format!("{name}.pub")] {
+            let _ = std::fs::remove_file(self.folder.path().join(old));
+        }
+        let made = Command::new("ssh-keygen")
+            .current_dir(self.folder.path())
+            .args([
+                "-q", "-t", "ed25519", "-C", "", "-N", passphrase, "-f", name,
+            ])
+            .stdin(Stdio::null())
+            .status();
+        assert!(made.is_ok_and(|status| status.success()), "ssh-keygen");
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).expect("a file can be written");
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // One that has ended already is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for SshGit {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn whoami() -> String {
+    let output = Command::new("id").arg("-un").output();
+    let output = output.expect("the program id");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
