@@ -20,10 +20,9 @@ use acrtask_cascade::{
         Action, BlockedBecause, CascadeId, End, Event, Key, NodeState, Phase, Reconciled, Settings,
         Start,
     },
-    graph::Policy,
 };
-use acrtask_model::{Digest, ImageRef, events::BaseRole};
-use common::{Model, Random, Task, World, digest, image};
+use acrtask_model::{Digest, ImageRef};
+use common::{Model, Random, World, digest};
 use jiff::{SignedDuration, Timestamp};
 
 struct History {
@@ -48,77 +47,13 @@ struct History {
     trace: Option<Vec<String>>,
 }
 
-fn world(random: &mut Random) -> World {
-    let mut world = World::default();
-    let bases: Vec<ImageRef> = (0..1 + random.below(3))
-        .map(|index| image(&format!("base-{index}:1")))
-        .collect();
-    for base in &bases {
-        world.tags.insert(base.clone(), digest(1));
-    }
-    let count = 2 + random.below(6);
-    for index in 0..count {
-        let mut from = bases.clone();
-        let made: Vec<ImageRef> = world
-            .tasks
-            .values()
-            .flat_map(|task| task.images.clone())
-            .collect();
-        // Twice as likely as an outer base.
-        from.extend(made.clone());
-        from.extend(made);
-        let mut on: BTreeMap<ImageRef, BaseRole> = BTreeMap::new();
-        for _ in 0..1 + random.below(3) {
-            let role = if random.percent(75) {
-                BaseRole::Runtime
-            } else {
-                BaseRole::BuildTime
-            };
-            on.insert(random.pick(&from).unwrap(), role);
-        }
-        if random.percent(4) {
-            // Perhaps a loop: an image of a task that comes later.
-            on.insert(
-                image(&format!("r.io/t{}:1", random.below(count))),
-                BaseRole::Runtime,
-            );
-        }
-        let mut images = vec![image(&format!("r.io/t{index}:1"))];
-        if random.percent(20) {
-            images.push(image(&format!("r.io/t{index}-extra:1")));
-        }
-        let task = Task {
-            policy: match random.below(10) {
-                0..6 => Policy::Runtime,
-                6..9 => Policy::All,
-                _ => Policy::None,
-            },
-            bases: on.into_iter().collect(),
-            images,
-            run_ms: random.percent(70).then_some(1000 * (1 + index as u64)),
-            reproducible: random.percent(10),
-            used: BTreeMap::new(),
-        };
-        world.tasks.insert(format!("t{index}"), task);
-    }
-    world.build_all();
-    // Whatever the order was: each task stands on what its bases have now.
-    for _ in 0..count {
-        for name in world.tasks.keys().cloned().collect::<Vec<_>>() {
-            let pins = world.bases_now(&name);
-            world.build(&name, &pins);
-        }
-    }
-    world
-}
-
 impl History {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         for _ in 0..8 {
             random.below(2);
         }
-        let world = world(&mut random);
+        let world = common::random_world(&mut random);
         let settings = Settings {
             settle_secs: if random.percent(50) { 30 } else { 0 },
             parallel: 1 + u32::try_from(random.below(4)).unwrap(),

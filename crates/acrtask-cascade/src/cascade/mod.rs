@@ -20,6 +20,7 @@
 //! so that it is built once, on one set of digests. A node that was moved [`Settings::patience`] times stays where
 //! it is, so that a base that never rests does not keep anything from being built.
 
+mod gates;
 mod index;
 mod reconcile;
 mod settings;

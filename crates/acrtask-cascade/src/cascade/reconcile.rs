@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{
-    Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Mode, Node, NodeBase, NodePin,
+    Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Node, NodeBase, NodePin,
     NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index,
 };
 use crate::{
@@ -496,55 +496,6 @@ impl Cascades {
             }
         }
     }
-
-    /// Says for each node that waits who has to agree first.
-    fn close_gates(&mut self, settings: &Settings) {
-        if settings.rules.is_empty() {
-            return;
-        }
-        for cascade in self
-            .cascades
-            .values_mut()
-            .filter(|cascade| !cascade.is_over())
-        {
-            let mut gates = BTreeMap::new();
-            for (task, node) in &cascade.nodes {
-                if !node.state.waits() {
-                    continue;
-                }
-                let gate = match settings.mode(task) {
-                    Mode::Automatic => Gate::Open,
-                    Mode::Approval => Gate::Approval,
-                    Mode::Canary { first } => {
-                        let here = |name: &&String| {
-                            cascade.nodes.get(*name).is_some_and(|node| {
-                                !matches!(
-                                    node.state,
-                                    NodeState::Skipped {
-                                        because: SkippedBecause::Fresh
-                                            | SkippedBecause::Moved { .. }
-                                    }
-                                )
-                            })
-                        };
-                        let first: BTreeSet<String> = first.iter().filter(here).cloned().collect();
-                        let ahead = with_bases(cascade, &first);
-                        if first.is_empty() || ahead.contains(task) {
-                            Gate::Open
-                        } else {
-                            Gate::Canary { first }
-                        }
-                    }
-                };
-                gates.insert(task.clone(), gate);
-            }
-            for (task, gate) in gates {
-                if let Some(node) = cascade.nodes.get_mut(&task) {
-                    node.gate = gate;
-                }
-            }
-        }
-    }
 }
 
 /// Where a node of the plan is built.
@@ -591,26 +542,6 @@ fn below(all: &Plan<'_>, node: NodeId, open: &Plan<'_>) -> String {
         .iter()
         .find(|parent| open.node_of(all.task(**parent)).is_none());
     blocked.map_or_else(String::new, |parent| all.name(*parent).to_owned())
-}
-
-/// These tasks and all that they wait for in their cascade.
-fn with_bases(cascade: &Cascade, tasks: &BTreeSet<String>) -> BTreeSet<String> {
-    let mut found = tasks.clone();
-    let mut waiting: Vec<String> = tasks.iter().cloned().collect();
-    while let Some(task) = waiting.pop() {
-        let bases = cascade.nodes.get(&task).map_or(&[][..], |node| &node.bases);
-        for base in bases {
-            if let NodePin::Output {
-                task, cascade: at, ..
-            } = &base.pin
-                && *at == cascade.id
-                && found.insert(task.clone())
-            {
-                waiting.push(task.clone());
-            }
-        }
-    }
-    found
 }
 
 /// Disjoint sets.

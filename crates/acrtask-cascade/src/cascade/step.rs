@@ -7,8 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Attempt, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Node, NodePin, NodeState,
-    Phase, Settings, SkippedBecause, StaleBecause, Start, index::At,
+    Action, Attempt, AttemptEnd, Cascade, CascadeId, Cascades, Key, Node, NodePin, NodeState,
+    Phase, Settings, SkippedBecause, StaleBecause, Start,
+    gates::{GateState, gate},
+    index::At,
 };
 
 /// What happened.
@@ -587,32 +589,4 @@ enum Resolved {
     /// Below this task, which was not built.
     Below(String),
     Pins(BTreeMap<ImageRef, Digest>),
-}
-
-enum GateState {
-    Open,
-    Shut,
-    /// This task, which goes first, was not built.
-    Failed(String),
-}
-
-fn gate(cascade: &Cascade, node: &Node) -> GateState {
-    match &node.gate {
-        Gate::Open => GateState::Open,
-        Gate::Approval if cascade.approved => GateState::Open,
-        Gate::Approval => GateState::Shut,
-        Gate::Canary { first } => {
-            let mut state = GateState::Open;
-            for task in first {
-                match cascade.nodes.get(task).map(|node| &node.state) {
-                    Some(canary) if canary.left_undone() => {
-                        return GateState::Failed(task.clone());
-                    }
-                    Some(canary) if canary.is_open() => state = GateState::Shut,
-                    _ => {}
-                }
-            }
-            state
-        }
-    }
 }

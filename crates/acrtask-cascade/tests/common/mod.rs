@@ -161,6 +161,71 @@ impl World {
     }
 }
 
+/// Some tasks that stand on each other, all of them built.
+pub(crate) fn random_world(random: &mut Random) -> World {
+    let mut world = World::default();
+    let bases: Vec<ImageRef> = (0..1 + random.below(3))
+        .map(|index| image(&format!("base-{index}:1")))
+        .collect();
+    for base in &bases {
+        world.tags.insert(base.clone(), digest(1));
+    }
+    let count = 2 + random.below(6);
+    for index in 0..count {
+        let mut from = bases.clone();
+        let made: Vec<ImageRef> = world
+            .tasks
+            .values()
+            .flat_map(|task| task.images.clone())
+            .collect();
+        // Twice as likely as an outer base.
+        from.extend(made.clone());
+        from.extend(made);
+        let mut on: BTreeMap<ImageRef, BaseRole> = BTreeMap::new();
+        for _ in 0..1 + random.below(3) {
+            let role = if random.percent(75) {
+                BaseRole::Runtime
+            } else {
+                BaseRole::BuildTime
+            };
+            on.insert(random.pick(&from).unwrap(), role);
+        }
+        if random.percent(4) {
+            // Perhaps a loop: an image of a task that comes later.
+            on.insert(
+                image(&format!("r.io/t{}:1", random.below(count))),
+                BaseRole::Runtime,
+            );
+        }
+        let mut images = vec![image(&format!("r.io/t{index}:1"))];
+        if random.percent(20) {
+            images.push(image(&format!("r.io/t{index}-extra:1")));
+        }
+        let task = Task {
+            policy: match random.below(10) {
+                0..6 => Policy::Runtime,
+                6..9 => Policy::All,
+                _ => Policy::None,
+            },
+            bases: on.into_iter().collect(),
+            images,
+            run_ms: random.percent(70).then_some(1000 * (1 + index as u64)),
+            reproducible: random.percent(10),
+            used: BTreeMap::new(),
+        };
+        world.tasks.insert(format!("t{index}"), task);
+    }
+    world.build_all();
+    // Whatever the order was: each task stands on what its bases have now.
+    for _ in 0..count {
+        for name in world.tasks.keys().cloned().collect::<Vec<_>>() {
+            let pins = world.bases_now(&name);
+            world.build(&name, &pins);
+        }
+    }
+    world
+}
+
 /// The slow and obvious model of facts: names, and nothing computed ahead.
 pub(crate) struct Model<'a> {
     pub(crate) facts: &'a Facts,
@@ -220,10 +285,23 @@ impl<'a> Model<'a> {
 
     /// True where `above` is reached from `task` by going from tasks to their bases, at least one step.
     pub(crate) fn stands_on(&self, task: &str, above: &str, counted: bool) -> bool {
+        self.reaches(task, above, counted, &BTreeSet::new())
+    }
+
+    /// True where builds of a task would lead to a further build of it. A contested task is not built, so that no
+    /// loop goes through it.
+    pub(crate) fn rebuilds_itself(&self, task: &str) -> bool {
+        self.reaches(task, task, true, &self.contested())
+    }
+
+    fn reaches(&self, task: &str, above: &str, counted: bool, not: &BTreeSet<&str>) -> bool {
         let mut seen = BTreeSet::new();
         let mut waiting = vec![task];
         while let Some(task) = waiting.pop() {
             for parent in self.parents(self.task(task), counted) {
+                if not.contains(parent) {
+                    continue;
+                }
                 if parent == above {
                     return true;
                 }
@@ -262,7 +340,7 @@ impl<'a> Model<'a> {
         let contested = self.contested();
         let may = |task: &str| {
             !contested.contains(task)
-                && !self.stands_on(task, task, true)
+                && !self.rebuilds_itself(task)
                 && !held
                     .iter()
                     .any(|held| held == task || self.stands_on(task, held, true))
