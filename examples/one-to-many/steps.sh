@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# From one machine to many, in five steps. What it needs is named by variables: REGISTRY, a registry; DATABASE, the URL of
+# an empty PostgreSQL database; CERT and KEY, a certificate for 127.0.0.1 and its key; CA, who signed it; DIR, an empty folder.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export XDG_CONFIG_HOME="$DIR"
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+ready() { # a server's address: waits until it takes requests
+    local i
+    for i in $(seq 200); do
+        curl --silent --fail --cacert "$CA" "$1/readyz" >/dev/null && return
+        sleep 0.1
+    done
+    echo "the server at $1 does not answer" >&2
+    return 1
+}
+token() { # a server's output: its first token
+    sed -n 's/.*\(acrt_[A-Za-z0-9_-]*\).*/\1/p' "$1"
+}
+
+echo "--- 1: one command is a whole service: API, queue, logs, and a runner with the engine of this machine"
+acrtask serve --listen 127.0.0.1:7070 --data-dir "$DIR/one" >"$DIR/one.out" &
+one=$!
+ready http://127.0.0.1:7070
+
+echo "--- 2: the same words as locally"
+token "$DIR/one.out" | acrtask login http://127.0.0.1:7070 --token-file -
+acrtask run -r "$REGISTRY" build-test-push
+
+echo "--- 3: a task that the server keeps; its runs share a layer cache in the registry"
+acrtask task create hello --registry "$REGISTRY" --context /dev/null \
+    --cmd '$Registry/base/busybox:1.36 echo hello from {{.Run.TaskName}}'
+acrtask task run hello
+acrtask task export hello >"$DIR/tasks.yaml"
+kill "$one" && wait "$one" || true
+
+echo "--- 4: two servers on one PostgreSQL, with TLS; either may be restarted at any time"
+for port in 7071 7072; do
+    acrtask serve --listen "127.0.0.1:$port" --no-runner --data-dir "$DIR/many" \
+        --database "$DATABASE" --tls-cert "$CERT" --tls-key "$KEY" >"$DIR/$port.out" &
+    ready "https://127.0.0.1:$port"
+done
+token "$DIR/7071.out" | acrtask login https://127.0.0.1:7071 --ca "$CA" --token-file -
+acrtask task apply -f "$DIR/tasks.yaml"
+
+echo "--- 5: runners, wherever there is an engine; each registers with a token that is used up"
+for i in 1 2; do
+    acrtask runner token >"$DIR/runner$i.token"
+    acrtask runner start --server "https://127.0.0.1:707$i" --ca "$CA" --name "runner$i" \
+        --token-file "$DIR/runner$i.token" --state-dir "$DIR/runner$i" 2>"$DIR/runner$i.log" &
+done
+acrtask task run hello
+acrtask runner list
+acrtask runs list
