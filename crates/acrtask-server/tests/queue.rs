@@ -11,6 +11,8 @@ mod listener;
 mod logs;
 #[path = "queue/order.rs"]
 mod order;
+#[path = "queue/place.rs"]
+mod place;
 #[path = "queue/rate.rs"]
 mod rate;
 #[path = "queue/registration.rs"]

@@ -9,8 +9,9 @@ use acrtask_proto::runner::{
 };
 use acrtask_server::Config;
 
-use crate::support::{
-    FakeRunner, Line, Place, enqueue, eventually, metric, new_run, on_both, quick, reaches,
+use crate::{
+    place::Place,
+    support::{FakeRunner, Line, enqueue, eventually, metric, new_run, on_both, quick, reaches},
 };
 
 on_both!(

@@ -7,7 +7,10 @@ use acrtask_proto::{MAX_CHUNK, runner::Attempt};
 use acrtask_server::{App, Config, logs::read_log, serve::Server};
 use futures::TryStreamExt as _;
 
-use crate::support::{FakeRunner, Line, Place, enqueue, new_run, on_both, reaches};
+use crate::{
+    place::Place,
+    support::{FakeRunner, Line, enqueue, new_run, on_both, reaches},
+};
 
 on_both!(
     chunks_that_come_again_overlap_or_leave_a_gap,

@@ -8,8 +8,11 @@ use acrtask_proto::runner::{Draining, from_runner::Message as From, to_runner::M
 use acrtask_server::Config;
 use acrtask_store::{Hint, NewRun};
 
-use crate::support::{
-    FakeRunner, Place, enqueue, eventually, labels, metric, new_run, on_both, quick, reaches, token,
+use crate::{
+    place::Place,
+    support::{
+        FakeRunner, enqueue, eventually, labels, metric, new_run, on_both, quick, reaches, token,
+    },
 };
 
 on_both!(

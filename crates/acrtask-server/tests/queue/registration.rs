@@ -6,7 +6,10 @@ use acrtask_proto::runner::{Attempt, FetchContextRequest, RegisterRequest};
 use acrtask_server::{Config, runners::new_runner_token};
 use tonic::{Code, Request};
 
-use crate::support::{FakeRunner, Place, client, enqueue, eventually, new_run, on_both, token};
+use crate::{
+    place::Place,
+    support::{FakeRunner, client, enqueue, eventually, new_run, on_both, token},
+};
 
 on_both!(
     a_registration_token_works_once,

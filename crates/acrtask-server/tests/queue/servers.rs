@@ -6,7 +6,10 @@ use acrtask_model::RunState;
 use acrtask_proto::runner::to_runner::Message;
 use acrtask_store::Hint;
 
-use crate::support::{FakeRunner, Place, enqueue, new_run, quick, reaches};
+use crate::{
+    place::Place,
+    support::{FakeRunner, enqueue, new_run, quick, reaches},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_share_a_queue() {
