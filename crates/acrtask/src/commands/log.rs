@@ -27,6 +27,19 @@ pub(crate) async fn log(
     let mut answer = client
         .stream(&["runs", run.as_str(), "log"], &query)
         .await?;
+    let cut = |error: &dyn std::fmt::Display| {
+        CliError::unreachable(format!("the log was cut off: {error}"))
+            .help("ask again; `acrtask runs logs -f` goes on by itself")
+    };
+    if form == Form::Json {
+        loop {
+            match answer.chunk().await {
+                Ok(Some(chunk)) => super::print(&chunk)?,
+                Ok(None) => return Ok(Exit::Succeeded),
+                Err(error) => return Err(cut(&error.without_url())),
+            };
+        }
+    }
     let (sender, receiver) = mpsc::channel::<Feed>(32);
     let (_open, seen) = watch::channel(false);
     let runtime = tokio::runtime::Handle::current();
@@ -37,10 +50,6 @@ pub(crate) async fn log(
     };
     let shown = tokio::task::spawn_blocking(move || render::show(&runtime, receiver, &seen, form));
     let mut line = Vec::new();
-    let cut = |error: &dyn std::fmt::Display| {
-        CliError::unreachable(format!("the log was cut off: {error}"))
-            .help("ask again; `acrtask runs logs -f` goes on by itself")
-    };
     let read = 'read: loop {
         let chunk = match answer.chunk().await {
             Ok(Some(chunk)) => chunk,
