@@ -144,6 +144,9 @@ pub struct RunResult {
     pub refused: bool,
     /// Each step in file order.
     pub steps: Vec<StepResult>,
+    /// What builds made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub built: Vec<BuiltResult>,
     /// What reached a registry.
     pub images: Vec<ImageResult>,
     /// What images were made from, and which images ran.
@@ -171,6 +174,20 @@ pub struct StepResult {
     pub elapsed_ms: u64,
 }
 
+/// An image that a step built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuiltResult {
+    /// The step.
+    #[schema(value_type = String)]
+    pub step: StepId,
+    /// The names that it was given, with their tags.
+    pub names: Vec<String>,
+    /// Of its manifest or index.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}
+
 /// An image that reached its registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -183,6 +200,10 @@ pub struct ImageResult {
     /// As the registry has it.
     #[schema(value_type = String)]
     pub digest: Digest,
+    /// The digest for each platform, where it is an index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Object)]
+    pub platforms: BTreeMap<String, Digest>,
 }
 
 /// An image that another one was made from, or that a step ran.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use acrtask_api::{
-    run::{BaseResult, ImageResult, RunResult, StepResult},
+    run::{BaseResult, BuiltResult, ImageResult, RunResult, StepResult},
     spec::Facts,
 };
 use acrtask_model::{EventKind, StepId, StepState};
@@ -12,6 +12,7 @@ use acrtask_model::{EventKind, StepId, StepState};
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     steps: Vec<StepResult>,
+    built: Vec<BuiltResult>,
     images: Vec<ImageResult>,
     bases: Vec<BaseResult>,
     /// Each vertex, and whether it came from a cache.
@@ -43,12 +44,25 @@ impl Results {
                     known.elapsed_ms = *elapsed_ms;
                 }
             }
+            EventKind::ImageBuilt {
+                step,
+                names,
+                digest,
+            } => self.built.push(BuiltResult {
+                step: step.clone(),
+                names: names.clone(),
+                digest: digest.clone(),
+            }),
             EventKind::ImagePushed {
-                step, name, digest, ..
+                step,
+                name,
+                digest,
+                platforms,
             } => self.images.push(ImageResult {
                 step: step.clone(),
                 name: name.clone(),
                 digest: digest.clone(),
+                platforms: platforms.clone(),
             }),
             EventKind::BaseUsed {
                 step,
@@ -78,6 +92,7 @@ impl Results {
         RunResult {
             refused,
             steps: self.steps,
+            built: self.built,
             images: self.images,
             bases: self.bases,
             cached_vertices: count(self.vertices.values().filter(|cached| **cached).count()),
@@ -121,7 +136,11 @@ mod tests {
             vertex("2", true, false),
             serde_json::json!({"event": "step_finished", "step": "c", "state": "succeeded", "elapsed_ms": 3}),
             serde_json::json!({"event": "step_finished", "step": "b", "state": "succeeded", "elapsed_ms": 2}),
-            serde_json::json!({"event": "image_pushed", "step": "b", "name": "r/a:1", "digest": digest}),
+            serde_json::json!({"event": "image_built", "step": "b", "names": ["r/a:1", "r/a:2"], "digest": digest}),
+            serde_json::json!({
+                "event": "image_pushed", "step": "b", "name": "r/a:1", "digest": digest,
+                "platforms": {"linux/amd64": digest},
+            }),
             serde_json::json!({
                 "event": "base_used", "step": "b", "role": "runtime", "name": "base:1", "digest": digest,
                 "evidence": "provenance",
