@@ -16,7 +16,12 @@ use acrtask_model::Secret;
 use acrtask_source::{
     ContextSpec, GitCredential, GitOptions, Options, Origin, SourceError, SshKey, Workspace, fetch,
 };
-use acrtask_tests::git_server::{HttpGit, Repositories, SshGit, git, git_command};
+use acrtask_tests::{
+    World,
+    git_server::{HttpGit, Repositories, SshGit, git, git_command},
+    project,
+    service::Server,
+};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -753,6 +758,72 @@ async fn git_lfs_of_a_repository_behind_ssh() {
     assert_eq!(read(&workspace, "a.bin"), "content");
 }
 
+/// The whole way: a key of the secret store, a task that asks for submodules, its file and facts from the repository.
+#[test]
+fn a_task_of_a_private_repository_runs_at_a_server() {
+    let Some(world) = World::find() else { return };
+    let repositories = Repositories::default();
+    for name in ["app", "lib"] {
+        repositories.create(name);
+    }
+    let lib = repositories.commit("lib", &[("file", "of the library\n")]);
+    let task = "version: v1.1.0\nsteps:\n  - id: one\n    cmd: $Registry/base/busybox:1.36 sh -c 'cat lib/file; echo at {{.Run.Commit}} {{.Run.Branch}} {{.Run.Repository}}'\n";
+    repositories.commit("app", &[("acr-task.yaml", task)]);
+    add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
+    let commit = git(&repositories.work("app"), &["rev-parse", "HEAD"]);
+    let Some(git_server) = SshGit::start(&repositories.root()) else {
+        return;
+    };
+    let url = git_server.url("app");
+    let server = Server::start(&world, &["--allow-private-addresses"]);
+    let definition = format!(
+        "name: private\ncontext: {url}#main\nsubmodules: true\nregistry: {}\n",
+        world.registry
+    );
+    let files = project::folder(&[
+        ("private.yaml", &definition),
+        ("key", &git_server.private_key()),
+        ("known_hosts", &git_server.known_hosts()),
+    ]);
+    let run = |args: &[&str]| server.client(files.path(), args).wait();
+    let applied = run(&["task", "apply", "private.yaml"]);
+    assert_eq!(applied.code, Some(0), "{}", applied.all());
+
+    let outcome = run(&["task", "run", "private", "-o", "plain"]);
+    assert_ne!(outcome.code, Some(0), "{}", outcome.all());
+    assert!(
+        outcome.all().contains("store an SSH key"),
+        "{}",
+        outcome.all()
+    );
+    let set = [
+        "credential",
+        "set",
+        "127.0.0.1",
+        "--username",
+        "git",
+        "--known-hosts",
+        "known_hosts",
+        "--from-file",
+        "key",
+    ];
+    let set = run(&set);
+    assert_eq!(set.code, Some(0), "{}", set.all());
+    let outcome = run(&["task", "run", "private", "-o", "plain"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert!(
+        outcome.stdout.contains("of the library"),
+        "{}",
+        outcome.all()
+    );
+    let facts = format!("at {commit} main {url}");
+    assert!(outcome.stdout.contains(&facts), "{}", outcome.all());
+    // Nothing of the key is in what the server says and keeps in clear.
+    let body = git_server.private_key().lines().nth(1).unwrap().to_owned();
+    assert!(!outcome.all().contains(&body) && !server.log().contains(&body));
+    assert_eq!(files_with(&server.data(), &body), Vec::<PathBuf>::new());
+}
+
 /// Commits of one mebibyte each that cannot be compressed.
 fn import_history(repositories: &Repositories, commits: u32) -> String {
     const SIZE: usize = 1 << 20;
@@ -805,7 +876,7 @@ async fn a_large_history_stays_where_it_is() {
                 .len(),
             1 << 20
         );
-        assert!(sent < 2 << 20, "{sent} bytes were sent of {COMMITS} MiB");
+        assert!(sent < (2 << 20), "{sent} bytes were sent of {COMMITS} MiB");
         assert!(took < Duration::from_secs(30), "{took:?}");
         assert_eq!(git(&workspace.root, &["rev-list", "--count", "HEAD"]), "1");
     }

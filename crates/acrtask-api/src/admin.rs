@@ -173,11 +173,43 @@ pub struct Credential {
 pub struct PutCredential {
     /// The user.
     pub username: String,
-    /// The password.
+    /// The password or token; for git over ssh the text of a private key without a passphrase.
     pub password: SecretText,
+    /// Of a private key: lines of a `known_hosts` file, which alone say which keys the host may have. Not needed for
+    /// github.com, gitlab.com, bitbucket.org, codeberg.org and ssh.dev.azure.com.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<String>,
     /// The task that alone may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+}
+
+impl PutCredential {
+    /// What is kept in the place of a password, as runners get it: of a private key its text, and behind that the lines
+    /// of `known_hosts`.
+    ///
+    /// # Errors
+    /// What is wrong with the lines.
+    pub fn kept(&self) -> Result<String, &'static str> {
+        let password = &self.password.0;
+        let Some(lines) = &self.known_hosts else {
+            return Ok(password.clone());
+        };
+        let text = password.trim();
+        if !text.starts_with("-----BEGIN") || !text.ends_with("-----") {
+            return Err("`knownHosts` goes with a private key, and the password is none");
+        }
+        let whole = |line: &str| {
+            let line = line.trim();
+            line.is_empty() || line.starts_with('#') || line.split_whitespace().count() >= 3
+        };
+        if lines.trim().is_empty() || !lines.lines().all(whole) {
+            return Err(
+                "`knownHosts` is not lines of a known_hosts file: `HOST TYPE KEY`, as `ssh-keyscan` prints them",
+            );
+        }
+        Ok(format!("{text}\n{}\n", lines.trim()))
+    }
 }
 
 /// A runner.

@@ -80,14 +80,14 @@ async fn put(
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::host_name(&host).map_err(ApiError::invalid)?;
     check_value("username", &asked.username)?;
-    check_value("password", &asked.password.0)?;
+    let password = asked.kept().map_err(ApiError::invalid)?;
+    check_value("password", &password)?;
     let host = canonical_host(&host);
     let app = &api.app;
     let now = app.clock.now_ms();
-    let sealed = app.vault.seal(
-        &submit::credential_aad(&scope, &host),
-        asked.password.0.as_bytes(),
-    );
+    let sealed = app
+        .vault
+        .seal(&submit::credential_aad(&scope, &host), password.as_bytes());
     app.store
         .put_credential(&scope, &host, &asked.username, &sealed, now)
         .await?;

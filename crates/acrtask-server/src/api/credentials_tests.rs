@@ -5,6 +5,25 @@ use serde_json::json;
 use super::*;
 use crate::api::testing::Server;
 
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
+
+#[tokio::test]
+async fn a_key_is_kept_with_what_its_host_is_known_by() {
+    let server = Server::start().await;
+    let body =
+        json!({"username": "git", "password": KEY, "knownHosts": "\n# h:22\nh ssh-ed25519 AAAA\n"});
+    let answer = server.put("/credentials/h", body).await;
+    assert!(!answer.text().contains("hunter2") && !answer.text().contains("AAAA"));
+    answer.json::<Credential>(StatusCode::OK);
+    let rows = server.app.store.credentials().await.unwrap();
+    let kept = server
+        .app
+        .vault
+        .open(&submit::credential_aad("", "h"), &rows[0].password)
+        .unwrap();
+    assert_eq!(kept.expose(), format!("{KEY}# h:22\nh ssh-ed25519 AAAA\n"));
+}
+
 #[tokio::test]
 async fn a_login_is_set_listed_and_removed() {
     let server = Server::start().await;
@@ -37,6 +56,18 @@ async fn a_login_is_set_listed_and_removed() {
         ("x", json!({"username": "", "password": "p"})),
         ("x", json!({"username": "u", "password": ""})),
         ("x", json!({"username": "u"})),
+        (
+            "x",
+            json!({"username": "u", "password": "p", "knownHosts": "h ssh-ed25519 AAAA"}),
+        ),
+        (
+            "x",
+            json!({"username": "u", "password": KEY, "knownHosts": "AAAA"}),
+        ),
+        (
+            "x",
+            json!({"username": "u", "password": KEY, "knownHosts": " "}),
+        ),
     ] {
         server
             .put(&format!("/credentials/{host}"), wrong)

@@ -353,7 +353,8 @@ pub(crate) enum CredentialCommand {
     #[command(after_long_help = "\
 Examples:
   acrtask credential set reg.example.com --username ci < password
-  acrtask credential set github.com --username x-access-token --from-env GIT_PAT --task app")]
+  acrtask credential set github.com --username x-access-token --from-env GIT_PAT --task app
+  acrtask credential set git.example.com --username git --known-hosts git.known_hosts < id_ed25519")]
     Set(SetCredentialArgs),
     /// List the hosts that there are logins for
     List(ListArgs),
@@ -372,6 +373,10 @@ pub(crate) struct SetCredentialArgs {
     /// The task that alone may use it [default: every task]
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
+    /// Where the password is the private key for git over ssh: the host's own keys, as `ssh-keyscan HOST` prints them.
+    /// Compare them with what the host publishes. Those of the large forges are known
+    #[arg(long, value_name = "FILE")]
+    pub(crate) known_hosts: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) from: ValueFrom,
     #[command(flatten)]

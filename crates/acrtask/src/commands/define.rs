@@ -372,6 +372,7 @@ pub(super) async fn store_secrets(
             let body = PutCredential {
                 username: TOKEN_USER.into(),
                 password: SecretText(token.expose().to_owned()),
+                known_hosts: None,
                 task: Some(task.into()),
             };
             client.put(&["credentials", host], None, &body).await?;

@@ -1,5 +1,7 @@
 //! `acrtask secret` and `acrtask credential`: what a server keeps for tasks and shows to nobody again.
 
+use std::path::Path;
+
 use acrtask_api::{
     admin::{Credential, PutCredential, PutSecret, Secret},
     run::SecretText,
@@ -46,9 +48,11 @@ pub(crate) fn credential(command: &CredentialCommand, style: Style) -> Result<Ex
         CredentialCommand::Set(args) => {
             let client = client(&args.server)?;
             let value = value(&args.from, &format!("the password for {}", args.host))?;
+            let known_hosts = args.known_hosts.as_deref().map(read_known_hosts);
             let body = PutCredential {
                 username: args.username.clone(),
                 password: SecretText(value.expose().to_owned()),
+                known_hosts: known_hosts.transpose()?,
                 task: args.task.clone(),
             };
             block_on(async {
@@ -66,6 +70,11 @@ pub(crate) fn credential(command: &CredentialCommand, style: Style) -> Result<Ex
         CredentialCommand::List(args) => credentials(args, style),
         CredentialCommand::Delete(args) => delete(args, "credentials", "the login for"),
     }
+}
+
+fn read_known_hosts(file: &Path) -> Result<String, CliError> {
+    std::fs::read_to_string(file)
+        .map_err(|error| CliError::usage(format!("cannot read {}", file.display())).because(&error))
 }
 
 fn of_task(task: Option<&str>) -> String {
