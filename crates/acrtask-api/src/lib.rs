@@ -9,6 +9,8 @@ pub mod image;
 pub mod run;
 pub mod spec;
 pub mod task;
+pub mod timer;
+pub mod webhook;
 
 /// Where the API is, below the server's address.
 pub const BASE: &str = "/api/v1";

@@ -133,6 +133,25 @@ pub struct Run {
     /// What came of it, once it is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<RunResult>,
+    /// Whether a stranger's commit was approved; nothing: it needs no approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// Who approved it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
+    /// The tick of a timer that started it; told where one run is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick: Option<crate::timer::Tick>,
+}
+
+/// Whether a run of a stranger's commit may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Approval {
+    /// It waits for somebody to approve that commit.
+    Pending,
+    /// Somebody has.
+    Approved,
 }
 
 /// What came of a run.

@@ -74,6 +74,55 @@ pub struct TaskDefinition {
     /// What starts runs of it.
     #[serde(default, skip_serializing_if = "Triggers::is_empty")]
     pub triggers: Triggers,
+    /// Who is told of results.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+}
+
+/// Tells somebody of results, by a request to a URL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Notify {
+    /// The stored secret that holds the URL.
+    pub url: String,
+    /// The form of what is sent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub template: NotifyTemplate,
+    /// The results that are told. Nothing: all but a run that was canceled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<NotifyResult>,
+    /// The stored secret that what is sent is signed with, after the Standard Webhooks specification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_with: Option<String>,
+}
+
+/// The form of what is sent.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum NotifyTemplate {
+    /// The run, as JSON.
+    #[default]
+    Generic,
+    /// What Slack, Mattermost and those like them take.
+    Slack,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NotifyResult {
+    /// All steps succeeded.
+    Succeeded,
+    /// A step failed.
+    Failed,
+    /// Somebody asked for its end.
+    Canceled,
+    /// It ran past its limit.
+    TimedOut,
+    /// It could not be carried out.
+    Error,
 }
 
 /// Where and when a run may run.
@@ -116,12 +165,18 @@ pub struct Triggers {
     /// A commit to the context's repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<CommitTrigger>,
+    /// A push of an image to a registry that tells of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_push: Option<RegistryPushTrigger>,
     /// A base image with a new digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_image: Option<BaseImageTrigger>,
     /// Timers, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub timers: BTreeMap<String, Timer>,
+    /// A call of the URL that `acrtask task trigger-url create` makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<UrlTrigger>,
 }
 
 impl Triggers {
@@ -156,6 +211,9 @@ pub struct CommitTrigger {
     /// list: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_messages: Option<Vec<String>>,
+    /// What becomes of pull requests whose commits come from another repository.
+    #[serde(skip_serializing_if = "is_default")]
+    pub forks: Forks,
     /// A newer commit of the same branch, tag or pull request cancels the runs of older ones.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub newest_wins: bool,
@@ -170,9 +228,23 @@ impl Default for CommitTrigger {
             paths: PathFilter::default(),
             events: Vec::new(),
             skip_messages: None,
+            forks: Forks::default(),
             newest_wins: false,
         }
     }
+}
+
+/// What becomes of pull requests whose commits come from another repository, whose people need not be trusted.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Forks {
+    /// A run of each commit waits until somebody has approved that commit.
+    #[default]
+    Approve,
+    /// They start nothing.
+    Ignore,
 }
 
 /// Files that count for a run: those that `include` matches (all, where it is empty) and `exclude` does not.
@@ -208,6 +280,22 @@ pub enum CommitEvent {
     PullRequest,
 }
 
+/// Runs at pushes of images. The run has what was pushed in its values: `pushedImage`, `pushedRegistry`,
+/// `pushedRepository`, `pushedTag` and `pushedDigest`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistryPushTrigger {
+    /// On.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Repositories with their registry, as globs: `registry.example.com/base/*`, `docker.io/library/alpine`. `*` stays
+    /// within one part, `**` does not.
+    pub repositories: Vec<String>,
+    /// Tags, as globs. Nothing: all, and pushes without a tag too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
 /// Runs at new digests of base images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -230,6 +318,15 @@ pub enum BaseImageTriggerType {
     Runtime,
     /// Those of build stages too.
     All,
+}
+
+/// Runs at calls of the task's own URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UrlTrigger {
+    /// Values that a call may set. Nothing: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_set: Vec<String>,
 }
 
 /// A timer.

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use acrtask_api::{
-    run::{CreateRun, RunCredential, SecretText, StartTask},
+    run::{Approval, CreateRun, RunCredential, SecretText, StartTask},
     spec::{ContextSource, Facts, RunSpec, SharedCache, Work},
     task::{Concurrency, QueueOptions, Task},
 };
 use acrtask_model::{RunId, Secret};
 use acrtask_registry::credentials::canonical_host;
-use acrtask_store::{NewRun, RunRow, StoreError};
+use acrtask_store::{NewRun, Origin, RunRow, StoreError};
 use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{App, vault::VaultError};
 
 mod checks;
+pub(crate) mod event;
 mod inline;
 
 pub use checks::{Problems, check_task, secret_name, task_name};
@@ -194,8 +195,18 @@ pub fn from_request(app: &App, request: CreateRun, by: Request) -> Result<Draft,
 /// # Errors
 /// All that is wrong with the request or with the task.
 pub fn from_task(app: &App, task: &Task, start: StartTask, by: Request) -> Result<Draft, Problems> {
+    let problems = check_task(&task.definition);
+    of_task(app, task, start, by, problems)
+}
+
+fn of_task(
+    app: &App,
+    task: &Task,
+    start: StartTask,
+    by: Request,
+    mut problems: Problems,
+) -> Result<Draft, Problems> {
     let definition = &task.definition;
-    let mut problems = check_task(definition);
     checks::check_names(start.secrets.keys(), &mut problems);
     let context = match start.context {
         Some(context) => context,
@@ -265,7 +276,9 @@ pub fn from_task(app: &App, task: &Task, start: StartTask, by: Request) -> Resul
         stored,
     };
     let owner = Some((task.id.clone(), definition.name.clone()));
-    Ok(draft(app, owner, spec, queue, secrets, "task", by))
+    let mut draft = draft(app, owner, spec, queue, secrets, "task", by);
+    draft.run.origin.notify = !definition.notify.is_empty();
+    Ok(draft)
 }
 
 /// The run that does once more what `run` did: the same files, values and secrets, and the bases that were used then.
@@ -301,6 +314,10 @@ pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> 
     let owner = run.task_id.clone().zip(run.task_name.clone());
     let mut draft = draft(app, owner, spec, run.queue.clone(), secrets, "rerun", by);
     draft.run.rerun_of = Some(run.id.clone());
+    // A stranger's commit that nobody has approved stays one.
+    draft.run.origin.needs_approval = run.approval == Some(Approval::Pending);
+    draft.run.origin.lane.clone_from(&run.lane);
+    draft.run.origin.commit.clone_from(&run.commit);
     draft.run.platform.clone_from(&run.platform);
     draft.run.timeout_secs = run.timeout_secs;
     draft.run.warm_key.clone_from(&run.warm_key);
@@ -365,6 +382,7 @@ fn draft(
             traceparent: by.traceparent,
             warm_key,
             max_attempts: app.config.max_attempts.max(1),
+            origin: Origin::default(),
             spec,
         },
         secrets,
@@ -441,7 +459,7 @@ pub async fn missing_secrets(app: &App, draft: &Draft) -> Result<Vec<String>, St
 }
 
 /// A stored secret, and the scope that it was found in.
-async fn stored_secret<'s>(
+pub(crate) async fn stored_secret<'s>(
     app: &App,
     task_id: Option<&'s str>,
     name: &str,
@@ -484,6 +502,15 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
     let hopeless = |what: &str, error: &VaultError| {
         LeaseError::Hopeless(format!("{what} of the run cannot be used: {error}"))
     };
+    // It is not handed out before somebody has approved it. Should it ever be, it gets nothing.
+    if run.approval == Some(Approval::Pending) {
+        let spec = event::untrusted(&run.spec);
+        return Ok(LeasePayload {
+            spec_json: write_spec(&spec)?,
+            secrets: BTreeMap::new(),
+            credentials: Vec::new(),
+        });
+    }
     let own = unseal(app, run).map_err(|error| hopeless("the secrets", &error))?;
     let task_id = run.task_id.as_deref();
     let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
@@ -523,13 +550,16 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
             password: SecretText(password.expose().to_owned()),
         });
     }
-    let spec_json = serde_json::to_string(&run.spec)
-        .map_err(|error| LeaseError::Hopeless(format!("the spec cannot be written: {error}")))?;
     Ok(LeasePayload {
-        spec_json,
+        spec_json: write_spec(&run.spec)?,
         secrets,
         credentials,
     })
+}
+
+fn write_spec(spec: &RunSpec) -> Result<String, LeaseError> {
+    serde_json::to_string(spec)
+        .map_err(|error| LeaseError::Hopeless(format!("the spec cannot be written: {error}")))
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! How runs come in: the accepted trigger, the run and its concurrency group, in one transaction. And the conservation
 //! law, which finds triggers that are accounted for by nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+};
 
 use acrtask_model::RunId;
 use sqlx::FromRow;
@@ -50,29 +53,40 @@ pub struct Unaccounted {
 }
 
 const TRIGGER: Sql = Sql::of(
-    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id) VALUES ($1, $2, $3, $4, $5, $6) \
-     ON CONFLICT (idempotency_key) DO NOTHING",
-    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id) \
-     SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[]) \
-     ON CONFLICT (idempotency_key) DO NOTHING",
+    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id, delivery_id, place, detail) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (idempotency_key) DO NOTHING",
+    "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id, delivery_id, place, detail) \
+     SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::bigint[], \
+     $9::text[]) ON CONFLICT (idempotency_key) DO NOTHING",
 );
 
 const RUN: Sql = Sql::of(
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
-     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
+     approval, notify) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)",
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
-     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held) \
+     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
+     approval, notify) \
      SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
      $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
-     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[])",
+     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[])",
 );
 
-/// The concurrency group of a new run.
-fn group(new: &NewRun) -> Option<(&str, u32, bool)> {
-    let concurrency = new.queue.concurrency.as_ref()?;
-    let name = concurrency.group.as_deref().or(new.task_name.as_deref())?;
-    Some((name, concurrency.max.max(1), concurrency.cancel_superseded))
+/// The concurrency group of a new run. What waits for an approval and has none is in one alone: a run is held by its
+/// group.
+pub(crate) fn group(new: &NewRun) -> Option<(Cow<'_, str>, u32, bool)> {
+    let named = new.queue.concurrency.as_ref().and_then(|concurrency| {
+        let name = concurrency.group.as_deref().or(new.task_name.as_deref())?;
+        Some((name, concurrency.max.max(1), concurrency.cancel_superseded))
+    });
+    match named {
+        Some((name, max, supersedes)) => Some((Cow::Borrowed(name), max, supersedes)),
+        None if new.origin.needs_approval => {
+            Some((Cow::Owned(format!("approval of {}", new.id)), 1, false))
+        }
+        None => None,
+    }
 }
 
 /// Its class: pool, platform, labels as JSON.
@@ -118,11 +132,15 @@ fn trigger_row(new: &NewRun, now: Ms) -> Vec<Arg> {
         now,
         new.idempotency_key.as_deref(),
         &new.id,
+        new.origin.delivery.as_ref().map(|(id, _)| id.as_str()),
+        new.origin.delivery.as_ref().map(|(_, place)| *place),
+        new.origin.reason.as_deref(),
     ]
 }
 
 fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
     let group = group(new);
+    let origin = &new.origin;
     let head_start = i64::from(new.queue.priority) * PRIORITY_MS;
     Ok(args![
         &new.id,
@@ -140,12 +158,16 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         new.traceparent.as_str(),
         new.warm_key.as_str(),
         new.max_attempts.max(1),
-        group.map(|(name, ..)| name),
-        group.map(|(_, max, _)| max),
+        group.as_ref().map(|(name, ..)| name.as_ref()),
+        group.as_ref().map(|(_, max, _)| *max),
         now - head_start,
         now,
         // Held until its group says that there is room, which it does in the same transaction.
         group.is_some(),
+        origin.lane.as_deref(),
+        origin.commit.as_deref(),
+        origin.needs_approval.then_some("pending"),
+        origin.notify,
     ])
 }
 
@@ -220,54 +242,15 @@ impl Store {
     /// The same for many, in one transaction.
     pub async fn enqueue_many(&self, new: Vec<NewRun>, now: Ms) -> Result<Vec<Enqueued>> {
         let mut tx = self.db.write().await?;
-        let groups = new
-            .iter()
-            .filter_map(group)
-            .map(|(name, ..)| name.to_owned());
-        lives::lock_groups(&mut tx, groups.collect()).await?;
-        let superseding = new
-            .iter()
-            .filter_map(group)
-            .filter(|(.., supersedes)| *supersedes);
-        lives::lock_members(&mut tx, superseding.map(|(name, ..)| name).collect()).await?;
-        check_contexts(&mut tx, &new, now).await?;
-        let mut classes = HashMap::new();
-        // The run of each request, and whether it is new.
-        let mut ids = Vec::with_capacity(new.len());
-        // Triggers and runs that nothing depends on are written together, in order.
-        let mut plain = (Vec::new(), Vec::new());
-        for new in &new {
-            let key = class(new)?;
-            let class = match classes.get(&key) {
-                Some(id) => *id,
-                None => {
-                    let id = class_id(&mut tx, &key).await?;
-                    classes.insert(key, id);
-                    id
-                }
-            };
-            let group = group(new);
-            if group.is_none() && new.idempotency_key.is_none() {
-                plain.0.push(trigger_row(new, now));
-                plain.1.push(run_row(new, class, now)?);
-                ids.push((new.id.clone(), true));
-                continue;
-            }
-            flush(&mut tx, &mut plain).await?;
-            if let Some(earlier) = accept(&mut tx, new, now).await? {
-                ids.push((earlier, false));
-                continue;
-            }
-            if let Some((name, _, true)) = group {
-                supersede(&mut tx, name, &new.id, now).await?;
-            }
-            tx.each(RUN, vec![run_row(new, class, now)?]).await?;
-            if let Some((name, ..)) = group {
-                lives::release(&mut tx, name).await?;
-            }
-            ids.push((new.id.clone(), true));
-        }
-        flush(&mut tx, &mut plain).await?;
+        let groups = new.iter().filter_map(group);
+        lives::lock_groups(
+            &mut tx,
+            groups.map(|(name, ..)| name.into_owned()).collect(),
+        )
+        .await?;
+        let superseding: Vec<Cow<'_, str>> = superseding(&new).collect();
+        lives::lock_members(&mut tx, superseding.iter().map(Cow::as_ref).collect()).await?;
+        let ids = insert(&mut tx, &new, now).await?;
         let wanted = ids.iter().map(|(id, _)| id.to_string()).collect();
         let rows = runs::find_all(&mut tx, wanted).await?;
         tx.commit().await?;
@@ -284,7 +267,8 @@ impl Store {
     }
 
     /// Triggers that are accounted for by nothing: the run is missing, or its deadline is past by more than `slack_ms`, or
-    /// it is held though its group has room, or no run and no reason is written down.
+    /// it is held though its group has room, or no run and no reason is written down. Ticks without a trigger too, and
+    /// timers whose tick nobody has handled.
     pub async fn unaccounted(&self, now: Ms, slack_ms: i64) -> Result<Vec<Unaccounted>> {
         let rows: Vec<Lost> = self
             .db
@@ -292,31 +276,83 @@ impl Store {
                 "SELECT t.id, t.run_id, r.state FROM triggers t LEFT JOIN runs r ON r.id = t.run_id \
                  WHERE t.suppressed_reason IS NULL AND t.received_at < $1 AND (r.id IS NULL \
                  OR (r.state IN ('leased', 'running') AND r.deadline < $1) \
-                 OR (r.held = 1 AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.group_name = r.group_name \
+                 OR (r.held = 1 AND (r.approval IS NULL OR r.approval <> 'pending') AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.group_name = r.group_name \
                  AND o.state IN ('queued', 'leased', 'running') AND o.held = 0))) ORDER BY t.received_at, t.id",
                 args![now - slack_ms],
             )
             .await?;
-        rows.into_iter()
-            .map(|lost| {
-                let why = match (&lost.run_id, lost.state.as_deref()) {
-                    (None, _) => "it led to no run, and no reason is written down".into(),
-                    (Some(run), None) => format!("its run {run} is missing"),
-                    (Some(run), Some("queued")) => {
-                        format!("its run {run} is held, though its group has room")
-                    }
-                    (Some(run), Some(state)) => {
-                        format!("its run {run} is {state}, though its deadline is past")
-                    }
-                };
-                Ok(Unaccounted {
-                    trigger: lost.id,
-                    run: lost.run_id.map(runs::id).transpose()?,
-                    why,
-                })
+        let runs = rows.into_iter().map(|lost| {
+            let why = match (&lost.run_id, lost.state.as_deref()) {
+                (None, _) => "it led to no run, and no reason is written down".into(),
+                (Some(run), None) => format!("its run {run} is missing"),
+                (Some(run), Some("queued")) => {
+                    format!("its run {run} is held, though its group has room")
+                }
+                (Some(run), Some(state)) => {
+                    format!("its run {run} is {state}, though its deadline is past")
+                }
+            };
+            Ok(Unaccounted {
+                trigger: lost.id,
+                run: lost.run_id.map(runs::id).transpose()?,
+                why,
             })
-            .collect()
+        });
+        let mut found: Vec<Unaccounted> = runs.collect::<Result<_>>()?;
+        found.extend(self.unaccounted_ticks(now - slack_ms).await?);
+        Ok(found)
     }
+}
+
+/// The groups whose earlier runs new ones end.
+pub(crate) fn superseding(new: &[NewRun]) -> impl Iterator<Item = Cow<'_, str>> {
+    new.iter()
+        .filter_map(group)
+        .filter(|(.., supersedes)| *supersedes)
+        .map(|(name, ..)| name)
+}
+
+/// Writes triggers and runs, in order. The groups of the runs are locked, and the members of those that supersede. Gives
+/// the run of each request, and whether it is new.
+pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(RunId, bool)>> {
+    check_contexts(tx, new, now).await?;
+    let mut classes = HashMap::new();
+    let mut ids = Vec::with_capacity(new.len());
+    // Triggers and runs that nothing depends on are written together, in order.
+    let mut plain = (Vec::new(), Vec::new());
+    for new in new {
+        let key = class(new)?;
+        let class = match classes.get(&key) {
+            Some(id) => *id,
+            None => {
+                let id = class_id(tx, &key).await?;
+                classes.insert(key, id);
+                id
+            }
+        };
+        let group = group(new);
+        if group.is_none() && new.idempotency_key.is_none() {
+            plain.0.push(trigger_row(new, now));
+            plain.1.push(run_row(new, class, now)?);
+            ids.push((new.id.clone(), true));
+            continue;
+        }
+        flush(tx, &mut plain).await?;
+        if let Some(earlier) = accept(tx, new, now).await? {
+            ids.push((earlier, false));
+            continue;
+        }
+        if let Some((name, _, true)) = &group {
+            supersede(tx, name, &new.id, now).await?;
+        }
+        tx.each(RUN, vec![run_row(new, class, now)?]).await?;
+        if let Some((name, ..)) = &group {
+            lives::release(tx, name).await?;
+        }
+        ids.push((new.id.clone(), true));
+    }
+    flush(tx, &mut plain).await?;
+    Ok(ids)
 }
 
 async fn flush(tx: &mut Tx, (triggers, runs): &mut (Vec<Vec<Arg>>, Vec<Vec<Arg>>)) -> Result<()> {

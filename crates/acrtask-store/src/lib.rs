@@ -9,11 +9,13 @@
 
 mod contexts;
 mod db;
+mod deliveries;
 mod enqueue;
 mod error;
 mod hints;
 mod lives;
 mod logs;
+mod outbox;
 mod queue;
 mod reports;
 mod retention;
@@ -23,22 +25,34 @@ mod secrets;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timers;
 mod tokens;
 mod transitions;
+mod trigger_urls;
+mod triggers;
+mod webhooks;
 
 pub use contexts::{ContextRow, Part};
+pub use deliveries::{
+    Delivered, DeliveryFilter, DeliveryRow, LeadsTo, Looked, NewDelivery, OutcomeRow, StoredBody,
+};
 pub use enqueue::{Enqueued, Unaccounted};
 pub use error::{Result, StoreError};
 pub use hints::{Hint, Hints};
 pub use logs::{ChunkRow, LogState};
+pub use outbox::{Due, Told, Untold};
 pub use queue::{Candidate, Claim, Class, PRIORITY_MS};
 pub use reports::{AttemptRow, Reaped, Report, Reported, Verdict};
 pub use retention::Expired;
 pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
-pub use runs::{CancelRow, Depth, NewRun, Position, RunFilter, RunRow};
+pub use runs::{CancelRow, Depth, NewRun, Origin, Position, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
 pub use tasks::TaskFilter;
+pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerRow};
 pub use tokens::TokenRow;
+pub use trigger_urls::TriggerUrlRow;
+pub use triggers::TriggerRow;
+pub use webhooks::WebhookRow;
 
 /// Milliseconds since 1970 in UTC.
 pub type Ms = i64;

@@ -343,7 +343,8 @@ struct Next {
     group_max: i64,
 }
 
-/// Lets held runs of a group go as long as there is room. Says how many. The group is locked.
+/// Lets held runs of a group go as long as there is room, but none that waits for its approval. Says how many. The group
+/// is locked.
 pub(crate) async fn release(tx: &mut Tx, group: &str) -> Result<u64> {
     let count: Option<(i64,)> = tx
         .row(
@@ -357,7 +358,7 @@ pub(crate) async fn release(tx: &mut Tx, group: &str) -> Result<u64> {
         let next: Option<Next> = tx
             .row(
                 "SELECT id, group_max FROM runs WHERE group_name = $1 AND state IN ('queued', 'leased', 'running') \
-                 AND held = 1 ORDER BY order_key, seq LIMIT 1",
+                 AND held = 1 AND (approval IS NULL OR approval <> 'pending') ORDER BY order_key, seq LIMIT 1",
                 args![group],
             )
             .await?;

@@ -295,7 +295,7 @@ impl Store {
                     "runs_group",
                     "group_name",
                     "group_name IS NOT NULL AND state IN ('queued', 'leased', 'running') \
-                     GROUP BY group_name HAVING SUM(held) > 0 AND SUM(1 - held) < MAX(group_max) ORDER BY group_name"
+                     GROUP BY group_name HAVING SUM(CASE WHEN approval = 'pending' THEN 0 ELSE held END) > 0 AND SUM(1 - held) < MAX(group_max) ORDER BY group_name"
                 ),
                 args![],
             )

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::{
     Ms, Result, Store,
     db::{Tx, args, one_of},
+    triggers,
 };
 
 /// What was removed.
@@ -12,20 +13,28 @@ use crate::{
 pub struct Expired {
     /// Runs, with their triggers, attempts and chunks.
     pub runs: u64,
+    /// Triggers that led to no run.
+    pub triggers: u64,
     /// Contexts, with their parts.
     pub contexts: u64,
+    /// Deliveries, with the triggers that led to no run.
+    pub deliveries: u64,
     /// The blobs that nothing names any more.
     pub blobs: Vec<String>,
 }
 
 impl Store {
-    /// Removes final runs that ended before `before`, and contexts that no run uses and that were last used before it: at
-    /// most `limit` of each.
+    /// Removes final runs that ended before `before`, contexts that no run uses and that were last used before it, and
+    /// deliveries that came before it: at most `limit` of each.
     pub async fn expire(&self, before: Ms, limit: u32) -> Result<Expired> {
         let mut tx = self.db.write().await?;
         let mut expired = Expired::default();
         runs(&mut tx, before, limit, &mut expired).await?;
+        expired.triggers = triggers::expire(&mut tx, before, limit).await?;
         contexts(&mut tx, before, limit, &mut expired).await?;
+        let bodies = crate::deliveries::expire(&mut tx, before, limit).await?;
+        expired.deliveries = bodies.0;
+        expired.blobs.extend(bodies.1);
         tx.commit().await?;
         Ok(expired)
     }
@@ -50,6 +59,7 @@ async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Res
         )
         .await?;
     expired.blobs.extend(blobs.into_iter().map(|(blob,)| blob));
+    triggers::forget_ticks(tx, ids.clone()).await?;
     tx.exec(
         one_of!("DELETE FROM triggers WHERE run_id", "$1", ""),
         args![ids.clone()],

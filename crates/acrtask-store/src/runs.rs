@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use acrtask_api::{
-    run::{Run, RunResult},
+    run::{Approval, Run, RunResult},
     spec::RunSpec,
     task::QueueOptions,
 };
@@ -16,6 +16,7 @@ use crate::{
     db::{Arg, Sql, Tx, args, one_of, runs_by},
     from_json,
     lives::{self, Change},
+    to_json,
 };
 
 /// A run that is asked for.
@@ -53,6 +54,25 @@ pub struct NewRun {
     pub warm_key: String,
     /// How often it may be lost with its runner before it is given up; at least 1.
     pub max_attempts: u32,
+    /// What it comes from.
+    pub origin: Origin,
+}
+
+/// What a run comes from, as far as that decides about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// What moved: runs of one lane are of the same task and the same branch, tag or pull request.
+    pub lane: Option<String>,
+    /// The commit.
+    pub commit: Option<String>,
+    /// It may not begin before somebody has approved it.
+    pub needs_approval: bool,
+    /// Somebody wants to be told of its result.
+    pub notify: bool,
+    /// The delivery that it came with, and its place among what that delivery led to.
+    pub delivery: Option<(String, u32)>,
+    /// Why it was started, as a sentence.
+    pub reason: Option<String>,
 }
 
 /// A run that is stored.
@@ -132,6 +152,14 @@ pub struct RunRow {
     pub log_sha256: Option<String>,
     /// What came of it.
     pub result: Option<RunResult>,
+    /// What moved, where a commit started it.
+    pub lane: Option<String>,
+    /// The commit that started it.
+    pub commit: Option<String>,
+    /// Whether a stranger's commit was approved; nothing: it needs no approval.
+    pub approval: Option<Approval>,
+    /// Who approved it.
+    pub approved_by: Option<String>,
 }
 
 impl RunRow {
@@ -155,6 +183,9 @@ impl RunRow {
             cancel_requested: self.cancel_requested_at.is_some(),
             log_length: self.log_length,
             result: self.result.clone(),
+            approval: self.approval,
+            approved_by: self.approved_by.clone(),
+            tick: None,
         }
     }
 }
@@ -214,7 +245,7 @@ macro_rules! select_runs {
          r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.warm_key, r.max_attempts, r.losses, \
          r.state, r.reason, r.group_name, r.held, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
          r.order_key, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
-         r.log_length, r.log_sha256, r.result \
+         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by \
          FROM runs r JOIN classes c ON c.id = r.class_id LEFT JOIN runners n ON n.id = r.runner_id "
     };
 }
@@ -258,6 +289,10 @@ struct RawRun {
     log_length: i64,
     log_sha256: Option<String>,
     result: Option<String>,
+    lane: Option<String>,
+    commit_id: Option<String>,
+    approval: Option<String>,
+    approved_by: Option<String>,
 }
 
 impl TryFrom<RawRun> for RunRow {
@@ -302,7 +337,21 @@ impl TryFrom<RawRun> for RunRow {
             cancel_reason: raw.cancel_reason,
             log_length: lives::size(raw.log_length)?,
             log_sha256: raw.log_sha256,
+            lane: raw.lane,
+            commit: raw.commit_id,
+            approval: raw.approval.as_deref().map(approval).transpose()?,
+            approved_by: raw.approved_by,
         })
+    }
+}
+
+fn approval(text: &str) -> Result<Approval> {
+    match text {
+        "pending" => Ok(Approval::Pending),
+        "approved" => Ok(Approval::Approved),
+        other => Err(StoreError::corrupt(format_args!(
+            "an approval cannot be `{other}`"
+        ))),
     }
 }
 
@@ -466,6 +515,35 @@ impl Store {
         Ok(row)
     }
 
+    /// Lets a run begin that waits for its approval; from now on it does what `spec` says. `Conflict` where it does not
+    /// wait for that.
+    pub async fn approve(&self, id: &RunId, spec: &RunSpec, by: &str, now: Ms) -> Result<RunRow> {
+        let mut tx = self.db.write().await?;
+        let groups = lives::groups_of(&mut tx, &BTreeSet::from([id])).await?;
+        lives::lock_groups(&mut tx, groups.clone()).await?;
+        let changed = tx
+            .exec(
+                "UPDATE runs SET approval = 'approved', approved_by = $2, approved_at = $3, spec = $4 \
+                 WHERE id = $1 AND approval = 'pending' AND state = 'queued'",
+                args![id, by, now, to_json(spec)?],
+            )
+            .await?;
+        if changed == 0 {
+            let row = find(&mut tx, id).await?;
+            return Err(StoreError::conflict(match (row.approval, row.state) {
+                (None, _) => format!("the run {id} needs no approval"),
+                (Some(Approval::Approved), _) => format!("the run {id} is approved already"),
+                (Some(Approval::Pending), state) => format!("the run {id} is over: {state}"),
+            }));
+        }
+        for group in groups {
+            lives::release(&mut tx, &group).await?;
+        }
+        let row = find(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(row)
+    }
+
     /// Leased and running runs that somebody wants to end.
     pub async fn cancels(&self) -> Result<Vec<CancelRow>> {
         let rows: Vec<RawCancel> = self
@@ -496,7 +574,8 @@ impl Store {
         let place: Option<Place> = self
             .db
             .row(
-                "SELECT class_id, order_key, seq, state, held, group_name FROM runs WHERE id = $1",
+                "SELECT class_id, order_key, seq, state, CASE WHEN approval = 'pending' THEN 0 ELSE held END AS held, group_name \
+                 FROM runs WHERE id = $1",
                 args![id],
             )
             .await?;

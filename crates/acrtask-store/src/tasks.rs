@@ -5,7 +5,7 @@ use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
-    db::{Arg, Sql, Tx, args, locked},
+    db::{Arg, Sql, Tx, args, locked, one_of},
     error::is_unique_violation,
     from_json,
     runs::beyond,
@@ -33,7 +33,7 @@ macro_rules! select_tasks {
 }
 
 #[derive(Debug, FromRow)]
-struct RawTask {
+pub(crate) struct RawTask {
     id: String,
     definition: String,
     generation: i64,
@@ -144,6 +144,20 @@ impl Store {
         rows.into_iter().map(Task::try_from).collect()
     }
 
+    /// The ids and generations of all tasks.
+    pub async fn task_generations(&self) -> Result<Vec<(String, i64)>> {
+        self.db
+            .rows("SELECT id, generation FROM tasks", args![])
+            .await
+    }
+
+    /// The tasks with these ids that there are.
+    pub async fn tasks_by_id(&self, ids: Vec<String>) -> Result<Vec<Task>> {
+        let sql = one_of!(concat!(select_tasks!(), "WHERE id"), "$1", "");
+        let rows: Vec<RawTask> = self.db.rows(sql, args![ids]).await?;
+        rows.into_iter().map(Task::try_from).collect()
+    }
+
     /// Changes a task. `source`: nothing leaves it as it is. `Conflict` where its generation is not the expected one, or
     /// its new name is taken.
     pub async fn update_task(
@@ -187,13 +201,15 @@ impl Store {
         Ok(row)
     }
 
-    /// Removes a task, with its own secrets and credentials. Its runs stay.
+    /// Removes a task, with its own secrets and credentials, its timers and its URL. Its runs stay.
     pub async fn delete_task(&self, name: &str) -> Result<()> {
         let mut tx = self.db.write().await?;
         let there = lock(&mut tx, name).await?;
         for sql in [
             "DELETE FROM secrets WHERE scope = $1",
             "DELETE FROM credentials WHERE scope = $1",
+            "DELETE FROM timers WHERE task_id = $1",
+            "DELETE FROM trigger_urls WHERE task_id = $1",
             "DELETE FROM tasks WHERE id = $1",
         ] {
             tx.exec(sql, args![there.id.as_str()]).await?;

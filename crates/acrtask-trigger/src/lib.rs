@@ -26,6 +26,6 @@ pub use event::{Change, Commit, CommitId, Event, PullRequest, PullRequestAction,
 pub use registry::{RegistryDelivery, RegistryEvent, RegistryPush, RegistrySource};
 pub use rejection::{MAX_BODY, Rejection};
 pub use repository::{Repository, RepositoryUrl};
-pub use rules::{Decision, Lane, TriggerRules, decide};
+pub use rules::{Decision, ImageRules, Lane, TriggerRules, decide};
 pub use timer::{Due, Missed, Schedule};
 pub use webhook::{Delivery, Provider, verify_and_parse};

@@ -67,6 +67,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-spec",
             "acrtask-store",
+            "acrtask-trigger",
         ],
     ),
     (
@@ -91,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-api",
             "acrtask-model",
             "acrtask-proto",
+            "acrtask-source",
             "acrtask-spec",
             "acrtask-store",
         ],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use acrtask_api::{
     admin::{Problem, RunnerState},
-    run::{RunnerVerdict, Waiting},
+    run::{Approval, RunnerVerdict, Waiting},
 };
 use acrtask_model::RunState;
 use acrtask_store::{Class, Position, RunRow};
@@ -95,7 +95,13 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
     let free = online
         .iter()
         .any(|seen| seen.runner.busy < seen.runner.slots);
-    let summary = if let Some(behind) = &position.behind {
+    let summary = if run.approval == Some(Approval::Pending) {
+        let commit = run.commit.as_deref().unwrap_or_default();
+        format!(
+            "it waits for somebody to approve the commit {commit}, which comes from another repository: `acrtask runs approve {}`",
+            run.id
+        )
+    } else if let Some(behind) = &position.behind {
         let group = run.group.as_deref().unwrap_or_default();
         format!("it waits for the run {behind}: runs of the group `{group}` take turns")
     } else if runners.is_empty() {

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::inline;
+use acrtask_trigger::{ImageRules, TriggerRules};
+
 use acrtask_api::{
     spec::{BuildSpec, ContextSource, RunSpec, Work},
     task::{QueueOptions, TaskDefinition},
@@ -110,6 +112,7 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
         }
     }
     check_queue(&task.queue, &mut problems);
+    check_triggers(task, &mut problems);
     for (name, timer) in &task.triggers.timers {
         if timer.schedule.split_whitespace().count() != 5 {
             problems.add(format!(
@@ -119,6 +122,31 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
         }
     }
     problems
+}
+
+/// What is wrong with what starts runs, and with who is told of them.
+fn check_triggers(task: &TaskDefinition, problems: &mut Problems) {
+    // One that is off may stand beside a context that is no repository.
+    if let Some(commit) = task.triggers.commit.as_ref().filter(|it| it.enabled)
+        && let Err(errors) = TriggerRules::new(commit, task.context.as_deref())
+    {
+        for error in errors {
+            problems.add(format!("`triggers.commit`: {error}"));
+        }
+    }
+    if let Some(push) = &task.triggers.registry_push
+        && let Err(errors) = ImageRules::new(push)
+    {
+        for error in errors {
+            problems.add(format!("`triggers.registryPush`: {error}"));
+        }
+    }
+    for notify in &task.notify {
+        check_names(
+            std::iter::once(&notify.url).chain(&notify.sign_with),
+            problems,
+        );
+    }
 }
 
 /// What is wrong with the spec of a run.

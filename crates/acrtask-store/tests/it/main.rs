@@ -16,3 +16,4 @@ mod restart;
 mod retention;
 mod storm;
 mod support;
+mod timers;

@@ -259,6 +259,7 @@ pub(crate) fn new_run(id: &str) -> NewRun {
         traceparent: String::new(),
         warm_key: "warm".into(),
         max_attempts: 3,
+        origin: Default::default(),
     }
 }
 

@@ -220,6 +220,18 @@ pub fn verify_and_parse(
     } else {
         verify_token(headers, token, &secrets)?;
     }
+    read_proved(source, headers, body)
+}
+
+/// Reads a delivery whose sender proved itself when it came, and that was kept since.
+///
+/// # Errors
+/// [`Rejection`], where the body is not what it was when it was taken.
+pub fn read_proved(
+    source: RegistrySource,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<RegistryDelivery, Rejection> {
     let (id, event) = match source {
         RegistrySource::Distribution => distribution::read(body),
         RegistrySource::Harbor => harbor::read(body),

@@ -7,6 +7,7 @@
 //! Left out: whether the commit ran already. That, the server knows.
 
 mod globs;
+mod images;
 
 use std::fmt;
 
@@ -17,6 +18,8 @@ use crate::{
     CommitId, Event, PullRequest, PullRequestAction, Push, Repository, RepositoryUrl, TagPush,
 };
 use globs::{Names, Paths};
+
+pub use images::ImageRules;
 
 /// What keeps a run from starting, where a task does not say it.
 const SKIP_MESSAGES: [&str; 5] = [

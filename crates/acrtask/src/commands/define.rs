@@ -62,6 +62,7 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         cache: true,
         queue: acrtask_api::task::QueueOptions::default(),
         triggers: acrtask_api::task::Triggers::default(),
+        notify: Vec::new(),
     };
     if args.context.is_none() {
         return Err(CliError::usage("a task needs to know where its files come from").help(

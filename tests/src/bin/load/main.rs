@@ -182,5 +182,6 @@ fn new_run(number: u64) -> NewRun {
         // As many tasks as a fleet has.
         warm_key: format!("task-{}", number % 500),
         max_attempts: 3,
+        origin: Default::default(),
     }
 }

@@ -1,0 +1,139 @@
+//! From what happened to a repository or a registry to a run of a task.
+//!
+//! Invariants: the run has the exact commit, and its task file comes from there; a stranger's commit pushes nothing, gets
+//! no secret, and leaves nothing in the shared cache before somebody has approved that commit.
+
+use std::collections::BTreeMap;
+
+use acrtask_api::{
+    run::StartTask,
+    spec::{ContextSource, Facts, RunSpec, SharedCache},
+    task::{Concurrency, Task},
+};
+
+use super::{Draft, Problems, Request, of_task};
+use crate::App;
+
+/// What happened, as a run has to know it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Happening {
+    /// What it was: `commit`, `tag`, `pull-request`, `registry-push`.
+    pub(crate) trigger: &'static str,
+    /// `{{.Run.TriggeredBy}}`.
+    pub(crate) triggered_by: &'static str,
+    /// Other files than the task's own.
+    pub(crate) context: Option<ContextSource>,
+    /// The commit.
+    pub(crate) commit: String,
+    /// The branch.
+    pub(crate) branch: String,
+    /// The git tag.
+    pub(crate) git_tag: String,
+    /// The repository's URL.
+    pub(crate) repository: String,
+    /// Values that win over those of the task.
+    pub(crate) set: BTreeMap<String, String>,
+    /// What moved.
+    pub(crate) lane: Option<String>,
+    /// A newer run of the lane ends older ones, and waits until they are gone.
+    pub(crate) newest_wins: bool,
+    /// The commit is a stranger's.
+    pub(crate) stranger: bool,
+}
+
+/// The run of `task` for what happened. What is wrong with the task itself was told when it was stored.
+///
+/// # Errors
+/// What keeps a run from being made.
+pub(crate) fn from_event(
+    app: &App,
+    task: &Task,
+    happening: Happening,
+    by: Request,
+) -> Result<Draft, Problems> {
+    let start = StartTask {
+        set: happening.set,
+        context: happening.context,
+        ..StartTask::default()
+    };
+    let mut draft = of_task(app, task, start, by, Problems::default())?;
+    let run = &mut draft.run;
+    happening.trigger.clone_into(&mut run.trigger);
+    let facts = std::mem::take(&mut run.spec.facts);
+    run.spec.facts = Facts {
+        commit: happening.commit.clone(),
+        branch: happening.branch,
+        git_tag: happening.git_tag,
+        repository: happening.repository,
+        triggered_by: happening.triggered_by.into(),
+        ..facts
+    };
+    if happening.stranger {
+        restrict(&mut run.spec);
+    }
+    if let (true, None, Some(lane)) = (
+        happening.newest_wins,
+        &run.queue.concurrency,
+        &happening.lane,
+    ) {
+        run.queue.concurrency = Some(Concurrency {
+            group: Some(lane.clone()),
+            max: 1,
+            cancel_superseded: false,
+        });
+    }
+    run.origin.lane = happening.lane;
+    run.origin.commit = (!happening.commit.is_empty()).then_some(happening.commit);
+    run.origin.needs_approval = happening.stranger;
+    Ok(draft)
+}
+
+/// Takes away what a stranger's commit must not do.
+fn restrict(spec: &mut RunSpec) {
+    spec.no_push = true;
+    if let SharedCache::ReadWrite { name } = &spec.cache {
+        spec.cache = SharedCache::ReadOnly { name: name.clone() };
+    }
+}
+
+/// The spec of a stranger's run once it is approved.
+pub(crate) fn approved(spec: &RunSpec) -> RunSpec {
+    let mut spec = spec.clone();
+    spec.no_push = false;
+    if let SharedCache::ReadOnly { name } = &spec.cache {
+        spec.cache = SharedCache::ReadWrite { name: name.clone() };
+    }
+    spec
+}
+
+/// The spec of a stranger's run, as a runner would get it before it is approved: without the names of secrets too.
+pub(super) fn untrusted(spec: &RunSpec) -> RunSpec {
+    let mut spec = spec.clone();
+    restrict(&mut spec);
+    spec.secrets.clear();
+    spec.build_secrets.clear();
+    spec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_approval_gives_back_what_was_taken() {
+        let whole = RunSpec {
+            secrets: vec!["a".into()],
+            build_secrets: vec!["a".into()],
+            cache: SharedCache::ReadWrite { name: "x".into() },
+            ..RunSpec::default()
+        };
+        let mut held = whole.clone();
+        restrict(&mut held);
+        assert!(held.no_push);
+        assert_eq!(held.cache, SharedCache::ReadOnly { name: "x".into() });
+        assert_eq!(approved(&held), whole);
+        let given = untrusted(&whole);
+        assert!(given.no_push && given.secrets.is_empty() && given.build_secrets.is_empty());
+        assert_eq!(given.cache, SharedCache::ReadOnly { name: "x".into() });
+    }
+}

@@ -1,0 +1,138 @@
+//! URLs that start runs of one task, as hashes.
+
+use acrtask_api::task::Task;
+use sqlx::FromRow;
+
+use crate::{Ms, Result, Store, StoreError, db::args, tasks::RawTask};
+
+/// A URL that starts runs of one task and can do nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TriggerUrlRow {
+    /// The task's id.
+    pub task_id: String,
+    /// Its own id, which is in the URL.
+    pub id: String,
+    /// What the rest of the URL is checked by.
+    pub hash: Vec<u8>,
+    /// When it was made.
+    pub created_at: Ms,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was last used.
+    pub last_used_at: Option<Ms>,
+}
+
+#[derive(Debug, FromRow)]
+struct RawUrl {
+    task_id: String,
+    url_id: String,
+    hash: Vec<u8>,
+    url_created_at: i64,
+    created_by: Option<String>,
+    last_used_at: Option<i64>,
+}
+
+impl From<RawUrl> for TriggerUrlRow {
+    fn from(raw: RawUrl) -> Self {
+        Self {
+            task_id: raw.task_id,
+            id: raw.url_id,
+            hash: raw.hash,
+            created_at: raw.url_created_at,
+            created_by: raw.created_by,
+            last_used_at: raw.last_used_at,
+        }
+    }
+}
+
+#[derive(Debug, FromRow)]
+struct WithTask {
+    #[sqlx(flatten)]
+    url: RawUrl,
+    #[sqlx(flatten)]
+    task: RawTask,
+}
+
+/// The columns of [`RawUrl`].
+macro_rules! url_columns {
+    () => {
+        "u.task_id, u.id AS url_id, u.hash, u.created_at AS url_created_at, u.created_by, u.last_used_at"
+    };
+}
+
+impl Store {
+    /// Sets the URL of a task; the one before is worth nothing from then on.
+    pub async fn put_trigger_url(&self, row: &TriggerUrlRow) -> Result<()> {
+        self.db
+            .exec(
+                "INSERT INTO trigger_urls (task_id, id, hash, created_at, created_by, last_used_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET id = excluded.id, \
+                 hash = excluded.hash, created_at = excluded.created_at, created_by = excluded.created_by, \
+                 last_used_at = excluded.last_used_at",
+                args![
+                    row.task_id.as_str(),
+                    row.id.as_str(),
+                    row.hash.as_slice(),
+                    row.created_at,
+                    row.created_by.as_deref(),
+                    row.last_used_at,
+                ],
+            )
+            .await
+            .map(drop)
+    }
+
+    /// The URL of a task.
+    pub async fn trigger_url(&self, task_id: &str) -> Result<Option<TriggerUrlRow>> {
+        let raw: Option<RawUrl> = self
+            .db
+            .row(
+                concat!(
+                    "SELECT ",
+                    url_columns!(),
+                    " FROM trigger_urls u WHERE u.task_id = $1"
+                ),
+                args![task_id],
+            )
+            .await?;
+        Ok(raw.map(TriggerUrlRow::from))
+    }
+
+    /// The URL with this id, and its task.
+    pub async fn trigger_url_by_id(&self, id: &str) -> Result<Option<(TriggerUrlRow, Task)>> {
+        let raw: Option<WithTask> = self
+            .db
+            .row(
+                concat!(
+                    "SELECT ",
+                    url_columns!(),
+                    ", t.id, t.definition, t.generation, t.source, t.created_at, t.updated_at \
+                     FROM trigger_urls u JOIN tasks t ON t.id = u.task_id WHERE u.id = $1"
+                ),
+                args![id],
+            )
+            .await?;
+        raw.map(|raw| Ok((raw.url.into(), raw.task.try_into()?)))
+            .transpose()
+    }
+
+    /// Writes down that a URL was used.
+    pub async fn touch_trigger_url(&self, id: &str, now: Ms) -> Result<()> {
+        self.db
+            .exec(
+                "UPDATE trigger_urls SET last_used_at = $2 WHERE id = $1 AND COALESCE(last_used_at, 0) < $2",
+                args![id, now],
+            )
+            .await
+            .map(drop)
+    }
+
+    /// Removes the URL of a task.
+    pub async fn delete_trigger_url(&self, task_id: &str) -> Result<()> {
+        let sql = "DELETE FROM trigger_urls WHERE task_id = $1";
+        match self.db.exec(sql, args![task_id]).await? {
+            0 => Err(StoreError::not_found("trigger URL of this task")),
+            _ => Ok(()),
+        }
+    }
+}
