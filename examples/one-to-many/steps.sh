@@ -31,7 +31,7 @@ echo "--- 3: a task that the server keeps; its runs share a layer cache in the r
 acrtask task create hello --registry "$REGISTRY" --context /dev/null \
     --cmd '$Registry/base/busybox:1.36 echo hello from {{.Run.TaskName}}'
 acrtask task run hello
-acrtask task export hello >"$DIR/tasks.yaml"
+acrtask task export >"$DIR/tasks.yaml"
 kill "$one" && wait "$one" || true
 
 echo "--- 4: two servers on one PostgreSQL, with TLS; either may be restarted at any time"

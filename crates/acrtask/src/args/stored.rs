@@ -39,8 +39,8 @@ Output and exit codes are those of `acrtask run`.")]
     Enable(NamedArgs),
     /// Let nothing start runs of a task
     Disable(NamedArgs),
-    /// Print a task as the file that `acrtask task apply` takes
-    Export(NamedArgs),
+    /// Print a task, or all of them, as the file that `acrtask task apply` takes
+    Export(ExportArgs),
     /// Create and change tasks as files say
     #[command(after_long_help = APPLY_EXAMPLES)]
     Apply(ApplyArgs),
@@ -75,6 +75,15 @@ Examples:
 A file holds one task, or several behind `---`. `acrtask schema task` prints the JSON Schema of a
 task. What is wrong with one task keeps none of the others from being applied; the exit code is 2
 then.";
+
+/// `acrtask task export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The task; all of them where none is named
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
 
 /// A task's name.
 #[derive(Debug, Clone, Args)]

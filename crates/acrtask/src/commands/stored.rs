@@ -18,8 +18,8 @@ use crate::{
         ColorWhen,
         server::ListOutput,
         stored::{
-            CreateArgs, ListTasksArgs, NamedArgs, RunTaskArgs, ShowTaskArgs, TaskCommand,
-            UpdateArgs,
+            CreateArgs, ExportArgs, ListTasksArgs, NamedArgs, RunTaskArgs, ShowTaskArgs,
+            TaskCommand, UpdateArgs,
         },
     },
     client::Client,
@@ -116,24 +116,27 @@ fn show(args: &ShowTaskArgs, style: Style) -> Result<Exit, CliError> {
 
 fn list(args: &ListTasksArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
-    let tasks = block_on(async {
-        let mut tasks: Vec<Task> = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let mut query = Vec::new();
-            query.extend(args.prefix.iter().map(|prefix| ("prefix", prefix.clone())));
-            query.extend(cursor.iter().map(|cursor| ("cursor", cursor.clone())));
-            let page: Page<Task> = client.get(&["tasks"], &query).await?;
-            tasks.extend(page.items);
-            cursor = page.next;
-            if cursor.is_none() {
-                return Ok(tasks);
-            }
-        }
-    })?;
+    let tasks = block_on(all(&client, args.prefix.as_deref()))?;
     match args.output.output {
         ListOutput::Json => print_json(&tasks),
         ListOutput::Text => super::print(render::run::tasks(&tasks, style).as_bytes()),
+    }
+}
+
+/// Every task whose name begins so.
+async fn all(client: &Client, prefix: Option<&str>) -> Result<Vec<Task>, CliError> {
+    let mut tasks: Vec<Task> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut query = Vec::new();
+        query.extend(prefix.map(|prefix| ("prefix", prefix.to_owned())));
+        query.extend(cursor.iter().map(|cursor| ("cursor", cursor.clone())));
+        let page: Page<Task> = client.get(&["tasks"], &query).await?;
+        tasks.extend(page.items);
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(tasks);
+        }
     }
 }
 
@@ -158,10 +161,19 @@ fn set_enabled(args: &NamedArgs, enabled: bool) -> Result<Exit, CliError> {
     Ok(Exit::Succeeded)
 }
 
-fn export(args: &NamedArgs) -> Result<Exit, CliError> {
+fn export(args: &ExportArgs) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
-    let task = block_on(find(&client, args.name.name()))?;
-    super::print(declare::yaml(&task.definition)?.as_bytes())
+    let tasks = block_on(async {
+        match &args.name {
+            Some(name) => Ok(vec![find(&client, name).await?]),
+            None => all(&client, None).await,
+        }
+    })?;
+    let documents = tasks
+        .iter()
+        .map(|task| declare::yaml(&task.definition))
+        .collect::<Result<Vec<_>, _>>()?;
+    super::print(documents.join("---\n").as_bytes())
 }
 
 fn run(args: &RunTaskArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
