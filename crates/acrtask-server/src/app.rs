@@ -73,6 +73,8 @@ pub struct App {
     pub wake: Arc<Notify>,
     /// Wakes the task that tells runners of cancel requests. It would have looked anyway.
     pub cancels: Arc<Notify>,
+    /// Wakes the task that handles timers: tasks were changed. It would have looked anyway.
+    pub timers: Arc<Notify>,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -92,6 +94,7 @@ impl App {
             logs: LogHub::default(),
             wake: Arc::default(),
             cancels: Arc::default(),
+            timers: Arc::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

@@ -85,6 +85,7 @@ pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
     // What was missed while nobody listened is looked for at once.
     app.wake.notify_one();
     app.cancels.notify_one();
+    app.timers.notify_one();
     loop {
         match hints.next().await {
             Hint::Enqueued => app.wake.notify_one(),
@@ -93,7 +94,7 @@ pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
                 app.logs.wake(&run);
             }
             Hint::Log(run) => app.logs.wake(&run),
-            Hint::Tasks => {}
+            Hint::Tasks => app.timers.notify_one(),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod runners;
 pub mod scheduler;
 pub mod serve;
 pub mod submit;
+pub mod timers;
 pub mod vault;
 
 pub use app::{App, Config};

@@ -69,7 +69,7 @@ pub async fn pass(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreErr
     removed.blobs += delete(app, again, left).await;
     loop {
         let expired = app.store.expire(before, BATCH).await?;
-        if expired.runs == 0 && expired.contexts == 0 && expired.deliveries == 0 {
+        if expired.runs + expired.contexts + expired.deliveries + expired.triggers == 0 {
             break;
         }
         removed.runs += expired.runs;

@@ -25,7 +25,7 @@ use crate::{
     recorder::{Recorder, Writer, recorder},
     retention,
     runners::{self, watch},
-    scheduler,
+    scheduler, timers,
     vault::{Vault, VaultError},
 };
 
@@ -226,6 +226,7 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
         tokio::time::sleep(reaper::ACCOUNTS).await;
         reaper::accounts(&app).await?;
     });
+    keep!("timers", |app, _recorder, _outbox| timers::run(&app).await);
     keep!("retention", |app, _recorder, _outbox| {
         retention::run(&app).await;
         Ok(())

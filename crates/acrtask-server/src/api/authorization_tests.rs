@@ -110,6 +110,43 @@ fn table() -> Vec<Row> {
         row(post.clone(), "/tasks/{name}/enable", write, Hidden, none()),
         row(post.clone(), "/tasks/{name}/disable", write, Hidden, none()),
         row(post.clone(), "/tasks/{name}/runs", run, Hidden, none()),
+        row(get.clone(), "/tasks/{name}/triggers", read, Hidden, none()),
+        row(get.clone(), "/tasks/{name}/timers", read, Hidden, none()),
+        row(
+            put.clone(),
+            "/tasks/{name}/timers/{timer}",
+            write,
+            Hidden,
+            json!({"schedule": "0 3 * * *"}),
+        ),
+        row(
+            delete.clone(),
+            "/tasks/{name}/timers/{timer}",
+            write,
+            Hidden,
+            none(),
+        ),
+        row(
+            get.clone(),
+            "/tasks/{name}/trigger-url",
+            read,
+            Hidden,
+            none(),
+        ),
+        row(
+            post.clone(),
+            "/tasks/{name}/trigger-url",
+            write,
+            Hidden,
+            none(),
+        ),
+        row(
+            delete.clone(),
+            "/tasks/{name}/trigger-url",
+            write,
+            Hidden,
+            none(),
+        ),
         row(get.clone(), "/secrets", read, Empty, none()),
         row(
             put.clone(),
@@ -239,6 +276,7 @@ impl World {
             .replace("{id}", id)
             .replace("{name}", "mine")
             .replace("{host}", "mine")
+            .replace("{timer}", "night")
     }
 
     async fn ask(&self, row: &Row, token: Option<&str>) -> super::testing::Answer {

@@ -29,7 +29,9 @@ mod secrets;
 mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
+mod timers;
 mod tokens;
+mod trigger_url;
 mod why;
 
 pub use problem::ApiError;
@@ -55,6 +57,7 @@ pub fn router(app: Arc<App>) -> Router {
         issuers: Arc::default(),
     };
     router
+        .merge(trigger_url::calls())
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -78,6 +81,8 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(why::routes())
                 .merge(contexts::routes())
                 .merge(tasks::routes())
+                .merge(timers::routes())
+                .merge(trigger_url::routes())
                 .merge(secrets::routes())
                 .merge(credentials::routes())
                 .merge(tokens::routes())

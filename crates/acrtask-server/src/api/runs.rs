@@ -225,7 +225,7 @@ fn is_traceparent(text: &str) -> bool {
 }
 
 /// The trace that the server itself is in, if any.
-fn current_trace() -> String {
+pub(super) fn current_trace() -> String {
     use opentelemetry::trace::TraceContextExt as _;
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
     let context = tracing::Span::current().context();
@@ -331,7 +331,12 @@ async fn show(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Run>, ApiError> {
-    Ok(Json(find(&api, &by.caller, &id).await?.to_api()))
+    let row = find(&api, &by.caller, &id).await?;
+    let mut run = row.to_api();
+    if row.trigger == "timer" {
+        run.tick = super::timers::tick_of(&api, &row.id).await?;
+    }
+    Ok(Json(run))
 }
 
 /// Asks for the end of a run. One that waits ends at once, one that runs when its runner has stopped it; one that is over is

@@ -108,7 +108,9 @@ async fn insert(api: &Api, definition: &TaskDefinition) -> Result<Task, ApiError
     Ok(task)
 }
 
-async fn changed(api: &Api) {
+/// Tells whoever follows the tasks that they were changed.
+pub(super) async fn changed(api: &Api) {
+    api.app.timers.notify_one();
     runs::hint(api, Hint::Tasks).await;
 }
 
@@ -145,7 +147,7 @@ pub(super) fn need_enabled(task: &Task) -> Result<(), ApiError> {
 }
 
 /// Refuses to change a task that a file decides.
-fn need_own(task: &Task) -> Result<(), ApiError> {
+pub(super) fn need_own(task: &Task) -> Result<(), ApiError> {
     match &task.source {
         None => Ok(()),
         Some(file) => Err(ApiError::conflict(format!(

@@ -14,6 +14,11 @@ const REQUESTS: Rate = Rate {
     burst: 5000.0,
     per_second: 1000.0,
 };
+/// Calls of one URL that starts runs.
+const CALLS: Rate = Rate {
+    burst: 60.0,
+    per_second: 1.0,
+};
 /// Addresses, or tokens, that are counted at once.
 const MAX_COUNTED: usize = 20_000;
 /// What may be done how often: a bucket of `burst` that fills again.
@@ -88,6 +93,7 @@ impl<K: Eq + Hash> Buckets<K> {
 pub struct Limits {
     failures: Mutex<Buckets<IpAddr>>,
     requests: Mutex<Buckets<String>>,
+    calls: Mutex<Buckets<String>>,
 }
 
 impl Default for Limits {
@@ -95,6 +101,7 @@ impl Default for Limits {
         Self {
             failures: Mutex::new(Buckets::new(FAILURES)),
             requests: Mutex::new(Buckets::new(REQUESTS)),
+            calls: Mutex::new(Buckets::new(CALLS)),
         }
     }
 }
@@ -133,6 +140,23 @@ impl Limits {
             ));
         }
         requests.take(key, now);
+        Ok(())
+    }
+
+    /// Counts a call of a URL that starts runs, or refuses it.
+    ///
+    /// # Errors
+    /// 429.
+    pub(crate) fn call(&self, url: &str, now: i64) -> Result<(), ApiError> {
+        let mut calls = self.calls.lock().expect("no panic while it is held");
+        let key = url.to_owned();
+        if calls.left(&key, now) < 1.0 {
+            return Err(ApiError::too_many(
+                "this URL is called too often",
+                calls.wait(&key, now),
+            ));
+        }
+        calls.take(key, now);
         Ok(())
     }
 

@@ -113,13 +113,13 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
     }
     check_queue(&task.queue, &mut problems);
     check_triggers(task, &mut problems);
-    for (name, timer) in &task.triggers.timers {
-        if timer.schedule.split_whitespace().count() != 5 {
-            problems.add(format!(
-                "`triggers.timers.{name}.schedule`: `{}` has not the five fields of cron: minute hour day month weekday",
-                timer.schedule
-            ));
-        }
+    for problem in crate::timers::problems(&task.triggers) {
+        problems.add(problem);
+    }
+    if let Some(url) = &task.triggers.url
+        && url.allow_set.iter().any(|key| key.trim().is_empty())
+    {
+        problems.add("`triggers.url.allowSet` has an empty name");
     }
     problems
 }

@@ -145,7 +145,10 @@ async fn what_changes_about_a_timer_decides_where_it_begins(fixture: &Fixture) {
     let store = &fixture.store;
     let change = async |timer: Timer, now: Ms| {
         let task = definition("app", &[("night", timer)]);
-        store.update_task("app", &task, None, None, now).await.unwrap();
+        store
+            .update_task("app", &task, None, None, now)
+            .await
+            .unwrap();
         make(store, now).await;
         names(store, Ms::MAX).await
     };
@@ -230,7 +233,10 @@ async fn due_timers_come_in_pages(fixture: &Fixture) {
             .due_timers(NOW + HOUR, last.as_ref(), 3)
             .await
             .unwrap();
-        found.extend(page.iter().map(|row| format!("{} {}", row.task.id, row.name)));
+        found.extend(
+            page.iter()
+                .map(|row| format!("{} {}", row.task.id, row.name)),
+        );
         if page.len() < 3 {
             break;
         }
@@ -256,7 +262,10 @@ async fn a_tick_is_written_with_its_run(fixture: &Fixture) {
     assert_eq!(due(store, now).await, []);
     assert_eq!(store.next_timer().await.unwrap(), Some(NOW + 2 * HOUR));
     let run = store.run(&run_id("r1")).await.unwrap();
-    assert_eq!((run.state, run.trigger.as_str()), (RunState::Queued, "timer"));
+    assert_eq!(
+        (run.state, run.trigger.as_str()),
+        (RunState::Queued, "timer")
+    );
     let tick = store.tick_of(&run.id).await.unwrap().unwrap();
     assert_eq!(
         (tick.timer.as_str(), tick.scheduled_at, tick.handled_at),
@@ -264,7 +273,10 @@ async fn a_tick_is_written_with_its_run(fixture: &Fixture) {
     );
     assert_eq!(store.last_ticks("t1").await.unwrap(), [tick.clone()]);
     assert_eq!(tick.run, Some((run.id, Some(RunState::Queued))));
-    assert_eq!(store.handled_ticks("t1").await.unwrap()["night"], NOW + HOUR);
+    assert_eq!(
+        store.handled_ticks("t1").await.unwrap()["night"],
+        NOW + HOUR
+    );
     let (all, _) = store.triggers_of_task("app", None, 10).await.unwrap();
     let suppressed = all.iter().find(|row| row.suppressed.is_some()).unwrap();
     assert_eq!(suppressed.suppressed.as_deref(), Some("no server ran"));
@@ -298,10 +310,7 @@ async fn of_many_servers_one_has_the_tick(fixture: &Fixture) {
         .await
         .unwrap();
     assert_eq!(all.len(), 1);
-    assert_eq!(
-        fixture.store.unaccounted(NOW + HOUR, 0).await.unwrap(),
-        []
-    );
+    assert_eq!(fixture.store.unaccounted(NOW + HOUR, 0).await.unwrap(), []);
 }
 
 async fn a_tick_that_fails_leaves_nothing(fixture: &Fixture) {
@@ -316,10 +325,7 @@ async fn a_tick_that_fails_leaves_nothing(fixture: &Fixture) {
     assert!(matches!(error, StoreError::Database(_)), "{error:?}");
     assert_eq!(due(store, NOW + HOUR).await, [row.clone()]);
     assert_eq!(store.last_ticks("t1").await.unwrap(), []);
-    assert_eq!(
-        store.triggers_of_task("app", None, 10).await.unwrap().0,
-        []
-    );
+    assert_eq!(store.triggers_of_task("app", None, 10).await.unwrap().0, []);
     let new = ticks(vec![run_at(NOW + HOUR, timer_run("free"))]);
     let started = store.tick(&row, new, NOW + HOUR).await.unwrap();
     assert_eq!(started, Some(vec![run_id("free")]));
@@ -335,7 +341,10 @@ async fn a_task_that_changed_meanwhile_is_looked_at_again(fixture: &Fixture) {
         .await
         .unwrap();
     let new = ticks(vec![run_at(NOW + HOUR, timer_run("r1"))]);
-    assert_eq!(store.tick(&row, new.clone(), NOW + HOUR).await.unwrap(), None);
+    assert_eq!(
+        store.tick(&row, new.clone(), NOW + HOUR).await.unwrap(),
+        None
+    );
     let again = due(store, NOW + HOUR).await.remove(0);
     assert!(!again.task.definition.enabled);
     // Another definition of the timer alone, made by another server.

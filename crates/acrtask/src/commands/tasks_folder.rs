@@ -89,6 +89,7 @@ impl TasksFolder {
         loop {
             match self.reconcile(&app).await {
                 Ok(round) if round.has_changed_something() => {
+                    app.timers.notify_one();
                     tracing::info!(
                         folder = %self.root.display(),
                         created = round.created.len(),
