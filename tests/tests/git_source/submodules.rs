@@ -1,0 +1,110 @@
+//! Submodules: where they are asked for, by which rules, and that nothing of them runs.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_where_they_are_asked_for() {
+    let (own, other) = (Repositories::default(), Repositories::default());
+    let server = HttpGit::start(&own.root(), Some(("ci", TOKEN)));
+    let elsewhere = HttpGit::start(&other.root(), None);
+    for name in ["app", "lib", "deep"] {
+        own.create(name);
+    }
+    other.create("open");
+    let open = other.commit("open", &[("file", "open")]);
+    let deep = own.commit("deep", &[("file", "deep")]);
+    own.commit("deep", &[("file", "newer than what is used")]);
+    own.commit("lib", &[("file", "lib")]);
+    add_submodule(&own, "lib", "sub/deep", "../deep.git", &deep);
+    let lib = git(&own.work("lib"), &["rev-parse", "HEAD"]);
+    own.commit("app", &[("file", "app")]);
+    add_submodule(&own, "app", "relative", "../lib.git", &lib);
+    add_submodule(&own, "app", "absolute", &server.url("deep"), &deep);
+    // On another host, by name another one: it gets no credential.
+    let open_url = elsewhere.url("open").replace("127.0.0.1", "localhost");
+    add_submodule(&own, "app", "open", &open_url, &open);
+    let url = format!("{}#main", server.url("app"));
+
+    let (folder, mut options) = options();
+    options.git_credentials.push(token("127.0.0.1"));
+    let workspace = fetched(&url, &options).await.unwrap();
+    assert_eq!(
+        std::fs::read_dir(workspace.root.join("relative"))
+            .unwrap()
+            .count(),
+        0
+    );
+    drop(workspace);
+
+    options.git.submodules = true;
+    let workspace = fetched(&url, &options).await.unwrap();
+    for (path, content) in [
+        ("file", "app"),
+        ("relative/file", "lib"),
+        ("relative/sub/deep/file", "deep"),
+        ("absolute/file", "deep"),
+        ("open/file", "open"),
+    ] {
+        assert_eq!(read(&workspace, path), content, "{path}");
+    }
+    assert_eq!(
+        workspace.facts.repository.as_deref(),
+        Some(&server.url("app")[..])
+    );
+    assert_eq!(files_with(folder.path(), TOKEN), Vec::<PathBuf>::new());
+    assert!(!workspace.root.join("pwned").exists() && !workspace.root.join("open/pwned").exists());
+    let got: Vec<_> = elsewhere.requests();
+    assert!(!got.is_empty());
+    assert!(
+        got.iter()
+            .all(|request| !request.headers.contains_key("authorization")),
+        "{got:?}"
+    );
+}
+
+/// The attacks on submodules that git had to be changed for, as far as they can be committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_submodules_are_refused_and_run_nothing() {
+    let here = tempfile::tempdir().unwrap();
+    let mark = here.path().join("pwned");
+    let touch = format!("touch {}", mark.display());
+    for (path, address) in [
+        ("m", format!("ext::sh -c {}", touch.replace(' ', "% "))),
+        ("m", format!("--upload-pack={touch}")),
+        ("m", "-u./payload".to_owned()),
+        (
+            "m",
+            format!("ssh://-oProxyCommand={}/x", touch.replace(' ', "$IFS")),
+        ),
+        ("m", format!("git@-oProxyCommand={touch}:x")),
+        ("m", "file:///etc".to_owned()),
+        ("m", "/etc".to_owned()),
+        ("m", "../../../../../etc".to_owned()),
+        ("m", "http://169.254.169.254/latest.git".to_owned()),
+        ("m", "https://localhost:1/x.git".to_owned()),
+        ("m", "git://example.com/x.git".to_owned()),
+        ("m", "git@github.com:a/b.git".to_owned()),
+    ] {
+        let repositories = Repositories::default();
+        repositories.create("app");
+        let commit = repositories.commit(
+            "app",
+            &[
+                ("file", "app"),
+                ("payload", &format!("#!/bin/sh\n{touch}\n")),
+            ],
+        );
+        add_submodule(&repositories, "app", path, &address, &commit);
+        let server = HttpGit::start(&repositories.root(), None);
+        let (folder, mut options) = options();
+        options.git.submodules = true;
+        let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
+        assert!(error.contains("the submodule `m` of"), "{address}: {error}");
+        assert!(!mark.exists(), "{address} ran");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "it is removed"
+        );
+    }
+}
