@@ -5,9 +5,11 @@ use std::{sync::Arc, time::Duration};
 use acrtask_store::Store;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use crate::{
     blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub, vault::Vault,
+    webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -33,6 +35,12 @@ pub struct Config {
     pub run_timeout: Duration,
     /// How often everything that could be missed is looked at again: the queue, leases, cancel requests.
     pub poll: Duration,
+    /// Where people, forges and registries reach this control plane; nothing: it is not known.
+    pub public_url: Option<Url>,
+    /// The body of a delivery has to be there within this time.
+    pub webhook_timeout: Duration,
+    /// Whom a task tells of results may be at an address that is not public, and without TLS.
+    pub notify_private: bool,
 }
 
 impl Default for Config {
@@ -48,6 +56,9 @@ impl Default for Config {
             retention: Duration::from_secs(30 * 24 * 3600),
             run_timeout: Duration::from_secs(3600 * 8),
             poll: Duration::from_secs(1),
+            public_url: None,
+            webhook_timeout: Duration::from_secs(30),
+            notify_private: false,
         }
     }
 }
@@ -75,6 +86,8 @@ pub struct App {
     pub cancels: Arc<Notify>,
     /// Wakes the task that handles timers: tasks were changed. It would have looked anyway.
     pub timers: Arc<Notify>,
+    /// Which tasks belong to which repository.
+    pub tasks: webhooks::Index,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -95,6 +108,7 @@ impl App {
             wake: Arc::default(),
             cancels: Arc::default(),
             timers: Arc::default(),
+            tasks: webhooks::Index::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

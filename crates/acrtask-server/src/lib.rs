@@ -9,6 +9,7 @@ pub mod app;
 pub mod auth;
 pub mod blobs;
 pub mod clock;
+mod forge;
 mod hints;
 pub mod logs;
 pub mod metrics;
@@ -22,5 +23,6 @@ pub mod serve;
 pub mod submit;
 pub mod timers;
 pub mod vault;
+pub mod webhooks;
 
 pub use app::{App, Config};

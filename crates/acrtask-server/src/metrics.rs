@@ -50,6 +50,13 @@ pub struct RequestLabels {
     pub status: &'static str,
 }
 
+/// Deliveries by what became of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeliveryLabels {
+    /// `taken`, `unproved`, `refused`, `failed`.
+    pub outcome: &'static str,
+}
+
 /// Counters, gauges and histograms of a control plane.
 #[derive(Debug)]
 pub struct Metrics {
@@ -70,6 +77,8 @@ pub struct Metrics {
     pub run_seconds: Histogram,
     /// Runs that are over, by their final state.
     pub finished: Family<OutcomeLabels, Counter>,
+    /// Deliveries to webhooks.
+    pub deliveries: Family<DeliveryLabels, Counter>,
     /// Leases that were handed to runners.
     pub leases: Counter,
     /// Leases that could not be handed over and were given back.
@@ -169,6 +178,11 @@ impl Default for Metrics {
                 "Vertices of builds that came from a cache",
                 Counter::default()
             ),
+            deliveries: add!(
+                "webhook_deliveries",
+                "Deliveries to webhooks, by what became of them",
+                Family::default()
+            ),
             log_bytes: add!(
                 "log_bytes",
                 "Bytes of logs that were stored",
@@ -208,6 +222,13 @@ impl Metrics {
         let state = state.as_str().to_owned();
         self.leases_lost
             .get_or_create(&OutcomeLabels { state })
+            .inc();
+    }
+
+    /// A delivery came to a webhook.
+    pub fn delivery(&self, outcome: &'static str) {
+        self.deliveries
+            .get_or_create(&DeliveryLabels { outcome })
             .inc();
     }
 

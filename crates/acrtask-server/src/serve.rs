@@ -20,6 +20,7 @@ use crate::{
     App, Config, api,
     blobs::{BlobError, Blobs},
     clock::Clock,
+    forge,
     hints::{self, Outbox},
     reaper::{self, Grace},
     recorder::{Recorder, Writer, recorder},
@@ -27,6 +28,7 @@ use crate::{
     runners::{self, watch},
     scheduler, timers,
     vault::{Vault, VaultError},
+    webhooks,
 };
 
 /// What is under way when a server is told to stop has so long.
@@ -149,6 +151,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let service = runners::Service::server(app.clone(), recorder, connections.clone());
     let router = api::router(app.clone())
         .merge(health::router(app.clone()))
+        .merge(webhooks::router(app.clone()))
         .route_service("/acrtask.runner.v1.Runners/{*call}", service);
     let cut = CancellationToken::new();
     connections.spawn(listener::accept(
@@ -231,6 +234,7 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
         retention::run(&app).await;
         Ok(())
     });
+    keep!("forges", |app, _recorder, _outbox| forge::run(&app).await);
     keep!("runners", |app, _recorder, _outbox| loop {
         tokio::time::sleep(RECONCILE.min(app.config.heartbeat)).await;
         watch::reconcile(&app).await?;

@@ -9,6 +9,7 @@
 
 mod contexts;
 mod db;
+mod deliver;
 mod deliveries;
 mod enqueue;
 mod error;
@@ -33,9 +34,8 @@ mod triggers;
 mod webhooks;
 
 pub use contexts::{ContextRow, Part};
-pub use deliveries::{
-    Delivered, DeliveryFilter, DeliveryRow, LeadsTo, Looked, NewDelivery, OutcomeRow, StoredBody,
-};
+pub use deliver::{LeadsTo, Looked, NewDelivery};
+pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
 pub use error::{Result, StoreError};
 pub use hints::{Hint, Hints};

@@ -32,6 +32,7 @@ pub(crate) mod testing;
 mod timers;
 mod tokens;
 mod trigger_url;
+mod webhooks;
 mod why;
 
 pub use problem::ApiError;
@@ -87,6 +88,7 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(credentials::routes())
                 .merge(tokens::routes())
                 .merge(federations::routes())
+                .merge(webhooks::routes())
                 .merge(runners::routes()),
         )
         .split_for_parts();

@@ -19,6 +19,11 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// With a status and a code that no other function here gives.
+    pub(crate) fn of(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self::new(status, code, message)
+    }
+
     fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
         Self {
             status,

@@ -1,0 +1,241 @@
+//! A delivery that has proved itself: held against the tasks, and stored with what that leads to.
+//!
+//! Invariant: the body of a long one is in its blob before its row is written, and a row that was not written leaves no
+//! blob behind, unless the server itself ends in between.
+
+use acrtask_model::RunId;
+use acrtask_store::{Delivered, Hint, NewDelivery, StoredBody, WebhookRow};
+use acrtask_trigger::{Delivery, RegistryDelivery};
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Came, Sender,
+    look::{Look, at_events, at_registry},
+};
+use crate::{App, api::ApiError, auth};
+
+/// Longest body that is kept in the row.
+const INLINE: usize = 64 << 10;
+/// How often a transaction is tried that another one was in the way of.
+const TRIES: u32 = 4;
+/// The headers that say what a delivery is. None of them proves anything.
+const KEPT: [&str; 21] = [
+    "content-type",
+    "user-agent",
+    "x-github-event",
+    "x-github-delivery",
+    "x-github-enterprise-host",
+    "x-gitlab-event",
+    "x-gitlab-event-uuid",
+    "x-gitlab-webhook-uuid",
+    "idempotency-key",
+    "x-gitlab-instance",
+    "x-gitea-event",
+    "x-gitea-event-type",
+    "x-gitea-delivery",
+    "x-forgejo-event",
+    "x-forgejo-event-type",
+    "x-forgejo-delivery",
+    "x-event-key",
+    "x-request-uuid",
+    "x-request-id",
+    "x-hook-uuid",
+    "webhook-id",
+];
+
+/// A delivery, read.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Of a forge.
+    Forge(Delivery),
+    /// Of a registry.
+    Registry(RegistryDelivery),
+}
+
+impl Source {
+    fn id(&self) -> &str {
+        match self {
+            Self::Forge(delivery) => &delivery.id,
+            Self::Registry(delivery) => &delivery.id,
+        }
+    }
+}
+
+/// What became of a delivery.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) id: String,
+    pub(crate) seen_before: bool,
+    pub(crate) runs: Vec<RunId>,
+    pub(crate) note: Option<String>,
+}
+
+/// Stores a delivery with all that it leads to. `again`: it is the body of that delivery, looked at once more.
+pub(crate) async fn accept(
+    app: &App,
+    webhook: &WebhookRow,
+    sender: Sender,
+    source: Source,
+    headers: &HeaderMap,
+    body: Bytes,
+    again: Option<&str>,
+) -> Result<Accepted, ApiError> {
+    let tasks = app.tasks.current(&app.store).await?;
+    let came = Came {
+        app,
+        tasks: &tasks,
+        webhook: &webhook.name,
+        definition: &webhook.definition,
+        again: again.is_some(),
+    };
+    let look = match (&source, sender) {
+        (Source::Forge(delivery), Sender::Forge(provider)) => {
+            at_events(came, provider, &delivery.events)
+        }
+        (Source::Registry(delivery), _) => at_registry(came, &delivery.event),
+        (Source::Forge(delivery), Sender::Registry(_)) => {
+            at_events(came, delivery.provider, &delivery.events)
+        }
+    };
+    let id = format!("d{}", auth::random_id());
+    let Look {
+        kind,
+        repository,
+        summary,
+        note,
+        looked,
+    } = look;
+    let blob = format!("deliveries/{id}");
+    let size = body.len();
+    let sha256 = hex(&Sha256::digest(&body));
+    let stored = if size <= INLINE {
+        StoredBody::Inline(body.to_vec())
+    } else {
+        app.blobs.put(&blob, body).await?;
+        StoredBody::Blob(blob.clone())
+    };
+    let delivery = NewDelivery {
+        sender_id: match again {
+            Some(_) => format!("again/{id}"),
+            None => source.id().to_owned(),
+        },
+        id: id.clone(),
+        webhook: webhook.name.clone(),
+        kind: kind.into(),
+        repository,
+        summary,
+        note: note.clone(),
+        redelivery_of: again.map(str::to_owned),
+        headers: kept(headers),
+        size: size as u64,
+        sha256,
+        body: stored,
+        once_a_body: again.is_none() && sender.signs_body_alone(),
+    };
+    let in_blob = matches!(delivery.body, StoredBody::Blob(_));
+    let mut tries = 1;
+    let delivered = loop {
+        let now = app.clock.now_ms();
+        match app
+            .store
+            .deliver(delivery.clone(), looked.clone(), now)
+            .await
+        {
+            // Nothing was written; another transaction was in the way, or the database is away.
+            Err(error) if error.is_unavailable() && tries < TRIES => tries += 1,
+            delivered => break delivered,
+        }
+    };
+    if in_blob && !matches!(delivered, Ok(Delivered::New { .. })) {
+        // Where it is not known whether the row was written, the blob stays.
+        let unknown = matches!(&delivered, Err(error) if error.is_unavailable());
+        if !unknown && let Err(error) = app.blobs.delete(&[blob]).await {
+            tracing::warn!(%error, "the body of a delivery that was not stored stays behind");
+        }
+    }
+    let accepted = match delivered? {
+        Delivered::Seen(earlier) => {
+            tracing::info!(
+                webhook = webhook.name,
+                delivery = earlier,
+                "a delivery came once more"
+            );
+            return Ok(Accepted {
+                note: Some(format!("it came before, as delivery {earlier}")),
+                id: earlier,
+                seen_before: true,
+                runs: Vec::new(),
+            });
+        }
+        Delivered::New { outcomes, canceled } => {
+            let runs: Vec<RunId> = outcomes.iter().filter_map(|one| one.run.clone()).collect();
+            tracing::info!(
+                webhook = webhook.name,
+                delivery = id,
+                kind,
+                runs = runs.len(),
+                tasks = outcomes.len(),
+                canceled = canceled.len(),
+                "a delivery was taken"
+            );
+            wake(app, &runs, &canceled).await;
+            Accepted {
+                id,
+                seen_before: false,
+                runs,
+                note,
+            }
+        }
+    };
+    Ok(accepted)
+}
+
+/// Wakes whom it concerns; nothing depends on it.
+async fn wake(app: &App, runs: &[RunId], canceled: &[RunId]) {
+    let mut hints: Vec<Hint> = canceled.iter().cloned().map(Hint::Cancel).collect();
+    if !runs.is_empty() {
+        app.wake.notify_one();
+        hints.push(Hint::Enqueued);
+    }
+    for run in canceled {
+        app.logs.wake(run);
+    }
+    if !canceled.is_empty() {
+        app.cancels.notify_one();
+    }
+    if hints.is_empty() {
+        return;
+    }
+    if let Err(error) = app.store.hint(&hints).await {
+        tracing::debug!(%error, "a hint could not be sent");
+    }
+}
+
+fn kept(headers: &HeaderMap) -> String {
+    let kept: Map<String, Value> = KEPT
+        .iter()
+        .filter_map(|name| {
+            let value = headers.get(*name)?.to_str().ok()?;
+            Some(((*name).to_owned(), Value::from(value)))
+        })
+        .collect();
+    Value::Object(kept).to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Headers as they were kept.
+pub(crate) fn headers_of(kept: &str) -> HeaderMap {
+    let map: Map<String, Value> = serde_json::from_str(kept).unwrap_or_default();
+    map.iter()
+        .filter_map(|(name, value)| {
+            let name: axum::http::HeaderName = name.parse().ok()?;
+            Some((name, value.as_str()?.parse().ok()?))
+        })
+        .collect()
+}
