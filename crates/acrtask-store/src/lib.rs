@@ -7,6 +7,7 @@
 //! - A secret comes in and goes out encrypted; nothing here has the key.
 //! - The same tests pass on both databases.
 
+mod bases;
 mod contexts;
 mod db;
 mod deliver;
@@ -14,6 +15,7 @@ mod deliveries;
 mod enqueue;
 mod error;
 mod hints;
+mod images;
 mod lives;
 mod logs;
 mod outbox;
@@ -23,6 +25,7 @@ mod retention;
 mod runners;
 mod runs;
 mod secrets;
+mod stale;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -33,12 +36,14 @@ mod trigger_urls;
 mod triggers;
 mod webhooks;
 
+pub use bases::{Seen, WatchFilter, WatchRow};
 pub use contexts::{ContextRow, Part};
 pub use deliver::{LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
 pub use error::{Result, StoreError};
 pub use hints::{Hint, Hints};
+pub use images::{ImageBaseRow, ImageBuildRow, ImageFilter, ImageRow};
 pub use logs::{ChunkRow, LogState};
 pub use outbox::{Due, Told, Untold};
 pub use queue::{Candidate, Claim, Class, PRIORITY_MS};
@@ -47,6 +52,7 @@ pub use retention::Expired;
 pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
 pub use runs::{CancelRow, Depth, NewRun, Origin, Position, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
+pub use stale::Moved;
 pub use tasks::TaskFilter;
 pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerRow};
 pub use tokens::TokenRow;

@@ -10,6 +10,7 @@ use sqlx::FromRow;
 use crate::{
     Ms, Result, Store,
     db::{Sql, Tx, args, one_of, runs_by},
+    images,
     lives::{self, Change, Living, RawLife, life_columns},
 };
 
@@ -197,6 +198,7 @@ impl Store {
         }
         let changes: Vec<Change> = runs.into_values().collect();
         lives::save(&mut tx, &changes, "declined", now).await?;
+        images::record(&mut tx, &changes, batch.iter().zip(&verdicts), now).await?;
         if !chunks.is_empty() {
             tx.each(CHUNK, chunks).await?;
         }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::{
     Ms, Result, Store,
     db::{Tx, args, one_of},
-    triggers,
+    images, triggers,
 };
 
 /// What was removed.
@@ -35,6 +35,7 @@ impl Store {
         let bodies = crate::deliveries::expire(&mut tx, before, limit).await?;
         expired.deliveries = bodies.0;
         expired.blobs.extend(bodies.1);
+        images::expire(&mut tx, before, limit).await?;
         tx.commit().await?;
         Ok(expired)
     }

@@ -33,6 +33,7 @@ CREATE TABLE image_bases (
     digest TEXT COLLATE "C" NOT NULL,
     role TEXT COLLATE "C" NOT NULL,
     evidence TEXT COLLATE "C" NOT NULL,
+    registry TEXT COLLATE "C" NOT NULL,
     pinned BIGINT NOT NULL,
     PRIMARY KEY (image_id, name, digest, role)
 );

@@ -33,6 +33,7 @@ CREATE TABLE image_bases (
     digest TEXT NOT NULL,
     role TEXT NOT NULL,
     evidence TEXT NOT NULL,
+    registry TEXT NOT NULL,
     pinned BIGINT NOT NULL,
     PRIMARY KEY (image_id, name, digest, role)
 );

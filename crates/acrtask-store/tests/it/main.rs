@@ -5,9 +5,11 @@
     reason = "a test that fails says from which seed"
 )]
 
+mod bases;
 mod entities;
 mod groups;
 mod hints;
+mod images;
 mod lists;
 mod opening;
 mod queue;

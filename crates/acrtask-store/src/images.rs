@@ -1,0 +1,525 @@
+//! Images that runs pushed, and what they were built from.
+//!
+//! Written with the end of a run that succeeded, in the same transaction. Invariants: a name has one row, that of the run
+//! that pushed it last; `newest` holds of the images of the last run of their task that pushed any; a base that was
+//! built in the same run is replaced by its own bases, so that no image stands on a sibling that never moves alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use acrtask_api::run::{ImageResult, RunResult};
+use acrtask_model::{
+    Digest, ImageRef, RunId, RunState, StepId,
+    events::{BaseRole, Evidence},
+};
+use sqlx::FromRow;
+
+use crate::{
+    Ms, Report, Reported, Result, Store, StoreError, Verdict,
+    db::{Arg, Sql, Tx, args, one_of},
+    from_json,
+    lives::Change,
+    runs::{self, beyond},
+    to_json,
+};
+
+/// An image as it was pushed last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRow {
+    /// Registry, repository and tag.
+    pub name: String,
+    /// What was pushed.
+    pub digest: Digest,
+    /// The task that it belongs to, if any.
+    pub task_id: Option<String>,
+    /// Its name; of a task that is gone, the name that it had.
+    pub task_name: Option<String>,
+    /// The task is there.
+    pub task_lives: bool,
+    /// The run that pushed it.
+    pub run: RunId,
+    /// When that run ended.
+    pub built_at: Ms,
+    /// How long it took, in milliseconds.
+    pub run_ms: Option<i64>,
+    /// The platforms of an index; empty where it is a single image.
+    pub platforms: Vec<String>,
+    /// No later run of its task has pushed without it.
+    pub newest: bool,
+}
+
+/// What an image was built from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageBaseRow {
+    /// Registry, repository and tag; a digest where it was named by one.
+    pub name: String,
+    /// What was used of it.
+    pub digest: Digest,
+    /// What it is to the image.
+    pub role: BaseRole,
+    /// How that is known.
+    pub evidence: Evidence,
+    /// It was named by its digest.
+    pub pinned: bool,
+}
+
+/// What was pushed under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageBuildRow {
+    /// The digest.
+    pub digest: Digest,
+    /// The run.
+    pub run: RunId,
+    /// The name that its task had.
+    pub task_name: Option<String>,
+    /// When the run ended.
+    pub built_at: Ms,
+}
+
+/// Which images a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct ImageFilter {
+    /// Only names that begin so.
+    pub prefix: Option<String>,
+    /// Only those of this task.
+    pub task: Option<String>,
+    /// Only those of the task with this name, or, where it ends in `*`, of tasks whose names begin so: the limit of a token.
+    pub pattern: Option<String>,
+    /// Only those that their task's last run pushed.
+    pub newest: bool,
+    /// Only names behind this one.
+    pub after: Option<String>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// The columns of [`RawImage`].
+macro_rules! select_images {
+    () => {
+        "SELECT i.id, i.name, i.digest, i.task_id, COALESCE(t.name, i.task_name) AS task_name, \
+         CAST(CASE WHEN t.id IS NULL THEN 0 ELSE 1 END AS BIGINT) AS task_lives, i.run_id, i.built_at, i.run_ms, \
+         i.platforms, i.newest FROM images i LEFT JOIN tasks t ON t.id = i.task_id "
+    };
+}
+
+#[derive(Debug, FromRow)]
+struct RawImage {
+    id: i64,
+    name: String,
+    digest: String,
+    task_id: Option<String>,
+    task_name: Option<String>,
+    task_lives: i64,
+    run_id: String,
+    built_at: i64,
+    run_ms: Option<i64>,
+    platforms: String,
+    newest: i64,
+}
+
+impl TryFrom<RawImage> for ImageRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawImage) -> Result<Self> {
+        Ok(Self {
+            name: raw.name,
+            digest: digest(&raw.digest)?,
+            task_id: raw.task_id,
+            task_name: raw.task_name,
+            task_lives: raw.task_lives != 0,
+            run: runs::id(raw.run_id)?,
+            built_at: raw.built_at,
+            run_ms: raw.run_ms,
+            platforms: from_json(&raw.platforms)?,
+            newest: raw.newest != 0,
+        })
+    }
+}
+
+#[derive(Debug, FromRow)]
+struct RawBase {
+    image_id: i64,
+    name: String,
+    digest: String,
+    role: String,
+    evidence: String,
+    pinned: i64,
+}
+
+impl TryFrom<RawBase> for ImageBaseRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawBase) -> Result<Self> {
+        Ok(Self {
+            name: raw.name,
+            digest: digest(&raw.digest)?,
+            role: word(&raw.role)?,
+            evidence: word(&raw.evidence)?,
+            pinned: raw.pinned != 0,
+        })
+    }
+}
+
+#[derive(Debug, FromRow)]
+struct RawBuild {
+    digest: String,
+    run_id: String,
+    task_name: Option<String>,
+    built_at: i64,
+}
+
+#[derive(Debug, FromRow)]
+struct RunOf {
+    id: String,
+    task_id: Option<String>,
+    task_name: Option<String>,
+    started_at: Option<i64>,
+}
+
+pub(crate) fn digest(text: &str) -> Result<Digest> {
+    text.parse().map_err(StoreError::corrupt)
+}
+
+/// A unit variant as the JSON of events has it.
+pub(crate) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_value(text.into()).map_err(StoreError::corrupt)
+}
+
+fn written(value: impl serde::Serialize) -> Result<String> {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => Ok(text),
+        _ => Err(StoreError::Invalid {
+            what: "a word cannot be written down".into(),
+        }),
+    }
+}
+
+/// What an image was built from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Used {
+    image: ImageRef,
+    digest: Digest,
+    role: BaseRole,
+    evidence: Evidence,
+}
+
+/// The bases of an image that a run pushed: those of the step that built it, and the images that the run's containers
+/// were made of. Of a step that is not known, those of all steps.
+fn bases_of(result: &RunResult, image: &ImageResult) -> Vec<Used> {
+    let own: HashMap<&str, &StepId> = result
+        .built
+        .iter()
+        .flat_map(|built| built.names.iter().map(|name| (name.as_str(), &built.step)))
+        .collect();
+    let pushed: BTreeSet<&str> = result.images.iter().map(|one| one.name.as_str()).collect();
+    let step = own.get(image.name.as_str()).copied().or_else(|| {
+        let same = result
+            .built
+            .iter()
+            .find(|built| built.digest == image.digest);
+        same.map(|built| &built.step)
+    });
+    let mut steps: Vec<(&StepId, bool)> = match step {
+        Some(step) => vec![(step, true)],
+        None => {
+            let all: BTreeSet<&StepId> = result.bases.iter().map(|base| &base.step).collect();
+            all.into_iter().map(|step| (step, true)).collect()
+        }
+    };
+    let mut seen: BTreeSet<(&StepId, bool)> = steps.iter().copied().collect();
+    let mut found: Vec<Used> = Vec::new();
+    let ran = |role: BaseRole| role == BaseRole::Ran;
+    let mut take = |base: &acrtask_api::run::BaseResult, role: BaseRole| {
+        let Ok(name) = base.name.parse::<ImageRef>() else {
+            tracing::debug!(
+                name = base.name,
+                "a base whose name is no reference is passed over"
+            );
+            return;
+        };
+        let used = Used {
+            image: name.or_latest(),
+            digest: base.digest.clone(),
+            role,
+            evidence: base.evidence,
+        };
+        if !found.contains(&used) {
+            found.push(used);
+        }
+    };
+    while let Some((step, stands_on)) = steps.pop() {
+        for base in &result.bases {
+            if base.step != *step || ran(base.role) {
+                continue;
+            }
+            let below = stands_on && base.role == BaseRole::Runtime;
+            let role = if base.role == BaseRole::Runtime && !stands_on {
+                BaseRole::BuildTime
+            } else {
+                base.role
+            };
+            match own.get(base.name.as_str()) {
+                Some(other) if *other != step => {
+                    if seen.insert((other, below)) {
+                        steps.push((other, below));
+                    }
+                }
+                Some(_) => {}
+                None => take(base, role),
+            }
+        }
+    }
+    for base in &result.bases {
+        let name = base.name.as_str();
+        if ran(base.role) && !own.contains_key(name) && !pushed.contains(name) {
+            take(base, base.role);
+        }
+    }
+    found
+}
+
+/// Writes down what the runs pushed that have succeeded just now.
+pub(crate) async fn record(
+    tx: &mut Tx,
+    changes: &[Change],
+    said: impl Iterator<Item = (&Reported, &Verdict)>,
+    now: Ms,
+) -> Result<()> {
+    let succeeded: BTreeSet<&RunId> = changes
+        .iter()
+        .filter(|change| {
+            !change.before.state.is_final() && change.run.life.state == RunState::Succeeded
+        })
+        .map(|change| &change.run.id)
+        .collect();
+    let mut done: BTreeMap<&RunId, &RunResult> = BTreeMap::new();
+    for (said, verdict) in said {
+        if let (Report::Finished { result, .. }, Verdict::Done) = (&said.report, verdict)
+            && succeeded.contains(&said.run)
+            && !result.images.is_empty()
+        {
+            done.entry(&said.run).or_insert(result);
+        }
+    }
+    if done.is_empty() {
+        return Ok(());
+    }
+    if tx.is_postgres() {
+        // One at a time: two runs may push the same names in different orders. Whoever holds this waits for nobody.
+        tx.exec(
+            "SELECT pg_advisory_xact_lock(hashtextextended('images', 0))",
+            args![],
+        )
+        .await?;
+    }
+    let ids: Vec<String> = done.keys().map(|run| run.to_string()).collect();
+    let sql = one_of!(
+        "SELECT id, task_id, task_name, started_at FROM runs WHERE id",
+        "$1",
+        ""
+    );
+    let runs: Vec<RunOf> = tx.rows(sql, args![ids]).await?;
+    let runs: HashMap<String, RunOf> = runs.into_iter().map(|run| (run.id.clone(), run)).collect();
+    for (run, result) in done {
+        if let Some(of) = runs.get(run.as_str()) {
+            record_run(tx, of, result, now).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn record_run(tx: &mut Tx, run: &RunOf, result: &RunResult, now: Ms) -> Result<()> {
+    let mut images: BTreeMap<String, &ImageResult> = BTreeMap::new();
+    for image in &result.images {
+        if let Ok(name) = image.name.parse::<ImageRef>() {
+            images.insert(name.or_latest().to_string(), image);
+        }
+    }
+    for (name, image) in images {
+        let platforms: Vec<&String> = image.platforms.keys().collect();
+        let row: Option<(i64,)> = tx
+            .row(
+                "INSERT INTO images (name, digest, task_id, task_name, run_id, built_at, run_ms, platforms, newest) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1) ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, \
+                 task_id = excluded.task_id, task_name = excluded.task_name, run_id = excluded.run_id, \
+                 built_at = excluded.built_at, run_ms = excluded.run_ms, platforms = excluded.platforms, newest = 1 \
+                 RETURNING id",
+                args![
+                    &name,
+                    image.digest.as_str(),
+                    run.task_id.clone(),
+                    run.task_name.clone(),
+                    &run.id,
+                    now,
+                    run.started_at.map(|at| now.saturating_sub(at)),
+                    to_json(&platforms)?
+                ],
+            )
+            .await?;
+        let Some((id,)) = row else { continue };
+        tx.exec(
+            "INSERT INTO image_builds (image_id, run_id, digest, task_name, built_at) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (image_id, run_id) DO NOTHING",
+            args![id, &run.id, image.digest.as_str(), run.task_name.clone(), now],
+        )
+        .await?;
+        tx.exec("DELETE FROM image_bases WHERE image_id = $1", args![id])
+            .await?;
+        for base in bases_of(result, image) {
+            tx.exec(
+                "INSERT INTO image_bases (image_id, name, digest, role, evidence, registry, pinned) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (image_id, name, digest, role) DO NOTHING",
+                args![
+                    id,
+                    base.image.to_string(),
+                    base.digest.as_str(),
+                    written(base.role)?,
+                    written(base.evidence)?,
+                    base.image.registry(),
+                    base.image.digest().is_some()
+                ],
+            )
+            .await?;
+        }
+        // Where others stand on it, its tag has moved now.
+        tx.exec(
+            "UPDATE base_watches SET next_check_at = $2 WHERE name = $1 AND next_check_at > $2",
+            args![&name, now],
+        )
+        .await?;
+    }
+    if let Some(task) = &run.task_id {
+        tx.exec(
+            "UPDATE images SET newest = 0 WHERE task_id = $1 AND newest = 1 AND run_id <> $2",
+            args![task, &run.id],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Removes images that no task's last run pushed, and what was pushed under names before: at most `limit` of each.
+pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<()> {
+    tx.exec(
+        "DELETE FROM images WHERE id IN (SELECT id FROM images WHERE built_at < $1 \
+         AND (newest = 0 OR NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = images.task_id)) ORDER BY built_at LIMIT $2)",
+        args![before, limit],
+    )
+    .await?;
+    tx.exec(
+        "DELETE FROM image_builds WHERE built_at < $1 AND NOT EXISTS (SELECT 1 FROM images i \
+         WHERE i.id = image_builds.image_id AND i.run_id = image_builds.run_id)",
+        args![before],
+    )
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Images by name.
+    pub async fn images(&self, filter: ImageFilter) -> Result<Vec<ImageRow>> {
+        let mut args = args![filter.after.as_deref().unwrap_or("")];
+        let mut text = concat!(select_images!(), "WHERE i.name > $1").to_owned();
+        let mut and = |text: &mut String, condition: &str, value: String| {
+            args.push(Arg::from(value));
+            *text += &format!(" AND {condition} ${}", args.len());
+        };
+        let task = "COALESCE(t.name, i.task_name)";
+        if let Some(prefix) = &filter.prefix {
+            and(&mut text, "i.name >=", prefix.clone());
+            and(&mut text, "i.name <", beyond(prefix));
+        }
+        if let Some(name) = filter.task {
+            and(&mut text, &format!("{task} ="), name);
+        }
+        match filter.pattern.as_deref().map(|p| (p, p.strip_suffix('*'))) {
+            None => {}
+            Some((_, Some(prefix))) => {
+                and(&mut text, &format!("{task} >="), prefix.to_owned());
+                and(&mut text, &format!("{task} <"), beyond(prefix));
+            }
+            Some((exact, None)) => and(&mut text, &format!("{task} ="), exact.to_owned()),
+        }
+        if filter.newest {
+            text += " AND i.newest = 1";
+        }
+        args.push(Arg::from(filter.limit));
+        text += &format!(" ORDER BY i.name LIMIT ${}", args.len());
+        let rows: Vec<RawImage> = self.db.rows(Sql::built(text), args).await?;
+        rows.into_iter().map(ImageRow::try_from).collect()
+    }
+
+    /// An image by its full name, with what it was built from.
+    pub async fn image(&self, name: &str) -> Result<(ImageRow, Vec<ImageBaseRow>)> {
+        let raw: Option<RawImage> = self
+            .db
+            .row(concat!(select_images!(), "WHERE i.name = $1"), args![name])
+            .await?;
+        let raw = raw.ok_or_else(|| StoreError::not_found(format!("image {name}")))?;
+        let bases: Vec<RawBase> = self
+            .db
+            .rows(
+                "SELECT image_id, name, digest, role, evidence, pinned FROM image_bases WHERE image_id = $1 \
+                 ORDER BY name, role, digest",
+                args![raw.id],
+            )
+            .await?;
+        let bases: Result<Vec<ImageBaseRow>> =
+            bases.into_iter().map(ImageBaseRow::try_from).collect();
+        Ok((raw.try_into()?, bases?))
+    }
+
+    /// What was pushed under a name, the newest first.
+    pub async fn image_builds(&self, name: &str, limit: u32) -> Result<Vec<ImageBuildRow>> {
+        let rows: Vec<RawBuild> = self
+            .db
+            .rows(
+                "SELECT b.digest, b.run_id, b.task_name, b.built_at FROM image_builds b \
+                 JOIN images i ON i.id = b.image_id WHERE i.name = $1 ORDER BY b.built_at DESC, b.run_id LIMIT $2",
+                args![name, limit],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|raw| {
+                Ok(ImageBuildRow {
+                    digest: digest(&raw.digest)?,
+                    run: runs::id(raw.run_id)?,
+                    task_name: raw.task_name,
+                    built_at: raw.built_at,
+                })
+            })
+            .collect()
+    }
+
+    /// Every image that is the newest of its task, or of none, with what it was built from, by name.
+    pub async fn image_graph(&self) -> Result<Vec<(ImageRow, Vec<ImageBaseRow>)>> {
+        let rows: Vec<RawImage> = self
+            .db
+            .rows(
+                concat!(select_images!(), "WHERE i.newest = 1 ORDER BY i.name"),
+                args![],
+            )
+            .await?;
+        let bases: Vec<RawBase> = self
+            .db
+            .rows(
+                "SELECT b.image_id, b.name, b.digest, b.role, b.evidence, b.pinned FROM image_bases b \
+                 JOIN images i ON i.id = b.image_id WHERE i.newest = 1 ORDER BY b.name, b.role, b.digest",
+                args![],
+            )
+            .await?;
+        let mut of: HashMap<i64, Vec<ImageBaseRow>> = HashMap::new();
+        for raw in bases {
+            of.entry(raw.image_id).or_default().push(raw.try_into()?);
+        }
+        rows.into_iter()
+            .map(|raw| {
+                let bases = of.remove(&raw.id).unwrap_or_default();
+                Ok((raw.try_into()?, bases))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "images_tests.rs"]
+mod tests;

@@ -1,0 +1,123 @@
+//! Tests of `images.rs`: which bases an image is said to stand on. Pure.
+
+use acrtask_api::run::{BaseResult, BuiltResult};
+
+use super::*;
+
+fn step(id: &str) -> StepId {
+    StepId::new(id).unwrap()
+}
+
+fn sha(letter: char) -> Digest {
+    format!("sha256:{}", letter.to_string().repeat(64))
+        .parse()
+        .unwrap()
+}
+
+fn base(of: &str, role: BaseRole, name: &str) -> BaseResult {
+    BaseResult {
+        step: step(of),
+        role,
+        name: name.into(),
+        digest: sha('b'),
+        evidence: Evidence::Provenance,
+    }
+}
+
+fn built(of: &str, names: &[&str], digest: Digest) -> BuiltResult {
+    BuiltResult {
+        step: step(of),
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        digest,
+    }
+}
+
+fn pushed(name: &str, digest: Digest) -> ImageResult {
+    ImageResult {
+        step: step("push"),
+        name: name.into(),
+        digest,
+        platforms: BTreeMap::new(),
+    }
+}
+
+fn shown(result: &RunResult, image: usize) -> Vec<String> {
+    let mut found: Vec<String> = bases_of(result, &result.images[image])
+        .into_iter()
+        .map(|used| format!("{:?} {}", used.role, used.image))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn an_image_stands_on_what_its_own_step_used() {
+    let result = RunResult {
+        built: vec![
+            built("one", &["r.io/one:1"], sha('1')),
+            built("two", &["r.io/two:1"], sha('2')),
+        ],
+        images: vec![
+            pushed("r.io/one:1", sha('1')),
+            // Tagged by a container, so that only the digest tells where it is from.
+            pushed("r.io/other:1", sha('2')),
+            pushed("r.io/unknown:1", sha('3')),
+        ],
+        bases: vec![
+            base("one", BaseRole::Runtime, "alpine"),
+            base("two", BaseRole::Runtime, "debian:12"),
+            base("two", BaseRole::BuildTime, "golang:1"),
+            base("two", BaseRole::Frontend, "docker/dockerfile:1"),
+            base("test", BaseRole::Ran, "r.io/one:1"),
+            base("test", BaseRole::Ran, "curl:8"),
+        ],
+        ..RunResult::default()
+    };
+    let ran = "Ran docker.io/library/curl:8";
+    assert_eq!(
+        shown(&result, 0),
+        [ran, "Runtime docker.io/library/alpine:latest"]
+    );
+    assert_eq!(
+        shown(&result, 1),
+        [
+            "BuildTime docker.io/library/golang:1",
+            "Frontend docker.io/docker/dockerfile:1",
+            ran,
+            "Runtime docker.io/library/debian:12"
+        ]
+    );
+    assert_eq!(shown(&result, 2).len(), 5, "all that the run used");
+}
+
+#[test]
+fn a_base_of_the_same_run_is_replaced_by_what_it_stands_on() {
+    let result = RunResult {
+        built: vec![
+            built("base", &["r.io/base:1"], sha('1')),
+            built("tools", &["r.io/tools:1"], sha('2')),
+            built("app", &["r.io/app:1"], sha('3')),
+        ],
+        images: vec![
+            pushed("r.io/app:1", sha('3')),
+            pushed("r.io/base:1", sha('1')),
+        ],
+        bases: vec![
+            base("base", BaseRole::Runtime, "alpine:3"),
+            base("tools", BaseRole::Runtime, "golang:1"),
+            base("app", BaseRole::Runtime, "r.io/base:1"),
+            base("app", BaseRole::BuildTime, "r.io/tools:1"),
+            // A step that says it stands on itself ends nevertheless.
+            base("app", BaseRole::Runtime, "r.io/app:1"),
+        ],
+        ..RunResult::default()
+    };
+    assert_eq!(
+        shown(&result, 0),
+        [
+            "BuildTime docker.io/library/golang:1",
+            "Runtime docker.io/library/alpine:3"
+        ]
+    );
+    assert_eq!(shown(&result, 1), ["Runtime docker.io/library/alpine:3"]);
+}
