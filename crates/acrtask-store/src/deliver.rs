@@ -301,7 +301,8 @@ impl Plan {
                         .collect();
                     reason = match ended.as_slice() {
                         [] => format!("{reason}, and no run of it was left"),
-                        ended => format!("{reason}, so {} ends", ended.join(", ")),
+                        [one] => format!("{reason}, so its run {one} ends"),
+                        ended => format!("{reason}, so its runs {} end", ended.join(", ")),
                     };
                     plan.ends.insert(lane, reason.clone());
                 }

@@ -19,3 +19,4 @@ mod retention;
 mod storm;
 mod support;
 mod timers;
+mod webhooks;
