@@ -278,7 +278,7 @@ fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()
     backend(state, &request, &body, &mut out)
 }
 
-fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
+pub(crate) fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -305,7 +305,7 @@ fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
     }))
 }
 
-fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
+pub(crate) fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if request.headers.get("transfer-encoding").map(String::as_str) == Some("chunked") {
         loop {

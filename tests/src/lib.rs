@@ -23,6 +23,7 @@ use std::{
 use serde_json::Value;
 
 pub mod engine;
+pub mod forge;
 pub mod git_server;
 pub mod postgres;
 pub mod project;

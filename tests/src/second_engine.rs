@@ -6,7 +6,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -41,6 +41,7 @@ pub struct SecondEngine {
     busybox: PathBuf,
     root: PathBuf,
     folder: TempDir,
+    child: Option<Child>,
 }
 
 impl SecondEngine {
@@ -75,6 +76,7 @@ impl SecondEngine {
             busybox,
             root,
             folder,
+            child: None,
         };
         engine.restart();
         Some(engine)
@@ -108,7 +110,7 @@ impl SecondEngine {
             .expect("a file can be written");
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
         let errors = log.try_clone().expect("a file can be shared");
-        Command::new("setsid")
+        let child = Command::new("setsid")
             .args([
                 "unshare",
                 "--mount",
@@ -128,6 +130,7 @@ impl SecondEngine {
             .stderr(errors)
             .spawn()
             .expect("unshare can be started");
+        self.child = Some(child);
         let begun = Instant::now();
         let socket = run.join("docker.sock");
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
@@ -141,11 +144,14 @@ impl SecondEngine {
     }
 
     /// Kills it with everything that it runs, as a crash does: nothing is cleaned up.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
         let begun = Instant::now();
         loop {
             let processes = self.processes();
             if processes.is_empty() {
+                if let Some(mut child) = self.child.take() {
+                    let _ = child.wait();
+                }
                 return;
             }
             let _ = Command::new("kill").arg("-KILL").args(&processes).status();

@@ -97,6 +97,7 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[expect(clippy::print_stdout, reason = "the test's own output")]
     fn drop(&mut self) {
         // A stopped process takes no other signal than this one.
         self.kill();

@@ -160,10 +160,8 @@ fn the_units_start_what_they_say() {
     let command = setting(&unit, "ExecStart");
     let tasks = tempfile::tempdir().unwrap();
     let mut flags: Vec<&str> = command.split_whitespace().skip(2).collect();
-    for (flag, value) in [("--tasks", tasks.path().to_str())] {
-        let at = flags.iter().position(|word| *word == flag).unwrap();
-        flags[at + 1] = value.unwrap();
-    }
+    let at = flags.iter().position(|word| *word == "--tasks").unwrap();
+    flags[at + 1] = tasks.path().to_str().unwrap();
     for flag in ["--listen", "--data-dir"] {
         let at = flags.iter().position(|word| *word == flag).unwrap();
         flags.drain(at..at + 2);

@@ -154,7 +154,11 @@ steps:
         shown,
         "a lost attempt changed something"
     );
-    assert!(first.log().contains("is not this runner's any more"), "{}", first.log());
+    assert!(
+        first.log().contains("is not this runner's any more"),
+        "{}",
+        first.log()
+    );
     // It takes the next run as if nothing had been.
     drop(second);
     let files = folder(&[("acr-task.yaml", &one_step("echo again"))]);

@@ -12,12 +12,12 @@ use acrtask_store::Store;
 use acrtask_tests::service::Server;
 
 /// The URL of the database of a server on SQLite.
-pub fn database(server: &Server) -> String {
+pub(crate) fn database(server: &Server) -> String {
     format!("sqlite:{}", server.data().join("acrtask.db").display())
 }
 
 /// An empty database on the tests' PostgreSQL; nothing only where skipping was asked for.
-pub async fn postgres() -> Option<String> {
+pub(crate) async fn postgres() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let Some(url) = std::env::var("ACRTASK_TEST_POSTGRES")
         .ok()
@@ -42,7 +42,7 @@ pub async fn postgres() -> Option<String> {
 }
 
 /// The conservation law: each trigger is accounted for. Waits a moment, since what is under way has its deadline.
-pub async fn law_holds(url: &str) {
+pub(crate) async fn law_holds(url: &str) {
     let store = Store::open(url).await.unwrap();
     let begun = Instant::now();
     loop {

@@ -113,7 +113,7 @@ impl Counted {
             return;
         }
         self.first.get_or_init(Instant::now);
-        if count - self.skipped == self.wanted {
+        if count + 1 - self.skipped == self.wanted {
             self.done.notify_one();
         }
     }
