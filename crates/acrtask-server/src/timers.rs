@@ -54,9 +54,9 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
 pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
     let now = app.clock.now_ms();
     app.store.make_timers(now, next_at).await?;
-    let mut last: Option<TimerRow> = None;
+    let mut place = None;
     loop {
-        let mut page = app.store.due_timers(now, last.as_ref(), PAGE).await?;
+        let (page, next) = app.store.due_timers(now, place, PAGE).await?;
         for row in &page {
             match handle(app, row, now).await {
                 Ok(()) => {}
@@ -69,10 +69,10 @@ pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
                 ),
             }
         }
-        if page.len() < PAGE as usize {
+        place = next;
+        if place.is_none() {
             break;
         }
-        last = page.pop();
     }
     app.store.next_timer().await
 }

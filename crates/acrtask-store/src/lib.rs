@@ -54,7 +54,7 @@ pub use runs::{CancelRow, Depth, NewRun, Origin, Position, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
 pub use stale::Moved;
 pub use tasks::TaskFilter;
-pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerRow};
+pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerPlace, TimerRow};
 pub use tokens::TokenRow;
 pub use trigger_urls::TriggerUrlRow;
 pub use triggers::TriggerRow;

@@ -34,7 +34,7 @@ macro_rules! select_tasks {
 
 #[derive(Debug, FromRow)]
 pub(crate) struct RawTask {
-    id: String,
+    pub(crate) id: String,
     definition: String,
     generation: i64,
     source: Option<String>,

@@ -34,6 +34,10 @@ pub struct TimerRow {
     pub next_at: Option<Ms>,
 }
 
+/// A place in the list of timers that have something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimerPlace(Ms, String, String);
+
 /// A tick that is to be written down, and those before it that it stands for.
 #[derive(Debug, Clone)]
 pub struct NewTick {
@@ -106,6 +110,20 @@ struct RawTimer {
     timer_definition: String,
     handled_at: i64,
     next_at: Option<i64>,
+}
+
+impl TryFrom<RawTimer> for TimerRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawTimer) -> Result<Self> {
+        Ok(Self {
+            task: raw.task.try_into()?,
+            name: raw.timer,
+            timer: from_json(&raw.timer_definition)?,
+            handled_at: raw.handled_at,
+            next_at: raw.next_at,
+        })
+    }
 }
 
 #[derive(Debug, FromRow)]
@@ -204,16 +222,25 @@ impl Store {
             .await?;
         let mut puts = Vec::new();
         for (task_id, definition, updated_at) in tasks {
-            let definition: TaskDefinition = from_json(&definition)?;
+            let definition: TaskDefinition = match from_json(&definition) {
+                Ok(definition) => definition,
+                Err(error) => {
+                    // A newer program wrote it, and knows its timers; they stay as they are.
+                    tracing::error!(task = task_id, %error, "the definition of a task cannot be read");
+                    known.retain(|(task, _), _| *task != task_id);
+                    continue;
+                }
+            };
             let begins = updated_at.min(now);
             for (name, timer) in definition.triggers.timers {
                 let before = known.remove(&(task_id.clone(), name.clone()));
                 let handled_at = match &before {
-                    Some((before, handled_at, _)) if ticks_otherwise(before, &timer) => {
-                        begins.max(*handled_at)
+                    Some((before, handled_at, _)) if !ticks_otherwise(before, &timer) => {
+                        *handled_at
                     }
-                    Some((_, handled_at, _)) => *handled_at,
-                    None => begins,
+                    // Not what was handled before: a clock that was far ahead must not stop it for ever, and a tick that
+                    // was handled is not handled again.
+                    _ => begins,
                 };
                 let next_at = next(&task_id, &name, &timer, handled_at);
                 if before.as_ref() != Some(&(timer.clone(), handled_at, next_at)) {
@@ -238,21 +265,17 @@ impl Store {
         Ok(true)
     }
 
-    /// Timers that have something to do at `now`, the most overdue first, behind the last one of the page before; `limit`
-    /// at most.
+    /// A page of the timers that have something to do at `now`, the most overdue first, and where the next page begins.
     pub async fn due_timers(
         &self,
         now: Ms,
-        after: Option<&TimerRow>,
+        after: Option<TimerPlace>,
         limit: u32,
-    ) -> Result<Vec<TimerRow>> {
-        let (next_at, task_id, name) = after.map_or((Ms::MIN, "", ""), |row| {
-            (
-                row.next_at.unwrap_or(Ms::MAX),
-                row.task.id.as_str(),
-                row.name.as_str(),
-            )
-        });
+    ) -> Result<(Vec<TimerRow>, Option<TimerPlace>)> {
+        let (next_at, task_id, name) = match after {
+            Some(TimerPlace(next_at, task_id, name)) => (next_at, task_id, name),
+            None => (Ms::MIN, String::new(), String::new()),
+        };
         let rows: Vec<RawTimer> = self
             .db
             .rows(
@@ -263,17 +286,21 @@ impl Store {
                 args![now, next_at, task_id, name, limit],
             )
             .await?;
-        rows.into_iter()
-            .map(|raw| {
-                Ok(TimerRow {
-                    task: raw.task.try_into()?,
-                    name: raw.timer,
-                    timer: from_json(&raw.timer_definition)?,
-                    handled_at: raw.handled_at,
-                    next_at: raw.next_at,
-                })
-            })
-            .collect()
+        let next = rows.last().filter(|_| rows.len() == limit as usize);
+        let next = next.map(|raw| {
+            TimerPlace(
+                raw.next_at.unwrap_or(Ms::MAX),
+                raw.task.id.clone(),
+                raw.timer.clone(),
+            )
+        });
+        let rows = rows.into_iter().filter_map(|raw| {
+            // One that cannot be read holds up no other one, and is late in the books.
+            TimerRow::try_from(raw)
+                .inspect_err(|error| tracing::error!(%error, "a timer cannot be read"))
+                .ok()
+        });
+        Ok((rows.collect(), next))
     }
 
     /// When a timer has something to do; nothing: never.
@@ -331,15 +358,16 @@ impl Store {
         Ok(Some(started))
     }
 
-    /// The newest tick of each timer of a task.
+    /// The newest tick of each timer that a task has.
     pub async fn last_ticks(&self, task_id: &str) -> Result<Vec<TickRow>> {
         let rows: Vec<RawTick> = self
             .db
             .rows(
                 "SELECT k.timer, k.scheduled_at, k.first_at, k.stands_for, k.handled_at, t.run_id, r.state, \
-                 t.suppressed_reason FROM ticks k LEFT JOIN triggers t ON t.id = k.trigger_id \
-                 LEFT JOIN runs r ON r.id = t.run_id WHERE k.task_id = $1 AND k.scheduled_at = \
-                 (SELECT MAX(o.scheduled_at) FROM ticks o WHERE o.task_id = k.task_id AND o.timer = k.timer) \
+                 t.suppressed_reason FROM timers m JOIN ticks k ON k.task_id = m.task_id AND k.timer = m.name \
+                 LEFT JOIN triggers t ON t.id = k.trigger_id LEFT JOIN runs r ON r.id = t.run_id \
+                 WHERE m.task_id = $1 AND k.scheduled_at = \
+                 (SELECT MAX(o.scheduled_at) FROM ticks o WHERE o.task_id = m.task_id AND o.timer = m.name) \
                  ORDER BY k.timer",
                 args![task_id],
             )
