@@ -7,6 +7,7 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod bases;
 pub mod blobs;
 pub mod clock;
 mod forge;

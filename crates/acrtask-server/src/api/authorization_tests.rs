@@ -6,6 +6,7 @@ use acrtask_api::{
     admin::Scope,
     run::{Context, Run},
 };
+use acrtask_model::events::BaseRole;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -215,6 +216,16 @@ fn table() -> Vec<Row> {
         row(post.clone(), "/runners/{name}/resume", admin, Free, none()),
         row(post, "/runner-tokens", admin, Free, none()),
         row(delete.clone(), "/runners/{name}", admin, Free, none()),
+        row(Method::GET, "/images", read, Empty, none()),
+        row(Method::GET, "/images/tree", read, Empty, none()),
+        row(Method::GET, "/images/{image}", read, Hidden, none()),
+        row(
+            Method::GET,
+            "/bases/{base}/blast-radius",
+            read,
+            Hidden,
+            none(),
+        ),
         row(delete, "/tasks/{name}", write, Hidden, none()),
     ]
 }
@@ -255,6 +266,8 @@ impl World {
         server
             .post(&format!("/runs/{}/cancel", run.id), json!({}))
             .await;
+        let base = [("base:1", 'b', BaseRole::Runtime)];
+        server.pushed("mine", ("r.io/mine:1", 'a'), &base).await;
         server.start_run().await;
         for path in ["/secrets/mine", "/secrets/own"] {
             let body = if path.ends_with("own") {
@@ -296,6 +309,8 @@ impl World {
             .replace("{id}", id)
             .replace("{name}", "mine")
             .replace("{host}", "mine")
+            .replace("{image}", "r.io%2Fmine:1")
+            .replace("{base}", "base:1")
             .replace("{timer}", "night")
     }
 

@@ -14,12 +14,14 @@ use crate::{App, auth::Limits, oidc::Issuers};
 
 #[cfg(test)]
 mod authorization_tests;
+mod bases;
 mod contexts;
 mod credentials;
 mod document;
 mod events;
 mod extract;
 mod federations;
+mod images;
 mod log;
 mod log_text;
 mod problem;
@@ -89,7 +91,9 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(tokens::routes())
                 .merge(federations::routes())
                 .merge(webhooks::routes())
-                .merge(runners::routes()),
+                .merge(runners::routes())
+                .merge(images::routes())
+                .merge(bases::routes()),
         )
         .split_for_parts();
     document::name_operations(&mut document);

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use acrtask_api::{
     admin::{Problem, Scope},
-    run::{Run, RunResult},
+    run::{BaseResult, BuiltResult, ImageResult, Run, RunResult},
 };
-use acrtask_model::{RunId, RunState};
+use acrtask_model::{
+    Digest, RunId, RunState, StepId,
+    events::{BaseRole, Evidence},
+};
 use acrtask_store::{
     Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Store, TokenRow, Verdict,
 };
@@ -298,4 +301,54 @@ impl Server {
         };
         self.report(run, attempt, runner, finished).await;
     }
+
+    /// A run of `task` that succeeded: it pushed `image` and used these bases, each with the letter of its digest. The
+    /// runner is `mine`.
+    pub(crate) async fn pushed(
+        &self,
+        task: &str,
+        image: (&str, char),
+        bases: &[(&str, char, BaseRole)],
+    ) {
+        let run: Run = self
+            .post(&format!("/tasks/{task}/runs"), serde_json::json!({}))
+            .await
+            .json(StatusCode::CREATED);
+        let step = StepId::new("build").unwrap();
+        let digest = sha(image.1);
+        let result = RunResult {
+            built: vec![BuiltResult {
+                step: step.clone(),
+                names: vec![image.0.into()],
+                digest: digest.clone(),
+            }],
+            images: vec![ImageResult {
+                step: step.clone(),
+                name: image.0.into(),
+                digest: digest.clone(),
+                platforms: [("linux/amd64".to_owned(), digest)].into(),
+            }],
+            bases: bases
+                .iter()
+                .map(|(name, letter, role)| BaseResult {
+                    step: step.clone(),
+                    role: *role,
+                    name: (*name).into(),
+                    digest: sha(*letter),
+                    evidence: Evidence::Provenance,
+                })
+                .collect(),
+            ..RunResult::default()
+        };
+        let attempt = self.lease(&run.id, "nmine").await;
+        self.finish(&run.id, attempt, "nmine", RunState::Succeeded, "", result)
+            .await;
+    }
+}
+
+/// A digest of one letter.
+pub(crate) fn sha(letter: char) -> Digest {
+    format!("sha256:{}", letter.to_string().repeat(64))
+        .parse()
+        .unwrap()
 }

@@ -1,0 +1,3 @@
+//! Images and their bases: what is stale ([`known`]).
+
+pub(crate) mod known;
