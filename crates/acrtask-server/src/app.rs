@@ -88,6 +88,8 @@ pub struct App {
     pub timers: Arc<Notify>,
     /// Which tasks belong to which repository.
     pub tasks: webhooks::Index,
+    /// Deliveries that wait to be stored.
+    pub deliveries: webhooks::Together,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -109,6 +111,7 @@ impl App {
             cancels: Arc::default(),
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
+            deliveries: webhooks::Together::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

@@ -1,4 +1,4 @@
-//! Takes a delivery: its row and all that it leads to, in one transaction.
+//! Takes deliveries: their rows and all that they lead to, in one transaction.
 //!
 //! Invariants: a delivery is stored once for each id that its sender gave it, and only that one time leads to anything;
 //! what it leads to for each task that was looked at is a run, a run that there was already, or a reason why nothing.
@@ -160,24 +160,44 @@ async fn store(tx: &mut Tx, new: &NewDelivery, now: Ms) -> Result<bool> {
     Ok(stored == 1)
 }
 
-/// The delivery that brought the same body before.
-async fn same_body(tx: &mut Tx, new: &NewDelivery) -> Result<Option<String>> {
-    let row: Option<(String,)> = tx
-        .row(
+/// The delivery that brought the same body before; those of `later` did not.
+async fn same_body(
+    tx: &mut Tx,
+    new: &NewDelivery,
+    later: &HashSet<String>,
+) -> Result<Option<String>> {
+    // Of those that came with the same body, at most so many are of `later`.
+    let limit = later.len() as u64 + 1;
+    let rows: Vec<(String,)> = tx
+        .rows(
             "SELECT id FROM deliveries WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL \
-             ORDER BY received_at LIMIT 1",
+             ORDER BY received_at LIMIT $4",
             args![
                 new.webhook.as_str(),
                 new.sha256.as_str(),
-                new.id.as_str()
+                new.id.as_str(),
+                limit
             ],
         )
         .await?;
-    Ok(row.map(|(id,)| id))
+    let mut before = rows.into_iter().map(|(id,)| id);
+    Ok(before.find(|id| !later.contains(id)))
 }
 
-/// Locks all that the delivery may change, and gives the live runs of its lanes.
-async fn lock(tx: &mut Tx, looked: &[Looked]) -> Result<(Vec<InLane>, Vec<lives::Living>)> {
+/// The delivery that came with the same id before.
+async fn earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
+    let row: Option<(String,)> = tx
+        .row(
+            "SELECT id FROM deliveries WHERE webhook = $1 AND sender_id = $2",
+            args![new.webhook.as_str(), new.sender_id.as_str()],
+        )
+        .await?;
+    row.map(|(id,)| id)
+        .ok_or_else(|| StoreError::conflict("the delivery is being stored now"))
+}
+
+/// Locks all that deliveries may change, and gives the live runs of their lanes, and those of them that may end.
+async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives::Living>)> {
     let lanes: BTreeSet<&str> = looked
         .iter()
         .filter_map(|one| one.leads_to.lane())
@@ -211,7 +231,7 @@ async fn lock(tx: &mut Tx, looked: &[Looked]) -> Result<(Vec<InLane>, Vec<lives:
         .iter()
         .filter(|run| clearing.contains(run.lane.as_str()))
         .collect();
-    let new: Vec<&NewRun> = looked.iter().filter_map(new_run).collect();
+    let new: Vec<&NewRun> = looked.iter().copied().filter_map(new_run).collect();
     let groups = new
         .iter()
         .filter_map(|new| enqueue::group(new))
@@ -387,57 +407,109 @@ impl Store {
         looked: Vec<Looked>,
         now: Ms,
     ) -> Result<Delivered> {
+        let mut all = self.deliver_many(vec![(delivery, looked)], now).await?;
+        all.pop()
+            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored is not there"))
+    }
+
+    /// The same for many, in one transaction: as if they had come one after the other.
+    pub async fn deliver_many(
+        &self,
+        all: Vec<(NewDelivery, Vec<Looked>)>,
+        now: Ms,
+    ) -> Result<Vec<Delivered>> {
         let mut tx = self.db.write().await?;
-        if !store(&mut tx, &delivery, now).await? {
-            let earlier: Option<(String,)> = tx
-                .row(
-                    "SELECT id FROM deliveries WHERE webhook = $1 AND sender_id = $2",
-                    args![delivery.webhook.as_str(), delivery.sender_id.as_str()],
-                )
-                .await?;
-            let (id,) =
-                earlier.ok_or_else(|| StoreError::conflict("the delivery is being stored now"))?;
-            return Ok(Delivered::Seen(id));
-        }
-        let starts = looked
-            .iter()
-            .any(|one| !matches!(one.leads_to, LeadsTo::Nothing));
-        let same_body = if delivery.once_a_body && starts {
-            let name = format!("body {} {}", delivery.webhook, delivery.sha256);
-            lives::lock_groups(&mut tx, BTreeSet::from([name])).await?;
-            same_body(&mut tx, &delivery).await?
-        } else {
-            None
-        };
-        let (live, locked) = lock(&mut tx, &looked).await?;
-        let plan = Plan::of(&delivery, looked, &live, same_body.as_deref(), now);
-        let lane_of: HashMap<&str, &str> = live
-            .iter()
-            .map(|run| (run.id.as_str(), run.lane.as_str()))
-            .collect();
-        let mut canceled = Vec::new();
-        let mut changes: Vec<Change> = locked.into_iter().map(Change::of).collect();
-        for change in &mut changes {
-            let id = &change.run.id;
-            let lane = lane_of.get(id.as_str()).copied();
-            if let Some(reason) = lane.and_then(|lane| plan.ends.get(lane))
-                && change.run.life.cancel(reason, now)
-            {
-                canceled.push(id.clone());
+        let mut delivered: Vec<Option<Delivered>> = all.iter().map(|_| None).collect();
+        // In one order, so that of two servers none waits for the other one's rows.
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by_key(|place| {
+            let (delivery, _) = &all[*place];
+            (&delivery.webhook, &delivery.sender_id)
+        });
+        for place in order {
+            let (delivery, _) = &all[place];
+            if !store(&mut tx, delivery, now).await? {
+                delivered[place] = Some(Delivered::Seen(earlier(&mut tx, delivery).await?));
             }
         }
-        lives::save(&mut tx, &changes, "canceled", now).await?;
-        enqueue::insert(&mut tx, &plan.new, now).await?;
-        if !plan.triggers.is_empty() {
-            tx.each(OUTCOME, plan.triggers).await?;
+        let mut later = HashSet::new();
+        let mut bodies = BTreeSet::new();
+        let mut looked = Vec::new();
+        for ((delivery, of_delivery), seen) in all.iter().zip(&delivered) {
+            if seen.is_none() {
+                later.insert(delivery.id.clone());
+                if signs_something(delivery, of_delivery) {
+                    bodies.insert(format!("body {} {}", delivery.webhook, delivery.sha256));
+                }
+                looked.extend(of_delivery);
+            }
         }
-        if !plan.statuses.is_empty() {
-            tx.each(STATUS, plan.statuses).await?;
+        lives::lock_groups(&mut tx, bodies).await?;
+        if all.len() > 1 {
+            lock(&mut tx, &looked).await?;
+        }
+        drop(looked);
+        let mut done = Vec::with_capacity(all.len());
+        for ((delivery, looked), seen) in all.into_iter().zip(delivered) {
+            later.remove(&delivery.id);
+            done.push(match seen {
+                Some(seen) => seen,
+                None => lead(&mut tx, &delivery, looked, &later, now).await?,
+            });
         }
         tx.commit().await?;
-        Ok(Delivered::New {
-            outcomes: plan.outcomes,
-            canceled,
-        })
+        Ok(done)
     }
+}
+
+/// Whether the same body under another id has to be looked for.
+fn signs_something(delivery: &NewDelivery, looked: &[Looked]) -> bool {
+    delivery.once_a_body
+        && looked
+            .iter()
+            .any(|one| !matches!(one.leads_to, LeadsTo::Nothing))
+}
+
+/// Writes what a delivery leads to whose row is there. `later` are those that come after it in this transaction.
+async fn lead(
+    tx: &mut Tx,
+    delivery: &NewDelivery,
+    looked: Vec<Looked>,
+    later: &HashSet<String>,
+    now: Ms,
+) -> Result<Delivered> {
+    let same_body = if signs_something(delivery, &looked) {
+        same_body(tx, delivery, later).await?
+    } else {
+        None
+    };
+    let (live, locked) = lock(tx, &looked.iter().collect::<Vec<_>>()).await?;
+    let plan = Plan::of(delivery, looked, &live, same_body.as_deref(), now);
+    let lane_of: HashMap<&str, &str> = live
+        .iter()
+        .map(|run| (run.id.as_str(), run.lane.as_str()))
+        .collect();
+    let mut canceled = Vec::new();
+    let mut changes: Vec<Change> = locked.into_iter().map(Change::of).collect();
+    for change in &mut changes {
+        let id = &change.run.id;
+        let lane = lane_of.get(id.as_str()).copied();
+        if let Some(reason) = lane.and_then(|lane| plan.ends.get(lane))
+            && change.run.life.cancel(reason, now)
+        {
+            canceled.push(id.clone());
+        }
+    }
+    lives::save(tx, &changes, "canceled", now).await?;
+    enqueue::insert(tx, &plan.new, now).await?;
+    if !plan.triggers.is_empty() {
+        tx.each(OUTCOME, plan.triggers).await?;
+    }
+    if !plan.statuses.is_empty() {
+        tx.each(STATUS, plan.statuses).await?;
+    }
+    Ok(Delivered::New {
+        outcomes: plan.outcomes,
+        canceled,
+    })
 }

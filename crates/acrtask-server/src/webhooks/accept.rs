@@ -3,6 +3,8 @@
 //! Invariant: the body of a long one is in its blob before its row is written, and a row that was not written leaves no
 //! blob behind, unless the server itself ends in between.
 
+use std::sync::Arc;
+
 use acrtask_model::RunId;
 use acrtask_store::{Delivered, Hint, NewDelivery, StoredBody, WebhookRow};
 use acrtask_trigger::{Delivery, RegistryDelivery};
@@ -19,8 +21,6 @@ use crate::{App, api::ApiError, auth};
 
 /// Longest body that is kept in the row.
 const INLINE: usize = 64 << 10;
-/// How often a transaction is tried that another one was in the way of.
-const TRIES: u32 = 4;
 /// The headers that say what a delivery is. None of them proves anything.
 const KEPT: [&str; 21] = [
     "content-type",
@@ -75,7 +75,7 @@ pub(crate) struct Accepted {
 
 /// Stores a delivery with all that it leads to. `again`: it is the body of that delivery, looked at once more.
 pub(crate) async fn accept(
-    app: &App,
+    app: &Arc<App>,
     webhook: &WebhookRow,
     sender: Sender,
     source: Source,
@@ -136,19 +136,7 @@ pub(crate) async fn accept(
         once_a_body: again.is_none() && sender.signs_body_alone(),
     };
     let in_blob = matches!(delivery.body, StoredBody::Blob(_));
-    let mut tries = 1;
-    let delivered = loop {
-        let now = app.clock.now_ms();
-        match app
-            .store
-            .deliver(delivery.clone(), looked.clone(), now)
-            .await
-        {
-            // Nothing was written; another transaction was in the way, or the database is away.
-            Err(error) if error.is_unavailable() && tries < TRIES => tries += 1,
-            delivered => break delivered,
-        }
-    };
+    let delivered = app.deliveries.store(app, delivery, looked).await;
     if in_blob && !matches!(delivered, Ok(Delivered::New { .. })) {
         // Where it is not known whether the row was written, the blob stays.
         let unknown = matches!(&delivered, Err(error) if error.is_unavailable());

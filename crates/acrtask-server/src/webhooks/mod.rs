@@ -9,6 +9,7 @@ mod accept;
 mod index;
 mod look;
 mod sender;
+mod together;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ pub(crate) use accept::{Accepted, Source, accept, headers_of};
 pub use index::Index;
 pub(crate) use look::Came;
 pub(crate) use sender::Sender;
+pub use together::Together;
 
 use crate::{App, api::ApiError};
 
@@ -355,4 +357,4 @@ impl Accepted {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

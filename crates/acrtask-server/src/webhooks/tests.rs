@@ -1,1 +1,928 @@
+//! Deliveries over real HTTP to a control plane with a real database.
 
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use acrtask_api::{
+    run::{Approval, Page, Run, Waiting},
+    spec::{ContextSource, SharedCache},
+    webhook::{Delivery, OutcomeKind, Receipt, Webhook},
+};
+use acrtask_model::RunState;
+use acrtask_store::{RunFilter, RunRow};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac::{Hmac, Mac as _};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    Config, auth,
+    clock::Clock,
+    serve::{ServeOptions, Server, start},
+    submit,
+};
+
+const SECRET: &str = "a secret that both sides know";
+
+/// A control plane that listens, and its folder.
+pub(crate) struct World {
+    pub(crate) server: Server,
+    pub(crate) http: reqwest::Client,
+    pub(crate) admin: String,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let server = start(ServeOptions {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            tls: None,
+            allow_plaintext: false,
+            database: format!("sqlite:{}", path("db.sqlite").display()),
+            blobs: path("blobs").display().to_string(),
+            key_file: path("key"),
+            config,
+            clock: Clock::real(),
+        })
+        .await
+        .unwrap();
+        let admin = auth::bootstrap(server.app()).await.unwrap().unwrap().0;
+        Self {
+            server,
+            http: reqwest::Client::new(),
+            admin,
+            _folder: folder,
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.server.addr())
+    }
+
+    pub(crate) async fn api(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Value,
+    ) -> (u16, Value) {
+        let mut request = self
+            .http
+            .request(method, self.url(&format!("/api/v1{path}")))
+            .bearer_auth(&self.admin);
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.api(reqwest::Method::PUT, path, body).await;
+        assert!((200..300).contains(&status), "{path}: {answer}");
+        answer
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.api(reqwest::Method::POST, path, body).await;
+        assert!((200..300).contains(&status), "{path}: {answer}");
+        answer
+    }
+
+    pub(crate) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
+        let (status, answer) = self.api(reqwest::Method::GET, path, Value::Null).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        serde_json::from_value(answer).unwrap()
+    }
+
+    pub(crate) async fn webhook(&self, name: &str, provider: &str) {
+        let body = json!({"provider": provider, "secrets": [SECRET]});
+        self.put(&format!("/webhooks/{name}"), body).await;
+    }
+
+    /// A task of a repository.
+    pub(crate) async fn task(&self, name: &str, context: &str, commit: Value) {
+        let body = json!({
+            "name": name,
+            "context": context,
+            "file": "acr-task.yaml",
+            "secrets": {"token": "stored"},
+            "triggers": {"commit": commit},
+        });
+        self.put(&format!("/tasks/{}", name.replace('/', "%2F")), body)
+            .await;
+    }
+
+    /// Sends a delivery with its proof.
+    pub(crate) async fn send(&self, hook: &str, one: &Sent) -> (u16, Value) {
+        let mut request = self.http.post(self.url(&format!("/hooks/{hook}")));
+        for (name, value) in &one.headers {
+            request = request.header(name, value);
+        }
+        let answer = request.body(one.body.clone()).send().await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    pub(crate) async fn taken(&self, hook: &str, one: &Sent) -> Receipt {
+        let (status, answer) = self.send(hook, one).await;
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_value(answer).unwrap()
+    }
+
+    pub(crate) async fn run(&self, id: &acrtask_model::RunId) -> RunRow {
+        self.server.app().store.run(id).await.unwrap()
+    }
+
+    async fn runs(&self) -> Vec<RunRow> {
+        let filter = RunFilter {
+            limit: 10_000,
+            ..RunFilter::default()
+        };
+        self.server.app().store.runs(filter).await.unwrap().0
+    }
+}
+
+/// A delivery as its sender sends it.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Sent {
+    /// One of the published payloads.
+    pub(crate) fn fixture(provider: &str, name: &str) -> Self {
+        Self::changed(provider, name, |_| {})
+    }
+
+    pub(crate) fn changed(provider: &str, name: &str, change: impl FnOnce(&mut Value)) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../acrtask-trigger/tests/fixtures")
+            .join(provider)
+            .join(format!("{name}.json"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut fixture: Value = serde_json::from_str(&text).unwrap();
+        change(&mut fixture["body"]);
+        let headers = fixture["headers"].as_object().unwrap().iter();
+        let mut one = Self {
+            headers: headers
+                .map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()))
+                .collect(),
+            body: serde_json::to_vec(&fixture["body"]).unwrap(),
+        };
+        one.prove(provider, SECRET);
+        one
+    }
+
+    /// With another header.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.headers.retain(|(known, _)| known != name);
+        self.headers.push((name.into(), value.into()));
+    }
+
+    /// Adds the proof that a sender adds.
+    pub(crate) fn prove(&mut self, provider: &str, secret: &str) {
+        let signature: String = hmac(secret, &self.body)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        match provider {
+            "github" | "registries/github-packages" => {
+                self.set("x-hub-signature-256", &format!("sha256={signature}"));
+            }
+            "gitlab" => self.set("x-gitlab-token", secret),
+            "gitea" => self.set("x-gitea-signature", &signature),
+            "forgejo" => self.set("x-forgejo-signature", &signature),
+            "bitbucket-cloud" | "bitbucket-server" => {
+                self.set("x-hub-signature", &format!("sha256={signature}"));
+            }
+            "azure-devops" => {
+                let login = STANDARD.encode(format!("acrtask:{secret}"));
+                self.set("authorization", &format!("Basic {login}"));
+            }
+            "generic" => {
+                let time = jiff::Timestamp::now().as_second();
+                let text = [format!("msg_1.{time}.").as_bytes(), self.body.as_slice()].concat();
+                let signature = STANDARD.encode(hmac(secret, &text));
+                self.set("webhook-timestamp", &time.to_string());
+                self.set("webhook-signature", &format!("v1,{signature}"));
+            }
+            _ => self.set("authorization", &format!("Bearer {secret}")),
+        }
+    }
+}
+
+fn hmac(secret: &str, text: &[u8]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(text);
+    mac.finalize().into_bytes().to_vec()
+}
+
+/// A push of another commit to GitHub.
+fn github_push(commit: &str, delivery: &str) -> Sent {
+    let mut one = Sent::changed("github", "push", |body| {
+        body["after"] = commit.into();
+        body["head_commit"]["id"] = commit.into();
+        body["commits"][0]["id"] = commit.into();
+    });
+    one.set("x-github-delivery", delivery);
+    one
+}
+
+fn github_pull_request(fixture: &str, commit: &str, delivery: &str) -> Sent {
+    let mut one = Sent::changed("github", fixture, |body| {
+        body["pull_request"]["head"]["sha"] = commit.into();
+    });
+    one.set("x-github-delivery", delivery);
+    one
+}
+
+fn commit(n: u32) -> String {
+    format!("{n:040x}")
+}
+
+const GITHUB: &str = "https://github.com/team/app.git";
+
+#[tokio::test]
+async fn each_sender_proves_itself_in_its_own_way() {
+    let world = World::new().await;
+    for (provider, context) in [
+        ("github", GITHUB),
+        ("gitlab", "git@gitlab.example.com:team/app.git"),
+        ("gitea", "https://gitea.example.com/team/app.git"),
+        ("forgejo", "https://gitea.example.com/team/app.git"),
+        ("bitbucket-cloud", "https://bitbucket.org/team/app.git"),
+        (
+            "bitbucket-server",
+            "https://git.example.com/scm/team/app.git",
+        ),
+        (
+            "azure-devops",
+            "https://dev.azure.com/fabrikam/Web/_git/app",
+        ),
+        ("generic", "https://git.example.com/team/app.git"),
+    ] {
+        world.webhook(provider, provider).await;
+        world
+            .task("app", context, json!({"branches": ["main"]}))
+            .await;
+        let before = world.runs().await.len();
+        let good = Sent::fixture(provider, "push");
+        let mut forged = good.clone();
+        forged.prove(provider, "another secret");
+        let (status, answer) = world.send(provider, &forged).await;
+        assert_eq!(
+            (status, &answer["code"]),
+            (401, &json!("unproved")),
+            "{provider}: {answer}"
+        );
+        let bare = Sent {
+            headers: good
+                .headers
+                .iter()
+                .filter(|(name, _)| {
+                    !name.contains("signature")
+                        && !name.contains("token")
+                        && name != "authorization"
+                })
+                .cloned()
+                .collect(),
+            ..good.clone()
+        };
+        let (status, answer) = world.send(provider, &bare).await;
+        assert_eq!(status, 401, "{provider}: {answer}");
+        if !matches!(provider, "gitlab" | "azure-devops") {
+            // These sign what they send: not a byte may differ.
+            let mut touched = good.clone();
+            touched.body.push(b' ');
+            assert_eq!(world.send(provider, &touched).await.0, 401, "{provider}");
+        }
+        assert_eq!(world.runs().await.len(), before, "{provider}");
+        let page: Page<Delivery> = world.get(&format!("/deliveries?webhook={provider}")).await;
+        assert_eq!(page.items, [], "{provider}: a refused delivery is not kept");
+        let receipt = world.taken(provider, &good).await;
+        assert_eq!(receipt.runs.len(), 1, "{provider}: {receipt:?}");
+        let row = world.run(&receipt.runs[0]).await;
+        let b2 = "b2".repeat(20);
+        assert_eq!(row.spec.facts.commit, b2, "{provider}");
+        assert_eq!(row.spec.facts.branch, "main", "{provider}");
+        assert_eq!(row.spec.facts.repository, context, "{provider}");
+        assert_eq!(row.spec.facts.triggered_by, "Commit", "{provider}");
+        let ContextSource::Url { url, commit, .. } = &row.spec.context else {
+            panic!("{provider}: {:?}", row.spec.context);
+        };
+        assert_eq!(
+            (url, commit),
+            (&format!("{context}#main"), &Some(b2)),
+            "{provider}"
+        );
+        // The same once more, as forges do when an answer was lost.
+        let again = world.taken(provider, &good).await;
+        assert!(
+            again.seen_before && again.runs.is_empty(),
+            "{provider}: {again:?}"
+        );
+        assert_eq!(again.delivery, receipt.delivery, "{provider}");
+        assert_eq!(world.runs().await.len(), before + 1, "{provider}");
+        world
+            .post(&format!("/runs/{}/cancel", receipt.runs[0]), json!({}))
+            .await;
+    }
+    let metrics = world.http.get(world.url("/metrics")).send().await.unwrap();
+    let text = metrics.text().await.unwrap();
+    assert!(
+        text.contains("acrtask_webhook_deliveries_total{outcome=\"unproved\"}"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn secrets_are_changed_one_side_after_the_other() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    let set = async |secrets: Value| -> Webhook {
+        let body = json!({"provider": "github", "secrets": secrets});
+        serde_json::from_value(world.put("/webhooks/forge", body).await).unwrap()
+    };
+    let mut old = Sent::fixture("github", "ping");
+    let mut new = old.clone();
+    new.prove("github", "the secret of tomorrow");
+    for (n, one) in [&mut old, &mut new].into_iter().enumerate() {
+        one.set("x-github-delivery", &format!("ping{n}"));
+    }
+    assert_eq!(
+        set(json!([SECRET, "the secret of tomorrow"])).await.secrets,
+        2
+    );
+    assert_eq!(world.send("forge", &old).await.0, 200);
+    assert_eq!(world.send("forge", &new).await.0, 200);
+    // Without new ones it keeps those that it has.
+    assert_eq!(set(json!([])).await.secrets, 2);
+    assert_eq!(set(json!(["the secret of tomorrow"])).await.secrets, 1);
+    assert_eq!(world.send("forge", &old).await.0, 401);
+    assert_eq!(world.send("forge", &new).await.0, 200);
+    let (_, shown) = world
+        .api(reqwest::Method::GET, "/webhooks/forge", Value::Null)
+        .await;
+    assert!(!shown.to_string().contains("tomorrow"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_is_no_delivery_is_refused_with_the_right_words() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world.task("app", GITHUB, json!({})).await;
+    let good = Sent::fixture("github", "push");
+    assert_eq!(world.send("nobody", &good).await.0, 404);
+    let mut typed = good.clone();
+    typed.set("content-type", "text/plain");
+    let (status, answer) = world.send("forge", &typed).await;
+    assert_eq!((status, &answer["code"]), (415, &json!("wrong-type")));
+    let mut truncated = Sent {
+        body: good.body[..good.body.len() / 2].to_vec(),
+        ..good.clone()
+    };
+    truncated.prove("github", SECRET);
+    assert_eq!(world.send("forge", &truncated).await.0, 400);
+    let mut other = Sent {
+        body: br#"{"ref": "refs/heads/main"}"#.to_vec(),
+        ..good.clone()
+    };
+    other.prove("github", SECRET);
+    assert_eq!(world.send("forge", &other).await.0, 422);
+    let mut unnamed = good.clone();
+    unnamed.headers.retain(|(name, _)| name != "x-github-event");
+    assert_eq!(world.send("forge", &unnamed).await.0, 400);
+    let get = world
+        .http
+        .get(world.url("/hooks/forge"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (get.status().as_u16(), &get.headers()["allow"]),
+        (405, &"POST".parse().unwrap())
+    );
+    let page: Page<Delivery> = world.get("/deliveries").await;
+    assert_eq!(page.items, []);
+    assert_eq!(world.runs().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_body_has_a_largest_size_and_a_longest_time() {
+    let world = World::with(Config {
+        webhook_timeout: Duration::from_millis(300),
+        ..Config::default()
+    })
+    .await;
+    world.webhook("forge", "github").await;
+    let speak = async |head: &str, body: &[u8]| {
+        let mut stream = tokio::net::TcpStream::connect(world.server.addr())
+            .await
+            .unwrap();
+        let head = format!(
+            "POST /hooks/forge HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n{head}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let _ = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    // Told beforehand, nothing of it is read.
+    let told = speak(&format!("content-length: {}", (25 << 20) + 1), b"").await;
+    assert!(told.starts_with("HTTP/1.1 413"), "{told}");
+    assert!(told.contains("25 MiB"), "{told}");
+    let slow = speak("content-length: 100", b"{").await;
+    assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
+    // Not told, it is read to the limit. That takes longer than a slow sender is given here.
+    let patient = World::new().await;
+    patient.webhook("forge", "github").await;
+    let chunks = (0..26).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1 << 20]));
+    let answer = patient
+        .http
+        .post(patient.url("/hooks/forge"))
+        .header("content-type", "application/json")
+        .body(reqwest::Body::wrap_stream(futures::stream::iter(chunks)))
+        .send()
+        .await;
+    // It may hang up before all was sent; what it says then may be lost.
+    if let Ok(answer) = answer {
+        assert_eq!(answer.status().as_u16(), 413);
+    }
+}
+
+#[tokio::test]
+async fn a_long_body_is_kept_too() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world
+        .task("app", GITHUB, json!({"branches": ["main"]}))
+        .await;
+    let mut long = Sent::changed("github", "push", |body| {
+        body["padding"] = "x".repeat(2 << 20).into();
+    });
+    long.set("x-github-delivery", "long");
+    let receipt = world.taken("forge", &long).await;
+    assert_eq!(receipt.runs.len(), 1);
+    let kept: Delivery = world
+        .get(&format!("/deliveries/{}", receipt.delivery))
+        .await;
+    assert_eq!(kept.size, long.body.len() as u64);
+    let again: Receipt = serde_json::from_value(
+        world
+            .post(
+                &format!("/deliveries/{}/redeliver", receipt.delivery),
+                json!({}),
+            )
+            .await,
+    )
+    .unwrap();
+    assert_eq!(again.runs.len(), 1);
+    assert_ne!(again.runs, receipt.runs);
+}
+
+#[tokio::test]
+async fn a_delivery_says_why_for_each_task() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world.task("a/main", GITHUB, json!({})).await;
+    world
+        .task("b/release", GITHUB, json!({"branches": ["release/*"]}))
+        .await;
+    world
+        .task("c/docs", GITHUB, json!({"paths": {"include": ["docs/**"]}}))
+        .await;
+    world
+        .task("d/tags", GITHUB, json!({"events": ["tag"]}))
+        .await;
+    world.task("e/off", GITHUB, json!({})).await;
+    world.post("/tasks/e%2Foff/disable", json!({})).await;
+    world
+        .task("f/other", "https://github.com/team/other.git", json!({}))
+        .await;
+    let receipt = world.taken("forge", &Sent::fixture("github", "push")).await;
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", receipt.delivery))
+        .await;
+    let told: Vec<String> = delivery
+        .outcomes
+        .iter()
+        .map(|one| format!("{}: {:?}: {}", one.task, one.what, one.reason))
+        .collect();
+    insta::assert_snapshot!(told.join("\n"), @r"
+    a/main: Run: commit b2b2b2b2b2b2 was pushed to the branch `main`
+    b/release: Suppressed: the branch `main` is none of the task's (`release/*`)
+    c/docs: Suppressed: none of the 3 files that changed counts for the task (`docs/**`)
+    d/tags: Suppressed: the task does not run for pushes to branches
+    e/off: Suppressed: the task is disabled
+    ");
+    assert_eq!(delivery.repository.as_deref(), Some("github.com/team/app"));
+    let mut skipped = Sent::changed("github", "push", |body| {
+        body["head_commit"]["message"] = "Words [skip ci]".into();
+    });
+    skipped.set("x-github-delivery", "skipped");
+    let receipt = world.taken("forge", &skipped).await;
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", receipt.delivery))
+        .await;
+    assert_eq!(
+        delivery.outcomes[0].reason,
+        "the message of commit b2b2b2b2b2b2 has `[skip ci]` in it"
+    );
+    let mut elsewhere = Sent::changed("github", "push", |body| {
+        for key in ["clone_url", "ssh_url", "git_url", "html_url"] {
+            body["repository"][key] = "https://github.com/nobody/knows.git".into();
+        }
+    });
+    elsewhere.set("x-github-delivery", "elsewhere");
+    let receipt = world.taken("forge", &elsewhere).await;
+    assert_eq!(receipt.note.as_deref(), Some("no task has this repository"));
+    // A webhook may be bound to repositories.
+    let body = json!({"provider": "github", "repositories": ["https://github.com/team/other"]});
+    world.put("/webhooks/forge", body).await;
+    let receipt = world
+        .taken("forge", &github_push(&commit(7), "bound"))
+        .await;
+    assert_eq!(
+        receipt.note.as_deref(),
+        Some("the webhook `forge` may not speak of github.com/team/app")
+    );
+    let ping = world.taken("forge", &Sent::fixture("github", "ping")).await;
+    assert!(ping.note.is_some());
+    // Every one of them is listed, the newest first.
+    let page: Page<Delivery> = world.get("/deliveries?limit=2").await;
+    assert_eq!(page.items.len(), 2);
+    let next = page.next.unwrap();
+    let page: Page<Delivery> = world.get(&format!("/deliveries?cursor={next}")).await;
+    assert_eq!(page.items.len(), 3);
+    let store = &world.server.app().store;
+    let late = world.server.app().clock.now_ms() + 3_600_000;
+    assert_eq!(store.unaccounted(late, 0).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_task_that_was_just_changed_is_what_counts() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    for n in 0..10_u32 {
+        let on = n % 2 == 0;
+        let branches = if on { "main" } else { "never" };
+        world
+            .task("app", GITHUB, json!({"branches": [branches]}))
+            .await;
+        let one = github_push(&commit(n + 1), &format!("d{n}"));
+        let receipt = world.taken("forge", &one).await;
+        assert_eq!(receipt.runs.len(), usize::from(on), "{n}");
+    }
+    world
+        .api(reqwest::Method::DELETE, "/tasks/app", Value::Null)
+        .await;
+    let receipt = world.taken("forge", &github_push(&commit(99), "d99")).await;
+    assert_eq!(receipt.note.as_deref(), Some("no task has this repository"));
+}
+
+#[tokio::test]
+async fn tags_and_folders_reach_the_run() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    let context = "https://github.com/team/app.git#main:services/api";
+    world
+        .task("app", context, json!({"tags": ["v*"], "events": ["tag"]}))
+        .await;
+    let receipt = world
+        .taken("forge", &Sent::fixture("github", "tag_annotated"))
+        .await;
+    let row = world.run(&receipt.runs[0]).await;
+    assert_eq!(row.trigger, "tag");
+    assert_eq!(row.spec.facts.triggered_by, "Tag");
+    let tag = &row.spec.facts.git_tag;
+    assert!(tag.starts_with('v'), "{tag}");
+    let ContextSource::Url { url, .. } = &row.spec.context else {
+        panic!();
+    };
+    assert_eq!(
+        *url,
+        format!("https://github.com/team/app.git#refs/tags/{tag}:services/api")
+    );
+}
+
+#[tokio::test]
+async fn a_strangers_pull_request_waits_and_gets_nothing() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world.put("/secrets/stored", json!({"value": "hush"})).await;
+    world
+        .put(
+            "/credentials/github.com",
+            json!({"username": "u", "password": "p"}),
+        )
+        .await;
+    let rules = json!({"events": ["pullRequest"], "branches": ["main"], "newestWins": true});
+    world.task("app", GITHUB, rules).await;
+    let first = github_pull_request("pr_from_fork", &commit(1), "p1");
+    let receipt = world.taken("forge", &first).await;
+    let held = world.run(&receipt.runs[0]).await;
+    assert_eq!((held.state, held.held), (RunState::Queued, true));
+    assert_eq!(held.approval, Some(Approval::Pending));
+    assert!(held.spec.no_push);
+    assert_eq!(
+        held.spec.cache,
+        SharedCache::ReadOnly { name: "app".into() }
+    );
+    let ContextSource::Url {
+        url, commit: at, ..
+    } = &held.spec.context
+    else {
+        panic!();
+    };
+    assert_eq!(url, "https://github.com/team/app.git#refs/pull/7/head");
+    assert_eq!(at.as_deref(), Some(commit(1).as_str()));
+    let waiting: Waiting = world.get(&format!("/runs/{}/why", held.id)).await;
+    assert!(
+        waiting
+            .summary
+            .starts_with("it waits for somebody to approve the commit 0000"),
+        "{}",
+        waiting.summary
+    );
+    assert_eq!(world.server.app().store.ready_classes().await.unwrap(), []);
+    // Should it ever be handed out, nothing goes with it.
+    let app = world.server.app();
+    let payload = submit::lease_payload(app, &held).await.unwrap();
+    assert!(payload.secrets.is_empty() && payload.credentials.is_empty());
+    assert!(payload.spec_json.contains("\"noPush\":true"));
+    assert!(
+        !payload.spec_json.contains("\"secrets\""),
+        "{}",
+        payload.spec_json
+    );
+    // A rerun of it is not trusted either.
+    let rerun: Run = serde_json::from_value(
+        world
+            .post(&format!("/runs/{}/rerun", held.id), json!({}))
+            .await,
+    )
+    .unwrap();
+    assert_eq!(rerun.approval, Some(Approval::Pending));
+    // Only who may write tasks approves.
+    let weak = world
+        .post(
+            "/tokens",
+            json!({"name": "weak", "scopes": ["read", "run"]}),
+        )
+        .await;
+    let answer = world
+        .http
+        .post(world.url(&format!("/api/v1/runs/{}/approve", held.id)))
+        .bearer_auth(weak["secret"].as_str().unwrap())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status().as_u16(), 403);
+    let approved: Run = serde_json::from_value(
+        world
+            .post(&format!("/runs/{}/approve", held.id), json!({}))
+            .await,
+    )
+    .unwrap();
+    assert_eq!(approved.approval, Some(Approval::Approved));
+    assert_eq!(approved.approved_by.as_deref(), Some("admin"));
+    assert!(!approved.spec.no_push);
+    let ready = world.run(&held.id).await;
+    assert!(!ready.held);
+    assert_eq!(
+        ready.spec.cache,
+        SharedCache::ReadWrite { name: "app".into() }
+    );
+    let payload = submit::lease_payload(app, &ready).await.unwrap();
+    assert_eq!(payload.secrets["token"].expose(), "hush");
+    assert_eq!(payload.credentials.len(), 1);
+    let (status, answer) = world
+        .api(
+            reqwest::Method::POST,
+            &format!("/runs/{}/approve", held.id),
+            json!({}),
+        )
+        .await;
+    assert_eq!(status, 409, "{answer}");
+    // The next commit was not approved; it ends the run of the one before.
+    let second = world
+        .taken(
+            "forge",
+            &github_pull_request("pr_from_fork", &commit(2), "p2"),
+        )
+        .await;
+    let next = world.run(&second.runs[0]).await;
+    assert_eq!(next.approval, Some(Approval::Pending));
+    assert_eq!(world.run(&held.id).await.state, RunState::Canceled);
+    // Closing it ends what is left.
+    let closed = Sent::changed("github", "pr_merged", |body| {
+        body["number"] = 7.into();
+        body["pull_request"]["number"] = 7.into();
+    });
+    let receipt = world.taken("forge", &closed).await;
+    assert_eq!(receipt.runs, []);
+    assert_eq!(world.run(&next.id).await.state, RunState::Canceled);
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", receipt.delivery))
+        .await;
+    assert_eq!(delivery.outcomes[0].what, OutcomeKind::Suppressed);
+    assert!(
+        delivery.outcomes[0].reason.contains("was merged"),
+        "{delivery:?}"
+    );
+    // A task may want nothing of strangers.
+    let rules = json!({"events": ["pullRequest"], "branches": ["main"], "forks": "ignore"});
+    world.task("app", GITHUB, rules).await;
+    let third = github_pull_request("pr_from_fork", &commit(3), "p3");
+    assert_eq!(world.taken("forge", &third).await.runs, []);
+}
+
+#[tokio::test]
+async fn the_newest_commit_wins_where_the_task_says_so() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world.task("app", GITHUB, json!({"newestWins": true})).await;
+    let mut runs = Vec::new();
+    for n in 1..=3 {
+        let one = github_push(&commit(n), &format!("d{n}"));
+        runs.push(world.taken("forge", &one).await.runs[0].clone());
+    }
+    let mut states = Vec::new();
+    for run in &runs {
+        states.push(world.run(run).await.state);
+    }
+    assert_eq!(
+        states,
+        [RunState::Canceled, RunState::Canceled, RunState::Queued]
+    );
+    let row = world.run(&runs[0]).await;
+    assert_eq!(row.reason, Some(format!("superseded by {}", runs[1])));
+    let last = world.run(&runs[2]).await;
+    assert!(last.group.is_some() && !last.held);
+    // A second webhook of the same repository tells of the same commit: one run.
+    world.webhook("second", "github").await;
+    let receipt = world.taken("second", &github_push(&commit(3), "x3")).await;
+    assert_eq!(receipt.runs, [runs[2].clone()]);
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", receipt.delivery))
+        .await;
+    assert_eq!(delivery.outcomes[0].what, OutcomeKind::Joined);
+    assert_eq!(world.runs().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_signed_body_that_comes_again_under_another_id_starts_nothing() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world.task("app", GITHUB, json!({})).await;
+    let first = world.taken("forge", &github_push(&commit(1), "d1")).await;
+    let replayed = world
+        .taken("forge", &github_push(&commit(1), "forged"))
+        .await;
+    assert_eq!(replayed.runs, []);
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", replayed.delivery))
+        .await;
+    assert!(
+        delivery.outcomes[0].reason.contains(&first.delivery),
+        "{delivery:?}"
+    );
+    let redelivered: Receipt = serde_json::from_value(
+        world
+            .post(
+                &format!("/deliveries/{}/redeliver", first.delivery),
+                json!({}),
+            )
+            .await,
+    )
+    .unwrap();
+    assert_eq!(redelivered.runs.len(), 1);
+    let delivery: Delivery = world
+        .get(&format!("/deliveries/{}", redelivered.delivery))
+        .await;
+    assert_eq!(delivery.redelivery_of, Some(first.delivery));
+}
+
+#[tokio::test]
+async fn pushed_images_start_runs_with_their_names() {
+    let world = World::new().await;
+    let body = json!({
+        "name": "follow",
+        "cmd": "alpine echo {{.Values.pushedImage}}",
+        "triggers": {"registryPush": {"repositories": ["**/base/*", "**"], "tags": []}},
+    });
+    world.put("/tasks/follow", body).await;
+    for source in [
+        "distribution",
+        "harbor",
+        "docker-hub",
+        "azure",
+        "github-packages",
+        "quay",
+        "ecr",
+    ] {
+        world.webhook(source, source).await;
+        let name = if source == "azure" {
+            "webhook_push"
+        } else {
+            "push"
+        };
+        let one = Sent::fixture(&format!("registries/{source}"), name);
+        let mut forged = one.clone();
+        forged.prove(&format!("registries/{source}"), "another secret");
+        assert_eq!(world.send(source, &forged).await.0, 401, "{source}");
+        let receipt = world.taken(source, &one).await;
+        assert!(!receipt.runs.is_empty(), "{source}: {receipt:?}");
+        let row = world.run(&receipt.runs[0]).await;
+        assert_eq!(row.trigger, "registry-push");
+        let pushed = &row.spec.set["pushedImage"];
+        assert!(
+            pushed.contains(&row.spec.set["pushedRepository"]),
+            "{source}: {pushed}"
+        );
+        assert!(world.taken(source, &one).await.seen_before, "{source}");
+    }
+    // Azure asks first.
+    let mut asked = Sent::fixture("registries/azure", "grid_validation");
+    asked.set("aeg-event-type", "SubscriptionValidation");
+    let (status, answer) = world.send("azure", &asked).await;
+    assert_eq!(status, 200);
+    assert!(answer["validationResponse"].is_string(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_webhook_with_mistakes_is_refused_with_all_of_them() {
+    let world = World::new().await;
+    let body = json!({
+        "provider": "svn",
+        "secrets": ["short"],
+        "repositories": ["here"],
+        "statuses": {"api": "http://git.example.com/api", "token": "no name"},
+    });
+    let (status, answer) = world.api(reqwest::Method::PUT, "/webhooks/x", body).await;
+    assert_eq!(status, 400);
+    insta::assert_snapshot!(answer["message"].as_str().unwrap());
+    let (status, _) = world
+        .api(
+            reqwest::Method::PUT,
+            "/webhooks/x",
+            json!({"provider": "github"}),
+        )
+        .await;
+    assert_eq!(status, 400, "a webhook without a secret");
+}
+
+/// Each of many deliveries at once, some of them twice, leads to exactly one run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_deliveries_at_once() {
+    const ALL: u32 = 2000;
+    let world = std::sync::Arc::new(World::new().await);
+    world.webhook("forge", "github").await;
+    world.task("app", GITHUB, json!({})).await;
+    let begun = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for worker in 0..40_u32 {
+        let world = world.clone();
+        tasks.spawn(async move {
+            let mut times = Vec::new();
+            for n in (worker..ALL).step_by(40) {
+                let one = github_push(&commit(n + 1), &format!("d{n}"));
+                let copies = if n % 10 == 0 { 2 } else { 1 };
+                let sent = (0..copies).map(|_| async {
+                    let begun = std::time::Instant::now();
+                    let (status, answer) = world.send("forge", &one).await;
+                    assert_eq!(status, 200, "{answer}");
+                    begun.elapsed()
+                });
+                times.extend(futures::future::join_all(sent).await);
+            }
+            times
+        });
+    }
+    let mut times: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
+    times.sort();
+    println!(
+        "{} deliveries in {:?}: p50 {:?}, p99 {:?}",
+        times.len(),
+        begun.elapsed(),
+        times[times.len() / 2],
+        times[times.len() * 99 / 100]
+    );
+    let rows = world.runs().await;
+    let commits: BTreeSet<String> = rows.iter().filter_map(|row| row.commit.clone()).collect();
+    assert_eq!((rows.len(), commits.len()), (ALL as usize, ALL as usize));
+    let store = &world.server.app().store;
+    let late = world.server.app().clock.now_ms() + 3_600_000;
+    assert_eq!(store.unaccounted(late, 0).await.unwrap(), []);
+}
