@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # From one machine to many, in five steps. What it needs is named by variables: REGISTRY, a registry; DATABASE, the URL of
-# an empty PostgreSQL database; CERT and KEY, a certificate for 127.0.0.1 and its key; CA, who signed it; DIR, an empty folder.
+# an empty PostgreSQL database; CERT and KEY, a certificate for 127.0.0.1 and its key; CA, who signed it (the
+# certificate itself, where `openssl req -x509 -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1`
+# made it); DIR, an empty folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export XDG_CONFIG_HOME="$DIR"
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
-ready() { # a server's address: waits until it takes requests
+ready() { # a server's output: waits until it says that it listens
     local i
     for i in $(seq 200); do
-        curl --silent --fail --cacert "$CA" "$1/readyz" >/dev/null && return
+        grep --quiet 'listening at' "$1" && return
         sleep 0.1
     done
-    echo "the server at $1 does not answer" >&2
+    cat "$1" >&2
     return 1
 }
 token() { # a server's output: its first token
@@ -21,7 +23,7 @@ token() { # a server's output: its first token
 echo "--- 1: one command is a whole service: API, queue, logs, and a runner with the engine of this machine"
 acrtask serve --listen 127.0.0.1:7070 --data-dir "$DIR/one" >"$DIR/one.out" &
 one=$!
-ready http://127.0.0.1:7070
+ready "$DIR/one.out"
 
 echo "--- 2: the same words as locally"
 token "$DIR/one.out" | acrtask login http://127.0.0.1:7070 --token-file -
@@ -38,7 +40,7 @@ echo "--- 4: two servers on one PostgreSQL, with TLS; either may be restarted at
 for port in 7071 7072; do
     acrtask serve --listen "127.0.0.1:$port" --no-runner --data-dir "$DIR/many" \
         --database "$DATABASE" --tls-cert "$CERT" --tls-key "$KEY" >"$DIR/$port.out" &
-    ready "https://127.0.0.1:$port"
+    ready "$DIR/$port.out"
 done
 token "$DIR/7071.out" | acrtask login https://127.0.0.1:7071 --ca "$CA" --token-file -
 acrtask task apply -f "$DIR/tasks.yaml"

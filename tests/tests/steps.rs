@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use acrtask_tests::{World, checkout};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 mod common;
 use common::{law_holds, postgres};
@@ -19,6 +19,9 @@ async fn from_one_machine_to_many() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority
+        .distinguished_name
+        .push(DnType::CommonName, "authority of a test");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
