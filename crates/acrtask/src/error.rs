@@ -60,6 +60,13 @@ impl CliError {
         self
     }
 
+    /// In one sentence, its first causes included, and what to do.
+    pub(crate) fn told(self) -> (String, Option<String>) {
+        let mut parts = vec![self.message];
+        parts.extend(self.causes);
+        (parts.join(": "), self.help)
+    }
+
     /// How the program ends with it.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -1,7 +1,7 @@
 //! `acrtask`: ACR Tasks for any registry, on your own machines.
 //!
 //! The program is thin: [`args`] parses what was typed, [`commands`] puts the libraries together, [`client`] speaks to a
-//! server, [`declare`] reads tasks from files, [`render`] shows what they tell. Diagnostics and errors are data until
+//! server, [`declare`] reads tasks from files, [`forge`] enters webhooks, [`render`] shows what they tell. Diagnostics and errors are data until
 //! they reach this crate.
 
 mod args;
@@ -10,6 +10,7 @@ mod commands;
 mod declare;
 mod error;
 mod exit;
+mod forge;
 mod render;
 mod telemetry;
 
@@ -54,6 +55,8 @@ fn main() -> ExitCode {
         Command::Runs(command) => commands::runs::runs(&command, color, style, stdout),
         Command::Runner(args) => commands::runner::runner(&args, log, stdout),
         Command::Serve(args) => commands::serve::serve(&args, log, style),
+        Command::Webhook(command) => commands::webhooks::webhook(&command, stdout),
+        Command::Doctor(args) => commands::doctor::doctor(&args, stdout),
         Command::Secret(command) => commands::secrets::secret(&command, stdout),
         Command::Credential(command) => commands::secrets::credential(&command, stdout),
         Command::Token(command) => commands::tokens::token(&command, stdout),

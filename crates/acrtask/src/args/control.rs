@@ -9,6 +9,7 @@ use super::{
     engine::{BuilderArgs, EngineArgs},
     server::{OutputArgs, ServerArgs, ValueFrom, ttl},
     values::{self, Pair},
+    webhooks::ApproveArgs,
 };
 use acrtask_model::RunId;
 
@@ -36,6 +37,14 @@ Examples:
     Rerun(RerunArgs),
     /// Say what a run waits for
     Why(OneRunArgs),
+    /// Let a run of a stranger's commit begin: it gets the task's secrets, and may push
+    #[command(after_long_help = "\
+Examples:
+  acrtask runs show ID       the commit that it is a run of
+  acrtask runs approve ID
+
+What is approved is that one commit. The next one of the same pull request waits again.")]
+    Approve(ApproveArgs),
 }
 
 /// A run's id.

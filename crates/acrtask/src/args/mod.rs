@@ -9,7 +9,9 @@ pub(crate) mod serve;
 pub(crate) mod server;
 pub(crate) mod stored;
 pub(crate) mod task;
+pub(crate) mod triggers;
 pub(crate) mod values;
+pub(crate) mod webhooks;
 
 use std::path::PathBuf;
 
@@ -23,6 +25,7 @@ use self::{
     stored::TaskCommand,
     task::{FactArgs, TaskArgs},
     values::{BuildTag, Pair, SecretPair},
+    webhooks::{DoctorArgs, WebhookCommand},
 };
 
 const EXIT_CODES: &str = "\
@@ -134,6 +137,11 @@ pub(crate) enum Command {
     Runner(Box<RunnerArgs>),
     /// Be a server: the API, the queue, the logs, and a runner
     Serve(Box<ServeArgs>),
+    /// What forges and registries tell a server, so that commits and pushes of images start runs
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
+    /// Find out what is wrong with a server, or with what a task needs there
+    Doctor(DoctorArgs),
     /// Secrets that a server keeps for tasks
     #[command(subcommand)]
     Secret(SecretCommand),

@@ -15,7 +15,8 @@ use super::{
 #[command(after_long_help = "\
 Examples:
   acrtask serve                                everything on this machine
-  acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
+  acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem \\
+    --public-url https://ci.example.com
   acrtask serve --database postgres://acrtask@db/acrtask --blobs s3://bucket/acrtask --no-runner \\
     --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
   acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
@@ -87,6 +88,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "ACRTASK_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) allow_plaintext: bool,
 
+    /// Where people, forges and registries reach it: https://HOST[:PORT]. Stands in addresses of webhooks and in links
+    #[arg(long, env = "ACRTASK_PUBLIC_URL", value_name = "URL", value_parser = values::public_url)]
+    pub(crate) public_url: Option<url::Url>,
+
     /// A folder of task files that the server's tasks follow; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(crate) tasks: Vec<PathBuf>,
@@ -94,6 +99,10 @@ pub(crate) struct ServeArgs {
     /// No runner inside
     #[arg(long)]
     pub(crate) no_runner: bool,
+
+    /// Let the contexts of runs on the runner inside, and those whom tasks tell of results, be at private addresses
+    #[arg(long)]
+    pub(crate) allow_private_addresses: bool,
 
     /// Runs that the runner inside carries out at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]

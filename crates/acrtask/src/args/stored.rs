@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     HowForm, PathOrStdin, RunOutput,
     server::{OutputArgs, QueueArgs, ServerArgs},
+    triggers::CommitArgs,
     values::{self, Pair, SecretPair, TokenFrom},
 };
 
@@ -50,6 +51,8 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   acrtask task create -n app -c https://github.com/org/app.git#main -r reg.example.com \\
     -f acr-task.yaml --commit-trigger-enabled true
+  acrtask task create -n api -c https://github.com/org/all.git#main:api -r reg.example.com \\
+    --commit-trigger-enabled true --path 'api/**' --ignore-path '**/*.md' --newest-wins
   acrtask task create -n app-image -c https://github.com/org/app.git#main -r reg.example.com \\
     -t app:{{.Run.ID}} -f Dockerfile --arg GO=1.24
   acrtask task create -n nightly -c /dev/null --cmd 'reg.example.com/tools/check:1' \\
@@ -291,9 +294,8 @@ pub(crate) struct DefinitionArgs {
     #[arg(long, value_name = "[NAME:]CRON", help_heading = "Triggers")]
     pub(crate) schedule: Vec<Schedule>,
 
-    /// Run at commits to the context's repository: true or false
-    #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, help_heading = "Triggers")]
-    pub(crate) commit_trigger_enabled: Option<bool>,
+    #[command(flatten)]
+    pub(crate) commit: CommitArgs,
 
     /// Run when a base image changes: true or false
     #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, help_heading = "Triggers")]
@@ -335,8 +337,6 @@ pub(crate) struct ForeignArgs {
     #[arg(long, hide = true, value_name = "X")]
     log_template: Option<String>,
     #[arg(long, hide = true, value_name = "X")]
-    pull_request_trigger_enabled: Option<String>,
-    #[arg(long, hide = true, value_name = "X")]
     base_image_trigger_name: Option<String>,
     #[arg(long, hide = true, value_name = "X")]
     source_trigger_name: Option<String>,
@@ -372,11 +372,6 @@ impl ForeignArgs {
                 "--log-template",
                 self.log_template.is_some(),
                 "logs are read with `acrtask runs logs ID`; leave it out",
-            ),
-            (
-                "--pull-request-trigger-enabled",
-                self.pull_request_trigger_enabled.is_some(),
-                "pull requests start no runs; leave it out",
             ),
             (
                 "--base-image-trigger-name",

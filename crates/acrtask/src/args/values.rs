@@ -213,6 +213,11 @@ pub(crate) fn size_or_none(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
+/// `--public-url`: the address of a server, as others write it.
+pub(crate) fn public_url(text: &str) -> Result<url::Url, String> {
+    crate::client::server_url(text).map_err(|error| error.to_string())
+}
+
 /// Where a token is: `env:NAME` or `@FILE`. May hold the token itself by mistake, so it cannot be printed.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenFrom(Secret);

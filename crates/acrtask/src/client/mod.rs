@@ -235,6 +235,19 @@ impl Client {
         self.json(answer).await
     }
 
+    /// Reads a text beside the API: what a server tells of its own working.
+    pub(crate) async fn beside(&self, name: &str) -> Result<String, ApiError> {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push(name);
+        }
+        let answer = self
+            .send(true, || self.http.request(Method::GET, url.clone()))
+            .await?;
+        let text = answer.text().await;
+        text.map_err(|error| ApiError::unreachable(&self.base, error))
+    }
+
     /// Makes something new: not repeated once it may have arrived.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
@@ -323,7 +336,7 @@ impl Client {
 }
 
 /// The certificates in a file.
-fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ConnectionError> {
+pub(crate) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ConnectionError> {
     let fail = |source: Box<dyn std::error::Error + Send + Sync>| ConnectionError::Ca {
         path: path.display().to_string(),
         source,

@@ -1,6 +1,8 @@
 //! From the flags of `acrtask task create` and `update` to a definition, and the secrets that it needs. Pure but for
 //! the places that flags name.
 
+mod commit;
+
 use std::collections::BTreeMap;
 
 use acrtask_api::{
@@ -156,7 +158,13 @@ fn context(text: &str) -> Result<(Option<String>, Option<String>), CliError> {
         .help("take it out, and give it with `--git-access-token env:NAME`")),
         ContextSpec::Git(git) if git.transport != GitTransport::File => {
             let https = git.transport == GitTransport::Https;
-            Ok((Some(text.into()), https.then_some(git.host)))
+            // A login is for a host and its port.
+            let port = url::Url::parse(&git.url).ok().and_then(|url| url.port());
+            let host = match port {
+                Some(port) => format!("{}:{port}", git.host),
+                None => git.host,
+            };
+            Ok((Some(text.into()), https.then_some(host)))
         }
         ContextSpec::HttpTarball(_) | ContextSpec::Oci(_) => Ok((Some(text.into()), None)),
         ContextSpec::Git(_)
@@ -296,9 +304,7 @@ fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError>
 
 fn triggers(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError> {
     let triggers = &mut to.triggers;
-    if let Some(enabled) = args.commit_trigger_enabled {
-        triggers.commit.get_or_insert_default().enabled = enabled;
-    }
+    triggers.commit = commit::commit(triggers.commit.take(), &args.commit);
     if args.base_image_trigger_enabled.is_some() || args.base_image_trigger_type.is_some() {
         let before = triggers.base_image.take();
         let kind = match args.base_image_trigger_type {

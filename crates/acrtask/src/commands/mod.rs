@@ -1,10 +1,12 @@
 //! One file a command. Each puts libraries together and decides nothing that they could decide.
 
 pub(crate) mod apply;
+mod approve;
 pub(crate) mod build;
 pub(crate) mod completions;
 mod context;
 mod define;
+pub(crate) mod doctor;
 mod engine;
 mod follow;
 mod interrupt;
@@ -28,6 +30,8 @@ mod tasks_folder;
 pub(crate) mod tokens;
 mod upload;
 mod watch;
+pub(crate) mod webhook_setup;
+pub(crate) mod webhooks;
 
 use std::io::{self, Write};
 

@@ -38,6 +38,7 @@ pub(crate) fn runs(
         RunsCommand::Why(args) => why(args, stdout),
         RunsCommand::Logs(args) => logs(args, color, stderr),
         RunsCommand::Cancel(args) => cancel(args),
+        RunsCommand::Approve(args) => super::approve::approve(args),
         RunsCommand::Rerun(args) => rerun(args, color, stderr),
     }
 }

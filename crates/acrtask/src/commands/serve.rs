@@ -78,6 +78,7 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
                 address: address(&server, args).await?,
                 executor,
                 slots: args.slots,
+                private: args.allow_private_addresses,
                 drain: args.drain_timeout,
                 server: server.app().clone(),
             };
@@ -118,6 +119,8 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             accept: args.lease / 2,
             context_limit: args.context_limit,
             retention: args.retention,
+            public_url: args.public_url.clone(),
+            notify_private: args.allow_private_addresses,
             ..Config::default()
         },
         clock: Clock::real(),
@@ -187,6 +190,7 @@ struct Inside {
     address: String,
     executor: acrtask_executor::Options,
     slots: u32,
+    private: bool,
     drain: Duration,
     server: std::sync::Arc<App>,
 }
@@ -239,6 +243,7 @@ impl Inside {
         let name = format!("{}-{:04x}", host_name(), rand::random::<u16>());
         Ok(AgentConfig {
             slots: self.slots,
+            allow_private_addresses: self.private,
             drain: self.drain,
             token,
             // The server is whoever runs this; its address is this machine's own.

@@ -109,7 +109,10 @@ fn show(args: &ShowTaskArgs, style: Style) -> Result<Exit, CliError> {
         ListOutput::Json => print_json(&task),
         ListOutput::Text => {
             let yaml = declare::yaml(&task.definition)?;
-            super::print(render::run::task(&task, &yaml, style).as_bytes())
+            let mut text = render::run::task(&task, &yaml, style);
+            let starts = &task.definition.triggers;
+            text += &render::webhooks::triggers(starts, style);
+            super::print(text.as_bytes())
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod summary;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod view;
+pub(crate) mod webhooks;
 
 #[cfg(test)]
 mod schema_tests;

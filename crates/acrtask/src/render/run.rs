@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     admin::{Runner, RunnerState},
-    run::{Run, Waiting},
+    run::{Approval, Run, Waiting},
     spec::{ContextSource, Work},
     task::Task,
 };
@@ -117,6 +117,7 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ("work", work),
             ("trigger", run.trigger.clone()),
             ("by", run.requested_by.clone().unwrap_or_default()),
+            ("approval", approval(run)),
             (
                 "repeats",
                 run.rerun_of
@@ -139,6 +140,16 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
     );
     out.push_str(&summary::summary(&result(run), style));
     out
+}
+
+fn approval(run: &Run) -> String {
+    match run.approval {
+        None => String::new(),
+        Some(Approval::Pending) => format!("needed: `acrtask runs approve {}`", run.id),
+        Some(Approval::Approved) => {
+            format!("by {}", run.approved_by.as_deref().unwrap_or("somebody"))
+        }
+    }
 }
 
 /// What came of `run`, as if its events had been read.
@@ -283,6 +294,13 @@ fn triggers(task: &Task) -> String {
         .is_some_and(|commit| commit.enabled)
     {
         names.push("commit".into());
+    }
+    if triggers
+        .registry_push
+        .as_ref()
+        .is_some_and(|push| push.enabled)
+    {
+        names.push("images".into());
     }
     if triggers
         .base_image

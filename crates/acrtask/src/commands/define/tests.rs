@@ -195,6 +195,12 @@ fn secrets_are_stored_apart() {
         .git
         .unwrap();
     assert_eq!((host.as_str(), token.expose()), ("github.com", "hush"));
+    let elsewhere = "https://git.example.com:8443/org/app.git#main";
+    let (host, _) = create(&["-c", elsewhere, "--git-access-token", &from])
+        .unwrap()
+        .git
+        .unwrap();
+    assert_eq!(host, "git.example.com:8443");
 }
 
 #[test]

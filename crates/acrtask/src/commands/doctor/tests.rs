@@ -1,0 +1,126 @@
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::*;
+
+fn seen() -> Seen {
+    let runner = json!({
+        "id": "1", "name": "one", "state": "online", "pool": "default", "labels": { "disk": "ssd" },
+        "platforms": ["linux/amd64"], "slots": 2, "busy": 0, "features": {}, "freeDisk": 50_000_000_000_u64,
+        "version": "0.1.0"
+    });
+    let task = json!({
+        "id": "t", "name": "app", "context": "https://github.com/org/app.git#main", "registry": "reg.example.com",
+        "secrets": { "NPM": "NPM_TOKEN", "OTHER": "OTHER" }, "queue": { "labels": { "disk": "ssd" } },
+        "triggers": { "commit": {} }, "notify": [{ "url": "SLACK" }], "generation": 1,
+        "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"
+    });
+    let webhook = json!([{
+        "name": "org-app", "provider": "github", "repositories": ["git@github.com:org/app.git"], "secrets": 1,
+        "url": "https://ci.example.com/hooks/org-app", "createdAt": "2026-01-01T00:00:00Z",
+        "updatedAt": "2026-01-01T00:00:00Z"
+    }]);
+    let deliveries = json!([{
+        "id": "d1", "webhook": "org-app", "senderId": "1", "kind": "push", "summary": "a push", "size": 1,
+        "receivedAt": "2026-01-02T03:00:05Z",
+        "outcomes": [{ "task": "app", "what": "suppressed", "reason": "the branch `x` is none of the task's (main)" }]
+    }]);
+    let secrets = json!([
+        { "name": "NPM_TOKEN", "updatedAt": "2026-01-01T00:00:00Z" },
+        { "name": "OTHER", "task": "another", "updatedAt": "2026-01-01T00:00:00Z" },
+        { "name": "SLACK", "task": "app", "updatedAt": "2026-01-01T00:00:00Z" }
+    ]);
+    Seen {
+        url: "https://ci.example.com".parse().unwrap(),
+        now: "2026-01-02T03:04:05Z".parse().unwrap(),
+        greeting: Greeting {
+            me: Me {
+                name: "laptop".into(),
+                scopes: vec![acrtask_api::admin::Scope::Read],
+                tasks: None,
+                server_version: env!("CARGO_PKG_VERSION").into(),
+            },
+            took: Duration::from_millis(12),
+            ahead: Some(1),
+        },
+        runners: Ok(vec![serde_json::from_value(runner).unwrap()]),
+        webhooks: Ok(serde_json::from_value(webhook).unwrap()),
+        deliveries: Ok(serde_json::from_value(deliveries).unwrap()),
+        unproved: Ok(0),
+        task: Some(SeenTask {
+            task: serde_json::from_value(task).unwrap(),
+            secrets: Ok(serde_json::from_value(secrets).unwrap()),
+            credentials: Ok(Vec::new()),
+            last: Ok(None),
+        }),
+    }
+}
+
+fn told(checks: Vec<Check>) -> String {
+    let ok = checks.iter().all(|check| check.verdict != Verdict::Wrong);
+    text(&Report { ok, checks }, Style::PLAIN).replace(env!("CARGO_PKG_VERSION"), "VERSION")
+}
+
+#[test]
+fn what_is_wrong_and_what_to_do() {
+    let mut all = String::new();
+    let mut add = |what: &str, change: &dyn Fn(&mut Seen)| {
+        let mut seen = seen();
+        change(&mut seen);
+        let before = told(checks::of(&self::seen()));
+        let after = told(checks::of(&seen));
+        let _ = writeln!(all, "== {what}");
+        for line in after
+            .lines()
+            .filter(|line| what == "as it is" || !before.contains(line))
+        {
+            let _ = writeln!(all, "{line}");
+        }
+    };
+    add("as it is", &|_| {});
+    add("clocks", &|seen| seen.greeting.ahead = Some(-90));
+    add("clocks, a little", &|seen| seen.greeting.ahead = Some(10));
+    add("a token for others", &|seen| {
+        seen.greeting.me.tasks = Some("web/*".into());
+    });
+    add("no runner", &|seen| seen.runners = Ok(Vec::new()));
+    add("another pool", &|seen| {
+        seen.runners.as_mut().unwrap()[0].pool = "gpu".into();
+    });
+    add("another label", &|seen| {
+        seen.runners.as_mut().unwrap()[0].labels.clear();
+    });
+    add("another platform", &|seen| {
+        seen.task.as_mut().unwrap().task.definition.platform = Some("linux/arm64".into());
+    });
+    add("a full disk", &|seen| {
+        seen.runners.as_mut().unwrap()[0].free_disk = 1 << 20;
+    });
+    add("no webhook", &|seen| seen.webhooks = Ok(Vec::new()));
+    add("no public address", &|seen| {
+        seen.webhooks.as_mut().unwrap()[0].url = "/hooks/org-app".into();
+    });
+    add("no TLS", &|seen| {
+        seen.webhooks.as_mut().unwrap()[0].url = "http://ci.example.com/hooks/org-app".into();
+    });
+    add("nothing came", &|seen| seen.deliveries = Ok(Vec::new()));
+    add("forged ones", &|seen| seen.unproved = Ok(3));
+    add("not allowed to see", &|seen| {
+        seen.webhooks = Err("the token lacks the scope `read`".into());
+    });
+    add("disabled", &|seen| {
+        seen.task.as_mut().unwrap().task.definition.enabled = false;
+    });
+    add("without a task", &|seen| seen.task = None);
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn what_is_counted_of_senders_without_a_proof() {
+    let text = "# TYPE acrtask_webhook_deliveries counter\n\
+        acrtask_webhook_deliveries_total{outcome=\"taken\"} 7\n\
+        acrtask_webhook_deliveries_total{outcome=\"unproved\"} 3\n";
+    assert_eq!(unproved(text), 3);
+    assert_eq!(unproved(""), 0);
+}
