@@ -78,6 +78,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-job",
             "acrtask-server",
             "acrtask-store",
+            "acrtask-trigger",
             "acrtask-model",
             "acrtask-spec",
             "acrtask-buildkit",
