@@ -9,6 +9,7 @@ pub(crate) mod serve;
 pub(crate) mod server;
 pub(crate) mod stored;
 pub(crate) mod task;
+pub(crate) mod timers;
 pub(crate) mod triggers;
 pub(crate) mod values;
 pub(crate) mod webhooks;

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     HowForm, PathOrStdin, RunOutput,
     server::{OutputArgs, QueueArgs, ServerArgs},
+    timers::{TimerCommand, TriggerUrlCommand},
     triggers::CommitArgs,
     values::{self, Pair, SecretPair, TokenFrom},
 };
@@ -40,6 +41,12 @@ Output and exit codes are those of `acrtask run`.")]
     Enable(NamedArgs),
     /// Let nothing start runs of a task
     Disable(NamedArgs),
+    /// Timers: runs of a task by the clock
+    #[command(subcommand)]
+    Timer(TimerCommand),
+    /// The URL that starts runs of a task and can do nothing else
+    #[command(subcommand)]
+    TriggerUrl(TriggerUrlCommand),
     /// Print a task, or all of them, as the file that `acrtask task apply` takes
     Export(ExportArgs),
     /// Create and change tasks as files say

@@ -27,6 +27,7 @@ mod spec;
 pub(crate) mod stored;
 mod task;
 mod tasks_folder;
+mod timers;
 pub(crate) mod tokens;
 mod upload;
 mod watch;

@@ -3,7 +3,9 @@
 use acrtask_api::{
     run::{Page, SecretText, StartTask},
     task::{Task, TaskDefinition},
+    webhook::Trigger,
 };
+use jiff::Timestamp;
 
 use super::{
     apply,
@@ -11,7 +13,7 @@ use super::{
     define,
     remote::{block_on, client, print_json, say},
     runs::started,
-    upload,
+    timers, upload,
 };
 use crate::{
     args::{
@@ -29,6 +31,9 @@ use crate::{
     render::{self, style::Style},
 };
 
+/// Triggers that are shown with a task.
+const SHOWN_TRIGGERS: u32 = 10;
+
 /// One of the words about tasks.
 pub(crate) fn task(
     command: &TaskCommand,
@@ -45,6 +50,8 @@ pub(crate) fn task(
         TaskCommand::Run(args) => run(args, color, stderr),
         TaskCommand::Enable(args) => set_enabled(args, true),
         TaskCommand::Disable(args) => set_enabled(args, false),
+        TaskCommand::Timer(command) => timers::timer(command, stdout),
+        TaskCommand::TriggerUrl(command) => timers::trigger_url(command, stdout),
         TaskCommand::Export(args) => export(args),
         TaskCommand::Apply(args) => apply::apply(args, stderr, stdout),
     }
@@ -104,7 +111,13 @@ fn after_the_task(error: &CliError, name: &str, done: &str) -> CliError {
 
 fn show(args: &ShowTaskArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
-    let task = block_on(find(&client, args.name.name()))?;
+    let name = args.name.name();
+    let (task, triggers) = block_on(async {
+        let limit = [("limit", SHOWN_TRIGGERS.to_string())];
+        let task = find(&client, name).await?;
+        let triggers: Page<Trigger> = client.get(&["tasks", name, "triggers"], &limit).await?;
+        Ok((task, triggers.items))
+    })?;
     match args.output.output {
         ListOutput::Json => print_json(&task),
         ListOutput::Text => {
@@ -112,6 +125,7 @@ fn show(args: &ShowTaskArgs, style: Style) -> Result<Exit, CliError> {
             let mut text = render::run::task(&task, &yaml, style);
             let starts = &task.definition.triggers;
             text += &render::webhooks::triggers(starts, style);
+            text += &render::timers::triggers(&triggers, Timestamp::now(), style);
             super::print(text.as_bytes())
         }
     }

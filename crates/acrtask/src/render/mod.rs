@@ -13,6 +13,7 @@ pub(crate) mod style;
 pub(crate) mod summary;
 pub(crate) mod table;
 pub(crate) mod text;
+pub(crate) mod timers;
 pub(crate) mod view;
 pub(crate) mod webhooks;
 

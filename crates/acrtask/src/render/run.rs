@@ -115,7 +115,12 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ),
             ("context", context),
             ("work", work),
-            ("trigger", run.trigger.clone()),
+            (
+                "trigger",
+                run.tick
+                    .as_ref()
+                    .map_or_else(|| run.trigger.clone(), super::timers::tick),
+            ),
             ("by", run.requested_by.clone().unwrap_or_default()),
             ("approval", approval(run)),
             (
