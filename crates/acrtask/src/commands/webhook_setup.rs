@@ -1,6 +1,7 @@
 //! `acrtask webhook setup`: from a task to a forge that tells of its commits.
 //!
-//! The server's side is made first, so that the forge's first delivery finds it.
+//! The forge is asked whether it knows the token; then the server's side is made, so that the forge's first delivery
+//! finds it.
 
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,10 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
             )?),
             None => None,
         };
+        // A secret that reaches no forge would be of no use.
+        if let Some(forge) = &forge {
+            forge.check().await?;
+        }
         let (webhook, created, made) = server_side(&client, args, &repository).await?;
         let (url, mut warnings) = address(&client, &webhook, &repository);
         warnings.extend(no_trigger(&task));

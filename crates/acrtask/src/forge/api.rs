@@ -96,6 +96,14 @@ impl Forge {
         self.provider == Provider::GitHub
     }
 
+    /// Whether the token sees the repository's webhooks.
+    ///
+    /// # Errors
+    /// It does not, or the forge cannot be reached.
+    pub(crate) async fn check(&self) -> Result<(), CliError> {
+        self.ask(self.http.get(self.at(&[]))).await.map(drop)
+    }
+
     /// Enters `url`. Without a secret only what is there already can be changed.
     ///
     /// # Errors
