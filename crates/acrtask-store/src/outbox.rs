@@ -266,6 +266,16 @@ impl Store {
         tx.commit().await
     }
 
+    /// What could not be told of these runs to people.
+    pub async fn untold_notices(&self, ids: Vec<String>) -> Result<Vec<Untold>> {
+        let sql = one_of!(
+            "SELECT run_id, attempts, last_error, over FROM notices WHERE last_error IS NOT NULL AND run_id",
+            "$1",
+            " ORDER BY run_id, place"
+        );
+        self.db.rows(sql, args![ids]).await
+    }
+
     /// What could not be told of these runs to forges.
     pub async fn untold_statuses(&self, ids: Vec<String>) -> Result<Vec<Untold>> {
         let sql = one_of!(

@@ -357,4 +357,8 @@ impl Accepted {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod lanes_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -88,8 +88,11 @@ async fn all_runs(store: &Store) -> Vec<RunId> {
     rows.into_iter().map(|row| row.id).collect()
 }
 
+/// What it led to, its run, and why.
+type Led = (OutcomeKind, Option<String>, String);
+
 #[track_caller]
-fn new(delivered: Delivered) -> (Vec<(OutcomeKind, Option<String>, String)>, Vec<RunId>) {
+fn new(delivered: Delivered) -> (Vec<Led>, Vec<RunId>) {
     match delivered {
         Delivered::New { outcomes, canceled } => (
             outcomes
