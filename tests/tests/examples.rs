@@ -64,10 +64,12 @@ fn output_of(outcome: &Outcome, step: &str) -> String {
 #[test]
 fn every_example_has_a_test() {
     let source: String = include_str!("examples.rs").split_whitespace().collect();
+    let steps = include_str!("steps.rs");
     for entry in std::fs::read_dir(checkout().join("examples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(
-            source.contains(&format!("run_example(&world,\"{name}\"")),
+            source.contains(&format!("run_example(&world,\"{name}\""))
+                || steps.contains(&format!("\"examples/{name}/")),
             "examples/{name} is not run by a test"
         );
     }

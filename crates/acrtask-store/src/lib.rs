@@ -34,6 +34,7 @@ mod tokens;
 mod transitions;
 mod trigger_urls;
 mod triggers;
+mod waiting;
 mod webhooks;
 
 pub use bases::{Seen, WatchFilter, WatchRow};
@@ -50,7 +51,7 @@ pub use queue::{Candidate, Claim, Class, PRIORITY_MS};
 pub use reports::{AttemptRow, Reaped, Report, Reported, Verdict};
 pub use retention::Expired;
 pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
-pub use runs::{CancelRow, Depth, NewRun, Origin, Position, RunFilter, RunRow};
+pub use runs::{NewRun, Origin, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
 pub use stale::Moved;
 pub use tasks::TaskFilter;
@@ -58,6 +59,7 @@ pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerPlace, TimerRow};
 pub use tokens::TokenRow;
 pub use trigger_urls::TriggerUrlRow;
 pub use triggers::TriggerRow;
+pub use waiting::{CancelRow, Depth, Position};
 pub use webhooks::WebhookRow;
 
 /// Milliseconds since 1970 in UTC.
