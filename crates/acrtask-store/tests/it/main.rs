@@ -11,6 +11,7 @@ mod groups;
 mod hints;
 mod images;
 mod lists;
+mod logs;
 mod opening;
 mod queue;
 mod reports;
