@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod place;
+mod setup;
+
 use std::{
     sync::{
         Arc,
@@ -13,229 +16,12 @@ use std::{
 };
 
 use acrtask_tests::{
-    Outcome, World,
-    forge::{Forge, deliver, deliver_signed},
-    git_server::{HttpGit, Repositories, git},
-    new_run_id, project,
-    service::Server,
+    World,
+    forge::{deliver, deliver_signed},
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-const TOKEN: &str = "hunter2-of-the-repository";
-const FORGE_TOKEN: &str = "hunter2-of-the-forge";
-const SECRET: &str = "hunter2-of-the-webhook";
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A private repository with a task that builds an image and pushes it under the commit's name.
-struct Place {
-    world: World,
-    repositories: Repositories,
-    git: HttpGit,
-    forge: Forge,
-    server: Server,
-    files: TempDir,
-    image: String,
-}
-
-fn task_file(image: &str, more: &str) -> String {
-    format!(
-        "version: v1.1.0\nsteps:\n{more}  - id: build\n    build: -t $Registry/{image}:{{{{.Run.Commit}}}} --build-arg BASE=$Registry/base/busybox:1.36 .\n  - id: push\n    push: ['$Registry/{image}:{{{{.Run.Commit}}}}']\n"
-    )
-}
-
-impl Place {
-    fn new(world: &World) -> Self {
-        let image = format!("webhooks/{}", new_run_id());
-        let repositories = Repositories::default();
-        repositories.create("app");
-        repositories.commit(
-            "app",
-            &[
-                ("acr-task.yaml", &task_file(&image, "")),
-                (
-                    "Dockerfile",
-                    "ARG BASE\nFROM ${BASE}\nCOPY src/file /file\n",
-                ),
-                ("src/file", "first\n"),
-                ("docs/index.md", "first\n"),
-            ],
-        );
-        let git = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
-        let server = Server::start(
-            world,
-            &[
-                "--allow-private-addresses",
-                "--public-url",
-                "https://ci.example.com",
-            ],
-        );
-        let place = Self {
-            world: world.clone(),
-            repositories,
-            git,
-            forge: Forge::start(),
-            server,
-            files: project::folder(&[
-                ("secret", SECRET),
-                ("token", TOKEN),
-                ("forge-token", FORGE_TOKEN),
-            ]),
-            image,
-        };
-        let url = place.git.url("app");
-        place.ok(&["secret", "set", "FORGE_TOKEN", "--from-file", "forge-token"]);
-        place.ok(&[
-            "webhook",
-            "create",
-            "app",
-            "--provider",
-            "github",
-            "--secret-file",
-            "secret",
-            "--repository",
-            &url,
-            "--status-api",
-            &place.forge.url(),
-            "--status-token",
-            "FORGE_TOKEN",
-        ]);
-        place
-    }
-
-    /// The task of the repository, with the login that it needs.
-    fn task(&self, name: &str, flags: &[&str]) {
-        let context = format!("{}#main", self.git.url("app"));
-        let mut args = vec![
-            "task",
-            "create",
-            name,
-            "--context",
-            &context,
-            "--registry",
-            &self.world.registry,
-            "--commit-trigger-enabled",
-            "true",
-        ];
-        args.extend(flags);
-        self.ok(&args);
-        self.ok(&[
-            "credential",
-            "set",
-            &self.git.address(),
-            "--username",
-            "ci",
-            "--task",
-            name,
-            "--from-file",
-            "token",
-        ]);
-    }
-
-    fn run(&self, args: &[&str]) -> Outcome {
-        self.server.client(self.files.path(), args).wait()
-    }
-
-    fn ok(&self, args: &[&str]) -> Outcome {
-        let outcome = self.run(args);
-        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.all());
-        outcome
-    }
-
-    fn hook(&self) -> String {
-        format!("{}/hooks/app", self.server.url)
-    }
-
-    fn deliver(&self, event: &str, id: &str, body: &Value) -> (u16, Value) {
-        deliver(&self.hook(), SECRET, event, id, body).unwrap()
-    }
-
-    /// A push of `after`, in which these files changed.
-    fn push(&self, before: &str, after: &str, files: &[&str]) -> Value {
-        let commit = json!({ "id": after, "message": "change", "added": [], "modified": files, "removed": [] });
-        json!({
-            "ref": "refs/heads/main", "before": before, "after": after, "forced": false,
-            "commits": [commit], "head_commit": commit, "repository": self.repository("org/app")
-        })
-    }
-
-    fn repository(&self, name: &str) -> Value {
-        json!({ "full_name": name, "clone_url": self.git.url("app"), "default_branch": "main" })
-    }
-
-    /// What is told of a pull request whose commits come from the repository `from`.
-    fn pull_request(&self, action: &str, number: u64, from: &str, commit: &str) -> Value {
-        let clone_url = if from == "org/app" {
-            self.git.url("app")
-        } else {
-            "https://git.example.com/stranger/app.git".into()
-        };
-        json!({
-            "action": action, "number": number,
-            "pull_request": {
-                "title": "a change", "merged": false,
-                "head": { "ref": "change", "sha": commit, "repo": { "full_name": from, "clone_url": clone_url } },
-                "base": { "ref": "main", "sha": self.head("main"), "repo": self.repository("org/app") }
-            },
-            "repository": self.repository("org/app")
-        })
-    }
-
-    fn head(&self, reference: &str) -> String {
-        git(&self.repositories.bare("app"), &["rev-parse", reference])
-    }
-
-    /// A commit that only a pull request has.
-    fn commit_of_pull_request(&self, number: u64, files: &[(&str, &str)]) -> String {
-        let work = self.repositories.work("app");
-        git(&work, &["checkout", "--quiet", "-B", "change", "main"]);
-        for (path, content) in files {
-            std::fs::write(work.join(path), content).unwrap();
-        }
-        git(
-            &work,
-            &["commit", "--quiet", "--all", "--message", "theirs"],
-        );
-        let commit = git(&work, &["rev-parse", "HEAD"]);
-        let to = format!("HEAD:refs/pull/{number}/head");
-        git(&work, &["push", "--quiet", "origin", &to]);
-        git(&work, &["checkout", "--quiet", "main"]);
-        commit
-    }
-
-    fn runs(&self, task: &str) -> Vec<Value> {
-        let page = self
-            .server
-            .json(&["runs", "list", "--task", task, "-o", "json"]);
-        page["items"].as_array().cloned().unwrap()
-    }
-
-    fn delivery(&self, id: &Value) -> Value {
-        let id = id.as_str().unwrap();
-        self.server
-            .json(&["webhook", "deliveries", id, "-o", "json"])
-    }
-
-    fn finished(&self, id: &str, state: &str) -> Value {
-        let run = self.server.wait_for_run(id, |run| {
-            let state = run["state"].as_str().unwrap();
-            !["queued", "leased", "running"].contains(&state)
-        });
-        assert_eq!(
-            run["state"],
-            state,
-            "{run:#}\n{}",
-            self.run(&["runs", "logs", id]).all()
-        );
-        run
-    }
-}
-
-fn only_run(receipt: &Value) -> String {
-    let runs = receipt["runs"].as_array().unwrap();
-    assert_eq!(runs.len(), 1, "{receipt:#}");
-    runs[0].as_str().unwrap().to_owned()
-}
+use place::{FORGE_TOKEN, LIMIT, Place, only_run, task_file};
 
 /// Looks at the command lines of all processes until it is dropped.
 struct Watched {
@@ -510,68 +296,35 @@ async fn a_strangers_pull_request_waits_and_a_closed_one_is_canceled() {
     assert!(world.digest(&place.image, &never).await.is_none());
 }
 
-#[test]
-fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_commit_wins_where_the_task_says_so() {
     let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let forge = Forge::start();
-    let files = project::folder(&[("token", FORGE_TOKEN)]);
-    let run = |args: &[&str]| server.client(files.path(), args).wait();
-    let created = run(&[
-        "task",
-        "create",
-        "app",
-        "--context",
-        "http://127.0.0.1:9/org/app.git#main",
-        "--registry",
-        &world.registry,
-        "--commit-trigger-enabled",
-        "true",
-    ]);
-    assert_eq!(created.code, Some(0), "{}", created.all());
-    let setup = |more: &[&str]| {
-        let api = forge.url();
-        let all = [
-            &["webhook", "setup", "app", "--provider", "github"][..],
-            &["--token-file", "token", "--api", &api],
-            more,
-        ];
-        run(&all.concat())
-    };
-    let first = setup(&[]);
-    assert_eq!(first.code, Some(0), "{}", first.all());
-    assert!(
-        first.stderr.contains("the forge's ping has arrived"),
-        "{}",
-        first.all()
+    let place = Place::new(&world);
+    place.task("app", &["--newest-wins"]);
+    let slow = task_file(
+        &place.image,
+        "  - id: slow\n    cmd: $Registry/base/busybox:1.36 sleep 300\n",
     );
-    let hooks = forge.hooks();
-    assert_eq!(hooks.len(), 1);
-    assert_eq!(hooks[0]["events"], json!(["push"]));
-    assert_eq!(
-        hooks[0]["config"]["url"],
-        format!("{}/hooks/org-app", server.url)
-    );
-    // Once more: nothing is made, and the secret stays what it is.
-    let updated = run(&[
-        "task",
-        "update",
-        "app",
-        "--pull-request-trigger-enabled",
-        "true",
-    ]);
-    assert_eq!(updated.code, Some(0), "{}", updated.all());
-    let again = setup(&[]);
-    // The ping is the same as before, so that only the forge knows how it was answered.
-    assert_eq!(again.code, Some(0), "{}", again.all());
-    let hooks = forge.hooks();
-    assert_eq!(hooks.len(), 1);
-    assert_eq!(hooks[0]["events"], json!(["push", "pull_request"]));
-    let said = [first.all(), again.all(), server.log()].concat();
-    assert!(!said.contains(FORGE_TOKEN));
-    let secret = hooks[0]["config"]["secret"].as_str().unwrap();
-    assert!(
-        !said.contains(secret),
-        "it is not shown where nobody needs it"
-    );
+    let start = place.head("main");
+    let first = place
+        .repositories
+        .commit("app", &[("acr-task.yaml", &slow)]);
+    let push = place.push(&start, &first, &["acr-task.yaml"]);
+    let older = only_run(&place.deliver("push", "delivery-1", &push).1);
+    place
+        .server
+        .wait_for_run(&older, |run| run["state"] == "running");
+    let quick = task_file(&place.image, "");
+    let second = place
+        .repositories
+        .commit("app", &[("acr-task.yaml", &quick)]);
+    let push = place.push(&first, &second, &["acr-task.yaml"]);
+    let newer = only_run(&place.deliver("push", "delivery-2", &push).1);
+    let run = place.finished(&older, "canceled");
+    assert_eq!(run["reason"], format!("superseded by {newer}"), "{run:#}");
+    place.finished(&newer, "succeeded");
+    assert!(world.digest(&place.image, &first).await.is_none());
+    assert!(world.digest(&place.image, &second).await.is_some());
+    place.forge.wait_for("org/app", &first, "error");
+    place.forge.wait_for("org/app", &second, "success");
 }
