@@ -313,3 +313,14 @@ pub struct BaseChange {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
 }
+
+/// Asks for a look at base tags now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CheckBases {
+    /// This tag; nothing: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The answer comes when they were looked at, or after so many seconds; 60 at most.
+    pub wait_secs: u64,
+}

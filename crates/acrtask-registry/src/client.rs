@@ -12,7 +12,7 @@ use crate::{
     error::RegistryError,
     manifest::{ACCEPT, Hasher, Manifest, ManifestBody, Platform, platforms},
     net::AddressPolicy,
-    transport::{Body, Call, Transport, read_limited},
+    transport::{Body, Call, How, Transport, read_limited},
 };
 
 /// Biggest manifest that is read, in bytes: what the distribution specification lets a registry refuse.
@@ -79,31 +79,16 @@ impl Registry {
             }) => return self.resolve_by_get(reference).await,
             Err(error) => return Err(error),
         };
-        let text = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        let digest = text("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        let media_type = text("content-type")
-            .and_then(|text| text.split(';').next())
-            .map(str::trim);
-        let size = text("content-length").and_then(|text| text.parse().ok());
-        match (digest, media_type, size) {
-            (Some(digest), Some(media_type), Some(size)) if ACCEPT.contains(&media_type) => {
-                check_digest(&attempt, reference.digest(), &digest)?;
-                Ok(Resolved {
-                    digest,
-                    media_type: media_type.into(),
-                    size,
-                })
-            }
-            _ => self.resolve_by_get(reference).await,
+        match resolved(&response, &attempt, reference)? {
+            Some(resolved) => Ok(resolved),
+            None => self.resolve_by_get(reference).await,
         }
     }
 
-    async fn resolve_by_get(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
+    pub(crate) async fn resolve_by_get(
+        &self,
+        reference: &ImageRef,
+    ) -> Result<Resolved, RegistryError> {
         let manifest = self.manifest(reference).await?;
         Ok(Resolved {
             digest: manifest.digest,
@@ -149,6 +134,17 @@ impl Registry {
         method: Method,
         attempt: String,
     ) -> Result<Response, RegistryError> {
+        self.manifest_call_so(reference, method, attempt, How::default())
+            .await
+    }
+
+    pub(crate) async fn manifest_call_so(
+        &self,
+        reference: &ImageRef,
+        method: Method,
+        attempt: String,
+        how: How<'_>,
+    ) -> Result<Response, RegistryError> {
         let name = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.as_str(),
             (None, tag) => tag.unwrap_or("latest"),
@@ -164,7 +160,7 @@ impl Registry {
             accept: &ACCEPT,
             body: Body::None,
         };
-        self.transport.send(call).await
+        self.transport.send_so(call, how).await
     }
 
     /// The images behind `reference` by platform, without attestations. Of a single image, its configuration says the
@@ -247,6 +243,36 @@ impl Registry {
             bytes.extend_from_slice(&chunk?);
         }
         Ok(bytes.into())
+    }
+}
+
+/// What the headers of an answer to HEAD say; nothing where they do not say enough.
+pub(crate) fn resolved(
+    response: &Response,
+    attempt: &str,
+    reference: &ImageRef,
+) -> Result<Option<Resolved>, RegistryError> {
+    let text = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let digest = text("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+    let media_type = text("content-type")
+        .and_then(|text| text.split(';').next())
+        .map(str::trim);
+    let size = text("content-length").and_then(|text| text.parse().ok());
+    match (digest, media_type, size) {
+        (Some(digest), Some(media_type), Some(size)) if ACCEPT.contains(&media_type) => {
+            check_digest(attempt, reference.digest(), &digest)?;
+            Ok(Some(Resolved {
+                digest,
+                media_type: media_type.into(),
+                size,
+            }))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -30,14 +30,28 @@ pub enum AddressPolicy {
     /// All: the operator named the host.
     #[default]
     Any,
+    /// All but those of the services that tell a machine of a cloud its own secrets: the host was named by somebody
+    /// whom the operator need not trust, and may be in a private network. A proxy of the environment is used.
+    NoMetadata,
     /// No private, loopback, link-local (which metadata services use) or otherwise special address:
     /// the host was named by somebody whom the operator need not trust, as in a task file.
     PublicOnly,
 }
 
+impl AddressPolicy {
+    /// Whether an address may be connected to.
+    pub fn allows(self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::NoMetadata => !is_metadata(address),
+            Self::PublicOnly => is_public(address),
+        }
+    }
+}
+
 /// An address that the policy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{host} is at {address}, which is not a public address")]
+#[error("{host} is at {address}, which is not {}", if is_metadata(*address) { "an address that a registry may have" } else { "a public address" })]
 pub struct ForbiddenAddress {
     /// The host, as it was named.
     pub host: String,
@@ -77,7 +91,10 @@ pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, re
         .redirect(redirects);
     match policy {
         AddressPolicy::Any => builder,
-        AddressPolicy::PublicOnly => builder.no_proxy().dns_resolver(Arc::new(PublicResolver)),
+        AddressPolicy::NoMetadata => builder.dns_resolver(Arc::new(GuardedResolver(policy))),
+        AddressPolicy::PublicOnly => builder
+            .no_proxy()
+            .dns_resolver(Arc::new(GuardedResolver(policy))),
     }
     .build()
 }
@@ -109,7 +126,7 @@ pub fn check_literal(policy: AddressPolicy, url: &Url) -> Result<(), ForbiddenAd
         Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
         Some(Host::Domain(_)) | None => return Ok(()),
     };
-    if policy == AddressPolicy::PublicOnly && !is_public(address) {
+    if !policy.allows(address) {
         return Err(ForbiddenAddress {
             host: url.host_str().unwrap_or_default().to_owned(),
             address,
@@ -127,9 +144,17 @@ pub async fn resolve_public(
     host: &str,
     port: u16,
 ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+    resolve(AddressPolicy::PublicOnly, host, port).await
+}
+
+async fn resolve(
+    policy: AddressPolicy,
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     for address in &addresses {
-        if !is_public(address.ip()) {
+        if !policy.allows(address.ip()) {
             return Err(Box::new(ForbiddenAddress {
                 host: host.to_owned(),
                 address: address.ip(),
@@ -139,15 +164,48 @@ pub async fn resolve_public(
     Ok(addresses)
 }
 
-/// The connector's resolver under [`AddressPolicy::PublicOnly`].
-struct PublicResolver;
+/// The connector's resolver under a policy.
+struct GuardedResolver(AddressPolicy);
 
-impl Resolve for PublicResolver {
+impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
+        let policy = self.0;
         Box::pin(async move {
-            let addresses = resolve_public(name.as_str(), 0).await?;
+            let addresses = resolve(policy, name.as_str(), 0).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
+    }
+}
+
+/// Whether a service may be there that tells a machine of a cloud its own secrets: link-local addresses, and those that
+/// clouds use beside them.
+pub fn is_metadata(address: IpAddr) -> bool {
+    let v4 = |v4: Ipv4Addr| {
+        v4.is_link_local()
+            || [
+                Ipv4Addr::new(100, 100, 100, 200), // Alibaba
+                Ipv4Addr::new(168, 63, 129, 16),   // Azure's host
+                Ipv4Addr::new(192, 0, 0, 192),     // Oracle
+            ]
+            .contains(&v4)
+    };
+    match address {
+        IpAddr::V4(address) => v4(address),
+        IpAddr::V6(v6) => {
+            let s = v6.segments();
+            let embedded = if let Some(mapped) = v6.to_ipv4_mapped() {
+                Some(mapped)
+            } else if s[0] == 0x64 && s[1] == 0xff9b && s[2..6] == [0; 4] {
+                Some(embedded_v4(s[6], s[7]))
+            } else if s[0] == 0x2002 {
+                Some(embedded_v4(s[1], s[2]))
+            } else {
+                None
+            };
+            (s[0] & 0xffc0) == 0xfe80
+                || (s[0] == 0xfd00 && s[1] == 0xec2) // Amazon
+                || embedded.is_some_and(v4)
+        }
     }
 }
 
@@ -248,6 +306,37 @@ mod tests {
         ] {
             assert_eq!(is_public(address.parse().unwrap()), public, "{address}");
         }
+    }
+
+    #[test]
+    fn knows_where_clouds_keep_secrets() {
+        for (address, allowed) in [
+            ("10.1.2.3", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("fd00::1", true),
+            ("8.8.8.8", true),
+            ("169.254.169.254", false),
+            ("169.254.170.2", false),
+            ("::ffff:169.254.169.254", false),
+            ("64:ff9b::a9fe:a9fe", false),
+            ("2002:a9fe:a9fe::", false),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("100.100.100.200", false),
+            ("168.63.129.16", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(
+                AddressPolicy::NoMetadata.allows(address),
+                allowed,
+                "{address}"
+            );
+            assert!(AddressPolicy::Any.allows(address));
+        }
+        let metadata = Url::parse("http://169.254.169.254/v2/").unwrap();
+        let error = check_literal(AddressPolicy::NoMetadata, &metadata).unwrap_err();
+        assert!(error.to_string().contains("may have"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One call to a registry: scheme, authorization, waiting, and what an answer means.
 
+mod words;
+
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use acrtask_model::{ImageRef, Secret, reference::DOCKER_HUB};
@@ -11,6 +13,7 @@ use reqwest::{
 };
 use url::Url;
 
+use self::words::{authority, help_foreign, help_missing, help_refused, host_name};
 use crate::{
     challenge::{Challenge, RealmTrust, realm_trust},
     client::Settings,
@@ -50,6 +53,24 @@ pub(crate) struct Call<'a> {
     pub(crate) scopes: Vec<String>,
     pub(crate) accept: &'static [&'static str],
     pub(crate) body: Body,
+}
+
+/// How a call is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How<'a> {
+    /// Tries in all, after 429, 502, 503, 504 or no connection.
+    pub(crate) tries: u32,
+    /// What the caller has already: where that is what there is, the answer is 304, which is a success then.
+    pub(crate) etag: Option<&'a str>,
+}
+
+impl Default for How<'_> {
+    fn default() -> Self {
+        Self {
+            tries: MAX_TRIES,
+            etag: None,
+        }
+    }
 }
 
 /// An `Authorization` header, and what to advise when it is not enough.
@@ -115,7 +136,16 @@ impl Transport {
     }
 
     /// Sends `call` and gives back a successful response, its body unread.
-    pub(crate) async fn send(&self, mut call: Call<'_>) -> Result<Response, RegistryError> {
+    pub(crate) async fn send(&self, call: Call<'_>) -> Result<Response, RegistryError> {
+        self.send_so(call, How::default()).await
+    }
+
+    /// The same, in this way.
+    pub(crate) async fn send_so(
+        &self,
+        mut call: Call<'_>,
+        how: How<'_>,
+    ) -> Result<Response, RegistryError> {
         net::check_literal(self.settings.addresses, &call.url)
             .map_err(|error| unreachable(&call, error))?;
         let key = (call.host.to_owned(), call.scopes.join(" "));
@@ -130,8 +160,12 @@ impl Transport {
         loop {
             tries += 1;
             let once = matches!(call.body, Body::Stream(..));
-            let last = once || tries >= MAX_TRIES;
-            let response = match self.request(&mut call, grant.as_ref()).send().await {
+            let last = once || tries >= how.tries;
+            let mut request = self.request(&mut call, grant.as_ref());
+            if let Some(etag) = how.etag {
+                request = request.header(header::IF_NONE_MATCH, etag);
+            }
+            let response = match request.send().await {
                 Ok(response) => response,
                 Err(error)
                     if error.is_connect()
@@ -147,6 +181,7 @@ impl Transport {
             let status = response.status();
             match status {
                 _ if status.is_success() => return Ok(response),
+                StatusCode::NOT_MODIFIED if how.etag.is_some() => return Ok(response),
                 StatusCode::UNAUTHORIZED if !asked && !once => {
                     asked = true;
                     tries -= 1;
@@ -559,35 +594,4 @@ fn sensitive(value: &Secret) -> HeaderValue {
         HeaderValue::from_str(value.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
     header.set_sensitive(true);
     header
-}
-
-/// Host and port of an address.
-fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
-/// A registry's name without its port.
-fn host_name(host: &str) -> &str {
-    match host.rfind(':') {
-        Some(colon) if !host.ends_with(']') => &host[..colon],
-        _ => host,
-    }
-}
-
-fn help_missing(host: &str) -> String {
-    format!(
-        "there is no credential for {host}: log in with `docker login {host}`, or give `--credential {host}=USER:@FILE`"
-    )
-}
-
-fn help_refused(host: &str) -> String {
-    format!("check the credential for {host}: it is wrong or expired, or does not allow this")
-}
-
-fn help_foreign(host: &str, realm: &str) -> String {
-    format!(
-        "{host} sends to the token server {realm}, another host, which is not given the password of {host}; if it may have it, give it with `--credential {realm}=USER:@FILE`"
-    )
 }

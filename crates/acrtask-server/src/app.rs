@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub, vault::Vault,
-    webhooks,
+    bases::Watcher, blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub,
+    vault::Vault, webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -35,6 +35,12 @@ pub struct Config {
     pub run_timeout: Duration,
     /// How often everything that could be missed is looked at again: the queue, leases, cancel requests.
     pub poll: Duration,
+    /// How often a base tag is looked at.
+    pub base_interval: Duration,
+    /// Requests a second at most to a registry, with one login, because of base tags.
+    pub base_rate: u32,
+    /// Registries that base tags are looked for at without TLS, beside those on this machine.
+    pub insecure_registries: Vec<String>,
     /// Where people, forges and registries reach this control plane; nothing: it is not known.
     pub public_url: Option<Url>,
     /// The body of a delivery has to be there within this time.
@@ -56,6 +62,9 @@ impl Default for Config {
             retention: Duration::from_secs(30 * 24 * 3600),
             run_timeout: Duration::from_secs(3600 * 8),
             poll: Duration::from_secs(1),
+            base_interval: Duration::from_secs(300),
+            base_rate: 20,
+            insecure_registries: Vec::new(),
             public_url: None,
             webhook_timeout: Duration::from_secs(30),
             notify_private: false,
@@ -90,6 +99,10 @@ pub struct App {
     pub tasks: webhooks::Index,
     /// Deliveries that wait to be stored.
     pub deliveries: webhooks::Together,
+    /// Wakes the task that looks at base tags. It would have looked anyway.
+    pub bases: Arc<Notify>,
+    /// What looking at base tags keeps between two looks.
+    pub(crate) watcher: Watcher,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -109,6 +122,8 @@ impl App {
             logs: LogHub::default(),
             wake: Arc::default(),
             cancels: Arc::default(),
+            bases: Arc::default(),
+            watcher: Watcher::default(),
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),

@@ -256,6 +256,9 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
                 }
                 tracing::info!(%run, attempt, runner = runner_id, %state, "a run is over");
             }
+            if !result.images.is_empty() {
+                app.bases.notify_one();
+            }
             app.wake.notify_one();
             app.logs.wake(run);
             outbox.add(Hint::Log(run.clone()));

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::supervise::Supervisor;
 use crate::{
-    App, Config, api,
+    App, Config, api, bases,
     blobs::{BlobError, Blobs},
     clock::Clock,
     forge,
@@ -230,6 +230,7 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
         reaper::accounts(&app).await?;
     });
     keep!("timers", |app, _recorder, _outbox| timers::run(&app).await);
+    keep!("bases", |app, _recorder, _outbox| bases::run(&app).await);
     keep!("retention", |app, _recorder, _outbox| {
         retention::run(&app).await;
         Ok(())

@@ -219,6 +219,23 @@ fn table() -> Vec<Row> {
         row(Method::GET, "/images", read, Empty, none()),
         row(Method::GET, "/images/tree", read, Empty, none()),
         row(Method::GET, "/images/{image}", read, Hidden, none()),
+        row(Method::GET, "/bases", read, Empty, none()),
+        row(Method::POST, "/bases/check", run, Empty, none()),
+        row(Method::GET, "/bases/{base}", read, Hidden, none()),
+        row(
+            Method::POST,
+            "/bases/{base}/pause",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(
+            Method::POST,
+            "/bases/{base}/resume",
+            write,
+            Forbidden,
+            none(),
+        ),
         row(
             Method::GET,
             "/bases/{base}/blast-radius",
@@ -268,6 +285,7 @@ impl World {
             .await;
         let base = [("base:1", 'b', BaseRole::Runtime)];
         server.pushed("mine", ("r.io/mine:1", 'a'), &base).await;
+        crate::bases::compare(&server.app).await.unwrap();
         server.start_run().await;
         for path in ["/secrets/mine", "/secrets/own"] {
             let body = if path.ends_with("own") {

@@ -1,21 +1,283 @@
-//! Base images: what stands on one.
+//! Base images: the tags that are watched, and what stands on one. A `/` in a name is `%2F` in a path.
+//!
+//! A token that is limited to tasks sees the tags that images of these tasks stand on.
 
-use acrtask_api::{admin::Problem, image::BlastRadius};
+use std::{collections::HashMap, time::Duration};
+
+use acrtask_api::{
+    admin::Problem,
+    image::{Base, BlastRadius, CheckBases},
+    run::Page,
+};
+use acrtask_store::{StoreError, WatchFilter, WatchRow, timestamp};
 use axum::extract::State;
+use serde::Deserialize;
+use tokio::time::Instant;
+use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Api, ApiError,
-    extract::{Json, Path},
+    extract::{Json, OptionalJson, Path, Query},
     images::full_name,
+    runs,
+    secrets::task_names,
 };
 use crate::{
-    auth::{self, By},
-    bases::known::{Stale, Standing},
+    auth::{self, By, Caller},
+    bases::{
+        self,
+        known::{Stale, Standing},
+    },
 };
 
+/// Tags that are read at once.
+const CHUNK: u32 = 500;
+/// Moves of a tag that are shown.
+const HISTORY: u32 = 50;
+/// The longest that a request waits for looks.
+const LONGEST_WAIT: u64 = 60;
+/// How often it is seen whether they have been.
+const POLL: Duration = Duration::from_millis(100);
+
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(blast_radius))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(check))
+        .routes(routes!(show))
+        .routes(routes!(blast_radius))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+}
+
+/// Which tags a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListBases {
+    /// At most so many; 50 where nothing is said, 200 at most.
+    limit: Option<u32>,
+    /// What the page before gave as `next`.
+    cursor: Option<String>,
+}
+
+/// Which tags a caller sees.
+enum Sight {
+    All,
+    Of(Box<Standing>),
+}
+
+impl Sight {
+    async fn of(api: &Api, caller: &Caller) -> Result<Self, ApiError> {
+        if caller.tasks.is_none() {
+            return Ok(Self::All);
+        }
+        let standing = Standing::read(&api.app, |task| caller.sees(task)).await?;
+        Ok(Self::Of(Box::new(standing)))
+    }
+
+    fn sees(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(standing) => standing.is_base(name),
+        }
+    }
+}
+
+fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
+    Base {
+        name: row.name,
+        login_of: (!row.scope.is_empty()).then(|| {
+            // A task that the caller does not see stays without a name.
+            tasks
+                .get(&row.scope)
+                .cloned()
+                .unwrap_or_else(|| "(another task)".to_owned())
+        }),
+        status: row.status,
+        detail: row.detail,
+        paused: row.paused,
+        digest: row.digest,
+        platforms: std::collections::BTreeMap::new(),
+        checked_at: row.checked_at.map(timestamp),
+        changed_at: row.changed_at.map(timestamp),
+        next_check_at: timestamp(row.next_check_at),
+        used_by: row.used_by,
+        changes: Vec::new(),
+    }
+}
+
+/// Those with this name, with all that is known of them.
+async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiError> {
+    let missing = || {
+        ApiError::not_found(format!("the tag `{name}` is not watched"))
+            .help("tags are watched that the newest images of tasks stand on: `acrtask base list`")
+    };
+    if !Sight::of(api, caller).await?.sees(name) {
+        return Err(missing());
+    }
+    let store = &api.app.store;
+    let rows = store
+        .watches(WatchFilter {
+            name: Some(name.to_owned()),
+            limit: CHUNK,
+            ..WatchFilter::default()
+        })
+        .await?;
+    if rows.is_empty() {
+        return Err(missing());
+    }
+    let tasks = task_names(api, caller).await?;
+    let mut found = Vec::new();
+    for row in rows {
+        let platforms = store.base_platforms(&row).await?;
+        let changes = store.base_changes(row.id, HISTORY).await?;
+        found.push(Base {
+            platforms,
+            changes,
+            ..to_api(row, &tasks)
+        });
+    }
+    Ok(found)
+}
+
+/// Base tags that are watched, by name. One that is looked at with several logins is there once for each.
+#[utoipa::path(get, path = "/bases", tag = "bases", params(ListBases), security(("token" = ["read"])), responses(
+    (status = OK, body = Page<Base>),
+    (status = BAD_REQUEST, body = Problem),
+))]
+async fn list(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Query(asked): Query<ListBases>,
+) -> Result<Json<Page<Base>>, ApiError> {
+    let limit = runs::page_limit(asked.limit)? as usize;
+    let sight = Sight::of(&api, &by.caller).await?;
+    let tasks = task_names(&api, &by.caller).await?;
+    let mut items: Vec<Base> = Vec::new();
+    let mut after = asked.cursor;
+    let next = loop {
+        let rows = read_after(&api, after.take()).await?;
+        after = rows.last().map(|row| row.name.clone());
+        let seen = rows.into_iter().filter(|row| sight.sees(&row.name));
+        items.extend(seen.map(|row| to_api(row, &tasks)));
+        // A page ends where a name does.
+        if let Some(beyond) = items.get(limit).map(|base| base.name.clone()) {
+            let end = items[..limit].iter().rposition(|base| base.name != beyond);
+            let end = end.map_or_else(
+                || items.iter().take_while(|base| base.name == beyond).count(),
+                |last| last + 1,
+            );
+            items.truncate(end);
+            break items.last().map(|base| base.name.clone());
+        }
+        if after.is_none() {
+            break None;
+        }
+    };
+    Ok(Json(Page { items, next }))
+}
+
+/// Watched tags behind a name, those of one name together; none: there are no more.
+async fn read_after(api: &Api, after: Option<String>) -> Result<Vec<WatchRow>, StoreError> {
+    let store = &api.app.store;
+    let mut rows = store
+        .watches(WatchFilter {
+            after,
+            limit: CHUNK,
+            ..WatchFilter::default()
+        })
+        .await?;
+    if rows.len() >= CHUNK as usize
+        && let Some(name) = rows.last().map(|row| row.name.clone())
+    {
+        rows.retain(|row| row.name != name);
+        let last = WatchFilter {
+            name: Some(name),
+            limit: u32::MAX,
+            ..WatchFilter::default()
+        };
+        rows.extend(store.watches(last).await?);
+    }
+    Ok(rows)
+}
+
+/// A base tag: what it holds, how it moved, and how it stands. One entry for each login that it is looked at with.
+#[utoipa::path(get, path = "/bases/{base}", tag = "bases",
+    params(("base" = String, Path, description = "Registry, repository and tag.")),
+    security(("token" = ["read"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
+async fn show(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Path(base): Path<String>,
+) -> Result<Json<Vec<Base>>, ApiError> {
+    let name = full_name(&base)?;
+    Ok(Json(find(&api, &by.caller, &name).await?))
+}
+
+/// Looks at tags now, one or all. A paused one is not looked at.
+#[utoipa::path(post, path = "/bases/check", tag = "bases", request_body = CheckBases,
+    security(("token" = ["run"])), responses(
+    (status = OK, body = Vec<Base>, description = "How they stand after that, or after the wait."),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn check(
+    by: By<auth::Run>,
+    State(api): State<Api>,
+    OptionalJson(asked): OptionalJson<CheckBases>,
+) -> Result<Json<Vec<Base>>, ApiError> {
+    let app = &api.app;
+    let name = asked.name.as_deref().map(full_name).transpose()?;
+    // What came a moment ago is looked at too.
+    bases::compare(app).await?;
+    let sight = Sight::of(&api, &by.caller).await?;
+    let tasks = task_names(&api, &by.caller).await?;
+    let wanted = async || -> Result<Vec<WatchRow>, ApiError> {
+        let mut found = Vec::new();
+        if let Some(name) = &name {
+            if sight.sees(name) {
+                let filter = WatchFilter {
+                    name: Some(name.clone()),
+                    limit: CHUNK,
+                    ..WatchFilter::default()
+                };
+                found = app.store.watches(filter).await?;
+            }
+            return Ok(found);
+        }
+        let mut after = None;
+        loop {
+            let rows = read_after(&api, after.take()).await?;
+            after = rows.last().map(|row| row.name.clone());
+            found.extend(rows.into_iter().filter(|row| sight.sees(&row.name)));
+            if after.is_none() {
+                return Ok(found);
+            }
+        }
+    };
+    let rows = wanted().await?;
+    if let Some(name) = name.as_deref().filter(|_| rows.is_empty()) {
+        return Err(ApiError::not_found(format!(
+            "the tag `{name}` is not watched"
+        )));
+    }
+    let now = app.clock.now_ms();
+    let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
+    app.store.hurry_watches(Some(names), now).await?;
+    app.bases.notify_one();
+    let until = Instant::now() + Duration::from_secs(asked.wait_secs.min(LONGEST_WAIT));
+    let rows = loop {
+        let rows = wanted().await?;
+        let waits =
+            |row: &WatchRow| !row.paused && (row.lease_until.is_some() || row.next_check_at <= now);
+        if Instant::now() >= until || !rows.iter().any(waits) {
+            break rows;
+        }
+        tokio::time::sleep(POLL).await;
+    };
+    Ok(Json(
+        rows.into_iter().map(|row| to_api(row, &tasks)).collect(),
+    ))
 }
 
 /// Everything that stands on a base, through any number of our own images.
@@ -43,3 +305,55 @@ async fn blast_radius(
         base,
     }))
 }
+
+/// Stops looking at a tag. What is known of it stays as it is.
+#[utoipa::path(post, path = "/bases/{base}/pause", tag = "bases",
+    params(("base" = String, Path, description = "Registry, repository and tag.")),
+    security(("token" = ["write"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
+async fn pause(
+    by: By<auth::Write>,
+    State(api): State<Api>,
+    Path(base): Path<String>,
+) -> Result<Json<Vec<Base>>, ApiError> {
+    set_paused(&api, &by.caller, &base, true).await
+}
+
+/// Looks at a paused tag again, beginning now.
+#[utoipa::path(post, path = "/bases/{base}/resume", tag = "bases",
+    params(("base" = String, Path, description = "Registry, repository and tag.")),
+    security(("token" = ["write"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
+async fn resume(
+    by: By<auth::Write>,
+    State(api): State<Api>,
+    Path(base): Path<String>,
+) -> Result<Json<Vec<Base>>, ApiError> {
+    set_paused(&api, &by.caller, &base, false).await
+}
+
+async fn set_paused(
+    api: &Api,
+    caller: &Caller,
+    base: &str,
+    paused: bool,
+) -> Result<Json<Vec<Base>>, ApiError> {
+    // It concerns every task that stands on it.
+    caller.need_task(None)?;
+    let app = &api.app;
+    let name = full_name(base)?;
+    app.store
+        .pause_watch(&name, paused, app.clock.now_ms())
+        .await?;
+    let found = find(api, caller, &name).await?;
+    app.bases.notify_one();
+    tracing::info!(
+        base = name,
+        paused,
+        by = caller.name,
+        "a base tag was paused or resumed"
+    );
+    Ok(Json(found))
+}
+
+#[cfg(test)]
+#[path = "bases_tests.rs"]
+mod tests;

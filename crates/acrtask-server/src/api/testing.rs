@@ -310,6 +310,20 @@ impl Server {
         image: (&str, char),
         bases: &[(&str, char, BaseRole)],
     ) {
+        let bases: Vec<_> = bases
+            .iter()
+            .map(|(name, letter, role)| (*name, sha(*letter), *role))
+            .collect();
+        self.pushed_from(task, image, &bases).await;
+    }
+
+    /// The same, with whole digests of bases.
+    pub(crate) async fn pushed_from(
+        &self,
+        task: &str,
+        image: (&str, char),
+        bases: &[(&str, Digest, BaseRole)],
+    ) {
         let run: Run = self
             .post(&format!("/tasks/{task}/runs"), serde_json::json!({}))
             .await
@@ -330,11 +344,11 @@ impl Server {
             }],
             bases: bases
                 .iter()
-                .map(|(name, letter, role)| BaseResult {
+                .map(|(name, digest, role)| BaseResult {
                     step: step.clone(),
                     role: *role,
                     name: (*name).into(),
-                    digest: sha(*letter),
+                    digest: digest.clone(),
                     evidence: Evidence::Provenance,
                 })
                 .collect(),

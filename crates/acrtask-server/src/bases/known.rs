@@ -188,6 +188,11 @@ impl Standing {
         self.images.contains_key(name) || self.on.contains_key(name)
     }
 
+    /// Whether an image stands on it.
+    pub(crate) fn is_base(&self, name: &str) -> bool {
+        self.on.contains_key(name)
+    }
+
     /// The task that builds an image.
     pub(crate) fn task(&self, name: &str) -> Option<&str> {
         self.images.get(name)?.task_name.as_deref()

@@ -1,3 +1,111 @@
-//! Images and their bases: what is stale ([`known`]).
+//! Images and their bases: what is stale ([`known`]), and the tags that are looked at because images stand on them.
+//!
+//! Each server takes tags that are due, looks at each once ([`look`]) inside the budget of its registry and login
+//! ([`budget`]), and writes down what it saw. Invariants: which tags are watched is compared anew all the time with what the
+//! newest images stand on and what counts for their tasks; a notification of a registry only makes a tag due, so that
+//! a forged or a lost one changes nothing but the time of a look; a tag that cannot be looked at is a state with a time
+//! of its own for the next look, and no loop.
 
+mod budget;
 pub(crate) mod known;
+mod look;
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use acrtask_model::ImageRef;
+use acrtask_store::StoreError;
+use futures::StreamExt as _;
+
+pub(crate) use self::look::Watcher;
+use crate::App;
+
+/// How often what is watched is compared with what images stand on.
+const COMPARE: Duration = Duration::from_secs(30);
+/// Tags that a server takes at once.
+const BATCH: u32 = 256;
+/// Tags that it looks at side by side.
+const PARALLEL: usize = 64;
+/// A server that does not come back from a look has it taken away after this long, in milliseconds.
+const LEASE_MS: i64 = 180_000;
+
+/// Looks at tags, for ever.
+pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
+    let mut compared: Option<Instant> = None;
+    let mut woken = false;
+    loop {
+        if woken || compared.is_none_or(|at| at.elapsed() >= COMPARE) {
+            compare(app).await?;
+            compared = Some(Instant::now());
+        }
+        let due = app
+            .store
+            .claim_watches(app.clock.now_ms(), LEASE_MS, BATCH)
+            .await?;
+        if due.is_empty() {
+            woken = tokio::select! {
+                () = app.bases.notified() => true,
+                () = tokio::time::sleep(app.config.poll) => false,
+            };
+            continue;
+        }
+        woken = false;
+        let mut looks = futures::stream::iter(due)
+            .map(|watch| app.watcher.look(app, watch))
+            .buffer_unordered(PARALLEL);
+        while let Some(looked) = looks.next().await {
+            looked?;
+        }
+    }
+}
+
+/// Watches what counts for the tasks whose images stand on it, and nothing else.
+pub(crate) async fn compare(app: &App) -> Result<(), StoreError> {
+    let wanted = app.store.wanted_bases().await?;
+    let policies = known::policies(app).await?;
+    let wanted: BTreeSet<(String, String)> = wanted
+        .into_iter()
+        .filter(|(.., task, role)| {
+            policies
+                .get(task)
+                .is_some_and(|policy| policy.counts(*role))
+        })
+        .map(|(name, scope, ..)| (name, scope))
+        .collect();
+    let made = app.store.set_watches(&wanted, app.clock.now_ms()).await?;
+    if made > 0 {
+        tracing::info!(made, "more base tags are watched");
+    }
+    Ok(())
+}
+
+/// A registry says that an image was pushed: its tag is looked at now. Without a tag, every tag of the repository is.
+pub(crate) async fn pushed(
+    app: &App,
+    registry: &str,
+    repository: &str,
+    tag: Option<&str>,
+) -> Result<(), StoreError> {
+    let name = format!("{registry}/{repository}");
+    let Ok(reference) = name.parse::<ImageRef>() else {
+        return Ok(());
+    };
+    let now = app.clock.now_ms();
+    let due = match tag.map(|tag| reference.with_tag(tag)) {
+        Some(Ok(tagged)) => {
+            let names = Some(vec![tagged.to_string()]);
+            app.store.hurry_watches(names, now).await?
+        }
+        Some(Err(_)) => 0,
+        None => app.store.hurry_repository(&reference.name(), now).await?,
+    };
+    if due > 0 {
+        app.bases.notify_one();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

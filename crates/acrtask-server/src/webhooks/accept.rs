@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use acrtask_model::RunId;
 use acrtask_store::{Delivered, Hint, NewDelivery, StoredBody, WebhookRow};
-use acrtask_trigger::{Delivery, RegistryDelivery};
+use acrtask_trigger::{Delivery, RegistryDelivery, RegistryEvent};
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ use super::{
     Came, Sender,
     look::{Look, at_events, at_registry},
 };
-use crate::{App, api::ApiError, auth};
+use crate::{App, api::ApiError, auth, bases};
 
 /// Longest body that is kept in the row.
 const INLINE: usize = 64 << 10;
@@ -170,6 +170,9 @@ pub(crate) async fn accept(
                 "a delivery was taken"
             );
             wake(app, &runs, &canceled).await;
+            if let Source::Registry(delivery) = &source {
+                look_at_bases(app, &delivery.event).await;
+            }
             Accepted {
                 id,
                 seen_before: false,
@@ -179,6 +182,19 @@ pub(crate) async fn accept(
         }
     };
     Ok(accepted)
+}
+
+/// Looks at base tags that were pushed. Where that fails, they are looked at when they are due.
+async fn look_at_bases(app: &App, event: &RegistryEvent) {
+    let RegistryEvent::Pushed { images } = event else {
+        return;
+    };
+    for image in images {
+        let (registry, repository) = (&image.registry, &image.repository);
+        if let Err(error) = bases::pushed(app, registry, repository, image.tag.as_deref()).await {
+            tracing::warn!(%image, %error, "a base tag that was pushed is looked at later");
+        }
+    }
 }
 
 /// Wakes whom it concerns; nothing depends on it.
