@@ -27,7 +27,7 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use accept::{Accepted, Source, accept, headers_of};
 pub use index::Index;
@@ -41,7 +41,8 @@ use crate::{App, api::ApiError};
 const HELD: usize = 256 << 20;
 /// How long a delivery waits for room among them.
 const ROOM: Duration = Duration::from_secs(5);
-/// What a body whose length is not told counts for at first.
+/// Room is taken by so much, as the bytes come. The first of it counts for nothing: most bodies are not longer, and a
+/// connection costs as much anyway.
 const STEP: usize = 64 << 10;
 /// Bodies from this size on are read on a thread of their own.
 const LARGE: usize = 256 << 10;
@@ -287,7 +288,7 @@ fn query_token(query: Option<&str>) -> Option<String> {
 /// A body, and the room that it takes.
 struct Held {
     bytes: Bytes,
-    _room: tokio::sync::OwnedSemaphorePermit,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, ApiError> {
@@ -305,8 +306,8 @@ async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, Ap
     if told.is_some_and(|length| length > MAX_BODY) {
         return Err(too_large());
     }
-    let mut room = take_room(hooks, told.unwrap_or(STEP)).await?;
-    let mut held = room.num_permits() * STEP;
+    let mut room: Option<OwnedSemaphorePermit> = None;
+    let mut held = STEP;
     let mut body = body;
     let mut bytes = BytesMut::with_capacity(told.unwrap_or(0).min(STEP));
     while let Some(frame) = body.frame().await {
@@ -320,7 +321,10 @@ async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, Ap
         while bytes.len() + data.len() > held {
             let more = take_room(hooks, held).await?;
             held += more.num_permits() * STEP;
-            room.merge(more);
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
         }
         bytes.extend_from_slice(&data);
     }
@@ -330,10 +334,7 @@ async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, Ap
     })
 }
 
-async fn take_room(
-    hooks: &Hooks,
-    bytes: usize,
-) -> Result<tokio::sync::OwnedSemaphorePermit, ApiError> {
+async fn take_room(hooks: &Hooks, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
     let steps = u32::try_from(bytes.div_ceil(STEP).max(1)).unwrap_or(u32::MAX);
     let taken = hooks.room.clone().acquire_many_owned(steps);
     match tokio::time::timeout(ROOM, taken).await {

@@ -489,3 +489,36 @@ async fn two_thousand_deliveries_at_once() {
     let late = world.server.app().clock.now_ms() + 3_600_000;
     assert_eq!(store.unaccounted(late, 0).await.unwrap(), []);
 }
+
+/// Deliveries that come at the rate of a busy forge are answered soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_deliveries_a_second() {
+    let world = std::sync::Arc::new(World::new().await);
+    world.webhook("forge", "github").await;
+    for n in 0..50 {
+        let context = format!("https://github.com/team/other{n}.git");
+        world.task(&format!("other{n}"), &context, json!({})).await;
+    }
+    world.task("app", GITHUB, json!({})).await;
+    let sent: Vec<Sent> = (0..1000_u32)
+        .map(|n| github_push(&commit(n + 1), &format!("d{n}")))
+        .collect();
+    let begun = tokio::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (n, one) in (0_u32..).zip(sent) {
+        let world = world.clone();
+        tasks.spawn(async move {
+            tokio::time::sleep_until(begun + Duration::from_millis(5) * n).await;
+            let begun = std::time::Instant::now();
+            let receipt = world.taken("forge", &one).await;
+            assert_eq!(receipt.runs.len(), 1);
+            begun.elapsed()
+        });
+    }
+    let mut times: Vec<Duration> = tasks.join_all().await;
+    times.sort();
+    let (median, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("200 a second: p50 {median:?}, p99 {late:?}");
+    // `cargo xtask bench` holds it to 100 ms; here others use the machine too.
+    assert!(median < Duration::from_secs(5), "{median:?}");
+}

@@ -5,17 +5,20 @@
 //! tried one by one, so that one delivery at fault hurts no other. Who waits for an answer may go away: what was begun is
 //! finished.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use acrtask_store::{Delivered, Looked, NewDelivery, StoreError};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::App;
 
 /// Deliveries of one transaction.
 const BATCH: usize = 64;
-/// How often a transaction is tried that another one was in the way of.
-const TRIES: u32 = 4;
+/// How long a transaction is tried again that another one was in the way of.
+const TRIES: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Waiting {
@@ -105,12 +108,14 @@ async fn attempt(
     app: &App,
     work: &[(NewDelivery, Vec<Looked>)],
 ) -> Result<Vec<Delivered>, StoreError> {
-    let mut tries = 1;
+    let begun = Instant::now();
     loop {
         let now = app.clock.now_ms();
         match app.store.deliver_many(work.to_vec(), now).await {
             // Nothing was written: another transaction was in the way, or the database is away.
-            Err(error) if error.is_unavailable() && tries < TRIES => tries += 1,
+            Err(error) if error.is_unavailable() && begun.elapsed() < TRIES => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             delivered => return delivered,
         }
     }
