@@ -59,6 +59,8 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::doctor(&args, stdout),
         Command::Secret(command) => commands::secrets::secret(&command, stdout),
         Command::Credential(command) => commands::secrets::credential(&command, stdout),
+        Command::Images(command) => commands::images::images(&command, stdout),
+        Command::Base(command) => commands::images::base(&command, stdout),
         Command::Token(command) => commands::tokens::token(&command, stdout),
         Command::Schema { of } => commands::schema::schema(of),
         Command::Completions { shell } => commands::completions::completions(shell),

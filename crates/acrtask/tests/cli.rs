@@ -125,6 +125,10 @@ fn help() {
         &["credential", "set"],
         &["token", "create"],
         &["token", "federate", "create"],
+        &["images"],
+        &["images", "list"],
+        &["base"],
+        &["base", "check"],
         &["schema"],
     ] {
         let seen = run_in(&[], &[words, &["--help"]].concat());

@@ -5,6 +5,7 @@
 
 pub(crate) mod control;
 pub(crate) mod engine;
+pub(crate) mod images;
 pub(crate) mod serve;
 pub(crate) mod server;
 pub(crate) mod stored;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use self::{
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
     engine::{BuilderArgs, EngineArgs},
+    images::{BaseCommand, ImagesCommand},
     serve::ServeArgs,
     server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
     stored::TaskCommand,
@@ -149,6 +151,12 @@ pub(crate) enum Command {
     /// Logins for registries and git hosts that a server keeps for tasks
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// Images that runs pushed, and what they stand on
+    #[command(subcommand)]
+    Images(ImagesCommand),
+    /// Base images that are watched because images stand on them
+    #[command(subcommand)]
+    Base(BaseCommand),
     /// Tokens that open a server
     #[command(subcommand)]
     Token(TokenCommand),

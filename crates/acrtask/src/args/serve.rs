@@ -116,6 +116,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "720h", value_parser = values::duration)]
     pub(crate) retention: Duration,
 
+    /// How often each base image is looked at that images of tasks stand on
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
+    pub(crate) base_interval: Duration,
+
+    /// Look for base images at this registry without TLS; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub(crate) insecure_registry: Vec<String>,
+
     /// The largest context that may be uploaded: a number of bytes, or with K, M or G behind it
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = values::size)]
     pub(crate) context_limit: u64,

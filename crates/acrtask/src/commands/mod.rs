@@ -9,6 +9,7 @@ mod define;
 pub(crate) mod doctor;
 mod engine;
 mod follow;
+pub(crate) mod images;
 mod interrupt;
 mod log;
 pub(crate) mod login;

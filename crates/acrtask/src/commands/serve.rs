@@ -119,6 +119,8 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             accept: args.lease / 2,
             context_limit: args.context_limit,
             retention: args.retention,
+            base_interval: args.base_interval,
+            insecure_registries: args.insecure_registry.clone(),
             public_url: args.public_url.clone(),
             notify_private: args.allow_private_addresses,
             ..Config::default()

@@ -6,6 +6,7 @@
 //! A reader that went away is no reason to stop a run: the rest of the log is dropped, silently.
 
 pub(crate) mod frame;
+pub(crate) mod images;
 pub(crate) mod plain;
 pub(crate) mod run;
 pub(crate) mod screen;

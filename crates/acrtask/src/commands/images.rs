@@ -1,0 +1,187 @@
+//! `acrtask images` and `acrtask base`: what images stand on, and the tags that are watched because of that.
+
+use acrtask_api::{
+    image::{Base, BlastRadius, CheckBases, Image, ImageDetail, ImageTree},
+    run::Page,
+};
+use jiff::Timestamp;
+
+use super::remote::{block_on, client, print_json, say};
+use crate::{
+    args::{
+        images::{
+            BaseCommand, BaseNameArgs, CheckArgs, ImagesCommand, ListImagesArgs, OneImageArgs,
+            TreeArgs,
+        },
+        server::{ListOutput, ServerArgs},
+    },
+    client::Client,
+    error::CliError,
+    exit::Exit,
+    render::{images as show, style::Style},
+};
+
+/// Entries of one request.
+const PAGE: u32 = 200;
+/// Seconds that `base check` waits for looks.
+const WAIT: u64 = 60;
+
+/// One of the words about images.
+pub(crate) fn images(command: &ImagesCommand, style: Style) -> Result<Exit, CliError> {
+    match command {
+        ImagesCommand::List(args) => list(args, style),
+        ImagesCommand::Show(args) => one(args, |image, now| show::image(image, now, style)),
+        ImagesCommand::Why(args) => one(args, |image, now| show::why(image, now, style)),
+        ImagesCommand::Tree(args) => tree(args, style),
+    }
+}
+
+/// One of the words about base tags.
+pub(crate) fn base(command: &BaseCommand, style: Style) -> Result<Exit, CliError> {
+    match command {
+        BaseCommand::List(args) => {
+            let client = client(&args.server)?;
+            let found: Page<Base> = block_on(pages(&client, "bases", &[], u32::MAX))?;
+            match args.output.output {
+                ListOutput::Json => print_json(&found),
+                ListOutput::Text => {
+                    let text = show::bases(&found.items, Timestamp::now(), style);
+                    super::print(text.as_bytes())
+                }
+            }
+        }
+        BaseCommand::Show(args) => {
+            let client = client(&args.server)?;
+            let found: Vec<Base> =
+                block_on(async { Ok(client.get(&["bases", &args.image], &[]).await?) })?;
+            match args.output.output {
+                ListOutput::Json => print_json(&found),
+                ListOutput::Text => {
+                    let text = show::base(&found, Timestamp::now(), style);
+                    super::print(text.as_bytes())
+                }
+            }
+        }
+        BaseCommand::Check(args) => check(args, style),
+        BaseCommand::Pause(args) => set_paused(args, true),
+        BaseCommand::Resume(args) => set_paused(args, false),
+        BaseCommand::BlastRadius(args) => {
+            let client = client(&args.server)?;
+            let found: BlastRadius = block_on(async {
+                let path = ["bases", &args.image, "blast-radius"];
+                Ok(client.get(&path, &[]).await?)
+            })?;
+            match args.output.output {
+                ListOutput::Json => print_json(&found),
+                ListOutput::Text => super::print(show::blast_radius(&found, style).as_bytes()),
+            }
+        }
+    }
+}
+
+/// The first `limit` entries of a list.
+async fn pages<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    kind: &str,
+    query: &[(&str, String)],
+    limit: u32,
+) -> Result<Page<T>, CliError> {
+    let mut all = Page {
+        items: Vec::new(),
+        next: None,
+    };
+    loop {
+        let left = limit - u32::try_from(all.items.len()).unwrap_or(limit).min(limit);
+        let mut query = query.to_vec();
+        query.push(("limit", left.min(PAGE).to_string()));
+        query.extend(all.next.take().map(|cursor| ("cursor", cursor)));
+        let page: Page<T> = client.get(&[kind], &query).await?;
+        all.items.extend(page.items);
+        all.next = page.next;
+        if all.next.is_none() || all.items.len() >= limit as usize {
+            return Ok(all);
+        }
+    }
+}
+
+fn list(args: &ListImagesArgs, style: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let flag = |name, set: bool| set.then(|| (name, "true".to_owned()));
+    let query: Vec<(&str, String)> = [
+        args.task.clone().map(|task| ("task", task)),
+        args.prefix.clone().map(|prefix| ("prefix", prefix)),
+        flag("stale", args.stale),
+        flag("newest", args.newest),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let found: Page<Image> = block_on(pages(&client, "images", &query, args.limit))?;
+    match args.output.output {
+        ListOutput::Json => print_json(&found),
+        ListOutput::Text => {
+            let text = show::images(&found.items, args.stale, Timestamp::now(), style);
+            super::print(text.as_bytes())
+        }
+    }
+}
+
+fn one(
+    args: &OneImageArgs,
+    text: impl Fn(&ImageDetail, Timestamp) -> String,
+) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let found: ImageDetail =
+        block_on(async { Ok(client.get(&["images", &args.image], &[]).await?) })?;
+    match args.output.output {
+        ListOutput::Json => print_json(&found),
+        ListOutput::Text => super::print(text(&found, Timestamp::now()).as_bytes()),
+    }
+}
+
+fn tree(args: &TreeArgs, style: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let mut query: Vec<(&str, String)> = Vec::new();
+    query.extend(args.root.clone().map(|root| ("root", root)));
+    if args.all {
+        query.push(("all", "true".into()));
+    }
+    let found: Page<ImageTree> =
+        block_on(async { Ok(client.get(&["images", "tree"], &query).await?) })?;
+    match args.output.output {
+        ListOutput::Json => print_json(&found),
+        ListOutput::Text => super::print(show::trees(&found.items, style).as_bytes()),
+    }
+}
+
+fn check(args: &CheckArgs, style: Style) -> Result<Exit, CliError> {
+    let client = client(&args.server)?;
+    let body = CheckBases {
+        name: args.image.clone(),
+        wait_secs: WAIT,
+    };
+    let found: Vec<Base> = block_on(async { Ok(client.post(&["bases", "check"], &body).await?) })?;
+    match args.output.output {
+        ListOutput::Json => print_json(&found),
+        ListOutput::Text => {
+            let text = show::bases(&found, Timestamp::now(), style);
+            super::print(text.as_bytes())
+        }
+    }
+}
+
+fn set_paused(args: &BaseNameArgs, paused: bool) -> Result<Exit, CliError> {
+    let word = if paused { "pause" } else { "resume" };
+    tell(&args.server, &["bases", &args.image, word])?;
+    say(&if paused {
+        format!("{} is not looked at any more", args.image)
+    } else {
+        format!("{} is looked at again", args.image)
+    });
+    Ok(Exit::Succeeded)
+}
+
+fn tell(server: &ServerArgs, path: &[&str]) -> Result<(), CliError> {
+    let client = client(server)?;
+    block_on(async { Ok(client.tell(path, &serde_json::json!({})).await?) })
+}
