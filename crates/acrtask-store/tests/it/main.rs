@@ -6,6 +6,7 @@
 )]
 
 mod bases;
+mod deliveries;
 mod entities;
 mod groups;
 mod hints;
@@ -20,4 +21,5 @@ mod retention;
 mod storm;
 mod support;
 mod timers;
+mod told;
 mod webhooks;

@@ -1,7 +1,5 @@
 //! Deliveries and what they lead to: once, whole, and with a reason.
 
-use std::time::Duration;
-
 use acrtask_api::{
     run::Approval,
     spec::RunSpec,
@@ -9,8 +7,8 @@ use acrtask_api::{
 };
 use acrtask_model::{RunId, RunState};
 use acrtask_store::{
-    Delivered, DeliveryFilter, Due, LeadsTo, Looked, NewDelivery, NewRun, RunFilter, Store,
-    StoreError, StoredBody, Told,
+    Delivered, DeliveryFilter, LeadsTo, Looked, NewDelivery, NewRun, RunFilter, Store, StoreError,
+    StoredBody,
 };
 
 use crate::support::{Fixture, NOW, finished, grouped, new_run, on_both, run_id};
@@ -21,20 +19,15 @@ on_both!(
     the_same_delivery_from_two_servers_at_once,
     what_it_leads_to_is_told,
     the_same_body_under_another_id,
-    many_are_taken_as_if_one_after_the_other,
-    batches_of_two_servers_do_not_stop_each_other,
     the_newest_of_a_lane_wins,
     a_lane_that_everybody_wants_has_one_winner,
     a_closed_pull_request_ends_its_runs,
     a_strangers_run_waits_for_its_approval,
-    a_delivery_that_is_dropped_leaves_all_or_nothing,
-    statuses_follow_the_run,
-    results_are_told_once,
     deliveries_are_listed_and_expire,
     tasks_are_counted,
 );
 
-fn delivery(id: &str, sender_id: &str) -> NewDelivery {
+pub(crate) fn delivery(id: &str, sender_id: &str) -> NewDelivery {
     NewDelivery {
         id: id.into(),
         webhook: "forge".into(),
@@ -52,14 +45,14 @@ fn delivery(id: &str, sender_id: &str) -> NewDelivery {
     }
 }
 
-fn of_task(new: &mut NewRun, lane: &str, commit: &str) {
+pub(crate) fn of_task(new: &mut NewRun, lane: &str, commit: &str) {
     new.task_id = Some("t1".into());
     new.task_name = Some("team/app".into());
     new.origin.lane = Some(lane.into());
     new.origin.commit = Some(commit.into());
 }
 
-fn looked(leads_to: LeadsTo) -> Looked {
+pub(crate) fn looked(leads_to: LeadsTo) -> Looked {
     Looked {
         task: "team/app".into(),
         kind: "commit".into(),
@@ -68,7 +61,7 @@ fn looked(leads_to: LeadsTo) -> Looked {
     }
 }
 
-fn run(id: &str, lane: &str, commit: &str, newest_wins: bool) -> Looked {
+pub(crate) fn run(id: &str, lane: &str, commit: &str, newest_wins: bool) -> Looked {
     let mut new = new_run(id);
     of_task(&mut new, lane, commit);
     looked(LeadsTo::Run {
@@ -79,7 +72,7 @@ fn run(id: &str, lane: &str, commit: &str, newest_wins: bool) -> Looked {
     })
 }
 
-async fn all_runs(store: &Store) -> Vec<RunId> {
+pub(crate) async fn all_runs(store: &Store) -> Vec<RunId> {
     let filter = RunFilter {
         limit: 1000,
         ..RunFilter::default()
@@ -92,7 +85,7 @@ async fn all_runs(store: &Store) -> Vec<RunId> {
 type Led = (OutcomeKind, Option<String>, String);
 
 #[track_caller]
-fn new(delivered: Delivered) -> (Vec<Led>, Vec<RunId>) {
+pub(crate) fn new(delivered: Delivered) -> (Vec<Led>, Vec<RunId>) {
     match delivered {
         Delivered::New { outcomes, canceled } => (
             outcomes
@@ -499,155 +492,6 @@ async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
     assert_eq!(over.to_string(), "the run rc is over: canceled");
 }
 
-/// Stops waiting for a delivery after longer and longer times, so that it is dropped at each of its steps.
-async fn a_delivery_that_is_dropped_leaves_all_or_nothing(fixture: &Fixture) {
-    let store = &fixture.store;
-    let mut whole = 0;
-    for n in 0..60_u32 {
-        let (id, sender) = (format!("d{n}"), format!("s{n}"));
-        let looked = || {
-            vec![
-                run(
-                    &format!("r{n}"),
-                    &format!("t1 lane{}", n % 2),
-                    &format!("c{n}"),
-                    true,
-                ),
-                looked(LeadsTo::Nothing),
-            ]
-        };
-        let limit = Duration::from_micros(u64::from(n) * 120);
-        let _ =
-            tokio::time::timeout(limit, store.deliver(delivery(&id, &sender), looked(), NOW)).await;
-        // What was being committed may be there a moment later: what is read later is as new at least.
-        let id_of_run = run_id(&format!("r{n}"));
-        let run = store.run(&id_of_run).await;
-        let stored = store.delivery(&id).await;
-        assert!(run.is_err() || stored.is_ok(), "{n}");
-        let run = store.run(&id_of_run).await;
-        assert!(stored.is_err() || run.is_ok(), "{n}");
-        if let Ok(stored) = stored {
-            whole += 1;
-            assert_eq!(stored.outcomes.len(), 2, "{n}");
-        }
-        // The sender sends it again: whatever was left, there is one run then.
-        let mut again = delivery(&format!("{id}-again"), &sender);
-        again.sha256 = "x".into();
-        store.deliver(again, looked(), NOW).await.unwrap();
-        assert!(store.run(&run_id(&format!("r{n}"))).await.is_ok());
-    }
-    println!("{whole} of 60 were whole before they were sent again");
-    assert_eq!(all_runs(store).await.len(), 60);
-    assert_eq!(store.unaccounted(NOW + 1, 0).await.unwrap(), []);
-}
-
-async fn statuses_follow_the_run(fixture: &Fixture) {
-    let store = &fixture.store;
-    store
-        .deliver(
-            delivery("d1", "one"),
-            vec![run("ra", "t1 main", "b2", false)],
-            NOW,
-        )
-        .await
-        .unwrap();
-    let take = async |now: i64| store.take_statuses(now, now + 90_000, 10).await.unwrap();
-    let tell = async |due: Vec<Due>, told: Told| {
-        let told = due.into_iter().map(|due| (due, told.clone())).collect();
-        store.settle_statuses(told, NOW).await.unwrap();
-    };
-    let due = take(NOW).await;
-    assert_eq!((due.len(), due[0].state), (1, RunState::Queued));
-    // Somebody has it now.
-    assert_eq!(take(NOW).await, []);
-    tell(
-        due,
-        Told::Again {
-            error: "503".into(),
-            at: NOW + 1000,
-        },
-    )
-    .await;
-    assert_eq!(take(NOW + 999).await, []);
-    let untold = store.untold_statuses(vec!["ra".into()]).await.unwrap();
-    assert_eq!((untold[0].last_error.as_str(), untold[0].over), ("503", 0));
-    let due = take(NOW + 1000).await;
-    assert_eq!(due[0].attempts, 1);
-    tell(due, Told::Yes).await;
-    // Nothing new to say.
-    assert_eq!(take(NOW + 500_000).await, []);
-    let claimed = fixture.claim("a", 1, NOW).await.remove(0);
-    let due = take(NOW + 500_000).await;
-    assert_eq!(due[0].state, RunState::Leased);
-    tell(due, Told::Yes).await;
-    fixture
-        .say("a", &claimed, NOW, acrtask_store::Report::Started)
-        .await;
-    assert_eq!(take(NOW + 500_000).await, [], "that is no news");
-    fixture
-        .say("a", &claimed, NOW, finished(RunState::Failed, 0))
-        .await;
-    let due = take(NOW + 500_000).await;
-    assert_eq!(due[0].state, RunState::Failed);
-    // The server dies before it has written that down: another one says it again.
-    let due = take(NOW + 600_000).await;
-    assert_eq!(due.len(), 1);
-    tell(due, Told::Yes).await;
-    assert_eq!(take(NOW + 900_000).await, []);
-}
-
-async fn results_are_told_once(fixture: &Fixture) {
-    let store = &fixture.store;
-    let mut new = new_run("ra");
-    new.origin.notify = true;
-    store.enqueue(new, NOW).await.unwrap();
-    fixture.queued("rb", NOW).await;
-    assert_eq!(store.unnoticed(10).await.unwrap(), []);
-    for id in ["ra", "rb"] {
-        store.request_cancel(&run_id(id), "x", NOW).await.unwrap();
-    }
-    let waiting = store.unnoticed(10).await.unwrap();
-    assert_eq!(waiting, [(run_id("ra"), None, RunState::Canceled)]);
-    let targets = vec!["{\"a\":1}".to_owned(), "{\"b\":1}".to_owned()];
-    store
-        .add_notices(&run_id("ra"), targets.clone(), NOW)
-        .await
-        .unwrap();
-    store
-        .add_notices(&run_id("ra"), targets, NOW)
-        .await
-        .unwrap();
-    assert_eq!(store.unnoticed(10).await.unwrap(), []);
-    let due = store.take_notices(NOW, NOW + 90_000, 10).await.unwrap();
-    assert_eq!(due.iter().map(|due| due.place).collect::<Vec<_>>(), [0, 1]);
-    assert_eq!(store.take_notices(NOW, NOW + 90_000, 10).await.unwrap(), []);
-    let [first, second] = <[Due; 2]>::try_from(due).unwrap();
-    let later = Told::Again {
-        error: "500".into(),
-        at: NOW + 5,
-    };
-    store
-        .settle_notices(vec![(first, Told::Yes), (second, later)])
-        .await
-        .unwrap();
-    let due = store.take_notices(NOW + 5, NOW + 90_000, 10).await.unwrap();
-    assert_eq!((due.len(), due[0].place, due[0].attempts), (1, 1, 1));
-    let never = Told::Never {
-        error: "410".into(),
-    };
-    store
-        .settle_notices(due.into_iter().map(|due| (due, never.clone())).collect())
-        .await
-        .unwrap();
-    assert_eq!(
-        store
-            .take_notices(NOW + 900_000, NOW + 990_000, 10)
-            .await
-            .unwrap(),
-        []
-    );
-}
-
 async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
     let store = &fixture.store;
     for n in 0..5_i64 {
@@ -721,103 +565,4 @@ async fn tasks_are_counted(fixture: &Fixture) {
     store.delete_task("a").await.unwrap();
     seen.push(store.task_version().await.unwrap());
     assert!(seen.is_sorted_by(|a, b| a < b), "{seen:?}");
-}
-
-async fn many_are_taken_as_if_one_after_the_other(fixture: &Fixture) {
-    let store = &fixture.store;
-    let one = |n: u32, sender: &str, wins: bool| {
-        (
-            NewDelivery {
-                once_a_body: true,
-                ..delivery(&format!("d{n}"), sender)
-            },
-            vec![run(&format!("r{n}"), "t1 main", &format!("c{n}"), wins)],
-        )
-    };
-    let mut replayed = one(5, "x", true);
-    replayed.0.sha256 = "sha of b".into();
-    let mut joining = one(6, "y", false);
-    if let LeadsTo::Run { new, .. } = &mut joining.1[0].leads_to {
-        new.origin.commit = Some("c4".into());
-    }
-    let all = vec![
-        one(1, "c", true),
-        one(2, "b", true),
-        // The same once more in the same batch.
-        one(3, "b", true),
-        one(4, "a", true),
-        replayed,
-        joining,
-    ];
-    let delivered = store.deliver_many(all, NOW).await.unwrap();
-    let seen: Vec<bool> = delivered
-        .iter()
-        .map(|one| matches!(one, Delivered::Seen(_)))
-        .collect();
-    assert_eq!(
-        seen.iter().filter(|seen| **seen).count(),
-        1,
-        "{delivered:?}"
-    );
-    assert!(seen[1] || seen[2]);
-    let mut delivered = delivered.into_iter();
-    assert_eq!(new(delivered.next().unwrap()).0[0].0, OutcomeKind::Run);
-    let mut delivered = delivered.skip(2);
-    assert_eq!(new(delivered.next().unwrap()).0[0].0, OutcomeKind::Run);
-    assert_eq!(
-        new(delivered.next().unwrap()).0[0].0,
-        OutcomeKind::Suppressed
-    );
-    let (joined, _) = new(delivered.next().unwrap());
-    assert_eq!(
-        (joined[0].0, joined[0].1.as_deref()),
-        (OutcomeKind::Joined, Some("r4"))
-    );
-    assert_eq!(fixture.state("r1").await, RunState::Canceled);
-    assert_eq!(fixture.state("r4").await, RunState::Queued);
-    assert_eq!(all_runs(store).await.len(), 3);
-    assert_eq!(store.unaccounted(NOW + 1, 0).await.unwrap(), []);
-}
-
-async fn batches_of_two_servers_do_not_stop_each_other(fixture: &Fixture) {
-    let other = Store::open(&fixture.url).await.unwrap();
-    let mut tasks = tokio::task::JoinSet::new();
-    for server in 0..2_u32 {
-        let store = if server == 0 { &fixture.store } else { &other }.clone();
-        tasks.spawn(async move {
-            for round in 0..15_u32 {
-                // The same deliveries at both, in other orders.
-                let mut all: Vec<_> = (0..12_u32)
-                    .map(|n| {
-                        let mut new = grouped(
-                            &format!("r{round}-{n}-{server}"),
-                            &format!("g{}", n % 3),
-                            1,
-                            n % 4 == 0,
-                        );
-                        of_task(
-                            &mut new,
-                            &format!("t1 lane{}", n % 5),
-                            &format!("c{round}-{n}"),
-                        );
-                        let looked = looked(LeadsTo::Run {
-                            new: Box::new(new),
-                            newest_wins: n % 2 == 0,
-                            may_join: true,
-                            status: None,
-                        });
-                        let id = format!("d{round}-{n}-{server}");
-                        (delivery(&id, &format!("s{round}-{n}")), vec![looked])
-                    })
-                    .collect();
-                if server == 1 {
-                    all.reverse();
-                }
-                store.deliver_many(all, NOW).await.unwrap();
-            }
-        });
-    }
-    tasks.join_all().await;
-    assert_eq!(all_runs(&fixture.store).await.len(), 15 * 12);
-    assert_eq!(fixture.store.unaccounted(NOW + 1, 0).await.unwrap(), []);
 }

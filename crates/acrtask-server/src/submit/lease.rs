@@ -1,0 +1,103 @@
+//! What a runner is handed with a run: the spec, and the values of the secrets and logins that the run may have.
+
+use std::collections::BTreeMap;
+
+use acrtask_api::{
+    run::{Approval, RunCredential, SecretText},
+    spec::RunSpec,
+};
+use acrtask_model::Secret;
+use acrtask_store::{RunRow, StoreError};
+
+use super::{credential_aad, event, secret_aad, stored_secret, unseal};
+use crate::{App, vault::VaultError};
+
+/// What a runner is handed beside the run's id and attempt.
+#[derive(Debug)]
+pub struct LeasePayload {
+    /// The run's [`RunSpec`].
+    pub spec_json: String,
+    /// Values of the names in its `secrets`.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Logins for registries and git hosts, one for each host.
+    pub credentials: Vec<RunCredential>,
+}
+
+/// Why a run cannot be handed to a runner.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// It never can, as things are: the run ends as an error with this reason.
+    #[error("{0}")]
+    Hopeless(String),
+    /// It cannot now: the lease is given back.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+}
+
+/// What `run` is handed with: its spec, its own secrets and logins, those of its task, and those of all.
+///
+/// # Errors
+/// [`LeaseError::Hopeless`] where a secret is missing or cannot be decrypted.
+pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, LeaseError> {
+    let hopeless = |what: &str, error: &VaultError| {
+        LeaseError::Hopeless(format!("{what} of the run cannot be used: {error}"))
+    };
+    // It is not handed out before somebody has approved it. Should it ever be, it gets nothing.
+    if run.approval == Some(Approval::Pending) {
+        let spec = event::untrusted(&run.spec);
+        return Ok(LeasePayload {
+            spec_json: write_spec(&spec)?,
+            secrets: BTreeMap::new(),
+            credentials: Vec::new(),
+        });
+    }
+    let own = unseal(app, run).map_err(|error| hopeless("the secrets", &error))?;
+    let task_id = run.task_id.as_deref();
+    let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
+    for (name, stored) in &own.stored {
+        let Some((scope, sealed)) = stored_secret(app, task_id, stored).await? else {
+            let task = run.task_name.as_deref();
+            let only = task.map_or(String::new(), |task| format!(" --task {task}"));
+            return Err(LeaseError::Hopeless(format!(
+                "the secret `{stored}` is not there any more; set it with `acrtask secret set {stored}{only}` and run it again"
+            )));
+        };
+        let value = app
+            .vault
+            .open(&secret_aad(scope, stored), &sealed)
+            .map_err(|error| hopeless(&format!("the secret `{stored}`"), &error))?;
+        secrets.insert(name.clone(), value);
+    }
+    for (name, value) in own.values {
+        secrets.insert(name, Secret::new(value.0));
+    }
+    // The nearest wins: the run's own, the task's, those of all.
+    let mut credentials = own.credentials;
+    let scopes: Vec<&str> = task_id.into_iter().chain([""]).collect();
+    let mut rows = app.store.credentials_for(&scopes).await?;
+    rows.sort_by_key(|row| row.scope.is_empty());
+    for row in rows {
+        if credentials.iter().any(|known| known.host == row.host) {
+            continue;
+        }
+        let password = app
+            .vault
+            .open(&credential_aad(&row.scope, &row.host), &row.password)
+            .map_err(|error| hopeless(&format!("the login for {}", row.host), &error))?;
+        credentials.push(RunCredential {
+            host: row.host,
+            username: row.username,
+            password: SecretText(password.expose().to_owned()),
+        });
+    }
+    Ok(LeasePayload {
+        spec_json: write_spec(&run.spec)?,
+        secrets,
+        credentials,
+    })
+}
+
+fn write_spec(spec: &RunSpec) -> Result<String, LeaseError> {
+    serde_json::to_string(spec)
+        .map_err(|error| LeaseError::Hopeless(format!("the spec cannot be written: {error}")))
+}
