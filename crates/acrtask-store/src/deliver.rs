@@ -196,6 +196,60 @@ async fn earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
         .ok_or_else(|| StoreError::conflict("the delivery is being stored now"))
 }
 
+/// The live runs that a new one may join, and those of lanes that are cleared. A lane may have many runs that wait, which
+/// are none of this delivery's business.
+const LIVE: Sql = {
+    macro_rules! columns {
+        () => {
+            "SELECT id, lane, commit_id, group_name, cancel_requested_at FROM runs \
+             WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
+        };
+    }
+    Sql::of(
+        concat!(
+            columns!(),
+            " IN (SELECT value FROM json_each($1)) AND commit_id IN (SELECT value FROM json_each($2)) UNION ",
+            columns!(),
+            " IN (SELECT value FROM json_each($3)) ORDER BY id"
+        ),
+        concat!(
+            columns!(),
+            " = ANY($1) AND commit_id = ANY($2) UNION ",
+            columns!(),
+            " = ANY($3) ORDER BY id"
+        ),
+    )
+};
+
+async fn live(
+    tx: &mut Tx,
+    looked: &[&Looked],
+    lanes: &BTreeSet<&str>,
+    clearing: &HashSet<&str>,
+) -> Result<Vec<InLane>> {
+    if lanes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let commits: BTreeSet<&str> = looked
+        .iter()
+        .copied()
+        .filter_map(new_run)
+        .filter_map(|new| new.origin.commit.as_deref())
+        .collect();
+    let texts = |names: &mut dyn Iterator<Item = &&str>| -> Vec<String> {
+        names.map(|name| (*name).to_owned()).collect()
+    };
+    tx.rows(
+        LIVE,
+        args![
+            texts(&mut lanes.iter()),
+            texts(&mut commits.iter()),
+            texts(&mut clearing.iter())
+        ],
+    )
+    .await
+}
+
 /// Locks all that deliveries may change, and gives the live runs of their lanes, and those of them that may end.
 async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives::Living>)> {
     let lanes: BTreeSet<&str> = looked
@@ -207,26 +261,12 @@ async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives
         lanes.iter().map(|lane| format!("lane {lane}")).collect(),
     )
     .await?;
-    let live: Vec<InLane> = if lanes.is_empty() {
-        Vec::new()
-    } else {
-        let lanes: Vec<String> = lanes.iter().map(|lane| (*lane).to_owned()).collect();
-        tx.rows(
-            one_of!(
-                "SELECT id, lane, commit_id, group_name, cancel_requested_at FROM runs WHERE lane IS NOT NULL \
-                 AND state IN ('queued', 'leased', 'running') AND lane",
-                "$1",
-                " ORDER BY id"
-            ),
-            args![lanes],
-        )
-        .await?
-    };
     let clearing: HashSet<&str> = looked
         .iter()
         .filter(|one| one.leads_to.clears())
         .filter_map(|one| one.leads_to.lane())
         .collect();
+    let live = live(tx, looked, &lanes, &clearing).await?;
     let ending: Vec<&InLane> = live
         .iter()
         .filter(|run| clearing.contains(run.lane.as_str()))

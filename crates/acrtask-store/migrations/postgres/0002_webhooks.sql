@@ -50,7 +50,7 @@ ALTER TABLE runs ADD COLUMN approved_by TEXT COLLATE "C";
 ALTER TABLE runs ADD COLUMN approved_at BIGINT;
 -- Its result is to be told to those who asked for it.
 ALTER TABLE runs ADD COLUMN notify BIGINT NOT NULL DEFAULT 0;
-CREATE INDEX runs_lane ON runs (lane) WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running');
+CREATE INDEX runs_lane ON runs (lane, commit_id) WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running');
 CREATE INDEX runs_notify ON runs (finished_at) WHERE notify = 1 AND finished_at IS NOT NULL;
 
 -- Grows with each change of a task, so that what was read of them is known to be old.
