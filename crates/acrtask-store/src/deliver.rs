@@ -12,7 +12,7 @@ use sqlx::FromRow;
 
 use crate::{
     Delivered, Ms, NewRun, OutcomeRow, Result, Store, StoreError, StoredBody,
-    db::{Arg, Sql, Tx, args, one_of},
+    db::{Arg, Sql, Tx, args},
     enqueue,
     lives::{self, Change},
     runs,
