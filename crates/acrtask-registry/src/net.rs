@@ -51,7 +51,7 @@ impl AddressPolicy {
 
 /// An address that the policy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{host} is at {address}, which is not {}", if is_metadata(*address) { "an address that a registry may have" } else { "a public address" })]
+#[error("{host} is at {address}, which is not a public address")]
 pub struct ForbiddenAddress {
     /// The host, as it was named.
     pub host: String,
