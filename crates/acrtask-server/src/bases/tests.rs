@@ -245,7 +245,7 @@ async fn where_clouds_keep_secrets_is_not_asked() {
     assert_eq!(seen.status, BaseStatus::Unreachable);
     let detail = seen.detail.unwrap();
     assert!(
-        detail.contains("not an address that a registry may have"),
+        detail.contains("not a public address"),
         "{detail}"
     );
 }
