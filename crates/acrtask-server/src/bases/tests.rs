@@ -244,10 +244,7 @@ async fn where_clouds_keep_secrets_is_not_asked() {
     let seen = row(&server, base).await;
     assert_eq!(seen.status, BaseStatus::Unreachable);
     let detail = seen.detail.unwrap();
-    assert!(
-        detail.contains("not a public address"),
-        "{detail}"
-    );
+    assert!(detail.contains("not a public address"), "{detail}");
 }
 
 /// A registry with real contents.
