@@ -336,7 +336,10 @@ mod tests {
         }
         let metadata = Url::parse("http://169.254.169.254/v2/").unwrap();
         let error = check_literal(AddressPolicy::NoMetadata, &metadata).unwrap_err();
-        assert!(error.to_string().contains("may have"), "{error}");
+        assert!(
+            error.to_string().contains("not a public address"),
+            "{error}"
+        );
     }
 
     #[test]
