@@ -64,6 +64,7 @@ async fn from_one_machine_to_many() {
         .split("<!-- steps -->")
         .nth(1)
         .expect("the README shows the steps");
+    let shown = shown.split("\n## ").next().unwrap_or_default();
     let shown = shown
         .lines()
         .filter(|line| line.starts_with("acrtask ") || line.starts_with("    acrtask "));
