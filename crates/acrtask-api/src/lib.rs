@@ -5,6 +5,7 @@
 //! they do not know, answers may grow.
 
 pub mod admin;
+pub mod cascade;
 pub mod image;
 pub mod run;
 pub mod spec;
