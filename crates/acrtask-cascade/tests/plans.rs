@@ -204,8 +204,11 @@ fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOpti
         plan.view(3),
         "the order of facts is of no matter"
     );
-    assert_eq!(show::tree(&same, 3), show::tree(&plan, 3));
-    let tree = show::tree(&plan, 3);
+    let view = plan.view(3);
+    let text = serde_json::to_string(&view).unwrap();
+    let read: show::PlanView = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, view, "JSON says all of it");
+    let tree = show::tree(&read);
     for name in names {
         let lines = tree.lines().filter(|line| {
             let task = line.split_once("─ ").map(|(_, rest)| rest);

@@ -175,8 +175,8 @@ impl Play {
         };
         let plan = plan(&graph, &changes, &options);
         let text = match form {
-            "tree" => show::tree(&plan, 2),
-            "dot" => show::dot(&plan),
+            "tree" => show::tree(&plan.view(2)),
+            "dot" => show::dot(&plan.view(2)),
             _ => serde_json::to_string_pretty(&plan.view(2)).unwrap() + "\n",
         };
         self.out.push_str(&text);

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeSet, BinaryHeap},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{NodeId, Plan, number};
 use crate::graph::NONE;
@@ -14,7 +14,7 @@ use crate::graph::NONE;
 const UNKNOWN_MS: u64 = 60_000;
 
 /// How long a plan will take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Estimate {
     /// Runs side by side.

@@ -5,13 +5,13 @@ use std::{
     fmt,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Plan, bases, number};
 use crate::graph::{COUNTED, Graph, NONE};
 
 /// Why a stale task is not built.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "camelCase")]
 pub enum Refused {
     /// Its images are, through these steps, its own base. Each step's task stands on the image of the step before
@@ -34,7 +34,7 @@ pub enum Refused {
 }
 
 /// A step of a path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoopStep {
     /// The task.

@@ -17,7 +17,7 @@ mod order;
 use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use estimate::Estimate;
 pub use loops::{LoopStep, Refused};
@@ -298,7 +298,7 @@ fn number(index: usize) -> u32 {
 }
 
 /// A plan's numbers, for those who read them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Size {
     /// Tasks.

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use crate::plan::{PinTo, Plan};
+use super::{PinToView, PlanView};
 
 /// The plan as a graph: bases that moved as ellipses, tasks as boxes; dashed where a base is waited for but is no
 /// reason for the build.
-pub fn dot(plan: &Plan<'_>) -> String {
+pub fn dot(plan: &PlanView) -> String {
     let mut out =
         String::from("digraph cascade {\n  rankdir=LR;\n  node [fontname=\"monospace\"];\n");
-    for change in plan.change_views() {
+    for change in &plan.changes {
         let from: Vec<&str> = change.from.iter().map(|digest| digest.short()).collect();
         let label = format!(
             "{}\n{} -> {}",
@@ -22,34 +22,28 @@ pub fn dot(plan: &Plan<'_>) -> String {
             &format!("{} [label={}];", quoted(&change.image), quoted(&label)),
         );
     }
-    for node in plan.nodes() {
-        let name = format!("task {}", plan.name(node));
-        let images: Vec<&str> = plan
-            .graph()
-            .images_of(plan.task(node))
-            .map(|image| plan.graph().image_name(image))
+    for node in &plan.nodes {
+        let name = format!("task {}", node.task);
+        let images: Vec<&str> = node
+            .images
+            .iter()
+            .map(|image| image.image.as_str())
             .collect();
-        let label = format!("{}\n{}", plan.name(node), images.join("\n"));
+        let label = format!("{}\n{}", node.task, images.join("\n"));
         line(
             &mut out,
             &format!("{} [shape=box, label={}];", quoted(&name), quoted(&label)),
         );
     }
-    for node in plan.nodes() {
-        let name = quoted(&format!("task {}", plan.name(node)));
-        for pin in plan.pins(node) {
-            let from = match pin.to {
-                PinTo::Output(parent) => format!("task {}", plan.name(parent)),
-                PinTo::Digest(_) if pin.is_reason() => {
-                    plan.graph().image_name(pin.image).to_owned()
-                }
-                PinTo::Digest(_) => continue,
+    for node in &plan.nodes {
+        let name = quoted(&format!("task {}", node.task));
+        for pin in &node.pins {
+            let from = match &pin.to {
+                PinToView::OutputOf(parent) => format!("task {parent}"),
+                PinToView::To(_) if pin.reason => pin.image.clone(),
+                PinToView::To(_) => continue,
             };
-            let style = if pin.is_reason() {
-                ""
-            } else {
-                " [style=dashed]"
-            };
+            let style = if pin.reason { "" } else { " [style=dashed]" };
             line(&mut out, &format!("{} -> {name}{style};", quoted(&from)));
         }
     }

@@ -1,12 +1,13 @@
 //! A plan as others read it: JSON ([`PlanView`]), text for a person ([`tree`]), and graphviz ([`dot`]).
 //!
-//! All three are functions of the plan alone, with names in place of numbers.
+//! The first is a function of the plan alone, with names in place of numbers; the others are functions of the first, so
+//! that whoever read it as JSON shows the same.
 
 mod dot;
 mod tree;
 
 use acrtask_model::{Digest, events::BaseRole};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use dot::dot;
 pub use tree::tree;
@@ -14,7 +15,7 @@ pub use tree::tree;
 use crate::plan::{Estimate, NodeId, Pin, PinTo, Plan, Refused, Size};
 
 /// A plan with everything written out: what `cascade plan -o json` prints.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanView {
     /// The bases that moved.
@@ -26,15 +27,15 @@ pub struct PlanView {
     /// The tasks in the order of the plan.
     pub nodes: Vec<NodeView>,
     /// Stale tasks that may not be built.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedView>,
     /// Changed images that nothing is known to stand on.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<String>,
 }
 
 /// A base that moved.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeView {
     /// The image.
@@ -46,7 +47,7 @@ pub struct ChangeView {
 }
 
 /// A task of a plan.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeView {
     /// Its name.
@@ -54,30 +55,30 @@ pub struct NodeView {
     /// Its wave, from 0.
     pub wave: usize,
     /// The tasks that it waits for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
     /// The images that it pushes.
     pub images: Vec<ImageView>,
     /// What its bases are fixed to.
     pub pins: Vec<PinView>,
     /// Past run time.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<u64>,
 }
 
 /// An image that a task pushes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageView {
     /// The image.
     pub image: String,
     /// The digest it has now.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
 }
 
 /// What a base is fixed to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PinView {
     /// The base.
@@ -94,7 +95,7 @@ pub struct PinView {
 }
 
 /// See [`PinView`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PinToView {
     /// This digest.
@@ -104,7 +105,7 @@ pub enum PinToView {
 }
 
 /// A task that may not be built.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedView {
     /// In words.

@@ -4,16 +4,16 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use crate::plan::{NodeId, PinTo, Plan};
+use super::{NodeView, PinToView, PlanView};
 
-/// The plan as a tree, with an estimate for so many runs side by side.
-pub fn tree(plan: &Plan<'_>, parallel: usize) -> String {
+/// The plan as a tree.
+pub fn tree(plan: &PlanView) -> String {
     let mut out = String::new();
-    let mut below: BTreeMap<Place, Vec<NodeId>> = BTreeMap::new();
-    for node in plan.nodes() {
-        below.entry(place(plan, node)).or_default().push(node);
+    let mut below: BTreeMap<Place<'_>, Vec<&NodeView>> = BTreeMap::new();
+    for node in &plan.nodes {
+        below.entry(place(node)).or_default().push(node);
     }
-    for change in plan.change_views() {
+    for change in &plan.changes {
         let from: Vec<&str> = change.from.iter().map(|digest| digest.short()).collect();
         let from = if from.is_empty() {
             "nothing is stale".to_owned()
@@ -21,13 +21,12 @@ pub fn tree(plan: &Plan<'_>, parallel: usize) -> String {
             format!("{} -> {}", from.join(", "), change.to.short())
         };
         say(&mut out, &format!("{}  {from}", change.image));
-        branches(plan, &below, &Place::Image(change.image), &mut out);
+        branches(&below, Place::Image(&change.image), &mut out);
     }
-    if plan.is_empty() {
+    if plan.nodes.is_empty() {
         say(&mut out, "nothing to build");
     } else {
-        let size = plan.size();
-        let estimate = plan.estimate(parallel);
+        let (size, estimate) = (plan.size, plan.estimate);
         let mut text = format!(
             "\n{}, {}, {}; about {} with {} side by side",
             counted(size.tasks, "task"),
@@ -42,92 +41,90 @@ pub fn tree(plan: &Plan<'_>, parallel: usize) -> String {
         }
         say(&mut out, &text);
     }
-    for refused in plan.refused() {
-        say(&mut out, &format!("not built: {refused}"));
+    for refused in &plan.refused {
+        say(&mut out, &format!("not built: {}", refused.message));
     }
-    for image in plan.unknown() {
+    for image in &plan.unknown {
         say(&mut out, &format!("nothing is known to stand on {image}"));
     }
     out
 }
 
 /// What a task is shown below.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Image(String),
-    Node(NodeId),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place<'p> {
+    Image(&'p str),
+    Task(&'p str),
 }
 
-fn place(plan: &Plan<'_>, node: NodeId) -> Place {
-    if let Some(parent) = plan.after(node).last() {
-        return Place::Node(*parent);
+fn place(node: &NodeView) -> Place<'_> {
+    if let Some(parent) = node.after.last() {
+        return Place::Task(parent);
     }
     // A task without a parent is in the plan because a digest moved.
-    let moved = plan.pins(node).find(crate::plan::Pin::is_reason);
-    Place::Image(moved.map_or_else(String::new, |pin| {
-        plan.graph().image_name(pin.image).to_owned()
-    }))
+    let moved = node.pins.iter().find(|pin| pin.reason);
+    Place::Image(moved.map_or("", |pin| &pin.image))
 }
 
 /// Writes what is below a place, deepest branches with a stack of our own.
-fn branches(
-    plan: &Plan<'_>,
-    below: &BTreeMap<Place, Vec<NodeId>>,
-    place: &Place,
+fn branches<'p>(
+    below: &BTreeMap<Place<'p>, Vec<&'p NodeView>>,
+    place: Place<'p>,
     out: &mut String,
 ) {
-    let children = |place: &Place, indent: &str| -> Vec<(NodeId, String, bool)> {
-        let nodes = below.get(place).map_or(&[][..], Vec::as_slice);
-        let last = nodes.len().saturating_sub(1);
-        let mut children: Vec<_> = nodes
-            .iter()
-            .enumerate()
-            .map(|(index, node)| (*node, indent.to_owned(), index == last))
-            .collect();
-        children.reverse();
-        children
-    };
-    let mut waiting = children(place, "");
+    let mut waiting = children(below, place, "");
     while let Some((node, indent, last)) = waiting.pop() {
         let branch = if last { "└─ " } else { "├─ " };
-        say(out, &format!("{indent}{branch}{}", describe(plan, node)));
+        say(out, &format!("{indent}{branch}{}", describe(node)));
         let indent = format!("{indent}{}", if last { "   " } else { "│  " });
-        waiting.extend(children(&Place::Node(node), &indent));
+        waiting.extend(children(below, Place::Task(&node.task), &indent));
     }
 }
 
-fn describe(plan: &Plan<'_>, node: NodeId) -> String {
-    let images: Vec<&str> = plan
-        .graph()
-        .images_of(plan.task(node))
-        .map(|image| plan.graph().image_name(image))
+/// What is below a place, the last one first; with its indent, and whether it is the last one.
+fn children<'p>(
+    below: &BTreeMap<Place<'p>, Vec<&'p NodeView>>,
+    place: Place<'p>,
+    indent: &str,
+) -> Vec<(&'p NodeView, String, bool)> {
+    let nodes = below.get(&place).map_or(&[][..], Vec::as_slice);
+    let last = nodes.len().saturating_sub(1);
+    let mut children: Vec<_> = nodes
+        .iter()
+        .enumerate()
+        .map(|(index, node)| (*node, indent.to_owned(), index == last))
         .collect();
-    let mut text = plan.name(node).to_owned();
+    children.reverse();
+    children
+}
+
+fn describe(node: &NodeView) -> String {
+    let images: Vec<&str> = node
+        .images
+        .iter()
+        .map(|image| image.image.as_str())
+        .collect();
+    let mut text = node.task.clone();
     if !images.is_empty() {
         let _ = write!(text, " -> {}", images.join(", "));
     }
-    if let Some(ms) = plan.run_ms(node) {
+    if let Some(ms) = node.run_ms {
         let _ = write!(text, "  {}", time(ms));
     }
-    let after = plan.after(node);
-    let others: Vec<&str> = after
-        .iter()
-        .rev()
-        .skip(1)
-        .rev()
-        .map(|parent| plan.name(*parent))
-        .collect();
-    if !others.is_empty() {
+    if let Some((_, others)) = node.after.split_last()
+        && !others.is_empty()
+    {
         let _ = write!(text, "  also after {}", others.join(", "));
     }
-    let shown = match place(plan, node) {
+    let shown = match place(node) {
         Place::Image(image) => image,
-        Place::Node(_) => String::new(),
+        Place::Task(_) => "",
     };
-    let bases: Vec<&str> = plan
-        .pins(node)
-        .filter(|pin| pin.is_reason() && matches!(pin.to, PinTo::Digest(_)))
-        .map(|pin| plan.graph().image_name(pin.image))
+    let bases: Vec<&str> = node
+        .pins
+        .iter()
+        .filter(|pin| pin.reason && matches!(pin.to, PinToView::To(_)))
+        .map(|pin| pin.image.as_str())
         .filter(|image| *image != shown)
         .collect();
     if !bases.is_empty() {
