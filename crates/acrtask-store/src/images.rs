@@ -14,7 +14,7 @@ use acrtask_model::{
 use sqlx::FromRow;
 
 use crate::{
-    Ms, Report, Reported, Result, Store, StoreError, Verdict,
+    Ms, Report, Reported, Result, Store, StoreError, Verdict, cascades,
     db::{Arg, Sql, Tx, args, one_of},
     from_json,
     lives::Change,
@@ -173,6 +173,7 @@ struct RunOf {
     task_id: Option<String>,
     task_name: Option<String>,
     started_at: Option<i64>,
+    finished_at: Option<i64>,
 }
 
 pub(crate) fn digest(text: &str) -> Result<Digest> {
@@ -303,23 +304,27 @@ pub(crate) async fn record(
     if done.is_empty() {
         return Ok(());
     }
-    if tx.is_postgres() {
-        // One at a time: two runs may push the same names in different orders. Whoever holds this waits for nobody.
-        tx.exec(
-            "SELECT pg_advisory_xact_lock(hashtextextended('images', 0))",
-            args![],
-        )
-        .await?;
-    }
+    lock(tx).await?;
     let ids: Vec<String> = done.keys().map(|run| run.to_string()).collect();
+    let of_cascades = cascades::of_runs(tx, ids.clone()).await?;
     let sql = one_of!(
-        "SELECT id, task_id, task_name, started_at FROM runs WHERE id",
+        "SELECT id, task_id, task_name, started_at, finished_at FROM runs WHERE id",
         "$1",
         ""
     );
     let runs: Vec<RunOf> = tx.rows(sql, args![ids]).await?;
     let runs: HashMap<String, RunOf> = runs.into_iter().map(|run| (run.id.clone(), run)).collect();
     for (run, result) in done {
+        if let Some(cascade) = of_cascades.get(run.as_str()) {
+            let pushed: Vec<(String, Digest)> = by_name(result)
+                .into_iter()
+                .map(|(name, image)| (name, image.digest.clone()))
+                .collect();
+            cascades::pushed(tx, cascade, run, &pushed, now).await?;
+            if cascade.held {
+                continue;
+            }
+        }
         if let Some(of) = runs.get(run.as_str()) {
             record_run(tx, of, result, now).await?;
         }
@@ -327,14 +332,69 @@ pub(crate) async fn record(
     Ok(())
 }
 
-async fn record_run(tx: &mut Tx, run: &RunOf, result: &RunResult, now: Ms) -> Result<()> {
-    let mut images: BTreeMap<String, &ImageResult> = BTreeMap::new();
+/// Waits until nobody else writes images down: two may write the same names in different orders. Whoever holds this waits
+/// for nobody.
+pub(crate) async fn lock(tx: &mut Tx) -> Result<()> {
+    if tx.is_postgres() {
+        tx.exec(
+            "SELECT pg_advisory_xact_lock(hashtextextended('images', 0))",
+            args![],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Writes down again what a run pushed, as at its end, from the result that is stored with it. False: the run is gone, or
+/// there is no result. The caller holds [`lock`].
+pub(crate) async fn record_stored(tx: &mut Tx, run: &RunId, now: Ms) -> Result<bool> {
+    let of: Option<RunOf> = tx
+        .row(
+            "SELECT id, task_id, task_name, started_at, finished_at FROM runs WHERE id = $1",
+            args![run],
+        )
+        .await?;
+    let result: Option<(Option<String>,)> = tx
+        .row("SELECT result FROM runs WHERE id = $1", args![run])
+        .await?;
+    let (Some(of), Some((Some(result),))) = (of, result) else {
+        return Ok(false);
+    };
+    record_run(tx, &of, &from_json(&result)?, now).await?;
+    Ok(true)
+}
+
+/// What a run pushed by its full names.
+fn by_name(result: &RunResult) -> BTreeMap<String, &ImageResult> {
+    let mut images = BTreeMap::new();
     for image in &result.images {
         if let Ok(name) = image.name.parse::<ImageRef>() {
             images.insert(name.or_latest().to_string(), image);
         }
     }
-    for (name, image) in images {
+    images
+}
+
+/// What the image that a run pushed under this full name was built from.
+pub(crate) fn bases_under(result: &RunResult, name: &str) -> Vec<ImageBaseRow> {
+    let images = by_name(result);
+    let Some(image) = images.get(name) else {
+        return Vec::new();
+    };
+    bases_of(result, image)
+        .into_iter()
+        .map(|used| ImageBaseRow {
+            name: used.image.to_string(),
+            digest: used.digest,
+            role: used.role,
+            evidence: used.evidence,
+            pinned: used.image.digest().is_some(),
+        })
+        .collect()
+}
+
+async fn record_run(tx: &mut Tx, run: &RunOf, result: &RunResult, now: Ms) -> Result<()> {
+    for (name, image) in by_name(result) {
         let platforms: Vec<&String> = image.platforms.keys().collect();
         let row: Option<(i64,)> = tx
             .row(
@@ -350,7 +410,8 @@ async fn record_run(tx: &mut Tx, run: &RunOf, result: &RunResult, now: Ms) -> Re
                     run.task_name.clone(),
                     &run.id,
                     now,
-                    run.started_at.map(|at| now.saturating_sub(at)),
+                    run.started_at
+                        .map(|at| run.finished_at.unwrap_or(now).saturating_sub(at)),
                     to_json(&platforms)?
                 ],
             )

@@ -8,6 +8,7 @@
 //! - The same tests pass on both databases.
 
 mod bases;
+mod cascades;
 mod contexts;
 mod db;
 mod deliver;
@@ -38,6 +39,10 @@ mod waiting;
 mod webhooks;
 
 pub use bases::{Seen, WatchFilter, WatchRow};
+pub use cascades::{
+    CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow, CascadeRunKey,
+    CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
+};
 pub use contexts::{ContextRow, Part};
 pub use deliver::{LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};

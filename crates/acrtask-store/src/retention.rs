@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::{
-    Ms, Result, Store,
+    Ms, Result, Store, cascades,
     db::{Tx, args, one_of},
     images, triggers,
 };
@@ -36,6 +36,7 @@ impl Store {
         expired.deliveries = bodies.0;
         expired.blobs.extend(bodies.1);
         images::expire(&mut tx, before, limit).await?;
+        cascades::expire(&mut tx, before, limit).await?;
         tx.commit().await?;
         Ok(expired)
     }
