@@ -1,18 +1,21 @@
-//! Takes deliveries: their rows and all that they lead to, in one transaction.
+//! Takes deliveries: their rows and all that they lead to, in one transaction, and those that have nothing to do with each
+//! other in the same statements.
 //!
 //! Invariants: a delivery is stored once for each id that its sender gave it, and only that one time leads to anything;
 //! what it leads to for each task that was looked at is a run, a run that there was already, or a reason why nothing.
 //! Locks are taken in one order: bodies, lanes, groups, runs.
 
+mod plan;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use acrtask_api::webhook::OutcomeKind;
 use acrtask_model::RunId;
 use sqlx::FromRow;
 
+use self::plan::Plan;
 use crate::{
-    Delivered, Ms, NewRun, OutcomeRow, Result, Store, StoreError, StoredBody,
-    db::{Arg, Sql, Tx, args},
+    Delivered, Ms, NewRun, Result, Store, StoreError, StoredBody,
+    db::{Arg, Sql, Tx, args, one_of},
     enqueue,
     lives::{self, Change},
     runs,
@@ -85,9 +88,15 @@ pub enum LeadsTo {
     Nothing,
 }
 
-const DELIVERY: &str = "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, \
-     size, sha256, body, blob, received_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-     ON CONFLICT (webhook, sender_id) DO NOTHING";
+const DELIVERY: Sql = Sql::of(
+    "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
+     body, blob, received_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+     ON CONFLICT (webhook, sender_id) DO NOTHING",
+    "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
+     body, blob, received_at) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], \
+     $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bytea[], $13::text[], $14::bigint[]) \
+     ON CONFLICT (webhook, sender_id) DO NOTHING",
+);
 
 const OUTCOME: Sql = Sql::of(
     "INSERT INTO triggers (id, kind, task, received_at, run_id, joined, suppressed_reason, suppressed_at, delivery_id, place, \
@@ -131,33 +140,41 @@ impl LeadsTo {
     }
 }
 
-async fn store(tx: &mut Tx, new: &NewDelivery, now: Ms) -> Result<bool> {
+fn row(new: &NewDelivery, now: Ms) -> Vec<Arg> {
     let (body, blob) = match &new.body {
         StoredBody::Inline(bytes) => (Some(bytes.clone()), None),
         StoredBody::Blob(key) => (None, Some(key.clone())),
     };
-    let stored = tx
-        .exec(
-            DELIVERY,
-            args![
-                new.id.as_str(),
-                new.webhook.as_str(),
-                new.sender_id.as_str(),
-                new.kind.as_str(),
-                new.repository.as_deref(),
-                new.summary.as_str(),
-                new.note.as_deref(),
-                new.redelivery_of.as_deref(),
-                new.headers.as_str(),
-                new.size,
-                new.sha256.as_str(),
-                body,
-                blob,
-                now,
-            ],
-        )
-        .await?;
-    Ok(stored == 1)
+    args![
+        new.id.as_str(),
+        new.webhook.as_str(),
+        new.sender_id.as_str(),
+        new.kind.as_str(),
+        new.repository.as_deref(),
+        new.summary.as_str(),
+        new.note.as_deref(),
+        new.redelivery_of.as_deref(),
+        new.headers.as_str(),
+        new.size,
+        new.sha256.as_str(),
+        body,
+        blob,
+        now,
+    ]
+}
+
+/// Writes the rows of those that did not come before; the ids of these.
+async fn store(tx: &mut Tx, mut all: Vec<&NewDelivery>, now: Ms) -> Result<HashSet<String>> {
+    // In one order, so that of two servers none waits for the other one's rows.
+    all.sort_by_key(|delivery| (&delivery.webhook, &delivery.sender_id));
+    let ids: Vec<String> = all.iter().map(|delivery| delivery.id.clone()).collect();
+    let rows = all.into_iter().map(|delivery| row(delivery, now)).collect();
+    if tx.each(DELIVERY, rows).await? == ids.len() as u64 {
+        return Ok(ids.into_iter().collect());
+    }
+    let sql = one_of!("SELECT id FROM deliveries WHERE id", "$1", "");
+    let stored: Vec<(String,)> = tx.rows(sql, args![ids]).await?;
+    Ok(stored.into_iter().map(|(id,)| id).collect())
 }
 
 /// The delivery that brought the same body before; those of `later` did not.
@@ -316,129 +333,6 @@ fn new_run(looked: &Looked) -> Option<&NewRun> {
     }
 }
 
-/// What is to be written beside the runs.
-#[derive(Default)]
-struct Plan {
-    new: Vec<NewRun>,
-    statuses: Vec<Vec<Arg>>,
-    triggers: Vec<Vec<Arg>>,
-    outcomes: Vec<OutcomeRow>,
-    /// Lanes whose live runs end, and what ends them.
-    ends: HashMap<String, String>,
-}
-
-impl Plan {
-    fn of(
-        delivery: &NewDelivery,
-        looked: Vec<Looked>,
-        live: &[InLane],
-        same_body: Option<&str>,
-        now: Ms,
-    ) -> Self {
-        let mut plan = Self::default();
-        for (place, one) in (0_u32..).zip(looked) {
-            let Looked {
-                task,
-                kind,
-                mut reason,
-                leads_to,
-            } = one;
-            let mut joined = None;
-            let mut started = None;
-            match leads_to {
-                LeadsTo::Nothing => {}
-                LeadsTo::Run { .. } | LeadsTo::Cancel { .. } if same_body.is_some() => {
-                    reason = format!(
-                        "the same body came before, as delivery {}; redeliver that one to run it again",
-                        same_body.unwrap_or_default()
-                    );
-                }
-                LeadsTo::Cancel { lane } => {
-                    let ended: Vec<&str> = live
-                        .iter()
-                        .filter(|run| run.lane == lane)
-                        .map(|run| run.id.as_str())
-                        .collect();
-                    reason = match ended.as_slice() {
-                        [] => format!("{reason}, and no run of it was left"),
-                        [one] => format!("{reason}, so its run {one} ends"),
-                        ended => format!("{reason}, so its runs {} end", ended.join(", ")),
-                    };
-                    plan.ends.insert(lane, reason.clone());
-                }
-                LeadsTo::Run {
-                    mut new,
-                    newest_wins,
-                    may_join,
-                    status,
-                } => {
-                    joined = live
-                        .iter()
-                        .find(|run| {
-                            may_join
-                                && run.cancel_requested_at.is_none()
-                                && Some(&run.lane) == new.origin.lane.as_ref()
-                                && run.commit_id.is_some()
-                                && run.commit_id == new.origin.commit
-                        })
-                        .map(|run| run.id.clone());
-                    if joined.is_none() {
-                        if let (true, Some(lane)) = (newest_wins, &new.origin.lane) {
-                            plan.ends
-                                .insert(lane.clone(), format!("superseded by {}", new.id));
-                        }
-                        if let Some(target) = status {
-                            plan.statuses.push(args![&new.id, target, now]);
-                        }
-                        new.origin.delivery = Some((delivery.id.clone(), place));
-                        new.origin.reason = Some(reason.clone());
-                        started = Some(new.id.clone());
-                        plan.new.push(*new);
-                    }
-                }
-            }
-            let run = started
-                .clone()
-                .or_else(|| joined.clone().and_then(|id| RunId::new(id).ok()));
-            let trigger = match &started {
-                Some(run) => run.to_string(),
-                None => format!("{}/{place}", delivery.id),
-            };
-            if started.is_none() {
-                let suppressed = run.is_none();
-                plan.triggers.push(args![
-                    trigger.as_str(),
-                    kind.as_str(),
-                    task.as_str(),
-                    now,
-                    run.as_ref().map(RunId::as_str),
-                    !suppressed,
-                    suppressed.then_some(reason.as_str()),
-                    suppressed.then_some(now),
-                    delivery.id.as_str(),
-                    place,
-                    (!suppressed).then_some(reason.as_str()),
-                ]);
-            }
-            plan.outcomes.push(OutcomeRow {
-                trigger,
-                task,
-                kind,
-                received_at: now,
-                delivery: Some(delivery.id.clone()),
-                what: match (&started, &run) {
-                    (Some(_), _) => OutcomeKind::Run,
-                    (None, Some(_)) => OutcomeKind::Joined,
-                    (None, None) => OutcomeKind::Suppressed,
-                },
-                run,
-                reason,
-            });
-        }
-        plan
-    }
-}
-
 impl Store {
     /// Stores a delivery and all that it leads to, in one transaction. One that its sender sent before leads to nothing.
     pub async fn deliver(
@@ -459,85 +353,138 @@ impl Store {
         now: Ms,
     ) -> Result<Vec<Delivered>> {
         let mut tx = self.db.write().await?;
-        let mut delivered: Vec<Option<Delivered>> = all.iter().map(|_| None).collect();
-        // In one order, so that of two servers none waits for the other one's rows.
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        order.sort_by_key(|place| {
-            let (delivery, _) = &all[*place];
-            (&delivery.webhook, &delivery.sender_id)
-        });
-        for place in order {
-            let (delivery, _) = &all[place];
-            if !store(&mut tx, delivery, now).await? {
-                delivered[place] = Some(Delivered::Seen(earlier(&mut tx, delivery).await?));
+        let stored = store(&mut tx, all.iter().map(|(one, _)| one).collect(), now).await?;
+        let mut done: Vec<Option<Delivered>> = Vec::with_capacity(all.len());
+        let mut new = Vec::new();
+        for (place, (delivery, looked)) in all.into_iter().enumerate() {
+            if stored.contains(&delivery.id) {
+                done.push(None);
+                new.push(Led {
+                    place,
+                    delivery,
+                    looked,
+                });
+            } else {
+                done.push(Some(Delivered::Seen(earlier(&mut tx, &delivery).await?)));
             }
         }
-        let mut later = HashSet::new();
-        let mut bodies = BTreeSet::new();
-        let mut looked = Vec::new();
-        for ((delivery, of_delivery), seen) in all.iter().zip(&delivered) {
-            if seen.is_none() {
-                later.insert(delivery.id.clone());
-                if signs_something(delivery, of_delivery) {
-                    bodies.insert(format!("body {} {}", delivery.webhook, delivery.sha256));
-                }
-                looked.extend(of_delivery);
+        let bodies = new.iter().filter(|one| one.signs_something());
+        lives::lock_groups(&mut tx, bodies.map(Led::body).collect()).await?;
+        let rounds = rounds(new);
+        if rounds.len() > 1 {
+            let all = rounds.iter().flatten().flat_map(|one| &one.looked);
+            lock(&mut tx, &all.collect::<Vec<_>>()).await?;
+        }
+        let mut later = stored;
+        for round in rounds {
+            for (place, delivered) in lead(&mut tx, round, &mut later, now).await? {
+                done[place] = Some(delivered);
             }
-        }
-        lives::lock_groups(&mut tx, bodies).await?;
-        if all.len() > 1 {
-            lock(&mut tx, &looked).await?;
-        }
-        drop(looked);
-        let mut done = Vec::with_capacity(all.len());
-        for ((delivery, looked), seen) in all.into_iter().zip(delivered) {
-            later.remove(&delivery.id);
-            done.push(match seen {
-                Some(seen) => seen,
-                None => lead(&mut tx, &delivery, looked, &later, now).await?,
-            });
         }
         tx.commit().await?;
-        Ok(done)
+        done.into_iter()
+            .collect::<Option<_>>()
+            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored led to nothing"))
     }
 }
 
-/// Whether the same body under another id has to be looked for.
-fn signs_something(delivery: &NewDelivery, looked: &[Looked]) -> bool {
-    delivery.once_a_body
-        && looked
-            .iter()
-            .any(|one| !matches!(one.leads_to, LeadsTo::Nothing))
+/// A delivery whose row is there, and what it leads to.
+struct Led {
+    /// Its place among all.
+    place: usize,
+    delivery: NewDelivery,
+    looked: Vec<Looked>,
 }
 
-/// Writes what a delivery leads to whose row is there. `later` are those that come after it in this transaction.
+impl Led {
+    /// Whether the same body under another id has to be looked for.
+    fn signs_something(&self) -> bool {
+        self.delivery.once_a_body
+            && self
+                .looked
+                .iter()
+                .any(|one| !matches!(one.leads_to, LeadsTo::Nothing))
+    }
+
+    fn body(&self) -> String {
+        format!("body {} {}", self.delivery.webhook, self.delivery.sha256)
+    }
+
+    /// All by which one delivery can matter to another one.
+    fn concerns(&self) -> HashSet<String> {
+        let lanes = self.looked.iter().filter_map(|one| one.leads_to.lane());
+        let new = self.looked.iter().filter_map(new_run);
+        let groups = new.filter_map(|new| enqueue::group(new));
+        lanes
+            .map(|lane| format!("lane {lane}"))
+            .chain(groups.map(|(name, ..)| format!("group {name}")))
+            .chain(self.signs_something().then(|| self.body()))
+            .collect()
+    }
+}
+
+/// The deliveries in order, cut where one concerns what another one before it does.
+fn rounds(all: Vec<Led>) -> Vec<Vec<Led>> {
+    let mut rounds: Vec<Vec<Led>> = Vec::new();
+    let mut taken = HashSet::new();
+    for one in all {
+        let concerns = one.concerns();
+        match rounds.last_mut() {
+            Some(round) if taken.is_disjoint(&concerns) => round.push(one),
+            _ => {
+                taken.clear();
+                rounds.push(vec![one]);
+            }
+        }
+        taken.extend(concerns);
+    }
+    rounds
+}
+
+/// Writes what deliveries lead to that do not concern each other. `later` are those that were stored in this transaction
+/// and led to nothing yet.
 async fn lead(
     tx: &mut Tx,
-    delivery: &NewDelivery,
-    looked: Vec<Looked>,
-    later: &HashSet<String>,
+    round: Vec<Led>,
+    later: &mut HashSet<String>,
     now: Ms,
-) -> Result<Delivered> {
-    let same_body = if signs_something(delivery, &looked) {
-        same_body(tx, delivery, later).await?
-    } else {
-        None
-    };
-    let (live, locked) = lock(tx, &looked.iter().collect::<Vec<_>>()).await?;
-    let plan = Plan::of(delivery, looked, &live, same_body.as_deref(), now);
+) -> Result<Vec<(usize, Delivered)>> {
+    let looked: Vec<&Looked> = round.iter().flat_map(|one| &one.looked).collect();
+    let (live, locked) = lock(tx, &looked).await?;
     let lane_of: HashMap<&str, &str> = live
         .iter()
         .map(|run| (run.id.as_str(), run.lane.as_str()))
         .collect();
-    let mut canceled = Vec::new();
+    let mut plan = Plan::default();
+    let mut done = Vec::with_capacity(round.len());
+    for one in round {
+        later.remove(&one.delivery.id);
+        let same_body = if one.signs_something() {
+            same_body(tx, &one.delivery, later).await?
+        } else {
+            None
+        };
+        let Led {
+            place,
+            delivery,
+            looked,
+        } = one;
+        let lanes: HashSet<String> = looked
+            .iter()
+            .filter_map(|one| one.leads_to.lane().map(str::to_owned))
+            .collect();
+        let outcomes = plan.add(&delivery, looked, &live, same_body.as_deref(), now);
+        done.push((place, outcomes, lanes));
+    }
+    let mut canceled: Vec<(RunId, &str)> = Vec::new();
     let mut changes: Vec<Change> = locked.into_iter().map(Change::of).collect();
     for change in &mut changes {
         let id = &change.run.id;
-        let lane = lane_of.get(id.as_str()).copied();
-        if let Some(reason) = lane.and_then(|lane| plan.ends.get(lane))
+        if let Some(lane) = lane_of.get(id.as_str())
+            && let Some(reason) = plan.ends.get(*lane)
             && change.run.life.cancel(reason, now)
         {
-            canceled.push(id.clone());
+            canceled.push((id.clone(), *lane));
         }
     }
     lives::save(tx, &changes, "canceled", now).await?;
@@ -548,8 +495,10 @@ async fn lead(
     if !plan.statuses.is_empty() {
         tx.each(STATUS, plan.statuses).await?;
     }
-    Ok(Delivered::New {
-        outcomes: plan.outcomes,
-        canceled,
-    })
+    let delivered = done.into_iter().map(|(place, outcomes, lanes)| {
+        let canceled = canceled.iter().filter(|(_, lane)| lanes.contains(*lane));
+        let canceled = canceled.map(|(id, _)| id.clone()).collect();
+        (place, Delivered::New { outcomes, canceled })
+    });
+    Ok(delivered.collect())
 }
