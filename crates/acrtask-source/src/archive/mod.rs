@@ -416,4 +416,6 @@ pub(crate) async fn peek<R: AsyncRead + Unpin>(
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
