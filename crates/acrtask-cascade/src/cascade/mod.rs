@@ -144,6 +144,31 @@ pub struct Start {
 }
 
 impl Cascades {
+    /// What was stored piece by piece: the cascades, what each task was last run for, and the newest number.
+    pub fn from_parts(
+        cascades: Vec<Cascade>,
+        attempts: BTreeMap<String, Attempt>,
+        newest: u64,
+    ) -> Self {
+        Self::from(Stored {
+            cascades,
+            attempts,
+            next: newest,
+        })
+    }
+
+    /// The number of the newest cascade that there ever was; 0 before the first.
+    pub fn newest(&self) -> u64 {
+        self.next
+    }
+
+    /// What each task was last run for, by name.
+    pub fn attempts(&self) -> impl Iterator<Item = (&str, &Attempt)> {
+        self.attempts
+            .iter()
+            .map(|(task, attempt)| (task.as_str(), attempt))
+    }
+
     /// All cascades, the oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Cascade> {
         self.cascades.values()
@@ -181,6 +206,11 @@ impl Cascades {
 
     /// Takes away and returns the cascades that are over and that nothing waits for any more.
     pub fn prune(&mut self) -> Vec<Cascade> {
+        self.prune_where(|_| true)
+    }
+
+    /// The same with those of them that `may_go`.
+    pub fn prune_where(&mut self, may_go: impl Fn(&Cascade) -> bool) -> Vec<Cascade> {
         let mut needed = std::collections::BTreeSet::new();
         for cascade in self.cascades.values() {
             for node in cascade.nodes.values().filter(|node| node.state.is_open()) {
@@ -194,14 +224,16 @@ impl Cascades {
         let over: Vec<CascadeId> = self
             .cascades
             .values()
-            .filter(|cascade| cascade.is_over() && !needed.contains(&cascade.id))
+            .filter(|cascade| cascade.is_over() && !needed.contains(&cascade.id) && may_go(cascade))
             .map(|cascade| cascade.id)
             .collect();
-        let gone = over
+        let gone: Vec<Cascade> = over
             .iter()
             .filter_map(|id| self.cascades.remove(id))
             .collect();
-        self.index = Index::of(&self.cascades);
+        if !gone.is_empty() {
+            self.index = Index::of(&self.cascades);
+        }
         gone
     }
 }
