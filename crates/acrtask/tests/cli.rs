@@ -129,6 +129,10 @@ fn help() {
         &["images", "list"],
         &["base"],
         &["base", "check"],
+        &["cascade"],
+        &["cascade", "plan"],
+        &["cascade", "show"],
+        &["cascade", "settings"],
         &["schema"],
     ] {
         let seen = run_in(&[], &[words, &["--help"]].concat());

@@ -3,6 +3,7 @@
 //! Invariants: a value that may be a secret is parsed by a function that cannot fail, because clap
 //! repeats a refused value in its message; its form is checked afterwards, by [`values`].
 
+pub(crate) mod cascades;
 pub(crate) mod control;
 pub(crate) mod engine;
 pub(crate) mod images;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::{
+    cascades::CascadeCommand,
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
     engine::{BuilderArgs, EngineArgs},
     images::{BaseCommand, ImagesCommand},
@@ -157,6 +159,9 @@ pub(crate) enum Command {
     /// Base images that are watched because images stand on them
     #[command(subcommand)]
     Base(BaseCommand),
+    /// What a new base image makes be built again: planned, followed and steered
+    #[command(subcommand)]
+    Cascade(CascadeCommand),
     /// Tokens that open a server
     #[command(subcommand)]
     Token(TokenCommand),

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 mod approve;
 pub(crate) mod build;
+pub(crate) mod cascades;
 pub(crate) mod completions;
 mod context;
 mod define;

@@ -5,6 +5,7 @@
 //! thread of its own: a reader that does not read delays the log and never the run's connections.
 //! A reader that went away is no reason to stop a run: the rest of the log is dropped, silently.
 
+pub(crate) mod cascades;
 pub(crate) mod frame;
 pub(crate) mod images;
 pub(crate) mod plain;
@@ -239,7 +240,7 @@ impl<W: Write> Renderer<W> {
 }
 
 /// The terminal's size, or a usual one where it does not tell.
-fn terminal_size() -> Size {
+pub(crate) fn terminal_size() -> Size {
     let (rows, columns) = console::Term::stdout().size_checked().unwrap_or((24, 80));
     Size {
         columns: usize::from(columns).max(20),
