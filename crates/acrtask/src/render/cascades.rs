@@ -441,12 +441,13 @@ pub(crate) fn changes(
 ) -> String {
     let id = detail.summary.id;
     let said = |detail: &CascadeDetail| head(&detail.summary, detail.summary.created, Style::PLAIN);
-    let mut out = String::new();
+    let mut whole = String::new();
     if before.is_none_or(|before| said(before) != said(detail)) {
         let mut line = vec![format!("cascade {id}: {}", phase(&detail.summary, style))];
         line.extend(notes(&detail.summary, style));
-        let _ = writeln!(out, "{}", line.join(", "));
+        whole = format!("{}\n", line.join(", "));
     }
+    let mut out = String::new();
     let known: HashMap<&str, &CascadeNode> = before
         .into_iter()
         .flat_map(|before| &before.nodes)
@@ -460,7 +461,12 @@ pub(crate) fn changes(
             let _ = writeln!(out, "{}: {}", node.task, words(node, now, style));
         }
     }
-    out
+    // That it is over is told last.
+    if is_over(&detail.summary) {
+        out + &whole
+    } else {
+        whole + &out
+    }
 }
 
 #[cfg(test)]
