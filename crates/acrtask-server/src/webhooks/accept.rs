@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use acrtask_model::RunId;
-use acrtask_store::{Delivered, Hint, NewDelivery, StoredBody, WebhookRow};
+use acrtask_store::{Delivered, NewDelivery, StoredBody, WebhookRow};
 use acrtask_trigger::{Delivery, RegistryDelivery, RegistryEvent};
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -169,7 +169,6 @@ pub(crate) async fn accept(
                 canceled = canceled.len(),
                 "a delivery was taken"
             );
-            wake(app, &runs, &canceled).await;
             if let Source::Registry(delivery) = &source {
                 look_at_bases(app, &delivery.event).await;
             }
@@ -194,27 +193,6 @@ async fn look_at_bases(app: &App, event: &RegistryEvent) {
         if let Err(error) = bases::pushed(app, registry, repository, image.tag.as_deref()).await {
             tracing::warn!(%image, %error, "a base tag that was pushed is looked at later");
         }
-    }
-}
-
-/// Wakes whom it concerns; nothing depends on it.
-async fn wake(app: &App, runs: &[RunId], canceled: &[RunId]) {
-    let mut hints: Vec<Hint> = canceled.iter().cloned().map(Hint::Cancel).collect();
-    if !runs.is_empty() {
-        app.wake.notify_one();
-        hints.push(Hint::Enqueued);
-    }
-    for run in canceled {
-        app.logs.wake(run);
-    }
-    if !canceled.is_empty() {
-        app.cancels.notify_one();
-    }
-    if hints.is_empty() {
-        return;
-    }
-    if let Err(error) = app.store.hint(&hints).await {
-        tracing::debug!(%error, "a hint could not be sent");
     }
 }
 

@@ -3,14 +3,15 @@
 //!
 //! Invariants: nothing waits for others to come; who finds the database free takes all that wait. A batch that fails is
 //! tried one by one, so that one delivery at fault hurts no other. Who waits for an answer may go away: what was begun is
-//! finished.
+//! finished. Others are told of a whole batch at once, and nobody waits for that.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use acrtask_store::{Delivered, Looked, NewDelivery, StoreError};
+use acrtask_model::RunId;
+use acrtask_store::{Delivered, Hint, Looked, NewDelivery, StoreError};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::App;
@@ -62,7 +63,7 @@ impl Together {
     }
 
     /// Stores what waits, where nobody else has done so meanwhile.
-    async fn write(&self, app: &App) {
+    async fn write(&self, app: &Arc<App>) {
         let _one = self.writing.lock().await;
         loop {
             let batch: Vec<Waiting> = {
@@ -79,6 +80,7 @@ impl Together {
                 .unzip();
             match attempt(app, &work).await {
                 Ok(delivered) => {
+                    wake(app, &delivered);
                     for (answer, delivered) in answers.into_iter().zip(delivered) {
                         let _ = answer.send(Ok(delivered));
                     }
@@ -87,6 +89,9 @@ impl Together {
                     tracing::warn!(%error, deliveries = work.len(), "deliveries are stored one by one");
                     for (answer, one) in answers.into_iter().zip(work) {
                         let delivered = attempt(app, &[one]).await;
+                        if let Ok(delivered) = &delivered {
+                            wake(app, delivered);
+                        }
                         let _ = answer.send(delivered.and_then(|mut all| {
                             all.pop().ok_or_else(|| StoreError::NotFound {
                                 what: "delivery that was just stored".into(),
@@ -102,6 +107,39 @@ impl Together {
             }
         }
     }
+}
+
+/// Wakes whom it concerns; nothing depends on it.
+fn wake(app: &Arc<App>, delivered: &[Delivered]) {
+    let mut hints = Vec::new();
+    let mut started = false;
+    let mut ended: Vec<&RunId> = Vec::new();
+    for one in delivered {
+        if let Delivered::New { outcomes, canceled } = one {
+            started |= outcomes.iter().any(|outcome| outcome.run.is_some());
+            ended.extend(canceled);
+        }
+    }
+    if started {
+        app.wake.notify_one();
+        hints.push(Hint::Enqueued);
+    }
+    if !ended.is_empty() {
+        app.cancels.notify_one();
+    }
+    for run in ended {
+        app.logs.wake(run);
+        hints.push(Hint::Cancel(run.clone()));
+    }
+    if hints.is_empty() {
+        return;
+    }
+    let app = app.clone();
+    tokio::spawn(async move {
+        if let Err(error) = app.store.hint(&hints).await {
+            tracing::debug!(%error, "a hint could not be sent");
+        }
+    });
 }
 
 async fn attempt(
