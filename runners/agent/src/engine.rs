@@ -140,6 +140,11 @@ impl Engine {
             fetched
         };
         let (fetched, ()) = tokio::join!(fetching, telling);
+        if fetched.is_ok() && !matches!(spec, ContextSpec::None) {
+            let message = format!("fetched {spec}");
+            let event = event_of(&job.id, EventKind::Progress { message });
+            let _ = events.send(event).await;
+        }
         fetched.map_err(|error| match error.help() {
             Some(help) => format!("{}; {help}", chain(&error)),
             None => chain(&error),
