@@ -27,6 +27,7 @@ impl Bench {
             Case::Latency => self.latency(),
             Case::Idle => self.idle(),
             Case::Logs => self.logs(),
+            Case::Webhook => self.webhook(),
         }
     }
 

@@ -7,6 +7,7 @@
 mod cases;
 mod measure;
 mod service;
+mod webhooks;
 
 pub(crate) use measure::measured;
 
@@ -41,6 +42,8 @@ pub(crate) enum Case {
     Idle,
     /// Ten million lines from a container to a reader.
     Logs,
+    /// Deliveries at a steady rate, and from a delivery to its run's first step.
+    Webhook,
 }
 
 /// One line of the table.

@@ -23,10 +23,10 @@ const LINES: u64 = 10_000_000;
 const SOON: Duration = Duration::from_secs(60);
 
 /// A control plane that ends with this.
-struct Server {
+pub(super) struct Server {
     child: Child,
-    url: String,
-    token: String,
+    pub(super) url: String,
+    pub(super) token: String,
     log: PathBuf,
 }
 
@@ -51,7 +51,12 @@ struct Latency {
 
 impl Bench {
     /// A control plane on `database`, or on SQLite in a folder of its own.
-    fn serve(&self, name: &str, database: Option<&str>, flags: &[&str]) -> Result<Server> {
+    pub(super) fn serve(
+        &self,
+        name: &str,
+        database: Option<&str>,
+        flags: &[&str],
+    ) -> Result<Server> {
         let folder = self.folder(name)?;
         let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
         let address = listener.local_addr().context("a port has no number")?;
@@ -104,7 +109,7 @@ impl Bench {
     }
 
     /// What `load` prints, parsed.
-    fn loaded<T: for<'a> Deserialize<'a>>(&self, words: &[&str]) -> Result<T> {
+    pub(super) fn loaded<T: for<'a> Deserialize<'a>>(&self, words: &[&str]) -> Result<T> {
         let output = self
             .load(words)
             .stderr(Stdio::inherit())
@@ -115,7 +120,7 @@ impl Bench {
     }
 
     /// An empty database: of PostgreSQL, or a file.
-    fn database(&self, postgres: bool, name: &str) -> Result<String> {
+    pub(super) fn database(&self, postgres: bool, name: &str) -> Result<String> {
         if !postgres {
             let folder = self.folder(&format!("db-{name}"))?;
             return Ok(format!("sqlite:{}", folder.join("acrtask.db").display()));
@@ -362,8 +367,13 @@ impl Bench {
             .spawn()
             .context("cannot start acrtask")?;
         let out = reader.stdout.take().context("no output")?;
-        let next = in_order(BufReader::with_capacity(1 << 20, out))?;
-        let peak_reader = peak_mib(reader.id()).unwrap_or_default();
+        let mut peak_reader = 0.0;
+        let next = in_order(BufReader::with_capacity(1 << 20, out), |line| {
+            if line % (LINES / 10) == 0 {
+                peak_reader = peak_mib(reader.id())?;
+            }
+            Ok(())
+        })?;
         let status = reader.wait().context("cannot wait for acrtask")?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(
@@ -425,8 +435,8 @@ impl Server {
     }
 }
 
-/// Reads events, and the numbers that the step counted; the number that would come next.
-fn in_order(events: impl BufRead) -> Result<u64> {
+/// Reads events, and the numbers that the step counted, each of which `seen` is told; the number that would come next.
+fn in_order(events: impl BufRead, mut seen: impl FnMut(u64) -> Result<()>) -> Result<u64> {
     #[derive(Deserialize)]
     struct Event {
         event: String,
@@ -443,6 +453,7 @@ fn in_order(events: impl BufRead) -> Result<u64> {
             if number.parse() != Ok(next) {
                 bail!("line {next} is missing; {number} came");
             }
+            seen(next)?;
             next += 1;
         }
     }
@@ -465,7 +476,7 @@ fn ready(address: &str) -> bool {
     get(address, "/readyz", "").is_some()
 }
 
-fn wait_for_runner(server: &Server) -> Result<()> {
+pub(super) fn wait_for_runner(server: &Server) -> Result<()> {
     let address = server.url.trim_start_matches("http://");
     let begun = Instant::now();
     while get(address, "/api/v1/runners", &server.token)

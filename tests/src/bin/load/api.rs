@@ -9,12 +9,15 @@ use acrtask_api::{
 };
 use acrtask_model::{Event, EventKind};
 use jiff::Timestamp;
-use reqwest::Client;
+use reqwest::{Client, Method};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// A client of one server.
 pub(crate) struct Api {
-    client: Client,
+    pub(crate) client: Client,
+    /// The server's own address.
+    pub(crate) server: String,
     base: String,
     token: String,
 }
@@ -25,6 +28,7 @@ impl Api {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             client: Client::new(),
+            server: server.to_owned(),
             base: format!("{server}{}", acrtask_api::BASE),
             token: token.to_owned(),
         }
@@ -45,20 +49,38 @@ impl Api {
     }
 
     async fn start(&self, request: &CreateRun) -> Run {
-        self.client
-            .post(format!("{}/runs", self.base))
-            .bearer_auth(&self.token)
-            .json(request)
-            .send()
-            .await
-            .and_then(reqwest::Response::error_for_status)
-            .unwrap()
-            .json()
-            .await
-            .unwrap()
+        self.post("/runs", request).await
     }
 
-    async fn text(&self, path: &str) -> String {
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
+        self.send(Method::PUT, path, body).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> T {
+        let answer = self
+            .client
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(&self.token)
+            .json(body)
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success(), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    pub(crate) async fn text(&self, path: &str) -> String {
         self.client
             .get(format!("{}{path}", self.base))
             .bearer_auth(&self.token)
@@ -108,6 +130,11 @@ pub(crate) async fn latency(server: &str, token: &str, image: &str, runs: usize)
         // An idle system: what the last run left is done with.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    parts(waits)
+}
+
+/// How many there are, the middle one, the one that one in a hundred is above, and the last.
+pub(crate) fn parts(mut waits: Vec<f64>) -> Value {
     waits.sort_by(f64::total_cmp);
     let at = |part: f64| waits[((waits.len() as f64 * part) as usize).min(waits.len() - 1)];
     json!({ "count": waits.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0) })

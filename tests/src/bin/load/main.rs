@@ -11,6 +11,7 @@
 )]
 
 mod api;
+mod deliver;
 mod fleet;
 
 use std::time::{Duration, Instant};
@@ -87,6 +88,28 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         runs: usize,
     },
+    /// Sends signed pushes to a service at a steady rate, and tells how long each waited for its answer.
+    Deliver {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long, default_value_t = 200)]
+        rate: u32,
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
+    /// Sends one signed push after the other to a real service, and tells how long each waited for its run's first step.
+    FirstStep {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long)]
+        image: String,
+        #[arg(long, default_value_t = 50)]
+        runs: usize,
+    },
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -131,6 +154,18 @@ async fn main() {
             image,
             runs,
         } => api::latency(&server, &token, &image, runs).await,
+        Command::Deliver {
+            server,
+            token,
+            rate,
+            seconds,
+        } => deliver::steady(&server, &token, rate, seconds).await,
+        Command::FirstStep {
+            server,
+            token,
+            image,
+            runs,
+        } => deliver::first_step(&server, &token, &image, runs).await,
     };
     println!("{result}");
 }
@@ -155,7 +190,13 @@ async fn fill(database: &str, runs: usize) -> serde_json::Value {
         let now = jiff::Timestamp::now().as_millisecond();
         store.enqueue_many(batch, now).await.unwrap();
     }
-    rate(runs, begun.elapsed())
+    let taken = begun.elapsed();
+    drop(store);
+    acrtask_store::testing::settle(database).await.unwrap();
+    // What the machine has yet to write would be written while the next thing is measured.
+    let synced = std::process::Command::new("sync").status().unwrap();
+    assert!(synced.success());
+    rate(runs, taken)
 }
 
 fn new_run(number: u64) -> NewRun {
