@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "../common/mod.rs"]
+mod common;
+mod killed;
 mod place;
 mod setup;
 
@@ -63,7 +66,21 @@ impl Watched {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_becomes_an_image_and_the_forge_is_told() {
     let Some(world) = World::find() else { return };
-    let place = Place::new(&world);
+    pushed(&world, Place::new(&world)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_on_postgresql() {
+    let Some(world) = World::find() else { return };
+    let Some(database) = common::postgres().await else {
+        return;
+    };
+    pushed(&world, Place::on(&world, &database)).await;
+    common::law_holds(&database).await;
+}
+
+/// From a push to an image and to the forge; then the same delivery once more, forged and changed.
+async fn pushed(world: &World, place: Place) {
     place.task("app", &[]);
     let before = place.head("main");
     let commit = place
@@ -299,7 +316,20 @@ async fn a_strangers_pull_request_waits_and_a_closed_one_is_canceled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_commit_wins_where_the_task_says_so() {
     let Some(world) = World::find() else { return };
-    let place = Place::new(&world);
+    newest_wins(&world, Place::new(&world)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_commit_wins_on_postgresql() {
+    let Some(world) = World::find() else { return };
+    let Some(database) = common::postgres().await else {
+        return;
+    };
+    newest_wins(&world, Place::on(&world, &database)).await;
+    common::law_holds(&database).await;
+}
+
+async fn newest_wins(world: &World, place: Place) {
     place.task("app", &["--newest-wins"]);
     let slow = task_file(
         &place.image,

@@ -34,6 +34,15 @@ pub(crate) fn task_file(image: &str, more: &str) -> String {
 
 impl Place {
     pub(crate) fn new(world: &World) -> Self {
+        Self::with(world, &[])
+    }
+
+    /// The same on this database.
+    pub(crate) fn on(world: &World, database: &str) -> Self {
+        Self::with(world, &["--database", database])
+    }
+
+    fn with(world: &World, flags: &[&str]) -> Self {
         let image = format!("webhooks/{}", new_run_id());
         let repositories = Repositories::default();
         repositories.create("app");
@@ -50,14 +59,12 @@ impl Place {
             ],
         );
         let git = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
-        let server = Server::start(
-            world,
-            &[
-                "--allow-private-addresses",
-                "--public-url",
-                "https://ci.example.com",
-            ],
-        );
+        let own = [
+            "--allow-private-addresses",
+            "--public-url",
+            "https://ci.example.com",
+        ];
+        let server = Server::start(world, &[&own, flags].concat());
         let place = Self {
             world: world.clone(),
             repositories,
