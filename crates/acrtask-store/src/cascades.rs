@@ -12,6 +12,7 @@ mod write;
 use std::collections::HashMap;
 
 use acrtask_api::run::RunResult;
+use acrtask_model::Digest;
 
 pub use self::rows::{
     CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow, CascadeRunKey,
@@ -20,7 +21,7 @@ pub use self::rows::{
 use self::rows::{RawCascade, RawImage, RawRun, cascade_columns, node, select_runs};
 pub(crate) use self::write::{expire, of_runs, pushed};
 use crate::{
-    Result, Store, StoreError,
+    Ms, Result, Store, StoreError,
     db::{Arg, Sql, args, one_of},
     from_json,
     images::{self, digest},
@@ -240,6 +241,21 @@ impl Store {
                     at,
                 })
             })
+            .collect()
+    }
+
+    /// Watched tags whose digests are known, each with that and when it was last looked at: one for each login.
+    pub async fn base_tags(&self) -> Result<Vec<(String, Digest, Ms)>> {
+        let rows: Vec<(String, String, i64)> = self
+            .db
+            .rows(
+                "SELECT name, digest, COALESCE(checked_at, 0) FROM base_watches WHERE digest IS NOT NULL \
+                 AND status NOT IN ('vanished', 'denied') ORDER BY name, scope",
+                args![],
+            )
+            .await?;
+        rows.into_iter()
+            .map(|(name, text, at)| Ok((name, digest(&text)?, at)))
             .collect()
     }
 

@@ -96,7 +96,7 @@ impl Settings {
     }
 
     /// The end of the quiet hours that `now` is in.
-    pub(crate) fn quiet_until(&self, now: Timestamp) -> Option<Timestamp> {
+    pub fn quiet_until(&self, now: Timestamp) -> Option<Timestamp> {
         let mut end = now;
         // Hours that touch or overlap are one; hours that fill the day end never, which a day from now stands for.
         for _ in 0..=self.quiet.len() {

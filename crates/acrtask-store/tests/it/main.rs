@@ -6,6 +6,7 @@
 )]
 
 mod bases;
+mod cascades;
 mod deliveries;
 mod entities;
 mod groups;
