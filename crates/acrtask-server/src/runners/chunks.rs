@@ -13,6 +13,7 @@ use acrtask_model::RunId;
 use acrtask_proto::runner::{Attempt, LogAck, to_runner::Message};
 use acrtask_store::{Report, Verdict};
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     hub::End,
@@ -113,11 +114,17 @@ impl Chunk {
     }
 }
 
+/// The key of a chunk. With the length in it no blob is ever replaced by a shorter one. Few folders that are there already
+/// hold all runs: a folder for each run would be as many more writes that the disk has to confirm as its whole log.
+fn key(run: &RunId, attempt: u32, offset: u64, length: u32) -> String {
+    let folder = Sha256::digest(run.as_str())[0];
+    format!("logs/{folder:02x}/{run}-{attempt}-{offset}-{length}")
+}
+
 /// Puts bytes of a log into a blob and gives the report of it.
 pub(super) async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data: &Bytes) -> Report {
     let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    // With the length in its name no blob is ever replaced by a shorter one.
-    let blob = format!("logs/{run}/{attempt}/{offset}-{length}");
+    let blob = key(run, attempt, offset, length);
     let mut pause = Duration::from_millis(100);
     while let Err(error) = app.blobs.put(&blob, data.clone()).await {
         tracing::error!(%run, attempt, error = describe(&error), "a part of a log waits for the place for blobs");
