@@ -127,6 +127,19 @@ impl Bench {
             .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
+
+    /// Removes the folders whose names begin so, and waits until that has reached the disk.
+    fn forget(&self, prefix: &str) -> Result<()> {
+        let entries =
+            fs::read_dir(&self.scratch).context("cannot read the folder of benchmarks")?;
+        for entry in entries {
+            let entry = entry.context("cannot read the folder of benchmarks")?;
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                cache::remove_tree(&entry.path())?;
+            }
+        }
+        cargo::run(&mut std::process::Command::new("sync"))
+    }
 }
 
 fn write(path: &Path, content: &str) -> Result<()> {

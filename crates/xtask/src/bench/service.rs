@@ -141,6 +141,7 @@ impl Bench {
     /// claims of the same database.
     pub(super) fn dispatch(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
+        self.forget("dispatch-")?;
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
             let (mut few, mut many, mut bare) = (Vec::new(), Vec::new(), Vec::new());
             for round in 0..3 {
@@ -158,7 +159,9 @@ impl Bench {
                         "--runs",
                         &queued.to_string(),
                     ])?;
-                    let server = self.serve("dispatch", Some(&database), &["--no-runner"])?;
+                    // A folder of its own: a file system is slow for a while where many files were just removed.
+                    let folder = format!("dispatch-{name}-{queued}-{round}");
+                    let server = self.serve(&folder, Some(&database), &["--no-runner"])?;
                     let rate: Rate = self.loaded(&[
                         "dispatch",
                         "--server",
