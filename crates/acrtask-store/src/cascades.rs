@@ -159,6 +159,19 @@ impl Store {
         rows.into_iter().map(node).collect()
     }
 
+    /// The newest cascade that has, or had, something to do with a task.
+    pub async fn cascade_of_task(&self, task: &str) -> Result<Option<u64>> {
+        let row: Option<(i64,)> = self
+            .db
+            .row(
+                "SELECT c.id FROM cascades c JOIN cascade_nodes n ON n.cascade_id = c.id AND n.task = $1 \
+                 ORDER BY c.id DESC LIMIT 1",
+                args![task],
+            )
+            .await?;
+        row.map(|(id,)| lives::size(id)).transpose()
+    }
+
     /// How many tasks of these cascades stand where: number, state, tasks.
     pub async fn cascade_node_counts(&self, ids: Vec<u64>) -> Result<Vec<(u64, String, u64)>> {
         let ids: Vec<i64> = ids

@@ -202,6 +202,8 @@ async fn runs_start_and_stop_with_the_state(fixture: &Fixture) {
     again.runs[0].run.id = run_id("rother");
     assert!(change(fixture, &again).await);
     assert!(store.run(&run_id("rother")).await.is_err());
+    assert_eq!(store.cascade_of_task("a").await.unwrap(), Some(1));
+    assert_eq!(store.cascade_of_task("none").await.unwrap(), None);
     let runs = store.cascade_runs(1).await.unwrap();
     let shown: Vec<(&str, &str, Option<RunState>)> = runs
         .iter()
