@@ -339,6 +339,25 @@ impl CascadeImageState {
     }
 }
 
+/// What cascades do about an image that is stale.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rebuild {
+    /// The newest cascade of its task; nothing: none builds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<u64>,
+    /// Where its task stands there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<CascadeNodeState>,
+    /// The newest run there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub run: Option<RunId>,
+    /// Why it is not built again, or not yet, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
 /// Asks what would be built again, without building it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -351,10 +351,13 @@ fn line(node: &CascadeNode, indent: &str, now: Timestamp, style: Style) -> Line 
 
 /// Where a task stands and why, how long it took, and its run.
 fn words(node: &CascadeNode, now: Timestamp, style: Style) -> String {
-    let mut state = node.state.as_str().to_owned();
-    if let Some(why) = &node.why {
-        let _ = write!(state, ": {}", text::plain(why));
-    }
+    let word = node.state.as_str();
+    let state = match node.why.as_deref().map(text::plain) {
+        None => word.to_owned(),
+        // `canceled by somebody`
+        Some(why) if why.starts_with(word) => why.into_owned(),
+        Some(why) => format!("{word}: {why}"),
+    };
     let mut words = vec![colored(node.state, &state, style)];
     let is_waiting = matches!(
         node.state,
