@@ -61,15 +61,38 @@ pub fn choose<'a>(
     }
 }
 
+/// Whether a tag is one that the rule could choose, whatever is in use.
+pub fn allows(policy: &TagPolicy, tag: &str) -> Result<bool, TagPolicyError> {
+    Ok(match policy {
+        TagPolicy::Same => true,
+        TagPolicy::Semver(range) => {
+            let wanted = range_of(range)?;
+            Numbered::parse(tag).is_some_and(|numbered| wanted.matches(&numbered.version()))
+        }
+        TagPolicy::Pattern(pattern) => regex_of(pattern)?.is_match(tag),
+    })
+}
+
+fn range_of(range: &str) -> Result<VersionReq, TagPolicyError> {
+    VersionReq::parse(range).map_err(|error| TagPolicyError::Range {
+        range: range.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn regex_of(pattern: &str) -> Result<Regex, TagPolicyError> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| TagPolicyError::Pattern {
+        pattern: pattern.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
 fn newest_version<'a>(
     range: &str,
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
 ) -> Result<&'a str, TagPolicyError> {
-    let wanted = VersionReq::parse(range).map_err(|error| TagPolicyError::Range {
-        range: range.to_owned(),
-        reason: error.to_string(),
-    })?;
+    let wanted = range_of(range)?;
     // Where the tag in use is no version (`latest`), any release that is written out is newer.
     let used = Numbered::parse(current);
     let mut best = used
@@ -148,11 +171,7 @@ fn newest_match<'a>(
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
 ) -> Result<&'a str, TagPolicyError> {
-    let regex =
-        Regex::new(&format!("^(?:{pattern})$")).map_err(|error| TagPolicyError::Pattern {
-            pattern: pattern.to_owned(),
-            reason: error.to_string(),
-        })?;
+    let regex = regex_of(pattern)?;
     let key = |tag: &'a str| {
         let found = regex.captures(tag)?;
         let group = found.name("order").or_else(|| found.get(1));
@@ -277,6 +296,22 @@ mod tests {
             pattern(r"nightly-(?<order>\d{8})", "stable", &tags),
             "nightly-20260101"
         );
+    }
+
+    #[test]
+    fn a_rule_allows_what_it_could_choose() {
+        let semver = TagPolicy::Semver("^3.20".into());
+        for (tag, allowed) in [
+            ("3.21", true),
+            ("3.20.1-slim", true),
+            ("4", false),
+            ("x", false),
+        ] {
+            assert_eq!(allows(&semver, tag), Ok(allowed), "{tag}");
+        }
+        let pattern = TagPolicy::Pattern(r"build-(\d+)".into());
+        assert_eq!(allows(&pattern, "build-7"), Ok(true));
+        assert_eq!(allows(&pattern, "build-7-x"), Ok(false));
     }
 
     #[test]

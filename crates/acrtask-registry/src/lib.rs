@@ -12,7 +12,7 @@
 //! One client on top of `reqwest` does all of it: the general client crates give a password to any
 //! token server that is named to them and do not know rate limits.
 //!
-//! Left out: listing tags, deleting, referrers, chunked uploads (blobs go up in one request).
+//! Left out: deleting, referrers, chunked uploads (blobs go up in one request).
 
 pub mod attestation;
 pub mod challenge;
@@ -23,6 +23,7 @@ mod error;
 mod look;
 pub mod manifest;
 pub mod net;
+mod tags;
 mod transport;
 
 pub use attestation::Attestation;
@@ -33,3 +34,4 @@ pub use error::RegistryError;
 pub use look::{Allowance, Look, Looked};
 pub use manifest::{Descriptor, Image, Index, Manifest, ManifestBody, Platform};
 pub use net::{AddressPolicy, install_crypto_provider};
+pub use tags::{NextTags, TagPage};

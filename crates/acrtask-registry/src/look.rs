@@ -48,7 +48,7 @@ pub struct Allowance {
 impl Allowance {
     /// Reads `RateLimit-Remaining: 76;w=21600` (Docker Hub), and the same with `RateLimit-Reset` in seconds, each with an
     /// `X-` before it where it is an older one.
-    fn read(headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| {
             let value = headers
                 .get(name)

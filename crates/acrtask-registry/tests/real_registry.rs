@@ -113,6 +113,42 @@ async fn pushes_resolves_tags_and_reads_back() {
 }
 
 #[tokio::test]
+async fn lists_tags_a_page_at_a_time() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let image = parsed(format!("{}:t0", repository(&host, "tags")));
+    let missing = registry.tags(&image, None).await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing:?}");
+    push_image(&registry, &image, "amd64", "layer one").await;
+    // More than one page of what is asked for.
+    let mut wanted = vec!["t0".to_owned()];
+    for at in (1..1003).step_by(50) {
+        let names: Vec<String> = (at..(at + 50).min(1003)).map(|n| format!("t{n}")).collect();
+        let tagged = names.iter().map(|name| registry.tag(&image, name));
+        for digest in futures::future::join_all(tagged).await {
+            digest.unwrap();
+        }
+        wanted.extend(names);
+    }
+    let (mut found, mut sizes, mut next) = (Vec::new(), Vec::new(), None);
+    loop {
+        let page = registry.tags(&image, next.as_ref()).await.unwrap();
+        sizes.push(page.tags.len());
+        found.extend(page.tags);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    wanted.sort();
+    found.sort();
+    assert_eq!(found, wanted);
+    assert_eq!(sizes, [1000, 3]);
+}
+
+#[tokio::test]
 async fn builds_an_index_from_images_of_other_repositories() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
