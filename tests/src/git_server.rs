@@ -278,7 +278,11 @@ fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()
     backend(state, &request, &body, &mut out)
 }
 
-pub(crate) fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
+/// Reads the head of a request; nothing where the client has gone.
+///
+/// # Errors
+/// The connection breaks.
+pub fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -305,7 +309,11 @@ pub(crate) fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Requ
     }))
 }
 
-pub(crate) fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
+/// Reads the body that belongs to a request.
+///
+/// # Errors
+/// The connection breaks, or what comes is no body.
+pub fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if request.headers.get("transfer-encoding").map(String::as_str) == Some("chunked") {
         loop {

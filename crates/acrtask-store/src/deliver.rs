@@ -414,7 +414,7 @@ impl Led {
     fn concerns(&self) -> HashSet<String> {
         let lanes = self.looked.iter().filter_map(|one| one.leads_to.lane());
         let new = self.looked.iter().filter_map(new_run);
-        let groups = new.filter_map(|new| enqueue::group(new));
+        let groups = new.filter_map(enqueue::group);
         lanes
             .map(|lane| format!("lane {lane}"))
             .chain(groups.map(|(name, ..)| format!("group {name}")))

@@ -20,6 +20,7 @@ mod registry;
 mod say;
 mod setup;
 mod sshd;
+mod strace;
 mod test;
 
 use std::process::ExitCode;

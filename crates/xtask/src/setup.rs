@@ -1,5 +1,5 @@
-//! `up` and `down`: the engine, the registries, the base images, PostgreSQL and the program of an SSH server together,
-//! and the variables that tell others where they are.
+//! `up` and `down`: the engine, the registries, the base images, PostgreSQL, the program of an SSH server and a tracer of
+//! system calls together, and the variables that tell others where they are.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, npm, postgres, say, sshd};
+use crate::{engine, images, npm, postgres, say, sshd, strace};
 
 /// Everything that is set up, as environment variables.
 #[derive(Debug)]
@@ -64,11 +64,17 @@ pub(crate) fn up() -> Result<Environment> {
     })?;
     let postgres = postgres::get(&cache, &lock)?;
     let sshd = sshd::get(&cache, &lock)?;
+    let strace = strace::get(&cache, &lock)?;
     let examples = npm::github_examples(&cache, &lock)?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
         ("ACRTASK_TEST_REGISTRY", open.clone()),
+        // For registries that tests start themselves.
+        (
+            "ACRTASK_TEST_REGISTRY_BIN",
+            tools.path("/usr/bin/docker-registry").display().to_string(),
+        ),
         ("ACRTASK_TEST_AUTH_REGISTRY", password),
         ("ACRTASK_TEST_AUTH_USER", USER.to_owned()),
         ("ACRTASK_TEST_AUTH_PASSWORD", PASSWORD.to_owned()),
@@ -78,6 +84,12 @@ pub(crate) fn up() -> Result<Environment> {
             postgres.programs.display().to_string(),
         ),
         ("ACRTASK_TEST_SSHD", sshd.display().to_string()),
+        ("ACRTASK_TEST_STRACE", strace.display().to_string()),
+        // Its `ip` brings up a network of a test's own.
+        (
+            "ACRTASK_TEST_BUSYBOX",
+            tools.path("/bin/busybox").display().to_string(),
+        ),
         (npm::VARIABLE, examples.display().to_string()),
     ];
     if let Some(root) = &engine.root {

@@ -121,7 +121,7 @@ async fn while_killed(mut server: Server, database: &str, deliveries: u32, kills
                         }
                         send(&hook, n, &acknowledged);
                         // Some forges send what was acknowledged once more.
-                        if n % 10 == 0 {
+                        if n.is_multiple_of(10) {
                             send(&hook, n / 2, &acknowledged);
                         }
                     }
