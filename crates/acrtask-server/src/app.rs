@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    bases::Watcher, blobs::Blobs, clock::Clock, logs::LogHub, metrics::Metrics, runners::hub::Hub,
-    vault::Vault, webhooks,
+    bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub, metrics::Metrics,
+    runners::hub::Hub, vault::Vault, webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -103,6 +103,8 @@ pub struct App {
     pub bases: Arc<Notify>,
     /// What looking at base tags keeps between two looks.
     pub(crate) watcher: Watcher,
+    /// Wakes the task that carries cascades out, and holds what it keeps. It would have looked anyway.
+    pub cascades: cascades::Driver,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -124,6 +126,7 @@ impl App {
             cancels: Arc::default(),
             bases: Arc::default(),
             watcher: Watcher::default(),
+            cascades: cascades::Driver::default(),
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),

@@ -86,6 +86,7 @@ pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
     app.wake.notify_one();
     app.cancels.notify_one();
     app.timers.notify_one();
+    app.cascades.facts();
     loop {
         match hints.next().await {
             Hint::Enqueued => app.wake.notify_one(),
@@ -94,7 +95,10 @@ pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
                 app.logs.wake(&run);
             }
             Hint::Log(run) => app.logs.wake(&run),
-            Hint::Tasks => app.timers.notify_one(),
+            Hint::Tasks => {
+                app.timers.notify_one();
+                app.cascades.facts();
+            }
         }
     }
 }

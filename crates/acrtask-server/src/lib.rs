@@ -9,6 +9,7 @@ pub mod app;
 pub mod auth;
 pub mod bases;
 pub mod blobs;
+pub mod cascades;
 pub mod clock;
 mod forge;
 mod hints;

@@ -57,6 +57,13 @@ pub struct DeliveryLabels {
     pub outcome: &'static str,
 }
 
+/// Where a cascade stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    /// `settling`, `active`, `canceling`, `over`.
+    pub phase: String,
+}
+
 /// Counters, gauges and histograms of a control plane.
 #[derive(Debug)]
 pub struct Metrics {
@@ -97,6 +104,14 @@ pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
     /// Connections that are open.
     pub connections: Gauge,
+    /// Cascades that are loaded, by phase.
+    pub cascades: Family<PhaseLabels, Gauge>,
+    /// Tasks of cascades that are not over, by state.
+    pub cascade_tasks: Family<OutcomeLabels, Gauge>,
+    /// Seconds that comparing all facts with all cascades took, without reading them.
+    pub reconcile_seconds: Histogram,
+    /// Changes of cascades for which another server was quicker, and which were made anew.
+    pub cascade_conflicts: Counter,
     /// Background tasks that failed and were started again.
     pub restarts: Counter<u64, AtomicU64>,
 }
@@ -190,6 +205,26 @@ impl Default for Metrics {
             ),
             requests: add!("requests", "Requests that were answered", Family::default()),
             connections: add!("connections", "Connections that are open", Gauge::default()),
+            cascades: add!(
+                "cascades",
+                "Cascades that may still change, by phase",
+                Family::default()
+            ),
+            cascade_tasks: add!(
+                "cascade_tasks",
+                "Tasks of cascades that are not over, by state",
+                Family::default()
+            ),
+            reconcile_seconds: add!(
+                "cascade_reconcile_seconds",
+                "How long comparing all facts with all cascades took",
+                Histogram::new(SECONDS)
+            ),
+            cascade_conflicts: add!(
+                "cascade_conflicts",
+                "Changes of cascades for which another server was quicker",
+                Counter::default()
+            ),
             restarts: add!(
                 "background_restarts",
                 "Background tasks that failed and were started again",

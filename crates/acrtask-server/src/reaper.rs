@@ -100,6 +100,7 @@ async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
             outbox.add(Hint::Log(lost.run.clone()));
         }
         if !reaped.is_empty() {
+            app.cascades.wake();
             app.wake.notify_one();
             outbox.add(Hint::Enqueued);
         }

@@ -256,8 +256,11 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
                 }
                 tracing::info!(%run, attempt, runner = runner_id, %state, "a run is over");
             }
-            if !result.images.is_empty() {
+            if result.images.is_empty() {
+                app.cascades.wake();
+            } else {
                 app.bases.notify_one();
+                app.cascades.facts();
             }
             app.wake.notify_one();
             app.logs.wake(run);

@@ -19,6 +19,7 @@ use self::supervise::Supervisor;
 use crate::{
     App, Config, api, bases,
     blobs::{BlobError, Blobs},
+    cascades,
     clock::Clock,
     forge,
     hints::{self, Outbox},
@@ -231,6 +232,8 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
     });
     keep!("timers", |app, _recorder, _outbox| timers::run(&app).await);
     keep!("bases", |app, _recorder, _outbox| bases::run(&app).await);
+    keep!("cascades", |app, _recorder, _outbox| cascades::run(&app)
+        .await);
     keep!("retention", |app, _recorder, _outbox| {
         retention::run(&app).await;
         Ok(())

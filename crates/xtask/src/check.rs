@@ -62,6 +62,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "acrtask-server",
         &[
             "acrtask-api",
+            "acrtask-cascade",
             "acrtask-model",
             "acrtask-proto",
             "acrtask-registry",

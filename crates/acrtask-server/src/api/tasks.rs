@@ -111,6 +111,7 @@ async fn insert(api: &Api, definition: &TaskDefinition) -> Result<Task, ApiError
 /// Tells whoever follows the tasks that they were changed.
 pub(super) async fn changed(api: &Api) {
     api.app.timers.notify_one();
+    api.app.cascades.facts();
     runs::hint(api, Hint::Tasks).await;
 }
 

@@ -93,7 +93,13 @@ impl Watcher {
             );
         }
         let well = !matches!(seen, Seen::Failed { .. });
-        if let Some(change) = app.store.watched(&watch, &seen, now, next).await? {
+        let other =
+            matches!(&seen, Seen::Digest { digest, .. } if watch.digest.as_ref() != Some(digest));
+        let change = app.store.watched(&watch, &seen, now, next).await?;
+        if other {
+            app.cascades.facts();
+        }
+        if let Some(change) = change {
             tracing::info!(
                 base = watch.name,
                 old = %change.old,
@@ -106,6 +112,21 @@ impl Watcher {
             self.read_past(app, &registry, &watch, &reference).await?;
         }
         Ok(())
+    }
+
+    /// What a tag holds now, looked up with the login of all tasks.
+    pub(crate) async fn resolve(
+        &self,
+        app: &App,
+        tag: &ImageRef,
+    ) -> Result<Result<Digest, String>, StoreError> {
+        let registry = self.client(app, "").await?;
+        let looking = tokio::time::timeout(LIMIT, registry.resolve(tag));
+        Ok(match looking.await {
+            Ok(Ok(resolved)) => Ok(resolved.digest),
+            Ok(Err(error)) => Err(crate::api::chain(&error)),
+            Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+        })
     }
 
     /// What a failure means, and when the next look is.

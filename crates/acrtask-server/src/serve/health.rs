@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     App,
-    metrics::{PoolLabels, QueueLabels},
+    metrics::{OutcomeLabels, PhaseLabels, PoolLabels, QueueLabels},
     recorder::describe,
 };
 
@@ -80,6 +80,19 @@ async fn metrics(State(seen): State<Seen>) -> Response {
             };
             let count = i64::try_from(depth.count).unwrap_or(i64::MAX);
             metrics.queue.get_or_create(&labels).set(count);
+        }
+    }
+    metrics.cascades.clear();
+    metrics.cascade_tasks.clear();
+    let counts = tokio::time::timeout(PATIENCE, seen.app.store.cascade_counts()).await;
+    if let Ok(Ok((phases, tasks))) = counts {
+        for (phase, count) in phases {
+            let labels = PhaseLabels { phase };
+            metrics.cascades.get_or_create(&labels).set(count);
+        }
+        for (state, count) in tasks {
+            let labels = OutcomeLabels { state };
+            metrics.cascade_tasks.get_or_create(&labels).set(count);
         }
     }
     match metrics.text() {

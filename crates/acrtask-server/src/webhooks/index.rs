@@ -117,6 +117,16 @@ impl Tasks {
         found.into_values().collect()
     }
 
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.by_id.values()
+    }
+
+    /// The task with this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.iter().find(|entry| entry.task.definition.name == name)
+    }
+
     /// The tasks that run for pushed images.
     pub(crate) fn of_images(&self) -> &[Arc<Entry>] {
         &self.of_images

@@ -1,0 +1,241 @@
+//! Cascades as people see them: rows of the database, with what they mean. A few statements each, whatever their size.
+
+use std::collections::{BTreeMap, HashMap};
+
+use acrtask_api::cascade::{
+    CascadeCounts, CascadeDetail, CascadeImage, CascadeImageState, CascadeNode, CascadeNodeState,
+    CascadePhase, CascadePromotion, CascadeSummary, PushedImage,
+};
+use acrtask_cascade::cascade::{Cascade, Node, NodePin, NodeState, Phase};
+use acrtask_model::Digest;
+use acrtask_store::{CascadeFilter, CascadeRow, CascadeRunRow, StoreError, timestamp};
+
+use super::{
+    settings,
+    state::{self, word},
+    why::Around,
+};
+use crate::App;
+
+/// Which cascades a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct ListFilter {
+    /// Only numbers below this one.
+    pub before: Option<u64>,
+    /// Only those that are not over.
+    pub open: bool,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Cascades, the newest first.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn list(app: &App, filter: ListFilter) -> Result<Vec<CascadeSummary>, StoreError> {
+    let rows = app
+        .store
+        .cascades(CascadeFilter {
+            before: filter.before,
+            open: filter.open,
+            limit: filter.limit,
+        })
+        .await?;
+    let ids = rows.iter().map(|row| row.id).collect();
+    let mut counts: HashMap<u64, CascadeCounts> = HashMap::new();
+    for (id, state, tasks) in app.store.cascade_node_counts(ids).await? {
+        let of = counts.entry(id).or_default();
+        let state = node_state(&state)?;
+        *field(of, state) = u32::try_from(tasks).unwrap_or(u32::MAX);
+    }
+    rows.iter()
+        .map(|row| {
+            let head = state::head(row)?;
+            summary(row, &head, counts.remove(&row.id).unwrap_or_default())
+        })
+        .collect()
+}
+
+fn field(counts: &mut CascadeCounts, state: CascadeNodeState) -> &mut u32 {
+    match state {
+        CascadeNodeState::Pending => &mut counts.pending,
+        CascadeNodeState::Ready => &mut counts.ready,
+        CascadeNodeState::Running => &mut counts.running,
+        CascadeNodeState::Succeeded => &mut counts.succeeded,
+        CascadeNodeState::Failed => &mut counts.failed,
+        CascadeNodeState::Stale => &mut counts.stale,
+        CascadeNodeState::Skipped => &mut counts.skipped,
+        CascadeNodeState::Canceled => &mut counts.canceled,
+    }
+}
+
+/// A cascade with all that is known of it.
+///
+/// # Errors
+/// `NotFound` where there is none; when the database cannot be used.
+pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
+    let store = &app.store;
+    let row = store.cascade(id).await?;
+    let mut cascade = state::head(&row)?;
+    for row in store.cascade_nodes(id).await? {
+        let node = state::node(&row)?;
+        cascade.nodes.insert(row.task, node);
+    }
+    // The newest run of each task comes last.
+    let runs: HashMap<String, CascadeRunRow> = store
+        .cascade_runs(id)
+        .await?
+        .into_iter()
+        .map(|run| (run.task.clone(), run))
+        .collect();
+    let times = store.cascade_run_times(id).await?;
+    let now = app.clock.now();
+    let settings = settings::at(&settings::settings(app).await?, now);
+    let around = Around {
+        cascade: &cascade,
+        settings: &settings,
+        now,
+    };
+    let mut counts = CascadeCounts::default();
+    let mut nodes = Vec::with_capacity(cascade.nodes.len());
+    for (task, node) in &cascade.nodes {
+        let state = node_state(word(&node.state))?;
+        counts.add(state);
+        let run = runs.get(task);
+        let ms = times.get(task).and_then(|ms| u64::try_from(*ms).ok());
+        nodes.push(CascadeNode {
+            task: task.clone(),
+            state,
+            why: around.why(node, run),
+            after: after(node),
+            run: run.map(|run| run.run.clone()),
+            attempts: node.attempts,
+            images: images(node),
+            pins: pins(&cascade, node),
+            started_at: run.and_then(|run| run.started_at).map(timestamp),
+            ended_at: run.and_then(|run| run.finished_at).map(timestamp),
+            estimate_ms: ms,
+        });
+    }
+    let images = store
+        .cascade_images(id)
+        .await?
+        .into_iter()
+        .map(|image| {
+            Ok(CascadeImage {
+                name: image.name,
+                before: image.before,
+                after: image.after,
+                state: CascadeImageState::parse(&image.state)
+                    .ok_or_else(|| unknown(&image.state))?,
+            })
+        })
+        .collect::<Result<_, StoreError>>()?;
+    Ok(CascadeDetail {
+        summary: summary(&row, &cascade, counts)?,
+        nodes,
+        images,
+    })
+}
+
+fn unknown(word: &str) -> StoreError {
+    StoreError::Invalid {
+        what: format!("nothing of a cascade can be `{word}`"),
+    }
+}
+
+fn node_state(text: &str) -> Result<CascadeNodeState, StoreError> {
+    CascadeNodeState::parse(text).ok_or_else(|| unknown(text))
+}
+
+fn summary(
+    row: &CascadeRow,
+    head: &Cascade,
+    counts: CascadeCounts,
+) -> Result<CascadeSummary, StoreError> {
+    let promotion: CascadePromotion =
+        serde_json::from_value(serde_json::Value::from(row.promotion.as_str()))
+            .map_err(|_| unknown(&row.promotion))?;
+    Ok(CascadeSummary {
+        id: row.id,
+        phase: CascadePhase::parse(&row.phase).ok_or_else(|| unknown(&row.phase))?,
+        paused: head.paused,
+        approved: head.approved,
+        waits_for_approval: row.waits,
+        created: head.created,
+        settles_at: match head.phase {
+            Phase::Settling { until } => Some(until),
+            _ => None,
+        },
+        over_at: row.over_at.map(timestamp),
+        follows: row.follows,
+        changes: head
+            .changes
+            .iter()
+            .map(|(image, digest)| (image.to_string(), digest.clone()))
+            .collect(),
+        counts,
+        holds: row.holds == Some(true),
+        promotion,
+    })
+}
+
+fn after(node: &Node) -> Vec<String> {
+    let mut after: Vec<String> = node
+        .bases
+        .iter()
+        .filter_map(|base| match &base.pin {
+            NodePin::Output { task, .. } => Some(task.clone()),
+            NodePin::Digest(_) => None,
+        })
+        .collect();
+    after.sort();
+    after.dedup();
+    after
+}
+
+fn images(node: &Node) -> Vec<PushedImage> {
+    let NodeState::Succeeded { digests } = &node.state else {
+        return Vec::new();
+    };
+    digests
+        .iter()
+        .map(|(image, digest)| PushedImage {
+            name: image.to_string(),
+            digest: digest.clone(),
+        })
+        .collect()
+}
+
+/// What the bases of a node are fixed to, as far as that is known.
+fn pins(cascade: &Cascade, node: &Node) -> BTreeMap<String, Digest> {
+    if let NodeState::Ready { pins, .. } | NodeState::Running { pins, .. } = &node.state {
+        return pins
+            .iter()
+            .map(|(image, digest)| (image.to_string(), digest.clone()))
+            .collect();
+    }
+    let mut found = BTreeMap::new();
+    for base in &node.bases {
+        let digest = match &base.pin {
+            NodePin::Digest(digest) => digest,
+            NodePin::Output {
+                task,
+                cascade: home,
+                otherwise,
+            } => {
+                let parent = cascade.nodes.get(task).filter(|_| *home == cascade.id);
+                match parent.map(|parent| &parent.state) {
+                    Some(NodeState::Succeeded { digests }) => {
+                        digests.get(&base.image).unwrap_or(otherwise)
+                    }
+                    Some(state) if state.is_open() => continue,
+                    None if node.state.is_open() => continue,
+                    _ => otherwise,
+                }
+            }
+        };
+        found.insert(base.image.to_string(), digest.clone());
+    }
+    found
+}
