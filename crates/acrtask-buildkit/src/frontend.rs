@@ -368,12 +368,31 @@ fn image_attrs(image: &ImageExport) -> Attrs {
 }
 
 /// A reference as a Dockerfile's author would write it, which is how the frontend looks a named context up.
-fn familiar(reference: &str) -> &str {
+pub(crate) fn familiar(reference: &str) -> &str {
     let short = without_digest(reference);
     let short = short
         .strip_prefix("docker.io/")
         .map_or(short, |rest| rest.strip_prefix("library/").unwrap_or(rest));
     short.strip_suffix(":latest").unwrap_or(short)
+}
+
+/// Holds the frontend of a `# syntax=` line to its pin. Endpoints ask for it before they apply a policy.
+pub(crate) fn hold_syntax(request: &mut BuildRequest, helpers: &HelperImages) {
+    let Some(name) = helpers
+        .frontend
+        .as_deref()
+        .filter(|name| !name.contains('@'))
+    else {
+        return;
+    };
+    let pin = request
+        .pins
+        .iter()
+        .find(|pin| familiar(without_digest(&pin.reference)) == familiar(name));
+    if let Some(pin) = pin {
+        let held = format!("{}@{}", without_digest(&pin.reference), pin.digest);
+        request.syntax = Some(held);
+    }
 }
 
 /// The reference without a digest.

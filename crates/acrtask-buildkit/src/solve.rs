@@ -66,9 +66,10 @@ pub(crate) async fn build(
         .iter()
         .map(|(name, layout)| (name.clone(), layout.reference.clone()))
         .collect();
+    let helpers = frontend::helper_images(&request, dockerfile_head(&request).as_deref());
+    frontend::hold_syntax(&mut request, &helpers);
     let frontend = frontend::frontend(&request, capabilities, &references)?;
     let trees = trees(&request)?;
-    let helpers = frontend::helper_images(&request, dockerfile_head(&request).as_deref());
     let build_ref = crate::random_id();
     let mut solve = bk::SolveRequest {
         r#ref: build_ref.clone(),
@@ -155,7 +156,7 @@ pub(crate) async fn build(
         .exported
         .iter()
         .try_for_each(|cache| cache.finish(&metadata))?;
-    let used = used(inner, &build_ref, &memory).await;
+    let used = used(inner, &build_ref, &memory, &helpers).await;
     Ok(BuildOutcome {
         image_digest: metadata
             .get("containerimage.digest")
@@ -238,10 +239,33 @@ fn with_tail(mut error: BuildError, memory: &mut Memory) -> BuildError {
     error
 }
 
-async fn used(inner: &Inner, build_ref: &str, memory: &Memory) -> Vec<UsedSource> {
+async fn used(
+    inner: &Inner,
+    build_ref: &str,
+    memory: &Memory,
+    helpers: &HelperImages,
+) -> Vec<UsedSource> {
+    let named = memory
+        .named_sources
+        .iter()
+        .filter_map(|source| UsedSource::from_pinned(source));
     if inner.capabilities.missing(Feature::History).is_none() {
         match history::used_sources(&inner.channel, build_ref).await {
-            Ok(used) => return used,
+            Ok(mut used) => {
+                // Provenance tells what a frontend asked for, and not of every frontend itself.
+                let of_line = helpers.frontend.as_deref().map(frontend::familiar);
+                let known = |image: &UsedSource| {
+                    let named = frontend::familiar(&image.reference);
+                    used.iter()
+                        .any(|one| frontend::familiar(&one.reference) == named)
+                };
+                let missing: Vec<UsedSource> = named
+                    .filter(|image| of_line == Some(frontend::familiar(&image.reference)))
+                    .filter(|image| !known(image))
+                    .collect();
+                used.extend(missing);
+                return used;
+            }
             Err(error) => {
                 tracing::warn!(
                     error = crate::filesync::error_chain(&error),
@@ -250,11 +274,7 @@ async fn used(inner: &Inner, build_ref: &str, memory: &Memory) -> Vec<UsedSource
             }
         }
     }
-    memory
-        .named_sources
-        .iter()
-        .filter_map(|source| UsedSource::from_pinned(source))
-        .collect()
+    named.collect()
 }
 
 fn descriptor_digest(metadata: &BTreeMap<String, String>) -> Option<String> {

@@ -221,3 +221,25 @@ fn the_syntax_line() {
         );
     }
 }
+
+#[test]
+fn the_syntax_line_is_held_to_its_pin() {
+    for (line, held) in [
+        (
+            "docker/dockerfile:1",
+            Some("docker.io/docker/dockerfile:1@sha256:aa"),
+        ),
+        ("docker/dockerfile:1@sha256:bb", None),
+        ("docker/dockerfile:2", None),
+    ] {
+        let mut request = request();
+        request.pins = vec![SourcePin {
+            reference: "docker.io/docker/dockerfile:1".into(),
+            digest: "sha256:aa".into(),
+        }];
+        let text = format!("# syntax={line}\nFROM a");
+        let helpers = helper_images(&request, Some(text.as_bytes()));
+        hold_syntax(&mut request, &helpers);
+        assert_eq!(request.syntax.as_deref(), held, "{line}");
+    }
+}
