@@ -51,7 +51,7 @@ pub(crate) async fn steady(server: &str, token: &str, rate: u32, seconds: u32) -
             let repository = place % REPOSITORIES;
             let file = format!("services/{}/src/main.rs", (place / REPOSITORIES) % TASKS);
             let commits: Vec<String> = (0..6).map(|i| commit_id(n * 8 + i + 1)).collect();
-            let body = push(&url(repository), &commit_id(n * 8), &commits, &file).to_string();
+            let body = push(&url(repository), &commit_id(n * 8 + 7), &commits, &file).to_string();
             let signed = signature(SECRET, body.as_bytes());
             (body, signed)
         })
