@@ -22,12 +22,14 @@ use std::{
 
 use serde_json::Value;
 
+pub mod base_images;
 pub mod engine;
 pub mod forge;
 pub mod git_server;
 pub mod postgres;
 pub mod project;
 pub mod proxy;
+pub mod registry;
 pub mod scenario;
 pub mod second_engine;
 pub mod service;

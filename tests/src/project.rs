@@ -200,16 +200,28 @@ impl RegistryClient {
 
     /// A blob of a repository, as JSON.
     pub async fn blob(&self, repository: &str, digest: &str) -> Value {
-        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
-        let answer = self.request(reqwest::Method::GET, &url).send().await;
-        let text = answer.expect("a blob").bytes().await.expect("its bytes");
+        let text = self.bytes(repository, digest).await;
         serde_json::from_slice(&text).expect("JSON")
     }
 
-    /// Stores bytes as a blob.
-    async fn put_blob(&self, repository: &str, content: Vec<u8>) -> (String, usize) {
+    /// A blob of a repository.
+    pub async fn bytes(&self, repository: &str, digest: &str) -> Vec<u8> {
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
+        let answer = self.request(reqwest::Method::GET, &url).send().await;
+        let answer = answer.expect("a blob");
+        assert_eq!(answer.status().as_u16(), 200, "{url}");
+        answer.bytes().await.expect("its bytes").to_vec()
+    }
+
+    /// Stores bytes as a blob, where the repository does not have them; their digest and size.
+    pub async fn put_blob(&self, repository: &str, content: Vec<u8>) -> (String, usize) {
         let digest = format!("sha256:{}", sha256(&content));
         let size = content.len();
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
+        let there = self.request(reqwest::Method::HEAD, &url).send().await;
+        if there.is_ok_and(|answer| answer.status().as_u16() == 200) {
+            return (digest, size);
+        }
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.request(reqwest::Method::POST, &url).send().await;
         let begun = begun.expect("an upload begins");
@@ -247,15 +259,29 @@ impl RegistryClient {
                 "annotations": {"org.opencontainers.image.title": "files", "io.deis.oras.content.unpack": "true"},
             }],
         });
+        self.put_manifest(repository, tag, media, &manifest).await;
+    }
+
+    /// Stores a manifest or an index under a tag; its digest.
+    pub async fn put_manifest(
+        &self,
+        repository: &str,
+        tag: &str,
+        media: &str,
+        manifest: &Value,
+    ) -> String {
+        let text = manifest.to_string();
+        let digest = format!("sha256:{}", sha256(text.as_bytes()));
         let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.host);
         let stored = self
             .request(reqwest::Method::PUT, &url)
             .header("Content-Type", media)
-            .body(manifest.to_string())
+            .body(text)
             .send()
             .await
             .expect("a manifest is stored");
         assert_eq!(stored.status().as_u16(), 201, "{url}");
+        digest
     }
 }
 

@@ -1,4 +1,4 @@
-//! A connection that can be cut, held up and let go on: TCP, byte for byte.
+//! A connection that can be cut, held up, answered in place of the server, and let go on: TCP, byte for byte.
 
 use std::{
     io::{Read, Write},
@@ -25,6 +25,10 @@ struct Shared {
     down: AtomicBool,
     /// Milliseconds that each chunk waits.
     delay: AtomicU64,
+    /// Connections that came so far.
+    came: AtomicU64,
+    /// What each new connection is answered, in place of the server.
+    answer: Mutex<Option<String>>,
     connections: Mutex<Vec<TcpStream>>,
 }
 
@@ -38,7 +42,13 @@ impl Proxy {
         let of_listener = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
+                of_listener.came.fetch_add(1, Ordering::SeqCst);
                 if of_listener.down.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let answer = of_listener.answer.lock();
+                if let Some(answer) = answer.expect("nobody panics with it").clone() {
+                    thread::spawn(move || say(client, &answer));
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(&target) else {
@@ -51,6 +61,23 @@ impl Proxy {
             url: format!("http://{address}"),
             shared,
         }
+    }
+
+    /// `HOST:PORT`.
+    pub fn host(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// Connections that came so far.
+    pub fn came(&self) -> u64 {
+        self.shared.came.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection, and answers each request with this head and nothing behind it; `None`: the server answers
+    /// again.
+    pub fn answer_with(&self, head: Option<&str>) {
+        *self.shared.answer.lock().expect("nobody panics with it") = head.map(str::to_owned);
+        self.drop_all();
     }
 
     /// Cuts every connection and takes no new one.
@@ -108,4 +135,20 @@ impl Shared {
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
     }
+}
+
+/// Reads the head of a request, and answers it.
+fn say(mut client: TcpStream, head: &str) {
+    let mut asked = Vec::new();
+    let mut chunk = [0; 1024];
+    while !asked.windows(4).any(|four| four == b"\r\n\r\n") {
+        match client.read(&mut chunk) {
+            Ok(n @ 1..) => asked.extend_from_slice(&chunk[..n]),
+            _ => return,
+        }
+    }
+    let _ = write!(
+        client,
+        "HTTP/1.1 {head}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
 }
