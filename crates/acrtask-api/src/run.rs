@@ -223,6 +223,9 @@ pub struct ImageResult {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     pub platforms: BTreeMap<String, Digest>,
+    /// It is in the registry by its digest alone; the tag is as it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// An image that another one was made from, or that a step ran.

@@ -52,6 +52,9 @@ pub struct RunSpec {
     /// Build and test, but push nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_push: bool,
+    /// Push each image by its digest alone and leave its tag as it is: somebody else moves the tag later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
     /// Base images by the reference that a Dockerfile uses, and the digest that stands for it in this run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, String>)]

@@ -161,7 +161,8 @@ impl Builder {
         loaded.map_err(|error| chain(&error))
     }
 
-    /// Pushes an image of a separate BuildKit from its cache; returns the digest that it pushed.
+    /// Pushes an image of a separate BuildKit from its cache, without its tag where the run holds it back; returns the
+    /// digest that it pushed.
     pub(crate) async fn push_from_cache(
         &self,
         ctx: &StepContext,
@@ -169,9 +170,15 @@ impl Builder {
         image: &ImageRef,
     ) -> Result<Digest, String> {
         let mut request = self.again(ctx, built).await?;
+        let by_digest = ctx.run.hold;
         request.exports = vec![Export::Image(ImageExport {
-            names: vec![image.to_string()],
+            names: vec![if by_digest {
+                image.name()
+            } else {
+                image.to_string()
+            }],
             push: true,
+            push_by_digest: by_digest,
             insecure: ctx.run.is_insecure(image.registry()),
             ..Default::default()
         })];

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::{ImageRef, RunId, Secret, mask::Patterns};
+use acrtask_model::{Digest, ImageRef, RunId, Secret, mask::Patterns};
 use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
 use acrtask_spec::plan::{Network, Plan, Step, Volume};
 use tokio::sync::OnceCell;
@@ -49,6 +49,10 @@ pub(crate) struct RunContext {
     pub(crate) stdin: Option<PathBuf>,
     /// Nothing is pushed, and that is said.
     pub(crate) no_push: bool,
+    /// Images are pushed without their tags, and that is said.
+    pub(crate) hold: bool,
+    /// What was pushed without its tag: by the name that it is to get, the digest.
+    held: Mutex<BTreeMap<ImageRef, Digest>>,
     fence: Option<Arc<dyn Fence>>,
     pub(crate) plan: Plan,
     networks: HashMap<String, OnceCell<()>>,
@@ -85,6 +89,7 @@ pub(crate) struct Parts {
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) stdin: Option<PathBuf>,
     pub(crate) no_push: bool,
+    pub(crate) hold: bool,
     pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
@@ -118,6 +123,8 @@ impl RunContext {
             recipes: Recipes::default(),
             stdin: parts.stdin,
             no_push: parts.no_push,
+            hold: parts.hold,
+            held: Mutex::default(),
             fence: parts.fence,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
@@ -133,14 +140,39 @@ impl RunContext {
         self.fence.is_some()
     }
 
-    /// The name by which an image that this run did not build is asked for: by its digest where the plan pins it.
+    /// The name by which an image that this run did not build is asked for: by its digest where the run has pushed it
+    /// without its tag, or where the plan pins it.
     pub(crate) fn pinned(&self, name: &str) -> Option<String> {
-        if self.plan.pins.is_empty() {
+        if self.plan.pins.is_empty() && !self.hold {
             return None;
         }
         let image = name.parse::<ImageRef>().ok()?.or_latest();
-        let digest = self.plan.pins.get(&image)?;
-        Some(image.at(digest.clone()).to_string())
+        let held = self.held_at(&image);
+        let digest = held.or_else(|| self.plan.pins.get(&image).cloned())?;
+        Some(image.at(digest).to_string())
+    }
+
+    /// Remembers an image that was pushed without its tag.
+    pub(crate) fn hold_image(&self, image: &ImageRef, digest: &Digest) {
+        lock(&self.held).insert(image.clone(), digest.clone());
+    }
+
+    /// The digest of what this run pushed without this tag.
+    pub(crate) fn held_at(&self, image: &ImageRef) -> Option<Digest> {
+        lock(&self.held).get(image).cloned()
+    }
+
+    /// All that this run pushed without its tag.
+    pub(crate) fn all_held(&self) -> BTreeMap<ImageRef, Digest> {
+        lock(&self.held).clone()
+    }
+
+    /// Where a registry has what a tag means to this run.
+    pub(crate) fn in_registry(&self, image: ImageRef) -> ImageRef {
+        match self.held_at(&image) {
+            Some(digest) => image.at(digest),
+            None => image,
+        }
     }
 
     /// The credentials of the run as they stand now.

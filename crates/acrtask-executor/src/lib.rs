@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod fence;
 mod graph;
+mod held;
 mod images;
 mod leftovers;
 mod output;
@@ -143,6 +144,8 @@ pub struct RunRequest {
     pub stdin: Option<PathBuf>,
     /// Push steps push nothing and say so, whatever [`Options::no_push`] says.
     pub no_push: bool,
+    /// Images go to their registries by digest alone, and their tags stay as they are.
+    pub hold: bool,
     /// The run's own credentials, in the place of [`Options::credentials`].
     pub credentials: Option<Credentials>,
     /// Asked before anything is written to a registry under an image's name.
@@ -171,6 +174,7 @@ impl RunRequest {
             context: None,
             stdin: None,
             no_push: false,
+            hold: false,
             credentials: None,
             fence: None,
         }
@@ -214,6 +218,8 @@ pub struct PushedImage {
     pub name: String,
     /// As the registry has it.
     pub digest: Digest,
+    /// It is there by its digest alone; the tag is as it was.
+    pub held: bool,
 }
 
 /// An image that another one was made from, or that a step ran.

@@ -81,11 +81,16 @@ async fn record(mut taken: mpsc::Receiver<Event>, receiver: mpsc::Sender<Event>)
                 digest: digest.clone(),
             }),
             EventKind::ImagePushed {
-                step, name, digest, ..
+                step,
+                name,
+                digest,
+                held,
+                ..
             } => report.pushed.push(PushedImage {
                 step: step.clone(),
                 name: name.clone(),
                 digest: digest.clone(),
+                held: *held,
             }),
             EventKind::BaseUsed {
                 step,
@@ -250,6 +255,7 @@ fn context(
         workspace,
         stdin: request.stdin,
         no_push: request.no_push || executor.options.no_push,
+        hold: request.hold,
         fence: request.fence,
     };
     Ok(Arc::new(RunContext::new(parts, request.plan)))

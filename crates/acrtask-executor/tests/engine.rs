@@ -22,6 +22,8 @@ mod cmd;
 mod fence;
 #[path = "engine/grammar.rs"]
 mod grammar;
+#[path = "engine/hold.rs"]
+mod hold;
 #[path = "engine/of_a_runner.rs"]
 mod of_a_runner;
 #[path = "engine/separate.rs"]

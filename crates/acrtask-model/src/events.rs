@@ -136,13 +136,16 @@ pub enum EventKind {
     ImagePushed {
         /// The step.
         step: StepId,
-        /// The full name with its tag.
+        /// The full name with its tag; where it is held, with the tag that it is to get.
         name: String,
         /// The digest of the manifest or index in the registry.
         digest: Digest,
         /// The digest of each platform's manifest, where the image is an index.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         platforms: BTreeMap<String, Digest>,
+        /// It is there by its digest alone; the tag is as it was.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        held: bool,
     },
     /// An image that was built stands on, or a step ran, this other one.
     BaseUsed {

@@ -142,6 +142,16 @@ impl ImageRef {
         }
     }
 
+    /// The repository alone, without tag and digest.
+    #[must_use]
+    pub fn untagged(&self) -> Self {
+        Self {
+            tag: None,
+            digest: None,
+            ..self.clone()
+        }
+    }
+
     /// The same repository with another tag and no digest.
     pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
         check_tag(tag).map_err(|reason| ReferenceError {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, pin::Pin};
 
 use acrtask_model::{Digest, ImageRef};
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use reqwest::{Method, StatusCode, header};
 use url::Url;
 
@@ -121,6 +121,32 @@ impl Registry {
             self.finish_upload(target, &digest, location, body).await?;
         }
         Ok(digest)
+    }
+
+    /// Stores a blob of `size` bytes in the repository of `target`, unless it is there, as `open` gives it; the registry
+    /// checks the digest.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn put_blob_stream<S, E>(
+        &self,
+        target: &ImageRef,
+        digest: &Digest,
+        size: u64,
+        open: impl AsyncFnOnce() -> Result<S, RegistryError>,
+    ) -> Result<(), RegistryError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if self.has_blob(target, digest).await? {
+            return Ok(());
+        }
+        if let Some(location) = self.start_upload(target, digest, None).await? {
+            let body = Body::Stream(size, reqwest::Body::wrap_stream(open().await?));
+            self.finish_upload(target, digest, location, body).await?;
+        }
+        Ok(())
     }
 
     /// Copies `source` with all that it consists of to `target`: every platform, attestations too. `target` gets
@@ -328,6 +354,30 @@ impl Registry {
         entries: &[IndexEntry],
         annotations: BTreeMap<String, String>,
     ) -> Result<Digest, RegistryError> {
+        let target = target.clone().or_latest();
+        self.put_index_at(&target, entries, annotations).await
+    }
+
+    /// The same, but by its digest alone: the tag of `target` stays as it is.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn put_index_untagged(
+        &self,
+        target: &ImageRef,
+        entries: &[IndexEntry],
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Digest, RegistryError> {
+        self.put_index_at(&target.untagged(), entries, annotations)
+            .await
+    }
+
+    async fn put_index_at(
+        &self,
+        target: &ImageRef,
+        entries: &[IndexEntry],
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Digest, RegistryError> {
         for entry in entries
             .iter()
             .filter(|entry| entry.source.name() != target.name())
@@ -341,8 +391,7 @@ impl Registry {
             attempt: format!("push the manifest {target}"),
             reason: error.to_string(),
         })?;
-        self.put_manifest(&target.clone().or_latest(), &media_type, raw.into())
-            .await
+        self.put_manifest(target, &media_type, raw.into()).await
     }
 }
 

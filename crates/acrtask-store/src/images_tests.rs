@@ -38,6 +38,7 @@ fn pushed(name: &str, digest: Digest) -> ImageResult {
         name: name.into(),
         digest,
         platforms: BTreeMap::new(),
+        held: false,
     }
 }
 

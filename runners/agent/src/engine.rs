@@ -221,6 +221,7 @@ impl Engine {
         let request = RunRequest {
             context: root,
             no_push: job.spec.no_push,
+            hold: job.spec.hold,
             credentials: Some(credentials),
             fence: Some(job.fence),
             attempt: job.attempt,

@@ -58,11 +58,13 @@ impl Results {
                 name,
                 digest,
                 platforms,
+                held,
             } => self.images.push(ImageResult {
                 step: step.clone(),
                 name: name.clone(),
                 digest: digest.clone(),
                 platforms: platforms.clone(),
+                held: *held,
             }),
             EventKind::BaseUsed {
                 step,

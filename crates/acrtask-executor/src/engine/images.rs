@@ -223,6 +223,17 @@ impl Engine {
         })
     }
 
+    /// An image as a tar stream, as `docker save` writes it. `name` may be its digest.
+    pub(crate) fn save_image(
+        &self,
+        name: &str,
+    ) -> impl Stream<Item = Result<Bytes, EngineError>> + Send {
+        let attempted = format!("take {name} out of the engine");
+        self.docker
+            .export_image(name)
+            .map(move |chunk| chunk.map_err(EngineError::on(attempted.clone())))
+    }
+
     /// Loads images from a tar stream as `docker save` writes it.
     pub(crate) async fn load_images(
         &self,

@@ -1,4 +1,5 @@
-//! Push steps: every image to its registry, and the digest there is the one that was built and tested.
+//! Push steps: every image to its registry, and the digest there is the one that was built and tested. Where the run
+//! holds its images back, they go there by that digest alone, and their tags stay as they are.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -7,7 +8,7 @@ use acrtask_registry::ManifestBody;
 use acrtask_spec::plan::PushStep;
 
 use super::wait;
-use crate::{context::StepContext, error::chain, images::Built, policy::Attempt};
+use crate::{context::StepContext, error::chain, held, images::Built, policy::Attempt};
 
 /// Attempts at one image.
 const ATTEMPTS: u32 = 3;
@@ -123,13 +124,22 @@ async fn push_once(
     if built.is_none_or(|built| !built.pushed) {
         ctx.may_push().await.map_err(Failure::fatal)?;
     }
-    let text = format!("pushing {image}");
+    let text = if run.hold {
+        format!("pushing {image} without its tag")
+    } else {
+        format!("pushing {image}")
+    };
     ctx.output.say(Stream::Stderr, &text).await;
     let told = match built {
         Some(built) if built.pushed => Some(built.digest.clone()),
         Some(built) if !built.in_engine => Some(
             run.builder
                 .push_from_cache(ctx, built, image)
+                .await
+                .map_err(Failure::retryable)?,
+        ),
+        _ if run.hold => Some(
+            held::push(ctx, image, built.map(AsRef::as_ref))
                 .await
                 .map_err(Failure::retryable)?,
         ),
@@ -142,9 +152,13 @@ async fn push_once(
             .map_err(|error| Failure::retryable(chain(&error)))?,
     };
     // The registry has the last word.
+    let there = match &told {
+        Some(digest) if run.hold => image.at(digest.clone()),
+        _ => image.clone(),
+    };
     let manifest = run
         .registry()
-        .manifest(image)
+        .manifest(&there)
         .await
         .map_err(|error| Failure::retryable(chain(&error)))?;
     let digest = manifest.digest.clone();
@@ -170,17 +184,37 @@ async fn push_once(
             .collect(),
         ManifestBody::Image(_) => BTreeMap::new(),
     };
-    let text = format!("pushed {image} {digest}");
+    tell(ctx, image, &digest, platforms).await;
+    Ok(digest)
+}
+
+/// Tells that an image is in its registry now, under its tag or by its digest alone.
+pub(crate) async fn tell(
+    ctx: &StepContext,
+    image: &ImageRef,
+    digest: &Digest,
+    platforms: BTreeMap<String, Digest>,
+) {
+    let held = ctx.run.hold;
+    if held {
+        ctx.run.hold_image(image, digest);
+    }
+    let text = if held {
+        format!("held {image} {digest} (no tag yet)")
+    } else {
+        format!("pushed {image} {digest}")
+    };
     ctx.output.say(Stream::Stderr, &text).await;
-    run.events
+    ctx.run
+        .events
         .send(EventKind::ImagePushed {
             step: ctx.step.id.clone(),
             name: image.to_string(),
             digest: digest.clone(),
             platforms,
+            held,
         })
         .await;
-    Ok(digest)
 }
 
 /// Whether what a registry has is the image that was built. Its digest says so; where the image was attested

@@ -80,6 +80,7 @@ pub(crate) struct Extra {
     pub(crate) pins: BTreeMap<ImageRef, Digest>,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) cache: Option<StepCache>,
+    pub(crate) hold: bool,
 }
 
 /// A finished run.
@@ -169,6 +170,7 @@ impl Task {
             context: Some(self.context.path().to_owned()),
             fence: self.extra.fence.clone(),
             credentials: self.extra.credentials.clone(),
+            hold: self.extra.hold,
             ..RunRequest::new(self.id.clone(), plan)
         }
     }

@@ -128,6 +128,17 @@ impl Lines {
                 }
             }
             EventKind::ImagePushed {
+                step,
+                name,
+                digest,
+                held: true,
+                ..
+            } => say(
+                out,
+                Some(step.as_str()),
+                &format!("held {name} {digest} (no tag yet)"),
+            ),
+            EventKind::ImagePushed {
                 step, name, digest, ..
             } => say(out, Some(step.as_str()), &format!("pushed {name} {digest}")),
             EventKind::BaseUsed {

@@ -341,6 +341,7 @@ impl Server {
                 name: image.0.into(),
                 digest: digest.clone(),
                 platforms: [("linux/amd64".to_owned(), digest)].into(),
+            held: false,
             }],
             bases: bases
                 .iter()

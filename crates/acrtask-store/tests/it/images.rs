@@ -45,6 +45,7 @@ pub(crate) fn result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResu
                 name: (*name).into(),
                 digest: sha(*letter),
                 platforms: [("linux/amd64".to_owned(), sha(*letter))].into(),
+                held: false,
             })
             .collect(),
         bases: bases

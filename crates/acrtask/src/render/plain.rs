@@ -162,14 +162,23 @@ impl Lines {
                 }
             }
             EventKind::ImagePushed {
-                step, name, digest, ..
+                step,
+                name,
+                digest,
+                held,
+                ..
             } if !folded => {
                 // A push step says it in its own output.
                 if view.step(step).is_some_and(|s| s.summary.r#type == "push") {
                     return;
                 }
                 let digest = self.style.dim(&digest.to_string());
-                self.line(view, step, &format!("pushed {name} {digest}"), out);
+                let line = if *held {
+                    format!("held {name} {digest} (no tag yet)")
+                } else {
+                    format!("pushed {name} {digest}")
+                };
+                self.line(view, step, &line, out);
             }
             EventKind::Warning {
                 step,

@@ -199,6 +199,7 @@ fn result(run: &Run) -> RunView {
             name: image.name.clone(),
             digest: image.digest.clone(),
             platforms: std::collections::BTreeMap::new(),
+            held: image.held,
         });
     }
     for base in &result.bases {

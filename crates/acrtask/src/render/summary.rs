@@ -134,7 +134,9 @@ fn images(view: &RunView, style: Style, out: &mut String) {
     }
     let _ = writeln!(out, "\n{}", style.bold("Images"));
     for image in &view.images {
-        let state = if image.pushed {
+        let state = if image.held {
+            style.good("held (no tag yet)")
+        } else if image.pushed {
             style.good("pushed")
         } else {
             style.dim("built, not pushed")

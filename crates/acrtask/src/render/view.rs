@@ -118,6 +118,8 @@ pub(crate) struct ImageView {
     pub(crate) digest: Digest,
     /// Whether a registry has it.
     pub(crate) pushed: bool,
+    /// Whether it is there by its digest alone.
+    pub(crate) held: bool,
     /// Platform and digest of each manifest, where it is an index.
     pub(crate) platforms: Vec<(String, Digest)>,
     /// The step that made it.
@@ -264,6 +266,7 @@ impl RunView {
                 name,
                 digest,
                 platforms,
+                held,
             } => {
                 let platforms: Vec<_> = platforms
                     .iter()
@@ -273,6 +276,7 @@ impl RunView {
                     .image(name)
                     .get_or_insert_image(step, digest, &platforms);
                 image.pushed = true;
+                image.held = *held;
                 image.digest = digest.clone();
                 image.platforms = platforms;
             }
@@ -384,6 +388,7 @@ impl<'a> ImageEntry<'a> {
                     name: self.name.to_owned(),
                     digest: digest.clone(),
                     pushed: false,
+                    held: false,
                     platforms: platforms.to_vec(),
                     step: step.clone(),
                 });

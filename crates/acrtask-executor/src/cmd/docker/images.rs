@@ -26,7 +26,15 @@ pub(super) async fn pull(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     let args = Args::read(words, &[switch("quiet", 'q'), valued("platform", ' ')])?;
     let [name] = args.exactly("one image")?;
     let image = reference(name)?;
-    images::pull(ctx, name, args.value("platform")).await?;
+    match ctx.run.held_at(&image) {
+        Some(digest) => {
+            let held = image.at(digest).to_string();
+            images::pull(ctx, &held, args.value("platform")).await?;
+            let tagged = ctx.run.engine.tag_image(&held, &image).await;
+            tagged.map_err(|error| chain(&error))?;
+        }
+        None => images::pull(ctx, name, args.value("platform")).await?,
+    }
     print(io, &format!("{image}\n")).await
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use acrtask_model::{EventKind, ImageRef, Secret, events::Stream, reference::DOCKER_HUB};
+use acrtask_model::{ImageRef, Secret, events::Stream, reference::DOCKER_HUB};
 use acrtask_registry::{IndexEntry, Platform};
 use tokio::io::AsyncReadExt;
 
@@ -19,6 +19,7 @@ use crate::{
     context::StepContext,
     error::chain,
     output::lock,
+    steps,
 };
 
 /// Longest password that is read from standard input, in bytes.
@@ -82,7 +83,7 @@ async fn entries(ctx: &StepContext, sources: &[String]) -> Result<Vec<IndexEntry
     let registry = ctx.run.registry();
     let mut all = Vec::new();
     for source in sources {
-        let source = reference(source)?;
+        let source = ctx.run.in_registry(reference(source)?);
         let found = registry.entries(&source).await;
         all.extend(found.map_err(|error| chain(&error))?);
     }
@@ -116,7 +117,7 @@ async fn annotate(ctx: &StepContext, words: &[String]) -> Done {
     ];
     let args = Args::read(words, &known)?;
     let [target, image] = args.exactly("the list's name and one of its images")?;
-    let (target, image) = (reference(target)?, reference(image)?);
+    let (target, image) = (reference(target)?, ctx.run.in_registry(reference(image)?));
     let registry = ctx.run.registry();
     let digests = registry
         .entries(&image)
@@ -172,7 +173,8 @@ async fn push(ctx: &StepContext, words: &[String], io: &Io) -> Done {
 async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     let args = Args::read(words, &[switch("verbose", 'v'), switch("insecure", ' ')])?;
     let [name] = args.exactly("one image")?;
-    let manifest = ctx.run.registry().manifest(&reference(name)?).await;
+    let image = ctx.run.in_registry(reference(name)?);
+    let manifest = ctx.run.registry().manifest(&image).await;
     let manifest = manifest.map_err(|error| chain(&error))?;
     print(io, &format!("{}\n", String::from_utf8_lossy(&manifest.raw))).await
 }
@@ -205,25 +207,20 @@ async fn put(ctx: &StepContext, target: &ImageRef, list: &[IndexEntry], io: &Io)
         return Ok(Exit::OK);
     }
     ctx.may_push().await?;
-    let digest = ctx
-        .run
-        .registry()
-        .put_index(target, list, BTreeMap::new())
-        .await;
+    let registry = ctx.run.registry();
+    let digest = if ctx.run.hold {
+        registry
+            .put_index_untagged(target, list, BTreeMap::new())
+            .await
+    } else {
+        registry.put_index(target, list, BTreeMap::new()).await
+    };
     let digest = digest.map_err(|error| chain(&error))?;
     let platforms = list.iter().filter(|entry| entry.descriptor.is_image());
     let platforms = platforms.filter_map(|entry| {
         let platform = entry.descriptor.platform.as_ref()?;
         Some((platform.to_string(), entry.descriptor.digest.clone()))
     });
-    ctx.run
-        .events
-        .send(EventKind::ImagePushed {
-            step: ctx.step.id.clone(),
-            name: target.to_string(),
-            digest: digest.clone(),
-            platforms: platforms.collect(),
-        })
-        .await;
+    steps::push::tell(ctx, target, &digest, platforms.collect()).await;
     print(io, &format!("{digest}\n")).await
 }

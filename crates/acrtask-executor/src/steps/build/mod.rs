@@ -68,6 +68,7 @@ async fn build(
     request.exports = outputs.exports(&ctx.run.builder);
     outputs.redirect_caches(&mut request.cache_exports);
     let makes_image = outputs.is_default() && !names.is_empty();
+    let pushes = pushes && makes_image || !outputs.held_names().is_empty();
     if makes_image {
         request
             .exports
@@ -94,6 +95,13 @@ async fn build(
     };
     outputs.deliver(ctx).await.map_err(Attempt::failed)?;
     let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
+    // What the line's outputs push is an image of the run as well, where it has to be found without its tag.
+    let names = if makes_image {
+        names
+    } else {
+        outputs.held_names()
+    };
+    let makes_image = !names.is_empty();
     if let (Some(digest), true) = (&digest, makes_image) {
         ctx.run
             .recipes
@@ -123,7 +131,7 @@ async fn build(
     write_files(ctx, line, &outcome)
         .await
         .map_err(Attempt::failed)?;
-    if pushes && makes_image {
+    if pushes {
         for name in &names {
             super::push::push(ctx, name)
                 .await
@@ -160,10 +168,25 @@ fn names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
     Ok(names)
 }
 
+/// The repositories of names, each once: what is pushed by its digest is pushed to.
+fn without_tags(names: &[ImageRef]) -> Vec<String> {
+    let mut all: Vec<String> = names.iter().map(ImageRef::name).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
 fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool, separate: bool) -> Export {
     let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
     if separate {
+        let by_digest = pushes && ctx.run.hold;
+        let texts = if by_digest {
+            without_tags(names)
+        } else {
+            texts
+        };
         return Export::Image(ImageExport {
+            push_by_digest: by_digest,
             insecure: names
                 .iter()
                 .any(|name| ctx.run.is_insecure(name.registry())),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use acrtask_buildkit::{CacheSpec, Export, ImageExport, Sink};
-use acrtask_model::ImageRef;
+use acrtask_model::{ImageRef, ReferenceError};
 use acrtask_spec::build_line::BuildLine;
 
 use super::recipe::LOCAL_CACHE;
@@ -24,6 +24,8 @@ pub(crate) struct Outputs {
     /// Of the exported caches of type local, in the line's order.
     caches: Vec<Wanted>,
     images: Vec<ImageExport>,
+    /// The names of those that are pushed without their tags.
+    held: Vec<ImageRef>,
 }
 
 #[derive(Debug)]
@@ -65,16 +67,27 @@ impl Outputs {
                 "oci" => Kind::Oci,
                 "image" | "registry" | "docker" if spec.dest.is_none() => {
                     let push = spec.push || spec.kind == "registry";
+                    let push = push && !ctx.run.no_push;
                     let given = spec.name.map(|name| vec![name]);
                     let names =
                         given.unwrap_or_else(|| names.iter().map(ToString::to_string).collect());
+                    let push_by_digest = push && ctx.run.hold;
+                    if push_by_digest {
+                        for name in &names {
+                            let name: ImageRef = name
+                                .parse()
+                                .map_err(|error: ReferenceError| chain(&error))?;
+                            out.held.push(name.or_latest());
+                        }
+                    }
                     out.images.push(ImageExport {
                         insecure: names.iter().any(|name| {
                             let parsed = name.parse::<ImageRef>();
                             parsed.is_ok_and(|name| ctx.run.is_insecure(name.registry()))
                         }),
                         names,
-                        push: push && !ctx.run.no_push,
+                        push,
+                        push_by_digest,
                         ..Default::default()
                     });
                     continue;
@@ -115,7 +128,13 @@ impl Outputs {
         self.wanted.is_empty() && self.images.is_empty()
     }
 
-    /// What the builder is asked for.
+    /// The names of images that are pushed without their tags.
+    pub(crate) fn held_names(&self) -> Vec<ImageRef> {
+        self.held.clone()
+    }
+
+    /// What the builder is asked for. An engine's own pushes nothing without a tag: what is held back is pushed from
+    /// the engine afterwards.
     pub(crate) fn exports(&self, builder: &Builder) -> Vec<Export> {
         let files = self.wanted.iter().map(|wanted| match wanted.kind {
             Kind::Folder => Export::Local {
@@ -128,11 +147,16 @@ impl Outputs {
             },
         });
         let images = self.images.iter().map(|image| {
-            if builder.is_engine() && !image.push {
+            if builder.is_engine() && (!image.push || image.push_by_digest) {
                 Export::Load {
                     names: image.names.clone(),
                     archive: None,
                 }
+            } else if image.push_by_digest {
+                Export::Image(ImageExport {
+                    names: super::without_tags(&self.held),
+                    ..image.clone()
+                })
             } else {
                 Export::Image(image.clone())
             }

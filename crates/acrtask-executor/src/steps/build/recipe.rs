@@ -447,13 +447,15 @@ fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
 }
 
 /// The digests that the plan holds base images to: but for what the run itself has built under the name, and for
-/// what the line says stands for it.
+/// what the line says stands for it. And those of what the run has pushed without its tag, where the tag would be
+/// looked for in the registry.
 ///
 /// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
 /// stage may have the name, the image's tag decides, and that is said.
 async fn pins(ctx: &StepContext, recipe: &Recipe) -> Vec<SourcePin> {
     let mut pins = Vec::new();
-    if ctx.run.plan.pins.is_empty() {
+    let held = ctx.run.all_held();
+    if ctx.run.plan.pins.is_empty() && held.is_empty() {
         return pins;
     }
     let stages = recipe.dockerfile_text().and_then(|text| {
@@ -464,13 +466,18 @@ async fn pins(ctx: &StepContext, recipe: &Recipe) -> Vec<SourcePin> {
         });
         Some(names.collect::<Vec<_>>())
     });
-    for (image, digest) in &ctx.run.plan.pins {
+    // An engine's own BuildKit finds what the run built under its name, unless the line has it look at the registry.
+    let looks = recipe.line.pull || !ctx.run.builder.is_engine();
+    let mut wanted = ctx.run.plan.pins.clone();
+    wanted.extend(held.clone());
+    for (image, digest) in &wanted {
         let said = |name: &String| {
             let named = name.parse::<ImageRef>();
             named.is_ok_and(|named| named.or_latest() == *image)
         };
         let name = image.to_string();
-        if ctx.run.images.find(&name).is_some() || recipe.named_contexts.keys().any(said) {
+        let found = ctx.run.images.find(&name).is_some() && !(looks && held.contains_key(image));
+        if found || recipe.named_contexts.keys().any(said) {
             continue;
         }
         let hub = format!("{DOCKER_HUB}/library/");
