@@ -28,6 +28,7 @@ impl Bench {
             Case::Idle => self.idle(),
             Case::Logs => self.logs(),
             Case::Webhook => self.webhook(),
+            Case::Rebuild => self.rebuild(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! reported is the ratio within each round, so that a machine that is slow for a while is slow for both. The
 //! program is built for release. Absolute times are printed for scale only: compare within one run.
 
+mod cascades;
 mod cases;
 mod measure;
 mod service;
@@ -44,6 +45,8 @@ pub(crate) enum Case {
     Logs,
     /// Deliveries at a steady rate, and from a delivery to its run's first step.
     Webhook,
+    /// From the push of a base to the first step of what is built again, among 10,000 tasks.
+    Rebuild,
 }
 
 /// One line of the table.

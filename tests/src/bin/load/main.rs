@@ -13,6 +13,7 @@
 mod api;
 mod deliver;
 mod fleet;
+mod rebuild;
 
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,29 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         runs: usize,
     },
+    /// Puts so many tasks with images into a database that no server has open.
+    FillTasks {
+        #[arg(long)]
+        database: String,
+        #[arg(long)]
+        registry: String,
+        #[arg(long)]
+        image: String,
+        #[arg(long, default_value_t = 10_000)]
+        tasks: usize,
+    },
+    /// Pushes a base again and again, and tells how soon the first step of what is built again began, beyond the settling
+    /// time.
+    Rebuild {
+        #[arg(long)]
+        server: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long)]
+        registry: String,
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+    },
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -166,6 +190,18 @@ async fn main() {
             image,
             runs,
         } => deliver::first_step(&server, &token, &image, runs).await,
+        Command::FillTasks {
+            database,
+            registry,
+            image,
+            tasks,
+        } => rebuild::fill(&database, &registry, &image, tasks).await,
+        Command::Rebuild {
+            server,
+            token,
+            registry,
+            rounds,
+        } => rebuild::rebuild(&server, &token, &registry, rounds).await,
     };
     println!("{result}");
 }

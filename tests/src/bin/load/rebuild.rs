@@ -1,0 +1,318 @@
+//! A fleet in a database, and bases that move under one task of it: how soon after a push the first step of what is
+//! built again begins.
+
+use std::time::Duration;
+
+use acrtask_api::{
+    run::{BaseResult, ImageResult, Page, Run, RunResult},
+    task::TaskDefinition,
+    webhook::PutWebhook,
+};
+use acrtask_model::{
+    Digest, Event, EventKind, RunId, RunState, StepId,
+    events::{BaseRole, Evidence},
+};
+use acrtask_store::{Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Store};
+use acrtask_tests::project::RegistryClient;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    api::{Api, parts},
+    new_run,
+};
+
+/// The task whose base moves, and the webhook that tells of it.
+const TASK: &str = "bench/rebuild";
+const HOOK: &str = "bench-registry";
+const TOKEN: &str = "the token of the benchmark's registry";
+/// Bases that the other tasks share; each stands on four.
+const BASES: usize = 100;
+const EACH: usize = 4;
+/// Tasks that are written together.
+const BATCH: usize = 500;
+/// The SHA-256 of an empty log.
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+fn repository(base: usize) -> String {
+    format!("bench/base-{base}")
+}
+
+/// Puts so many tasks into a database, each of which has pushed an image that stands on four bases; and one that stands
+/// on a base of its own.
+pub(crate) async fn fill(database: &str, registry: &str, image: &str, tasks: usize) -> Value {
+    let client = RegistryClient::new(registry, None);
+    let mut bases = Vec::new();
+    for base in 0..=BASES {
+        let digest = put_base(&client, &repository(base), "first").await;
+        bases.push((format!("{registry}/{}:latest", repository(base)), digest));
+    }
+    let store = Store::open(database).await.unwrap();
+    let runner = runner(&store).await;
+    let mut all: Vec<(String, Vec<usize>)> = (0..tasks)
+        .map(|n| {
+            let on = (0..EACH).map(|i| 1 + (n * 7 + i * 13) % BASES);
+            (format!("fleet/{n}"), on.collect())
+        })
+        .collect();
+    all.push((TASK.into(), vec![0]));
+    for batch in all.chunks(BATCH) {
+        let now = Timestamp::now().as_millisecond();
+        let mut runs = Vec::new();
+        let mut results = std::collections::HashMap::new();
+        for (name, on) in batch {
+            let definition: TaskDefinition = serde_json::from_value(json!({
+                "name": name, "cmd": format!("{image} true"), "cache": false,
+            }))
+            .unwrap();
+            let task = store
+                .create_task(
+                    &format!("t{}", name.replace('/', "-")),
+                    &definition,
+                    None,
+                    now,
+                )
+                .await
+                .unwrap();
+            let mut run = new_run(0);
+            run.id = RunId::new(format!("first-{}", name.replace('/', "-"))).unwrap();
+            run.task_id = Some(task.id);
+            run.task_name = Some(name.clone());
+            results.insert(run.id.clone(), result(registry, name, on, &bases));
+            runs.push(run);
+        }
+        store.enqueue_many(runs, now).await.unwrap();
+        finish(&store, &runner, results, now).await;
+    }
+    drop(store);
+    acrtask_store::testing::settle(database).await.unwrap();
+    json!({ "tasks": all.len() })
+}
+
+fn result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) -> RunResult {
+    let step = StepId::new("build").unwrap();
+    RunResult {
+        images: vec![ImageResult {
+            step: step.clone(),
+            name: format!("{registry}/{name}:latest"),
+            digest: digest_of(name),
+            platforms: Default::default(),
+            held: false,
+        }],
+        bases: on
+            .iter()
+            .map(|base| BaseResult {
+                step: step.clone(),
+                role: BaseRole::Runtime,
+                name: bases[*base].0.clone(),
+                digest: bases[*base].1.clone(),
+                evidence: Evidence::Provenance,
+            })
+            .collect(),
+        ..RunResult::default()
+    }
+}
+
+/// Some digest, another for each name.
+fn digest_of(name: &str) -> Digest {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(name);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}").parse().unwrap()
+}
+
+async fn runner(store: &Store) -> String {
+    let now = Timestamp::now().as_millisecond();
+    let token = RunnerTokenRow {
+        id: "xfill".into(),
+        hash: vec![1],
+        pool: None,
+        labels: Default::default(),
+        created_at: now,
+        expires_at: now + 60_000,
+    };
+    store.create_runner_token(&token).await.unwrap();
+    let runner = NewRunner {
+        id: "nfill".into(),
+        name: "fill".into(),
+        key_hash: vec![2],
+    };
+    store
+        .register_runner(&token.id, &runner, now)
+        .await
+        .unwrap();
+    let facts = HelloFacts {
+        pool: "default".into(),
+        labels: Default::default(),
+        platforms: vec!["linux/amd64".into()],
+        slots: 1000,
+        features: Default::default(),
+        version: "load".into(),
+        free_disk: 1 << 40,
+    };
+    store
+        .runner_hello(&runner.id, &facts, "load", now)
+        .await
+        .unwrap();
+    runner.id
+}
+
+/// Carries all runs that wait to these ends.
+async fn finish(
+    store: &Store,
+    runner: &str,
+    mut results: std::collections::HashMap<RunId, RunResult>,
+    now: i64,
+) {
+    while !results.is_empty() {
+        let classes = store.ready_classes().await.unwrap();
+        let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
+        let claimed = store
+            .claim(&classes, 256, now, 30_000, 15_000, |ready| {
+                let claim = |run: &acrtask_store::Candidate| Claim {
+                    run: run.id.clone(),
+                    runner_id: runner.into(),
+                };
+                ready.iter().map(claim).collect()
+            })
+            .await
+            .unwrap();
+        assert!(!claimed.is_empty(), "{} runs are lost", results.len());
+        let reports: Vec<Reported> = claimed
+            .into_iter()
+            .flat_map(|run| {
+                let result = results.remove(&run.id).unwrap();
+                let finished = Report::Finished {
+                    state: RunState::Succeeded,
+                    reason: None,
+                    result: Box::new(result),
+                    log_length: 0,
+                    log_sha256: EMPTY.into(),
+                };
+                [Report::Accepted, Report::Started, finished].map(|report| Reported {
+                    run: run.id.clone(),
+                    attempt: run.attempt,
+                    runner_id: runner.into(),
+                    report,
+                })
+            })
+            .collect();
+        store.report(&reports, now, 30_000, 15_000).await.unwrap();
+    }
+}
+
+/// Pushes a base again and again, tells the server of it as a registry does, and tells how long the first step of what
+/// is built again waited, beyond the settling time.
+pub(crate) async fn rebuild(server: &str, token: &str, registry: &str, rounds: usize) -> Value {
+    let api = Api::new(server, token);
+    let client = RegistryClient::new(registry, None);
+    let webhook = PutWebhook {
+        provider: "distribution".into(),
+        secrets: vec![acrtask_api::run::SecretText(TOKEN.into())],
+        ..PutWebhook::default()
+    };
+    let _: Value = api.put(&format!("/webhooks/{HOOK}"), &webhook).await;
+    let settle = 1;
+    let _: Value = api
+        .put("/cascades/settings", &json!({ "settleSecs": settle }))
+        .await;
+    known(&api, registry).await;
+    let mut waits = Vec::new();
+    // The first few warm connections, pages and the engine.
+    for round in 0..rounds + 3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let note = format!("{round} {}", Timestamp::now());
+        let digest = put_base(&client, &repository(0), &note).await;
+        let pushed = Timestamp::now();
+        tell(&api, registry, &digest).await;
+        let run = newest(&api, pushed).await;
+        let log = api.text(&format!("/runs/{}/log?format=json", run.id)).await;
+        let began = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Event>(line).ok())
+            .find(|event| matches!(event.kind, EventKind::StepStarted { .. }))
+            .unwrap_or_else(|| panic!("run {} began no step:\n{log}", run.id));
+        if round >= 3 {
+            let wait = began.time.duration_since(pushed).as_millis_f64();
+            waits.push(wait - f64::from(settle) * 1000.0);
+        }
+    }
+    parts(waits)
+}
+
+/// Waits until the server has looked at the base that will move.
+async fn known(api: &Api, registry: &str) {
+    let name = format!("{registry}/{}:latest", repository(0));
+    let path = format!("/bases/{}", name.replace('/', "%2F"));
+    for _ in 0..600 {
+        let text = api.text(&path).await;
+        let base: acrtask_api::image::Base = serde_json::from_str(&text).unwrap();
+        if base.digest.is_some() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{name} was not looked at within a minute");
+}
+
+/// The run of the task that was asked for since then, when it is over.
+async fn newest(api: &Api, since: Timestamp) -> Run {
+    for _ in 0..600 {
+        let text = api.text(&format!("/runs?task={TASK}&limit=1")).await;
+        let page: Page<Run> = serde_json::from_str(&text).unwrap();
+        if let Some(run) = page.items.into_iter().next()
+            && run.created_at > since
+            && run.state.is_final()
+        {
+            return run;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("nothing was built again within half a minute");
+}
+
+/// Pushes a small image with this note; its digest.
+async fn put_base(client: &RegistryClient, repository: &str, note: &str) -> Digest {
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Labels": {"note": note}},
+        "rootfs": {"type": "layers", "diff_ids": []},
+    });
+    let (config, size) = client
+        .put_blob(repository, config.to_string().into_bytes())
+        .await;
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": size},
+        "layers": [],
+    });
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    let digest = client
+        .put_manifest(repository, "latest", media, &manifest)
+        .await;
+    digest.parse().unwrap()
+}
+
+/// What a registry says of the push.
+async fn tell(api: &Api, registry: &str, digest: &Digest) {
+    let body = json!({"events": [{
+        "id": digest.as_str(), "action": "push",
+        "target": {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.as_str(),
+            "repository": repository(0), "tag": "latest",
+        },
+        "request": {"host": registry},
+    }]});
+    let answer = api
+        .client
+        .post(format!("{}/hooks/{HOOK}", api.server))
+        .header(
+            "content-type",
+            "application/vnd.docker.distribution.events.v1+json",
+        )
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .json(&body)
+        .send()
+        .await
+        .unwrap();
+    assert!(answer.status().is_success(), "{}", answer.status());
+}
