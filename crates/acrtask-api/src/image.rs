@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::cascade::Rebuild;
+
 /// An image that a run pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -66,6 +68,9 @@ pub struct ImageDetail {
     pub policy: BasePolicy,
     /// What it was built from.
     pub bases: Vec<ImageBase>,
+    /// Where it is stale: what cascades do about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<Rebuild>,
     /// What was pushed under its name before, the newest first.
     pub history: Vec<ImageBuild>,
 }

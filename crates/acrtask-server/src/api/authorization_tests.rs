@@ -214,7 +214,7 @@ fn table() -> Vec<Row> {
         row(get, "/runners/{name}", read, Free, none()),
         row(post.clone(), "/runners/{name}/drain", admin, Free, none()),
         row(post.clone(), "/runners/{name}/resume", admin, Free, none()),
-        row(post, "/runner-tokens", admin, Free, none()),
+        row(post.clone(), "/runner-tokens", admin, Free, none()),
         row(delete.clone(), "/runners/{name}", admin, Free, none()),
         row(Method::GET, "/images", read, Empty, none()),
         row(Method::GET, "/images/tree", read, Empty, none()),
@@ -243,6 +243,40 @@ fn table() -> Vec<Row> {
             Hidden,
             none(),
         ),
+        row(Method::GET, "/cascades", read, Empty, none()),
+        row(Method::POST, "/cascades/plan", read, Forbidden, none()),
+        row(Method::GET, "/cascades/settings", read, Free, none()),
+        row(Method::PUT, "/cascades/settings", admin, Free, json!({})),
+        row(Method::GET, "/cascades/{id}", read, Hidden, none()),
+        row(
+            post.clone(),
+            "/cascades/{id}/pause",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(
+            post.clone(),
+            "/cascades/{id}/resume",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(
+            post.clone(),
+            "/cascades/{id}/approve",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(
+            post.clone(),
+            "/cascades/{id}/cancel",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(post, "/cascades/{id}/retry", write, Forbidden, none()),
         row(delete, "/tasks/{name}", write, Hidden, none()),
     ]
 }
@@ -283,9 +317,11 @@ impl World {
         server
             .post(&format!("/runs/{}/cancel", run.id), json!({}))
             .await;
-        let base = [("base:1", 'b', BaseRole::Runtime)];
-        server.pushed("mine", ("r.io/mine:1", 'a'), &base).await;
-        crate::bases::compare(&server.app).await.unwrap();
+        let base = |name| (name, 'b', BaseRole::Runtime);
+        let bases = [base("base:1"), base("r.io/moved:1")];
+        server.pushed("mine", ("r.io/mine:1", 'a'), &bases).await;
+        server.moves("r.io/moved:1", 'c').await;
+        server.cascade(1).await;
         server.start_run().await;
         for path in ["/secrets/mine", "/secrets/own"] {
             let body = if path.ends_with("own") {
@@ -319,9 +355,11 @@ impl World {
 
     fn path(&self, row: &Row) -> String {
         let id = if row.path.starts_with("/contexts") {
-            &self.context
+            self.context.as_str()
+        } else if row.path.starts_with("/cascades") {
+            "1"
         } else {
-            &self.run
+            self.run.as_str()
         };
         row.path
             .replace("{id}", id)

@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, ApiError,
+    Api, ApiError, cascades,
     extract::{Json, Path, Query},
     runs,
 };
@@ -183,10 +183,17 @@ async fn show(
         };
         shown.push(stale.base(&row, base, built_by));
     }
+    let rebuild = match row.task_name.as_deref() {
+        Some(task) if row.newest && stale.is(&name) => {
+            cascades::rebuild(&api, &by.caller, task).await?
+        }
+        _ => None,
+    };
     let builds = store.image_builds(&name, HISTORY).await?;
     Ok(Json(ImageDetail {
         policy: stale.policy(&row),
         bases: shown,
+        rebuild,
         history: builds
             .into_iter()
             .map(|build| ImageBuild {

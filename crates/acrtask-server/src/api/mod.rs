@@ -15,6 +15,7 @@ use crate::{App, auth::Limits, oidc::Issuers};
 #[cfg(test)]
 mod authorization_tests;
 mod bases;
+mod cascades;
 mod contexts;
 mod credentials;
 mod document;
@@ -93,7 +94,8 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(webhooks::routes())
                 .merge(runners::routes())
                 .merge(images::routes())
-                .merge(bases::routes()),
+                .merge(bases::routes())
+                .merge(cascades::routes()),
         )
         .split_for_parts();
     document::name_operations(&mut document);

@@ -1,6 +1,6 @@
 //! A control plane for tests of the API: a real database and real blobs in a folder, and requests without a socket.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use acrtask_api::{
     admin::{Problem, Scope},
@@ -11,7 +11,7 @@ use acrtask_model::{
     events::{BaseRole, Evidence},
 };
 use acrtask_store::{
-    Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Store, TokenRow, Verdict,
+    Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Seen, Store, TokenRow, Verdict,
 };
 use axum::{
     Router,
@@ -300,6 +300,48 @@ impl Server {
             log_sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
         self.report(run, attempt, runner, finished).await;
+    }
+
+    /// Sees the watched tag `base` hold the digest of this letter.
+    pub(crate) async fn moves(&self, base: &str, letter: char) {
+        crate::bases::compare(&self.app).await.unwrap();
+        let store = &self.app.store;
+        let now = self.app.clock.now_ms();
+        store.hurry_watches(None, now).await.unwrap();
+        for watch in store.claim_watches(now, 1, 100).await.unwrap() {
+            if watch.name != base {
+                store.unwatched(&watch, now).await.unwrap();
+                continue;
+            }
+            let digest = sha(letter);
+            let seen = Seen::Digest {
+                platforms: Some([("linux/amd64".to_owned(), digest.clone())].into()),
+                digest,
+                etag: None,
+            };
+            store.watched(&watch, &seen, now, now).await.unwrap();
+        }
+    }
+
+    /// Carries cascades out until `done` says so.
+    pub(crate) async fn drive(&self, done: impl AsyncFn() -> bool) {
+        self.app.cascades.facts();
+        let until = async {
+            while !done().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            ended = crate::cascades::run(&self.app) => panic!("it goes on for ever: {ended:?}"),
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it did not come to that"),
+            () = until => {}
+        }
+    }
+
+    /// Carries cascades out until there is one with this number.
+    pub(crate) async fn cascade(&self, id: u64) {
+        self.drive(async || self.app.store.cascade(id).await.is_ok())
+            .await;
     }
 
     /// A run of `task` that succeeded: it pushed `image` and used these bases, each with the letter of its digest. The

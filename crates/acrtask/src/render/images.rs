@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use acrtask_api::image::{
-    Base, BaseEffect, BasePolicy, BaseStatus, BlastRadius, Image, ImageDetail, ImageTree,
+use acrtask_api::{
+    cascade::Rebuild,
+    image::{Base, BaseEffect, BasePolicy, BaseStatus, BlastRadius, Image, ImageDetail, ImageTree},
 };
 use acrtask_model::{Digest, events::BaseRole};
 use jiff::Timestamp;
@@ -133,6 +134,9 @@ pub(crate) fn why(detail: &ImageDetail, now: Timestamp, style: Style) -> String 
         }
     };
     let _ = writeln!(out, "\n{verdict}");
+    if !image.stale.is_empty() {
+        let _ = writeln!(out, "{}", rebuild(detail.rebuild.as_ref()));
+    }
     let bases = detail.bases.iter().map(|base| {
         let digests = match &base.now {
             Some(now) if *now != base.digest => {
@@ -153,6 +157,38 @@ pub(crate) fn why(detail: &ImageDetail, now: Timestamp, style: Style) -> String 
         ]
     });
     titled("Bases", bases.collect(), style, &mut out);
+    out
+}
+
+/// What cascades do about a stale image.
+fn rebuild(rebuild: Option<&Rebuild>) -> String {
+    let Some(rebuild) = rebuild else {
+        return "no cascade has taken it up yet: `acrtask cascade list`".into();
+    };
+    let why = rebuild.why.as_deref().map(text::plain).unwrap_or_default();
+    let Some((id, state)) = rebuild.cascade.zip(rebuild.state) else {
+        return format!("it is not built again: {why}");
+    };
+    let (open, word) = (state.is_open(), state.as_str());
+    let verb = if open {
+        "builds it again"
+    } else {
+        "has not built it"
+    };
+    let mut out = match &*why {
+        "" => format!("cascade {id} {verb}: {word}"),
+        // `canceled by somebody`
+        why if why.starts_with(word) => format!("cascade {id} {verb}: {why}"),
+        why => format!("cascade {id} {verb}: {word}: {why}"),
+    };
+    if let Some(run) = &rebuild.run {
+        let _ = write!(out, " (run {run})");
+    }
+    let _ = if open {
+        write!(out, "\nfollow it: `acrtask cascade show {id}`")
+    } else {
+        write!(out, "\ntry it again: `acrtask cascade retry {id}`")
+    };
     out
 }
 

@@ -51,6 +51,24 @@ fn images_as_a_list_and_one_by_one() {
 }
 
 #[test]
+fn what_cascades_do_about_a_stale_image() {
+    let said = |rebuild| {
+        let rebuild: Option<Rebuild> = serde_json::from_value(rebuild).unwrap();
+        self::rebuild(rebuild.as_ref())
+    };
+    let shown = [
+        said(json!(null)),
+        said(json!({"cascade": 7, "state": "pending", "why": "waits for lib"})),
+        said(json!({"cascade": 7, "state": "running", "run": "r1"})),
+        said(json!({"cascade": 7, "state": "failed", "run": "r1", "why": "the step build failed"})),
+        said(
+            json!({"why": "app pushes r.io/app:1 -> app: a task that rebuilds its own base never comes to rest"}),
+        ),
+    ];
+    insta::assert_snapshot!(shown.join("\n---\n"));
+}
+
+#[test]
 fn what_stands_on_what() {
     let tree: Vec<ImageTree> = serde_json::from_value(json!([
         {"name": "docker.io/library/base:1", "images": [

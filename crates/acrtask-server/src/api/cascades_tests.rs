@@ -1,0 +1,291 @@
+//! Tests of `cascades.rs`: what is answered about cascades, to whom, and what commands do.
+
+use acrtask_api::{
+    admin::Scope,
+    cascade::{
+        CascadeDetail, CascadeNodeState, CascadePhase, CascadeSettings, CascadeSummary, QuietHours,
+    },
+    image::ImageDetail,
+    run::Page,
+};
+use acrtask_cascade::show::PlanView;
+use acrtask_model::events::BaseRole;
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::api::testing::{NOW, Server, sha};
+
+const BASE: &str = "docker.io/library/base:1";
+
+/// A base that moved, `lib` that stands on it, and `app` that stands on that.
+async fn server() -> Server {
+    let server = Server::start().await;
+    server.runner("mine").await;
+    for task in ["lib", "app"] {
+        let body = json!({"name": task, "cmd": "alpine true"});
+        server
+            .post("/tasks", body)
+            .await
+            .json::<Value>(StatusCode::CREATED);
+    }
+    let on = |base, letter| [(base, letter, BaseRole::Runtime)];
+    let lib = ("r.io/lib:1", 'a');
+    server.pushed("lib", lib, &on(BASE, '1')).await;
+    server
+        .pushed("app", ("r.io/app:1", 'b'), &on("r.io/lib:1", 'a'))
+        .await;
+    server.moves(BASE, '2').await;
+    server
+}
+
+async fn show(server: &Server, id: u64) -> CascadeDetail {
+    let path = format!("/cascades/{id}");
+    server.get(&path).await.json(StatusCode::OK)
+}
+
+fn states(detail: &CascadeDetail) -> Vec<(&str, CascadeNodeState)> {
+    let nodes = detail.nodes.iter();
+    nodes.map(|node| (node.task.as_str(), node.state)).collect()
+}
+
+#[tokio::test]
+async fn a_cascade_is_listed_and_shown() {
+    let server = server().await;
+    let none: Page<CascadeSummary> = server.get("/cascades").await.json(StatusCode::OK);
+    assert_eq!(none.items, []);
+    server
+        .get("/cascades/1")
+        .await
+        .problem(StatusCode::NOT_FOUND);
+    server.cascade(1).await;
+    let all: Page<CascadeSummary> = server.get("/cascades").await.json(StatusCode::OK);
+    assert_eq!((all.items.len(), &all.next), (1, &None));
+    let detail = show(&server, 1).await;
+    assert_eq!(detail.summary, all.items[0]);
+    assert_eq!(detail.summary.phase, CascadePhase::Settling);
+    assert!(detail.summary.settles_at.is_some());
+    assert_eq!(detail.summary.changes[BASE], sha('2'));
+    assert_eq!(detail.summary.counts.total(), 2);
+    let lib = &detail.nodes[1];
+    assert_eq!(
+        (lib.task.as_str(), lib.state),
+        ("lib", CascadeNodeState::Ready)
+    );
+    assert_eq!(lib.pins[BASE], sha('2'));
+    let app = &detail.nodes[0];
+    assert_eq!(
+        (app.state, &app.after[..]),
+        (CascadeNodeState::Pending, &["lib".to_owned()][..])
+    );
+    assert!(detail.nodes.iter().all(|node| node.why.is_some()));
+    let active: Page<CascadeSummary> = server
+        .get("/cascades?active=true&limit=1")
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(active, all);
+    let before: Page<CascadeSummary> = server.get("/cascades?cursor=1").await.json(StatusCode::OK);
+    assert_eq!(before.items, []);
+    let problem = server
+        .get("/cascades?cursor=x")
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    assert!(problem.help.is_some());
+}
+
+#[tokio::test]
+async fn a_token_sees_of_a_cascade_what_is_its_own() {
+    let server = server().await;
+    server.cascade(1).await;
+    let token = server
+        .token(&[Scope::Read, Scope::Write], Some("app"))
+        .await;
+    let own: CascadeDetail = server
+        .ask(Method::GET, "/cascades/1", &token, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(states(&own), [("app", CascadeNodeState::Pending)]);
+    let app = &own.nodes[0];
+    assert_eq!(app.after, [""; 0]);
+    assert!(!app.why.as_ref().unwrap().contains("lib"), "{app:?}");
+    assert_eq!(own.summary.counts.total(), 1);
+    assert!(own.summary.changes.is_empty(), "it does not stand on it");
+    let all: Page<CascadeSummary> = server
+        .ask(Method::GET, "/cascades", &token, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(all.items, [own.summary]);
+    let other = server
+        .token(&[Scope::Read, Scope::Write], Some("other"))
+        .await;
+    server
+        .ask(Method::GET, "/cascades/1", &other, None)
+        .await
+        .problem(StatusCode::NOT_FOUND);
+    for word in ["pause", "cancel"] {
+        let path = format!("/cascades/1/{word}");
+        server
+            .ask(Method::POST, &path, &token, Some(&json!({})))
+            .await
+            .problem(StatusCode::FORBIDDEN);
+    }
+}
+
+#[tokio::test]
+async fn commands_do_what_they_say() {
+    let server = server().await;
+    server.cascade(1).await;
+    let tell = async |word: &str| server.post(&format!("/cascades/1/{word}"), json!({})).await;
+    let paused: CascadeDetail = tell("pause").await.json(StatusCode::OK);
+    assert!(paused.summary.paused);
+    let resumed: CascadeDetail = tell("resume").await.json(StatusCode::OK);
+    assert!(!resumed.summary.paused);
+    let approved: CascadeDetail = tell("approve").await.json(StatusCode::OK);
+    assert!(approved.summary.approved);
+    let canceled: CascadeDetail = tell("cancel").await.json(StatusCode::OK);
+    assert_eq!(canceled.summary.phase, CascadePhase::Over);
+    let gone = CascadeNodeState::Canceled;
+    assert_eq!(states(&canceled), [("app", gone), ("lib", gone)]);
+    let problem = tell("pause").await.problem(StatusCode::CONFLICT);
+    assert!(problem.message.contains("retry 1"), "{problem:?}");
+    let again: CascadeDetail = tell("retry").await.json(StatusCode::OK);
+    assert_eq!(again.summary.phase, CascadePhase::Active);
+    for word in ["pause", "retry"] {
+        let path = format!("/cascades/9/{word}");
+        let problem = server.post(&path, json!({})).await;
+        problem.problem(StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_stale_image_says_what_becomes_of_it() {
+    let server = server().await;
+    let rebuild = async |image: &str| {
+        let path = format!("/images/{}", image.replace('/', "%2F"));
+        let image: ImageDetail = server.get(&path).await.json(StatusCode::OK);
+        image.rebuild
+    };
+    assert_eq!(rebuild("r.io/lib:1").await, None, "nobody has looked yet");
+    server.cascade(1).await;
+    let found = rebuild("r.io/lib:1").await.unwrap();
+    assert_eq!(
+        (found.cascade, found.state),
+        (Some(1), Some(CascadeNodeState::Ready))
+    );
+    assert!(found.why.is_some());
+    assert_eq!(rebuild("r.io/app:1").await, None, "it is not stale yet");
+    let canceled = server.post("/cascades/1/cancel", json!({})).await;
+    canceled.json::<CascadeDetail>(StatusCode::OK);
+    let found = rebuild("r.io/lib:1").await.unwrap();
+    assert_eq!(found.state, Some(CascadeNodeState::Canceled));
+}
+
+#[tokio::test]
+async fn a_stale_image_that_builds_its_own_base_says_so() {
+    let server = Server::start().await;
+    server.runner("mine").await;
+    for task in ["a", "b"] {
+        let body = json!({"name": task, "cmd": "alpine true"});
+        server
+            .post("/tasks", body)
+            .await
+            .json::<Value>(StatusCode::CREATED);
+    }
+    let (a, b) = ("r.io/a:1", "r.io/b:1");
+    let on = |base, letter| [(base, letter, BaseRole::Runtime)];
+    server.pushed("a", (a, 'a'), &on(b, '1')).await;
+    server.pushed("b", (b, 'b'), &on(a, 'a')).await;
+    server.moves(b, 'b').await;
+    let image: ImageDetail = server.get("/images/r.io%2Fa:1").await.json(StatusCode::OK);
+    assert!(!image.image.stale.is_empty());
+    let rebuild = image.rebuild.unwrap();
+    assert_eq!(rebuild.cascade, None);
+    let why = rebuild.why.unwrap();
+    assert!(why.contains("never comes to rest"), "{why}");
+}
+
+#[tokio::test]
+async fn a_plan_starts_nothing() {
+    let server = server().await;
+    let plan = async |body: Value| server.post("/cascades/plan", body).await;
+    let names = |plan: &PlanView| -> Vec<String> {
+        plan.nodes.iter().map(|node| node.task.clone()).collect()
+    };
+    let stale: PlanView = plan(json!({"all": true})).await.json(StatusCode::OK);
+    assert_eq!(names(&stale), ["lib", "app"]);
+    assert_eq!(stale.changes[0].to, sha('2'));
+    let nothing: PlanView = server
+        .ask(Method::POST, "/cascades/plan", &server.admin, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(nothing, stale);
+    let other = json!({"reference": "r.io/lib:1", "digest": sha('9')});
+    let other: PlanView = plan(other).await.json(StatusCode::OK);
+    assert_eq!(names(&other), ["app"]);
+    let unknown = json!({"reference": "nobody/uses:1", "digest": sha('9')});
+    let unknown: PlanView = plan(unknown).await.json(StatusCode::OK);
+    assert_eq!(unknown.unknown, ["docker.io/nobody/uses:1"]);
+    for wrong in [
+        json!({"digest": sha('9')}),
+        json!({"reference": "Base"}),
+        json!({"reference": format!("base@{}", sha('9'))}),
+        json!({"ref": "base"}),
+    ] {
+        plan(wrong).await.problem(StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(server.app.store.cascade_version().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn settings_are_kept_and_checked() {
+    let server = Server::start().await;
+    let path = "/cascades/settings";
+    let found: CascadeSettings = server.get(path).await.json(StatusCode::OK);
+    assert_eq!(found, CascadeSettings::default());
+    let new = json!({"parallel": 2, "timeZone": "Europe/Berlin", "quiet": [{"from": "22:00", "to": "06:00"}]});
+    let set: CascadeSettings = server.put(path, new).await.json(StatusCode::OK);
+    assert_eq!((set.parallel, set.settle_secs), (2, 30));
+    let quiet = QuietHours {
+        from: "22:00".parse().unwrap(),
+        to: "06:00".parse().unwrap(),
+    };
+    assert_eq!(set.quiet, [quiet]);
+    let found: CascadeSettings = server.get(path).await.json(StatusCode::OK);
+    assert_eq!(found, set);
+    let wrong = json!({"parallel": 0, "timeZone": "Mars/Olympus"});
+    let problem = server
+        .put(path, wrong)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    for word in ["parallel", "Mars/Olympus"] {
+        assert!(problem.message.contains(word), "{problem:?}");
+    }
+    let wrong = json!({"parallell": 3});
+    server
+        .put(path, wrong)
+        .await
+        .problem(StatusCode::BAD_REQUEST);
+    let found: CascadeSettings = server.get(path).await.json(StatusCode::OK);
+    assert_eq!(found, set);
+}
+
+#[tokio::test]
+async fn a_cascade_that_waits_for_consent_says_so() {
+    let server = server().await;
+    let rules = json!({"rules": [{"tasks": "", "mode": "approval"}]});
+    server
+        .put("/cascades/settings", rules)
+        .await
+        .json::<Value>(StatusCode::OK);
+    server.cascade(1).await;
+    server.app.clock.set(NOW + 31_000);
+    server
+        .drive(async || show(&server, 1).await.summary.waits_for_approval)
+        .await;
+    let path = "/cascades/1/approve";
+    let approved: CascadeDetail = server.post(path, json!({})).await.json(StatusCode::OK);
+    assert_eq!(approved.nodes[1].state, CascadeNodeState::Running);
+    assert!(approved.nodes[1].run.is_some());
+    let run = format!("/runs/{}", approved.nodes[1].run.as_ref().unwrap());
+    let run: Value = server.get(&run).await.json(StatusCode::OK);
+    assert_eq!(run["trigger"], "cascade", "{run}");
+}
