@@ -89,6 +89,13 @@ pub struct TriggerUrl {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub last_used_at: Option<Timestamp>,
+    /// Calls that were answered with `429` because too many came; none of them started anything.
+    #[serde(default)]
+    pub turned_away: u64,
+    /// When that happened last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub turned_away_at: Option<Timestamp>,
     /// Values that a call may set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_set: Vec<String>,

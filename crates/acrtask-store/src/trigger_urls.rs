@@ -20,6 +20,10 @@ pub struct TriggerUrlRow {
     pub created_by: Option<String>,
     /// When it was last used.
     pub last_used_at: Option<Ms>,
+    /// Calls that were turned away because too many came.
+    pub turned_away: u64,
+    /// When that happened last.
+    pub turned_away_at: Option<Ms>,
 }
 
 #[derive(Debug, FromRow)]
@@ -30,6 +34,8 @@ struct RawUrl {
     url_created_at: i64,
     created_by: Option<String>,
     last_used_at: Option<i64>,
+    turned_away: i64,
+    turned_away_at: Option<i64>,
 }
 
 impl From<RawUrl> for TriggerUrlRow {
@@ -41,6 +47,8 @@ impl From<RawUrl> for TriggerUrlRow {
             created_at: raw.url_created_at,
             created_by: raw.created_by,
             last_used_at: raw.last_used_at,
+            turned_away: raw.turned_away.unsigned_abs(),
+            turned_away_at: raw.turned_away_at,
         }
     }
 }
@@ -56,7 +64,8 @@ struct WithTask {
 /// The columns of [`RawUrl`].
 macro_rules! url_columns {
     () => {
-        "u.task_id, u.id AS url_id, u.hash, u.created_at AS url_created_at, u.created_by, u.last_used_at"
+        "u.task_id, u.id AS url_id, u.hash, u.created_at AS url_created_at, u.created_by, u.last_used_at, u.turned_away, \
+         u.turned_away_at"
     };
 }
 
@@ -65,10 +74,11 @@ impl Store {
     pub async fn put_trigger_url(&self, row: &TriggerUrlRow) -> Result<()> {
         self.db
             .exec(
-                "INSERT INTO trigger_urls (task_id, id, hash, created_at, created_by, last_used_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET id = excluded.id, \
+                "INSERT INTO trigger_urls (task_id, id, hash, created_at, created_by, last_used_at, turned_away, turned_away_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (task_id) DO UPDATE SET id = excluded.id, \
                  hash = excluded.hash, created_at = excluded.created_at, created_by = excluded.created_by, \
-                 last_used_at = excluded.last_used_at",
+                 last_used_at = excluded.last_used_at, turned_away = excluded.turned_away, \
+                 turned_away_at = excluded.turned_away_at",
                 args![
                     row.task_id.as_str(),
                     row.id.as_str(),
@@ -76,6 +86,8 @@ impl Store {
                     row.created_at,
                     row.created_by.as_deref(),
                     row.last_used_at,
+                    row.turned_away,
+                    row.turned_away_at,
                 ],
             )
             .await
@@ -106,7 +118,7 @@ impl Store {
                 concat!(
                     "SELECT ",
                     url_columns!(),
-                    ", t.id, t.definition, t.generation, t.source, t.created_at, t.updated_at \
+                    ", t.id, t.definition, t.generation, t.source, t.base_tags, t.created_at, t.updated_at \
                      FROM trigger_urls u JOIN tasks t ON t.id = u.task_id WHERE u.id = $1"
                 ),
                 args![id],
@@ -122,6 +134,17 @@ impl Store {
             .exec(
                 "UPDATE trigger_urls SET last_used_at = $2 WHERE id = $1 AND COALESCE(last_used_at, 0) < $2",
                 args![id, now],
+            )
+            .await
+            .map(drop)
+    }
+
+    /// Writes down that so many calls of a URL were turned away.
+    pub async fn turn_away_trigger_url(&self, id: &str, calls: u64, now: Ms) -> Result<()> {
+        self.db
+            .exec(
+                "UPDATE trigger_urls SET turned_away = turned_away + $2, turned_away_at = $3 WHERE id = $1",
+                args![id, calls, now],
             )
             .await
             .map(drop)

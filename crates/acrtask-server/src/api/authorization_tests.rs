@@ -285,7 +285,11 @@ fn operations() -> BTreeSet<(String, String)> {
     let document = serde_json::to_value(super::openapi()).unwrap();
     let mut found = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        let path = path.strip_prefix(acrtask_api::BASE).unwrap();
+        let Some(path) = path.strip_prefix(acrtask_api::BASE) else {
+            // What opens it is in its path; `trigger_url_tests.rs` shows that nothing else does.
+            assert_eq!(path, "/trigger/{token}");
+            continue;
+        };
         for method in item.as_object().unwrap().keys() {
             found.insert((method.to_uppercase(), path.to_owned()));
         }

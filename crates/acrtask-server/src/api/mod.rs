@@ -61,7 +61,6 @@ pub fn router(app: Arc<App>) -> Router {
         issuers: Arc::default(),
     };
     router
-        .merge(trigger_url::calls())
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -75,6 +74,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(document::Document::openapi())
+        .merge(trigger_url::calls())
         .nest(
             acrtask_api::BASE,
             OpenApiRouter::new()

@@ -1,8 +1,10 @@
 //! The URL of a task: whoever has it can start runs of that task, and do nothing else.
 //!
 //! Invariants: what opens it is stored as a hash and shown once; a call is looked at only after that; each call with the
-//! right URL that is not turned away for its number is written down, with its run or the reason why there is none; a call
-//! sets only what the task lets it set.
+//! right URL that is not turned away for its number is written down, with its run or the reason why there is none, and of
+//! those that are their number; a call sets only what the task lets it set.
+
+use std::time::Duration;
 
 use acrtask_api::{
     admin::Problem,
@@ -12,12 +14,10 @@ use acrtask_api::{
 };
 use acrtask_store::{Enqueued, NewRun, StoreError, TriggerUrlRow, timestamp};
 use axum::{
-    Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequest as _, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::post,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -38,6 +38,8 @@ use crate::{
 const BASE: &str = "/trigger";
 /// Largest body of a call, in bytes.
 const MAX_BODY: usize = 64 << 10;
+/// After so long it is written down how many calls were turned away.
+const WRITTEN: Duration = Duration::from_secs(1);
 /// Longest idempotency key, in characters.
 const MAX_KEY: usize = 500;
 /// What a URL's own part begins with; behind it stands what a token has.
@@ -50,9 +52,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 }
 
 /// The URLs themselves, which are not below the API's path.
-pub(super) fn calls() -> Router<Api> {
-    Router::new()
-        .route(&format!("{BASE}/{{token}}"), post(call))
+pub(super) fn calls() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(call))
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
@@ -63,6 +65,8 @@ fn to_api(row: TriggerUrlRow, task: &Task) -> TriggerUrl {
         created_at: timestamp(row.created_at),
         created_by: row.created_by,
         last_used_at: row.last_used_at.map(timestamp),
+        turned_away: row.turned_away,
+        turned_away_at: row.turned_away_at.map(timestamp),
         allow_set: url.map(|url| url.allow_set.clone()).unwrap_or_default(),
     }
 }
@@ -113,6 +117,8 @@ async fn create(
         created_at: api.app.clock.now_ms(),
         created_by: Some(by.caller.name.clone()),
         last_used_at: None,
+        turned_away: 0,
+        turned_away_at: None,
     };
     api.app.store.put_trigger_url(&row).await?;
     tracing::info!(
@@ -152,7 +158,24 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A call of a URL: starts a run of its task.
+/// Starts a run of the task whose URL this is.
+///
+/// No token is asked for: whoever has the URL may call it, and do nothing else. An `Idempotency-Key` is honoured. What is
+/// said may be left out.
+#[utoipa::path(post, path = "/trigger/{token}", tag = "trigger-url",
+    params(
+        ("token" = String, Path, description = "What opens it: the end of the path that was given when the URL was made."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key is the same run."),
+    ),
+    request_body(content = Option<CallTask>, content_type = "application/json"), responses(
+    (status = CREATED, body = Called),
+    (status = OK, body = Called, description = "The run of an earlier call with the same key."),
+    (status = BAD_REQUEST, body = Problem, description = "What it says cannot be read, or sets what calls may not set."),
+    (status = UNAUTHORIZED, body = Problem, description = "There is no such URL any more."),
+    (status = CONFLICT, body = Problem, description = "The task is disabled."),
+    (status = PAYLOAD_TOO_LARGE, body = Problem),
+    (status = TOO_MANY_REQUESTS, body = Problem, description = "It is called too often; `Retry-After` says how long to wait."),
+))]
 async fn call(
     State(api): State<Api>,
     Path(token): Path<String>,
@@ -210,8 +233,28 @@ async fn opened(
     let found = api.app.store.trigger_url_by_id(id).await?;
     let found = found.filter(|(url, _)| auth::same(&url.hash, &hash));
     let (url, task) = found.ok_or_else(wrong)?;
-    api.limits.call(&url.id, now)?;
+    if let Err(refused) = api.limits.call(&url.id, now) {
+        turn_away(api, url.id);
+        return Err(refused);
+    }
     Ok((url, task))
+}
+
+/// Counts a call that is turned away: written down together with those that follow, so that many of them cost little.
+fn turn_away(api: &Api, url: String) {
+    if !api.limits.turn_away(&url) {
+        return;
+    }
+    let api = api.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(WRITTEN).await;
+        let calls = api.limits.turned_away(&url);
+        let now = api.app.clock.now_ms();
+        tracing::warn!(url, calls, "calls of a trigger URL were turned away");
+        if let Err(error) = api.app.store.turn_away_trigger_url(&url, calls, now).await {
+            tracing::warn!(%error, "cannot note how many calls of a trigger URL were turned away");
+        }
+    });
 }
 
 /// The run that a call asks for.

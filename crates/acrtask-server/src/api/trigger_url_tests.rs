@@ -208,6 +208,26 @@ async fn calls_have_a_rate() {
     let refused = called(&server, &path, None, "").await;
     assert_eq!(refused.headers["retry-after"], "1");
     refused.problem(StatusCode::TOO_MANY_REQUESTS);
+    for _ in 0..2 {
+        called(&server, &path, None, "")
+            .await
+            .problem(StatusCode::TOO_MANY_REQUESTS);
+    }
+    // They are counted, and shown.
+    let begun = std::time::Instant::now();
+    loop {
+        let url: TriggerUrl = server
+            .get("/tasks/app/trigger-url")
+            .await
+            .json(StatusCode::OK);
+        if url.turned_away == 3 {
+            assert_eq!(url.turned_away_at, Some(timestamp(NOW)));
+            break;
+        }
+        assert_eq!(url.turned_away, 0);
+        assert!(begun.elapsed() < 20 * WRITTEN);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     server.app.clock.set(NOW + 1_000);
     called(&server, &path, None, "")
         .await

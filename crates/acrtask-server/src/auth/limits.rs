@@ -94,6 +94,8 @@ pub struct Limits {
     failures: Mutex<Buckets<IpAddr>>,
     requests: Mutex<Buckets<String>>,
     calls: Mutex<Buckets<String>>,
+    /// Calls that were turned away and are not written down yet.
+    turned_away: Mutex<HashMap<String, u64>>,
 }
 
 impl Default for Limits {
@@ -102,6 +104,7 @@ impl Default for Limits {
             failures: Mutex::new(Buckets::new(FAILURES)),
             requests: Mutex::new(Buckets::new(REQUESTS)),
             calls: Mutex::new(Buckets::new(CALLS)),
+            turned_away: Mutex::default(),
         }
     }
 }
@@ -158,6 +161,20 @@ impl Limits {
         }
         calls.take(key, now);
         Ok(())
+    }
+
+    /// Counts a call that was turned away. True: the first one that is not written down yet, for which the caller cares.
+    pub(crate) fn turn_away(&self, url: &str) -> bool {
+        let mut all = self.turned_away.lock().expect("no panic while it is held");
+        let count = all.entry(url.to_owned()).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// How many were turned away that are to be written down now.
+    pub(crate) fn turned_away(&self, url: &str) -> u64 {
+        let mut all = self.turned_away.lock().expect("no panic while it is held");
+        all.remove(url).unwrap_or_default()
     }
 
     /// Whether a token with this id was right lately.

@@ -508,6 +508,8 @@ async fn urls_of_tasks(fixture: &Fixture) {
         created_at: NOW,
         created_by: Some("ann".into()),
         last_used_at: None,
+        turned_away: 0,
+        turned_away_at: None,
     };
     store.put_trigger_url(&first).await.unwrap();
     let (row, task) = store.trigger_url_by_id("u1").await.unwrap().unwrap();
@@ -515,6 +517,11 @@ async fn urls_of_tasks(fixture: &Fixture) {
     store.touch_trigger_url("u1", NOW + 9).await.unwrap();
     let used = store.trigger_url("t1").await.unwrap().unwrap();
     assert_eq!(used.last_used_at, Some(NOW + 9));
+    for (calls, at) in [(3, NOW + 10), (4, NOW + 20)] {
+        store.turn_away_trigger_url("u1", calls, at).await.unwrap();
+    }
+    let away = store.trigger_url("t1").await.unwrap().unwrap();
+    assert_eq!((away.turned_away, away.turned_away_at), (7, Some(NOW + 20)));
     let second = TriggerUrlRow {
         id: "u2".into(),
         ..first

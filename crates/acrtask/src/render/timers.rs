@@ -115,6 +115,17 @@ pub(crate) fn trigger_url(task: &str, url: &TriggerUrl, now: Timestamp, style: S
                     .map_or_else(|| "never".into(), |at| ago(at, now)),
             ),
             (
+                "turned away",
+                match (url.turned_away, url.turned_away_at) {
+                    (0, _) => "no calls".into(),
+                    (count, at) => {
+                        let at =
+                            at.map_or_else(String::new, |at| format!(", last {}", ago(at, now)));
+                        format!("{count} calls, because too many came{at}")
+                    }
+                },
+            ),
+            (
                 "calls set",
                 match url.allow_set.as_slice() {
                     [] => "no values".into(),
@@ -204,6 +215,7 @@ mod tests {
     fn the_url_of_a_task() {
         let url: TriggerUrl = read(serde_json::json!({
             "id": "abc", "createdAt": "2026-11-20T12:00:00Z", "createdBy": "ann", "allowSet": ["tag"],
+            "turnedAway": 7, "turnedAwayAt": "2026-11-20T12:00:00Z",
         }));
         insta::assert_snapshot!(trigger_url("app", &url, now(), Style::PLAIN));
     }
