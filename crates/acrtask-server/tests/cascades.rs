@@ -16,7 +16,7 @@ mod storm;
 #[path = "cascades/world.rs"]
 mod world;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use acrtask_api::{
     cascade::{CascadeNodeState, CascadePhase},
@@ -61,6 +61,7 @@ on_both!(
     a_push_of_our_own_is_not_undone_by_an_old_look,
     a_cascade_that_is_kept_for_people_is_retried_by_another,
     two_servers_do_it_once,
+    a_large_fleet_is_looked_at_in_a_few_statements,
 );
 
 pub(crate) const BASE: &str = "r.io/base:1";
@@ -491,4 +492,52 @@ async fn two_servers_do_it_once(place: Place) {
     assert_eq!(world.counts().await, each(4, &["left", "right", "bottom"]));
     world.assert_once().await;
     assert_eq!(cascades::list(&world.app, all()).await.unwrap().len(), 4);
+}
+
+/// `ACRTASK_TEST_FLEET` tasks, or a few hundred; what each look takes is printed.
+async fn a_large_fleet_is_looked_at_in_a_few_statements(place: Place) {
+    let count = std::env::var("ACRTASK_TEST_FLEET").ok();
+    let count = count.and_then(|count| count.parse().ok()).unwrap_or(300);
+    let mut world = World::new(place, json!({"settleSecs": 1, "parallel": 8})).await;
+    world.many(count, BASE).await;
+    let begun = std::cell::Cell::new(Instant::now());
+    let told = |what: &str| {
+        println!("{count} tasks, {what}: {:?}", begun.get().elapsed());
+        begun.set(Instant::now());
+    };
+    world.moves(BASE, "old").await;
+    told("filled");
+    world.compare().await;
+    told("nothing is stale");
+    world.compare().await;
+    told("nothing is stale, once more");
+    world.moves(BASE, "new").await;
+    told("a base moves");
+    world.compare().await;
+    told("a cascade begins");
+    world.compare().await;
+    told("nothing is new");
+    world.wait(SECOND);
+    begun.set(Instant::now());
+    world.tick().await;
+    told("it starts runs");
+    assert_eq!(world.take_runs().await.len(), 8);
+    world.end(0, true).await;
+    begun.set(Instant::now());
+    world.tick().await;
+    told("it takes an end and starts the next run");
+    world.compare().await;
+    told("it compares everything meanwhile");
+    assert_eq!(world.show(1).await.nodes.len(), count);
+    told("it is shown");
+    assert_eq!(cascades::list(&world.app, all()).await.unwrap().len(), 1);
+    told("it is listed");
+    let base = Some(BASE.parse().unwrap());
+    let plan = cascades::plan(&world.app, base, None, true).await.unwrap();
+    told("it is planned");
+    assert_eq!(plan.nodes.len(), count - 1);
+    world.restart().await;
+    begun.set(Instant::now());
+    world.tick().await;
+    told("a server that begins loads it");
 }

@@ -12,16 +12,17 @@ use crate::{
         self, Request,
         event::{Happening, from_event},
     },
+    webhooks::Tasks,
 };
 
 /// The run of a task for a cascade, or why there can be none.
 pub(super) async fn draft(
     app: &App,
+    tasks: &Tasks,
     start: &Start,
     reason: String,
     _held: bool,
 ) -> Result<Result<NewRun, String>, StoreError> {
-    let tasks = app.tasks.current(&app.store).await?;
     let Some(entry) = tasks.named(&start.task) else {
         return Ok(Err("the task is gone".into()));
     };

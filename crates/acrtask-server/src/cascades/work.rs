@@ -333,10 +333,14 @@ impl Work {
     /// The runs that start. A task that cannot be run has failed, which may let others start.
     async fn start_runs(&mut self, app: &App) -> Result<Vec<NewCascadeRun>, StoreError> {
         let mut runs = Vec::new();
+        if self.starts.is_empty() {
+            return Ok(runs);
+        }
+        let tasks = app.tasks.current(&app.store).await?;
         while let Some(start) = self.starts.pop_front() {
             let reason = self.reason(&start);
             let held = self.holds(start.cascade);
-            match starts::draft(app, &start, reason, held).await? {
+            match starts::draft(app, &tasks, &start, reason, held).await? {
                 Ok(run) => runs.push(NewCascadeRun {
                     cascade: start.cascade.0,
                     task: start.task,

@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use accept::{Accepted, Source, accept, headers_of};
 pub use index::Index;
+pub(crate) use index::Tasks;
 pub(crate) use look::Came;
 pub(crate) use sender::Sender;
 pub use together::Together;

@@ -138,13 +138,45 @@ impl World {
         self.end_all(|_| true).await;
     }
 
+    /// So many tasks, each on the base and on three of those before it, all built once.
+    pub(crate) async fn many(&mut self, count: usize, base: &str) {
+        self.registry.insert(base.to_owned(), sha("old"));
+        let name = |number: usize| format!("task{number:05}");
+        let mut runs = Vec::new();
+        for number in 0..count {
+            let mut bases = vec![base.to_owned()];
+            for back in [1, 7, 40] {
+                if number % 50 >= back {
+                    bases.push(format!("r.io/{}:1", name(number - back)));
+                }
+            }
+            let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
+            self.task(&name(number), &bases, json!({})).await;
+            runs.push(self.run_of(&name(number)).await);
+        }
+        for some in runs.chunks(500) {
+            self.app
+                .store
+                .enqueue_many(some.to_vec(), self.now())
+                .await
+                .unwrap();
+            self.take_runs().await;
+            self.end_all(|_| true).await;
+        }
+    }
+
     /// Somebody starts a run of a task.
     pub(crate) async fn by_hand(&self, name: &str) -> RunId {
-        let store = &self.app.store;
-        let task = store.task(name).await.unwrap();
-        let id = RunId::from_random(rand::random());
-        let run = NewRun {
-            id: id.clone(),
+        let run = self.run_of(name).await;
+        let id = run.id.clone();
+        self.app.store.enqueue(run, self.now()).await.unwrap();
+        id
+    }
+
+    async fn run_of(&self, name: &str) -> NewRun {
+        let task = self.app.store.task(name).await.unwrap();
+        NewRun {
+            id: RunId::from_random(rand::random()),
             task_id: Some(task.id),
             task_name: Some(name.to_owned()),
             spec: Default::default(),
@@ -161,9 +193,7 @@ impl World {
             warm_key: name.to_owned(),
             max_attempts: 3,
             origin: Default::default(),
-        };
-        store.enqueue(run, self.now()).await.unwrap();
-        id
+        }
     }
 
     /// A base moves, and a look at its tag finds it.
