@@ -49,6 +49,9 @@ pub struct CascadeSummary {
     pub holds: bool,
     /// What became of what was held back.
     pub promotion: CascadePromotion,
+    /// Why that is not more by now: what its tags wait for, or what keeps them from being moved, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion_note: Option<String>,
 }
 
 /// Where a cascade stands.
@@ -304,6 +307,9 @@ pub struct CascadeImage {
     pub after: Digest,
     /// What became of the tag.
     pub state: CascadeImageState,
+    /// Why it is not what it was to become, or was left as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What became of a tag that a cascade pushes to.

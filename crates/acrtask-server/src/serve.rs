@@ -234,6 +234,9 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
     keep!("bases", |app, _recorder, _outbox| bases::run(&app).await);
     keep!("cascades", |app, _recorder, _outbox| cascades::run(&app)
         .await);
+    keep!("promotions", |app, _recorder, _outbox| {
+        cascades::promote::run(&app).await
+    });
     keep!("retention", |app, _recorder, _outbox| {
         retention::run(&app).await;
         Ok(())

@@ -214,6 +214,22 @@ impl Watcher {
         }
     }
 
+    /// The client with the logins of a task, by its id: those of all tasks where it has none of its own.
+    pub(crate) async fn client_of_task(
+        &self,
+        app: &App,
+        task: Option<&str>,
+    ) -> Result<Arc<Registry>, StoreError> {
+        let scope = match task {
+            Some(task) => {
+                let own = app.store.credentials_for(&[task]).await?;
+                if own.is_empty() { "" } else { task }
+            }
+            None => "",
+        };
+        self.client(app, scope).await
+    }
+
     /// The client with the logins of a scope: those of the task win over those of all.
     async fn client(&self, app: &App, scope: &str) -> Result<Arc<Registry>, StoreError> {
         let scopes: &[&str] = if scope.is_empty() {

@@ -26,6 +26,8 @@ pub struct Driver {
     woken: Notify,
     /// Something that facts are read from has changed.
     changed: AtomicBool,
+    /// Wakes whoever moves tags.
+    pub(super) promotions: Notify,
     pub(super) kept: Mutex<Kept>,
 }
 
@@ -115,5 +117,9 @@ pub async fn pass(app: &App, facts: bool) -> Result<Option<Timestamp>, StoreErro
 
 async fn look(app: &App, facts: bool) -> Result<Looked, StoreError> {
     let mut kept = app.cascades.kept.lock().await;
-    work::look(app, &mut kept, facts).await
+    let looked = work::look(app, &mut kept, facts).await?;
+    if looked.changed {
+        app.cascades.promotions.notify_one();
+    }
+    Ok(looked)
 }

@@ -4,13 +4,14 @@
 //! state is kept ([`state`]), and what it asks for is done ([`work`]): runs are started and stopped in the same
 //! transaction as the state that says so. [`driver`] does that for ever. Invariants: every server does the same, and of two
 //! that change one version of the state one wins and the other begins anew; nothing is in memory that the database does
-//! not have, so that a server may end between any two statements; a run of (cascade, task, attempt) exists once. Left
-//! out: moving the tags of held images ([`promote`] where it is there), and which digests bases have (`bases`).
+//! not have, so that a server may end between any two statements; a run of (cascade, task, attempt) exists once. Tags
+//! of what was held back are moved by [`promote`], beside all that. Left out: which digests bases have (`bases`).
 
 mod commands;
 mod driver;
 mod facts;
 mod plan;
+pub mod promote;
 mod settings;
 mod show;
 mod starts;

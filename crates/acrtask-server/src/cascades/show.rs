@@ -96,6 +96,7 @@ pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
         settings: &settings,
         now,
     };
+    let built = built(&cascade);
     let mut counts = CascadeCounts::default();
     let mut nodes = Vec::with_capacity(cascade.nodes.len());
     for (task, node) in &cascade.nodes {
@@ -107,7 +108,7 @@ pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
             task: task.clone(),
             state,
             why: around.why(node, run),
-            after: after(node),
+            after: after(task, node, &built),
             run: run.map(|run| run.run.clone()),
             attempts: node.attempts,
             images: images(node),
@@ -128,6 +129,7 @@ pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
                 after: image.after,
                 state: CascadeImageState::parse(&image.state)
                     .ok_or_else(|| unknown(&image.state))?,
+                why: image.error,
             })
         })
         .collect::<Result<_, StoreError>>()?;
@@ -153,9 +155,10 @@ fn summary(
     head: &Cascade,
     counts: CascadeCounts,
 ) -> Result<CascadeSummary, StoreError> {
-    let promotion: CascadePromotion =
+    let wanted: CascadePromotion =
         serde_json::from_value(serde_json::Value::from(row.promotion.as_str()))
             .map_err(|_| unknown(&row.promotion))?;
+    let (promotion, promotion_note) = reached(row, wanted);
     Ok(CascadeSummary {
         id: row.id,
         phase: CascadePhase::parse(&row.phase).ok_or_else(|| unknown(&row.phase))?,
@@ -177,16 +180,52 @@ fn summary(
         counts,
         holds: row.holds == Some(true),
         promotion,
+        promotion_note,
     })
 }
 
-fn after(node: &Node) -> Vec<String> {
+/// What is wanted of its tags is said once it is done; until then what was before, and why it is not done.
+fn reached(row: &CascadeRow, wanted: CascadePromotion) -> (CascadePromotion, Option<String>) {
+    let error = row.promotion_error.clone();
+    if row.promotion_next_at.is_none() {
+        return (wanted, error);
+    }
+    let (before, doing) = match wanted {
+        CascadePromotion::Promoted => (CascadePromotion::Held, "its tags are being moved"),
+        CascadePromotion::RolledBack if row.holds == Some(true) => {
+            (CascadePromotion::Promoted, "its tags are being put back")
+        }
+        _ => (CascadePromotion::None, "its tags are being put back"),
+    };
+    let note = match error {
+        Some(error) => format!("{doing}, which has to be tried again: {error}"),
+        None => doing.to_owned(),
+    };
+    (before, Some(note))
+}
+
+/// The images that tasks of a cascade have pushed, with their tasks.
+fn built(cascade: &Cascade) -> HashMap<String, &str> {
+    let mut built = HashMap::new();
+    for (task, node) in &cascade.nodes {
+        if let NodeState::Succeeded { digests } = &node.state {
+            built.extend(digests.keys().map(|image| (image.to_string(), &**task)));
+        }
+    }
+    built
+}
+
+/// The tasks that a node waits for, or has waited for: once they have pushed, their digests are what it is fixed to.
+fn after(task: &str, node: &Node, built: &HashMap<String, &str>) -> Vec<String> {
     let mut after: Vec<String> = node
         .bases
         .iter()
         .filter_map(|base| match &base.pin {
             NodePin::Output { task, .. } => Some(task.clone()),
-            NodePin::Digest(_) => None,
+            NodePin::Digest(_) => {
+                let parent = built.get(&base.image.to_string())?;
+                (*parent != task).then(|| (*parent).to_owned())
+            }
         })
         .collect();
     after.sort();

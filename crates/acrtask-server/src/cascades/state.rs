@@ -110,6 +110,7 @@ fn row(cascade: &Cascade, holds: Option<bool>, active: bool) -> Result<CascadeRo
         promotion_by: None,
         promotion_at: None,
         promotion_error: None,
+        promotion_next_at: None,
     })
 }
 

@@ -33,8 +33,10 @@ pub struct CascadeRow {
     pub promotion_by: Option<String>,
     /// When.
     pub promotion_at: Option<Ms>,
-    /// Why it is not done yet.
+    /// Why it is not done yet, or is not decided.
     pub promotion_error: Option<String>,
+    /// When somebody goes on with it; nothing: it is done, or nothing is decided.
+    pub promotion_next_at: Option<Ms>,
 }
 
 /// A task in a cascade.
@@ -189,7 +191,7 @@ pub struct CascadeChange {
 macro_rules! cascade_columns {
     () => {
         "id, created_at, phase, follows, head, waits, holds, over_at, active, promotion, promotion_by, promotion_at, \
-         promotion_error"
+         promotion_error, promotion_next_at"
     };
 }
 
@@ -208,6 +210,7 @@ pub(super) struct RawCascade {
     promotion_by: Option<String>,
     promotion_at: Option<i64>,
     promotion_error: Option<String>,
+    promotion_next_at: Option<i64>,
 }
 
 impl TryFrom<RawCascade> for CascadeRow {
@@ -228,6 +231,7 @@ impl TryFrom<RawCascade> for CascadeRow {
             promotion_by: raw.promotion_by,
             promotion_at: raw.promotion_at,
             promotion_error: raw.promotion_error,
+            promotion_next_at: raw.promotion_next_at,
         })
     }
 }

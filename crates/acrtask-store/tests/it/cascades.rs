@@ -36,6 +36,7 @@ fn cascade(id: u64, phase: &str, over_at: Option<Ms>) -> CascadeRow {
         promotion_by: None,
         promotion_at: None,
         promotion_error: None,
+        promotion_next_at: None,
     }
 }
 
@@ -344,10 +345,12 @@ async fn what_is_held_back_moves_nothing(fixture: &Fixture) {
     ran(fixture, "before", Some("a"), before, NOW).await;
     assert!(change(fixture, &begun(1, "a", true)).await);
     let run = fixture.claim("x", 1, NOW).await.remove(0);
+    let mut after = result(&[("r.io/a:1", 'b')], &[("base:1", '2')]);
+    after.images[0].held = true;
     let end = Report::Finished {
         state: RunState::Succeeded,
         reason: None,
-        result: Box::new(result(&[("r.io/a:1", 'b')], &[("base:1", '2')])),
+        result: Box::new(after),
         log_length: 0,
         log_sha256: "ab".repeat(32),
     };

@@ -128,14 +128,18 @@ pub(crate) fn images(images: &[CascadeImage], style: Style) -> String {
             .before
             .as_ref()
             .map_or_else(|| "(no tag)".into(), |digest| digest.short().to_owned());
+        let state = match image.state {
+            CascadeImageState::Held => "held back: the tag has not moved".into(),
+            CascadeImageState::Moved => style.good("the tag has moved"),
+            CascadeImageState::RolledBack => style.warn("rolled back"),
+            CascadeImageState::Dropped => style.warn("dropped: the tag has not moved"),
+        };
         vec![
             image.name.clone(),
             format!("{before} -> {}", image.after.short()),
-            match image.state {
-                CascadeImageState::Held => "held back: the tag has not moved".into(),
-                CascadeImageState::Moved => style.good("the tag has moved"),
-                CascadeImageState::RolledBack => style.warn("rolled back"),
-                CascadeImageState::Dropped => style.warn("dropped: the tag has not moved"),
+            match &image.why {
+                Some(why) => format!("{state} ({})", text::plain(why)),
+                None => state,
             },
         ]
     });
@@ -164,6 +168,9 @@ fn head(cascade: &CascadeSummary, now: Timestamp, style: Style) -> Vec<String> {
             "somebody has to agree: `acrtask cascade approve {}`",
             cascade.id
         ));
+    }
+    if let Some(note) = &cascade.promotion_note {
+        lines.push(style.warn(&text::plain(note)));
     }
     if cascade.paused && !is_over(cascade) {
         lines.push(format!("to go on: `acrtask cascade resume {}`", cascade.id));
