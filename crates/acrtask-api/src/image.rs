@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::cascade::Rebuild;
+use crate::{cascade::Rebuild, task::BaseTagRule};
 
 /// An image that a run pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -122,6 +122,102 @@ pub struct ImageBase {
     /// The task that builds the base, where it is an image of our own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub built_by: Option<String>,
+    /// A newer tag that a rule of the task allows in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newer: Option<NewerTag>,
+}
+
+/// A newer tag of a base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewerTag {
+    /// The task whose rule allows it.
+    pub task: String,
+    /// The tag.
+    pub tag: String,
+    /// What became of it.
+    pub state: TagState,
+    /// The run that tried it last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub run: Option<RunId>,
+}
+
+/// A rule of a task for newer tags of a base image, and what it found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BaseProposal {
+    /// The task.
+    pub task: String,
+    /// The base image with its registry, without a tag.
+    pub image: String,
+    /// The tag in use; nothing: no newest image of the task stands on the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
+    /// The newest tag that the rule allows in its place; nothing: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newest: Option<String>,
+    /// The rule.
+    pub rule: BaseTagRule,
+    /// How it stands.
+    pub state: TagState,
+    /// Why, where that needs words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The run that tried the newest tag last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub run: Option<RunId>,
+    /// When the newest tag was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub found_at: Option<Timestamp>,
+    /// When the image's tags were last listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub checked_at: Option<Timestamp>,
+    /// When they are listed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next_check_at: Option<Timestamp>,
+}
+
+/// How a rule for newer tags stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TagState {
+    /// Nothing is known yet: the tags were not listed, or no image of the task stands on the image.
+    Waiting,
+    /// The tag in use is the newest.
+    Current,
+    /// A newer tag is there, for a person to take.
+    Proposed,
+    /// A run with the newer tag could not be started.
+    Blocked,
+    /// A run with the newer tag is under way.
+    Building,
+    /// The run with the newer tag did not succeed. It is not repeated by itself.
+    Failed,
+    /// A run with the newer tag has succeeded, but what it pushed does not stand on it.
+    Unused,
+    /// The tags cannot be listed.
+    Unlisted,
+}
+
+impl TagState {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Current => "current",
+            Self::Proposed => "proposed",
+            Self::Blocked => "blocked",
+            Self::Building => "building",
+            Self::Failed => "failed",
+            Self::Unused => "unused",
+            Self::Unlisted => "unlisted",
+        }
+    }
 }
 
 /// What a new digest of a base does to an image.
@@ -247,6 +343,9 @@ pub struct Base {
     pub next_check_at: Timestamp,
     /// Images that were built from it.
     pub used_by: u64,
+    /// Newer tags that rules of tasks allow in its place; not in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newer: Vec<NewerTag>,
     /// How it moved, the newest first; not in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<BaseChange>,

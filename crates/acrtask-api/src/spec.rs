@@ -59,6 +59,9 @@ pub struct RunSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, String>)]
     pub pins: BTreeMap<String, Digest>,
+    /// New tags of base images that this run tries, by image. Where it succeeds, later runs of its task get them too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub base_tags: BTreeMap<String, String>,
     /// The layer cache that the runs of a task share.
     #[serde(default)]
     pub cache: SharedCache,

@@ -306,6 +306,40 @@ pub struct BaseImageTrigger {
     /// Which bases count.
     #[serde(default)]
     pub r#type: BaseImageTriggerType,
+    /// Newer tags that may take the place of the ones in use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<BaseTagRule>,
+}
+
+/// Newer tags of a base image that may take the place of the one in use: those that `semver` or `pattern` allows, of the
+/// same kind (`3.20-slim` is followed by `3.21-slim`, not by `3.21` or `4-slim`). Without `buildArg` and `value` the
+/// newest is proposed: `acrtask base proposals`. With one of them it starts one run, which gets the tag in it; once such
+/// a run has succeeded, all runs of the task get that tag, until a newer one has succeeded or the rule allows it no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BaseTagRule {
+    /// The image with its registry and without a tag: `docker.io/library/alpine`.
+    pub image: String,
+    /// Versions, as Cargo writes ranges of them: `^3.20`, `~3.20`, `>=3.18, <4`. One of `semver` and `pattern`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub semver: Option<String>,
+    /// A regular expression that a tag has to match as a whole. What its first group, or the one named `order`, matched
+    /// says which tag is newer: numbers by their value, the rest as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// The build argument of `build` that takes the tag, without the image's name: `FROM alpine:$ALPINE_TAG`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_arg: Option<String>,
+    /// For a task file: the value that takes the tag, `{{.Values.alpineTag}}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+impl BaseTagRule {
+    /// A newer tag starts a run.
+    pub fn starts_runs(&self) -> bool {
+        self.build_arg.is_some() || self.value.is_some()
+    }
 }
 
 /// Which bases count.
@@ -387,6 +421,10 @@ pub struct Task {
     pub definition: TaskDefinition,
     /// Grows with each change.
     pub generation: i64,
+    /// Tags of base images that its runs get because of `triggers.baseImage.tags`: from the image to the tag that a run has
+    /// succeeded with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub base_tags: BTreeMap<String, String>,
     /// The file that it came from; nothing for one that was made through the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,

@@ -39,6 +39,10 @@ pub struct Config {
     pub base_interval: Duration,
     /// Requests a second at most to a registry, with one login, because of base tags.
     pub base_rate: u32,
+    /// Base tags that are looked at side by side.
+    pub base_parallel: usize,
+    /// How often the tags of a repository are listed for which a task has a rule for newer ones.
+    pub tags_interval: Duration,
     /// Registries that base tags are looked for at without TLS, beside those on this machine.
     pub insecure_registries: Vec<String>,
     /// Where people, forges and registries reach this control plane; nothing: it is not known.
@@ -64,6 +68,8 @@ impl Default for Config {
             poll: Duration::from_secs(1),
             base_interval: Duration::from_secs(300),
             base_rate: 20,
+            base_parallel: 64,
+            tags_interval: Duration::from_secs(3600),
             insecure_registries: Vec::new(),
             public_url: None,
             webhook_timeout: Duration::from_secs(30),

@@ -57,6 +57,13 @@ pub struct DeliveryLabels {
     pub outcome: &'static str,
 }
 
+/// Looks at base tags by what came of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LookLabels {
+    /// `same`, `digest`, `failed`.
+    pub outcome: &'static str,
+}
+
 /// Where a cascade stands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PhaseLabels {
@@ -86,6 +93,8 @@ pub struct Metrics {
     pub finished: Family<OutcomeLabels, Counter>,
     /// Deliveries to webhooks.
     pub deliveries: Family<DeliveryLabels, Counter>,
+    /// Looks at base tags that are written down, by what came of them.
+    pub looks: Family<LookLabels, Counter>,
     /// Leases that were handed to runners.
     pub leases: Counter,
     /// Leases that could not be handed over and were given back.
@@ -192,6 +201,11 @@ impl Default for Metrics {
                 "build_vertices_cached",
                 "Vertices of builds that came from a cache",
                 Counter::default()
+            ),
+            looks: add!(
+                "base_looks",
+                "Looks at base tags by what came of them",
+                Family::default()
             ),
             deliveries: add!(
                 "webhook_deliveries",

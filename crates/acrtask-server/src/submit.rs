@@ -238,7 +238,7 @@ fn of_task(
         .timeout
         .as_deref()
         .and_then(|text| checks::duration(text).ok());
-    let spec = RunSpec {
+    let mut spec = RunSpec {
         context,
         work,
         facts: Facts {
@@ -257,6 +257,8 @@ fn of_task(
         timeout_secs,
         no_push: start.no_push,
         pins: BTreeMap::new(),
+        base_tags: BTreeMap::new(),
+        hold: false,
         cache: if definition.cache {
             SharedCache::ReadWrite {
                 name: cache_name(&definition.name),
@@ -265,6 +267,7 @@ fn of_task(
             SharedCache::Off
         },
     };
+    crate::bases::tags::give(task, &task.base_tags, &mut spec);
     checks::check_spec(&spec, &mut problems);
     let mut queue = definition.queue.clone();
     if let Some(priority) = start.priority {

@@ -283,64 +283,53 @@ impl Store {
         now: Ms,
         next: Ms,
     ) -> Result<Option<BaseChange>> {
+        let looks = [(watch.clone(), seen.clone(), next)];
+        let mut moved = self.watched_all(&looks, now).await?;
+        Ok(moved.pop().map(|(_, change)| change))
+    }
+
+    /// The same for many, in one transaction. Gives the names of the tags that have moved.
+    pub async fn watched_all(
+        &self,
+        looks: &[(WatchRow, Seen, Ms)],
+        now: Ms,
+    ) -> Result<Vec<(String, BaseChange)>> {
+        if looks.is_empty() {
+            return Ok(Vec::new());
+        }
+        // All who write many rows of this table do so in the order of ids.
+        let mut looks: Vec<&(WatchRow, Seen, Ms)> = looks.iter().collect();
+        looks.sort_by_key(|(watch, ..)| watch.id);
         let mut tx = self.db.write().await?;
-        let raw: Option<RawWatch> = tx
-            .row(
-                locked!(concat!(
-                    "SELECT ",
-                    watch_columns!(),
-                    " FROM base_watches WHERE id = $1 AND lease_until = $2"
-                )),
-                args![watch.id, watch.lease_until],
-            )
-            .await?;
-        let Some(there) = raw.map(WatchRow::try_from).transpose()? else {
-            return Ok(None);
-        };
-        let mut change = None;
-        match seen {
-            Seen::Same => {
-                tx.exec(
-                    "UPDATE base_watches SET status = 'ok', detail = NULL, failures = 0, checked_at = $2, next_check_at = $3, \
-                     lease_until = NULL WHERE id = $1",
-                    args![watch.id, now, next],
-                )
-                .await?;
-            }
-            Seen::Failed { status, detail } => {
-                tx.exec(
-                    "UPDATE base_watches SET status = $4, detail = $5, failures = failures + 1, checked_at = $2, \
-                     next_check_at = $3, lease_until = NULL WHERE id = $1",
-                    args![watch.id, now, next, status.as_str(), detail],
-                )
-                .await?;
-            }
-            Seen::Digest {
-                digest: new,
-                etag,
-                platforms,
-            } => {
-                put_digest(&mut tx, watch.id, new, platforms.as_ref(), now).await?;
-                if let Some(old) = there.digest.filter(|old| old != new) {
-                    change = Some(moved(&mut tx, watch.id, &old, new, now).await?);
+        let mut moves = Vec::new();
+        let mut same = Vec::new();
+        for (watch, seen, next) in looks {
+            match seen {
+                Seen::Same => same.push(args![watch.id, watch.lease_until, now, *next]),
+                Seen::Failed { status, detail } => {
+                    tx.exec(
+                        "UPDATE base_watches SET status = $5, detail = $6, failures = failures + 1, checked_at = $3, \
+                         next_check_at = $4, lease_until = NULL WHERE id = $1 AND lease_until = $2",
+                        args![watch.id, watch.lease_until, now, *next, status.as_str(), detail],
+                    )
+                    .await?;
                 }
-                tx.exec(
-                    "UPDATE base_watches SET status = 'ok', detail = NULL, failures = 0, checked_at = $2, next_check_at = $3, \
-                     lease_until = NULL, digest = $4, etag = $5, changed_at = COALESCE($6, changed_at) WHERE id = $1",
-                    args![
-                        watch.id,
-                        now,
-                        next,
-                        new.as_str(),
-                        etag.clone(),
-                        change.is_some().then_some(now)
-                    ],
-                )
-                .await?;
+                Seen::Digest {
+                    digest,
+                    etag,
+                    platforms,
+                } => {
+                    let change =
+                        holds(&mut tx, watch, (digest, etag, platforms), now, *next).await?;
+                    moves.extend(change.map(|change| (watch.name.clone(), change)));
+                }
             }
         }
+        if !same.is_empty() {
+            tx.each(SAME, same).await?;
+        }
         tx.commit().await?;
-        Ok(change)
+        Ok(moves)
     }
 
     /// Gives a tag back without having looked at it.
@@ -356,27 +345,51 @@ impl Store {
 
     /// Looks at nothing of a registry with this login before `until`. The tag that the registry said so of is `limited`.
     pub async fn postpone(&self, registry: &str, scope: &str, until: Ms) -> Result<()> {
-        self.db
-            .exec(
-                "UPDATE base_watches SET next_check_at = $3 WHERE registry = $1 AND scope = $2 AND next_check_at < $3",
-                args![registry, scope, until],
-            )
-            .await
-            .map(drop)
+        const POSTPONE: Sql = Sql::of(
+            "UPDATE base_watches SET next_check_at = $3 WHERE registry = $1 AND scope = $2 AND next_check_at < $3",
+            "UPDATE base_watches SET next_check_at = $3 WHERE id IN (SELECT id FROM base_watches WHERE registry = $1 \
+             AND scope = $2 AND next_check_at < $3 ORDER BY id FOR UPDATE)",
+        );
+        let args = || args![registry, scope, until];
+        let mut tx = self.db.write().await?;
+        tx.exec(POSTPONE, args()).await?;
+        tx.exec(
+            "UPDATE tag_lists SET next_check_at = $3 WHERE registry = $1 AND scope = $2 AND next_check_at < $3",
+            args(),
+        )
+        .await?;
+        tx.commit().await
     }
 
-    /// Digests that images were built from under this tag and whose platforms nobody has read yet.
-    pub async fn unread_digests(&self, watch: &WatchRow, limit: u32) -> Result<Vec<Digest>> {
-        let rows: Vec<(String,)> = self
-            .db
-            .rows(
-                "SELECT DISTINCT b.digest FROM image_bases b JOIN images i ON i.id = b.image_id \
-                 WHERE b.name = $1 AND i.newest = 1 AND NOT EXISTS (SELECT 1 FROM base_digests d \
-                 WHERE d.watch_id = $2 AND d.digest = b.digest) ORDER BY b.digest LIMIT $3",
-                args![&watch.name, watch.id, limit],
-            )
-            .await?;
-        rows.into_iter().map(|(text,)| digest(&text)).collect()
+    /// Digests that images were built from under these tags and whose platforms nobody has read yet, at most `limit` of
+    /// each.
+    pub async fn unread_digests<'w>(
+        &self,
+        watches: &'w [WatchRow],
+        limit: usize,
+    ) -> Result<Vec<(&'w WatchRow, Digest)>> {
+        if watches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let of: HashMap<i64, &WatchRow> = watches.iter().map(|watch| (watch.id, watch)).collect();
+        let sql = one_of!(
+            "SELECT DISTINCT w.id, b.digest FROM base_watches w JOIN image_bases b ON b.name = w.name \
+             JOIN images i ON i.id = b.image_id WHERE i.newest = 1 AND NOT EXISTS (SELECT 1 FROM base_digests d \
+             WHERE d.watch_id = w.id AND d.digest = b.digest) AND w.id",
+            "$1",
+            " ORDER BY w.id, b.digest"
+        );
+        let ids: Vec<i64> = of.keys().copied().collect();
+        let rows: Vec<(i64, String)> = self.db.rows(sql, args![ids]).await?;
+        let mut found = Vec::new();
+        let mut last = (0, 0);
+        for (id, text) in rows {
+            last = (id, if last.0 == id { last.1 + 1 } else { 1 });
+            if let Some(watch) = of.get(&id).filter(|_| last.1 <= limit) {
+                found.push((*watch, digest(&text)?));
+            }
+        }
+        Ok(found)
     }
 
     /// Writes down the platforms of a digest that a tag held once; nothing: they cannot be read.
@@ -499,6 +512,54 @@ impl Store {
             )
             .await
     }
+}
+
+/// What is written where a tag holds what it held.
+const SAME: Sql = Sql::of(
+    "UPDATE base_watches SET status = 'ok', detail = NULL, failures = 0, checked_at = $3, next_check_at = $4, \
+     lease_until = NULL WHERE id = $1 AND lease_until = $2",
+    "UPDATE base_watches w SET status = 'ok', detail = NULL, failures = 0, checked_at = s.now, next_check_at = s.next, \
+     lease_until = NULL FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS s (id, lease, now, next) \
+     WHERE w.id = s.id AND w.lease_until = s.lease",
+);
+
+/// Writes down what a tag holds. Gives its move.
+async fn holds(
+    tx: &mut Tx,
+    watch: &WatchRow,
+    (new, etag, platforms): (&Digest, &Option<String>, &Option<Platforms>),
+    now: Ms,
+    next: Ms,
+) -> Result<Option<BaseChange>> {
+    let there: Option<(Option<String>,)> = tx
+        .row(
+            locked!("SELECT digest FROM base_watches WHERE id = $1 AND lease_until = $2"),
+            args![watch.id, watch.lease_until],
+        )
+        .await?;
+    let Some((old,)) = there else {
+        return Ok(None);
+    };
+    put_digest(tx, watch.id, new, platforms.as_ref(), now).await?;
+    let old = old.as_deref().map(digest).transpose()?;
+    let change = match old.filter(|old| old != new) {
+        Some(old) => Some(moved(tx, watch.id, &old, new, now).await?),
+        None => None,
+    };
+    tx.exec(
+        "UPDATE base_watches SET status = 'ok', detail = NULL, failures = 0, checked_at = $2, next_check_at = $3, \
+         lease_until = NULL, digest = $4, etag = $5, changed_at = COALESCE($6, changed_at) WHERE id = $1",
+        args![
+            watch.id,
+            now,
+            next,
+            new.as_str(),
+            etag.clone(),
+            change.is_some().then_some(now)
+        ],
+    )
+    .await?;
+    Ok(change)
 }
 
 async fn put_digest(

@@ -355,6 +355,17 @@ pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(
     Ok(ids)
 }
 
+/// Writes one with all locks that it needs. Gives its run, and whether it is new.
+pub(crate) async fn start(tx: &mut Tx, run: NewRun, now: Ms) -> Result<(RunId, bool)> {
+    let new = [run];
+    let group = group(&new[0]).map(|(name, ..)| name.into_owned());
+    lives::lock_groups(tx, group.into_iter().collect()).await?;
+    let superseding: Vec<Cow<'_, str>> = superseding(&new).collect();
+    lives::lock_members(tx, superseding.iter().map(AsRef::as_ref).collect()).await?;
+    let started = insert(tx, &new, now).await?.pop();
+    started.ok_or_else(|| StoreError::corrupt("a run that was just stored is not there"))
+}
+
 async fn flush(tx: &mut Tx, (triggers, runs): &mut (Vec<Vec<Arg>>, Vec<Vec<Arg>>)) -> Result<()> {
     if !runs.is_empty() {
         tx.each(TRIGGER, std::mem::take(triggers)).await?;

@@ -19,7 +19,7 @@ use crate::{
     from_json,
     lives::Change,
     runs::{self, beyond},
-    to_json,
+    tags, to_json,
 };
 
 /// An image as it was pushed last.
@@ -314,6 +314,7 @@ pub(crate) async fn record(
     );
     let runs: Vec<RunOf> = tx.rows(sql, args![ids]).await?;
     let runs: HashMap<String, RunOf> = runs.into_iter().map(|run| (run.id.clone(), run)).collect();
+    tags::took(tx, runs.keys().cloned().collect()).await?;
     for (run, result) in done {
         if let Some(cascade) = of_cascades.get(run.as_str()) {
             let pushed: Vec<(String, Digest)> = by_name(result)

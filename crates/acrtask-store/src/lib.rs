@@ -28,6 +28,7 @@ mod runners;
 mod runs;
 mod secrets;
 mod stale;
+mod tags;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -61,6 +62,7 @@ pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
 pub use runs::{NewRun, Origin, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
 pub use stale::Moved;
+pub use tags::{Listed, ProposalKey, ProposalRow, TagListRow, Try};
 pub use tasks::TaskFilter;
 pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerPlace, TimerRow};
 pub use tokens::TokenRow;

@@ -28,7 +28,7 @@ pub struct TaskFilter {
 /// The columns of [`RawTask`].
 macro_rules! select_tasks {
     () => {
-        "SELECT id, definition, generation, source, created_at, updated_at FROM tasks "
+        "SELECT id, definition, generation, source, base_tags, created_at, updated_at FROM tasks "
     };
 }
 
@@ -38,6 +38,7 @@ pub(crate) struct RawTask {
     definition: String,
     generation: i64,
     source: Option<String>,
+    base_tags: String,
     created_at: i64,
     updated_at: i64,
 }
@@ -51,6 +52,7 @@ impl TryFrom<RawTask> for Task {
             definition: from_json(&raw.definition)?,
             generation: raw.generation,
             source: raw.source,
+            base_tags: from_json(&raw.base_tags)?,
             created_at: timestamp(raw.created_at),
             updated_at: timestamp(raw.updated_at),
         })
@@ -210,6 +212,7 @@ impl Store {
             "DELETE FROM credentials WHERE scope = $1",
             "DELETE FROM timers WHERE task_id = $1",
             "DELETE FROM trigger_urls WHERE task_id = $1",
+            "DELETE FROM base_proposals WHERE task_id = $1",
             "DELETE FROM tasks WHERE id = $1",
         ] {
             tx.exec(sql, args![there.id.as_str()]).await?;

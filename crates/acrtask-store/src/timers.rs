@@ -279,7 +279,7 @@ impl Store {
         let rows: Vec<RawTimer> = self
             .db
             .rows(
-                "SELECT t.id, t.definition, t.generation, t.source, t.created_at, t.updated_at, m.name AS timer, \
+                "SELECT t.id, t.definition, t.generation, t.source, t.base_tags, t.created_at, t.updated_at, m.name AS timer, \
                  m.definition AS timer_definition, m.handled_at, m.next_at FROM timers m JOIN tasks t ON t.id = m.task_id \
                  WHERE m.next_at IS NOT NULL AND m.next_at <= $1 AND (m.next_at, m.task_id, m.name) > ($2, $3, $4) \
                  ORDER BY m.next_at, m.task_id, m.name LIMIT $5",
@@ -443,15 +443,6 @@ async fn known(tx: &mut Tx) -> Result<KnownTimers> {
 }
 
 /// Writes a run and its trigger, as a request for it would.
-async fn start(tx: &mut Tx, run: NewRun, now: Ms) -> Result<()> {
-    let new = [run];
-    let group = enqueue::group(&new[0]).map(|(name, ..)| name.into_owned());
-    lives::lock_groups(tx, group.into_iter().collect()).await?;
-    let superseding: Vec<_> = enqueue::superseding(&new).collect();
-    lives::lock_members(tx, superseding.iter().map(AsRef::as_ref).collect()).await?;
-    enqueue::insert(tx, &new, now).await.map(drop)
-}
-
 /// Writes down one tick with its trigger and its run. Gives the run; none where the tick is there already.
 async fn write_tick(tx: &mut Tx, row: &TimerRow, tick: NewTick, now: Ms) -> Result<Option<RunId>> {
     let trigger = match &tick.leads_to {
@@ -481,7 +472,7 @@ async fn write_tick(tx: &mut Tx, row: &TimerRow, tick: NewTick, now: Ms) -> Resu
     match tick.leads_to {
         TickLeadsTo::Run(run) => {
             let id = run.id.clone();
-            start(tx, *run, now).await?;
+            enqueue::start(tx, *run, now).await?;
             Ok(Some(id))
         }
         TickLeadsTo::Nothing { reason } => {

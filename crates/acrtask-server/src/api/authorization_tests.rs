@@ -221,6 +221,7 @@ fn table() -> Vec<Row> {
         row(Method::GET, "/images/{image}", read, Hidden, none()),
         row(Method::GET, "/bases", read, Empty, none()),
         row(Method::POST, "/bases/check", run, Empty, none()),
+        row(Method::GET, "/bases/proposals", read, Empty, none()),
         row(Method::GET, "/bases/{base}", read, Hidden, none()),
         row(
             Method::POST,

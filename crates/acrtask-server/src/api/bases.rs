@@ -2,13 +2,17 @@
 //!
 //! A token that is limited to tasks sees the tags that images of these tasks stand on.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use acrtask_api::{
     admin::Problem,
-    image::{Base, BlastRadius, CheckBases},
+    image::{Base, BaseProposal, BlastRadius, CheckBases},
     run::Page,
 };
+use acrtask_model::ImageRef;
 use acrtask_store::{StoreError, WatchFilter, WatchRow, timestamp};
 use axum::extract::State;
 use serde::Deserialize;
@@ -28,6 +32,7 @@ use crate::{
     bases::{
         self,
         known::{Stale, Standing},
+        tags,
     },
 };
 
@@ -44,6 +49,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(check))
+        .routes(routes!(proposals))
         .routes(routes!(show))
         .routes(routes!(blast_radius))
         .routes(routes!(pause))
@@ -103,6 +109,7 @@ fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
         changed_at: row.changed_at.map(timestamp),
         next_check_at: timestamp(row.next_check_at),
         used_by: row.used_by,
+        newer: Vec::new(),
         changes: Vec::new(),
     }
 }
@@ -128,6 +135,7 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
         return Err(missing());
     }
     let tasks = task_names(api, caller).await?;
+    let proposals = tags::proposals(&api.app, |task| caller.sees(task)).await?;
     let mut found = Vec::new();
     for row in rows {
         let platforms = store.base_platforms(&row).await?;
@@ -135,6 +143,7 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
         found.push(Base {
             platforms,
             changes,
+            newer: tags::newer_than(&proposals, name),
             ..to_api(row, &tasks)
         });
     }
@@ -230,6 +239,7 @@ async fn check(
     let name = asked.name.as_deref().map(full_name).transpose()?;
     // What came a moment ago is looked at too.
     bases::compare(app).await?;
+    tags::pass(app).await?;
     let sight = Sight::of(&api, &by.caller).await?;
     let tasks = task_names(&api, &by.caller).await?;
     let wanted = async || -> Result<Vec<WatchRow>, ApiError> {
@@ -263,21 +273,47 @@ async fn check(
     }
     let now = app.clock.now_ms();
     let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
+    let repositories: BTreeSet<String> = names
+        .iter()
+        .filter_map(|name| Some(name.parse::<ImageRef>().ok()?.name()))
+        .collect();
     app.store.hurry_watches(Some(names), now).await?;
     app.bases.notify_one();
+    tags::hurry(app, Some(repositories.iter().cloned().collect())).await?;
     let until = Instant::now() + Duration::from_secs(asked.wait_secs.min(LONGEST_WAIT));
     let rows = loop {
         let rows = wanted().await?;
         let waits =
             |row: &WatchRow| !row.paused && (row.lease_until.is_some() || row.next_check_at <= now);
-        if Instant::now() >= until || !rows.iter().any(waits) {
+        let lists = app.store.tag_lists().await?;
+        let lists = lists.iter().any(|list| {
+            repositories.contains(&list.repository)
+                && (list.lease_until.is_some() || list.next_check_at <= now)
+        });
+        if Instant::now() >= until || !(lists || rows.iter().any(waits)) {
             break rows;
         }
         tokio::time::sleep(POLL).await;
     };
+    // What was listed is compared before the answer, whoever does it next.
+    tags::pass(app).await?;
     Ok(Json(
         rows.into_iter().map(|row| to_api(row, &tasks)).collect(),
     ))
+}
+
+/// Rules of tasks for newer tags of base images, and what each has found, by task.
+#[utoipa::path(get, path = "/bases/proposals", tag = "bases", security(("token" = ["read"])), responses(
+    (status = OK, body = Page<BaseProposal>),
+))]
+async fn proposals(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+) -> Result<Json<Page<BaseProposal>>, ApiError> {
+    Ok(Json(Page {
+        items: tags::proposals(&api.app, |task| by.caller.sees(task)).await?,
+        next: None,
+    }))
 }
 
 /// Everything that stands on a base, through any number of our own images.

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     auth::{self, By},
-    bases::known::{Stale, Standing},
+    bases::{
+        known::{Stale, Standing},
+        tags,
+    },
 };
 
 /// Images that are read at once where only some of them are shown.
@@ -182,6 +185,12 @@ async fn show(
             Err(error) => return Err(error.into()),
         };
         shown.push(stale.base(&row, base, built_by));
+    }
+    if let Some(task) = row.task_name.as_deref().filter(|_| row.newest) {
+        let proposals = tags::proposals(&api.app, |name| name == Some(task)).await?;
+        for base in &mut shown {
+            base.newer = tags::newer_than(&proposals, &base.name).pop();
+        }
     }
     let rebuild = match row.task_name.as_deref() {
         Some(task) if row.newest && stale.is(&name) => {

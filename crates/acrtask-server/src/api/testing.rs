@@ -370,36 +370,41 @@ impl Server {
             .post(&format!("/tasks/{task}/runs"), serde_json::json!({}))
             .await
             .json(StatusCode::CREATED);
-        let step = StepId::new("build").unwrap();
-        let digest = sha(image.1);
-        let result = RunResult {
-            built: vec![BuiltResult {
-                step: step.clone(),
-                names: vec![image.0.into()],
-                digest: digest.clone(),
-            }],
-            images: vec![ImageResult {
-                step: step.clone(),
-                name: image.0.into(),
-                digest: digest.clone(),
-                platforms: [("linux/amd64".to_owned(), digest)].into(),
-            held: false,
-            }],
-            bases: bases
-                .iter()
-                .map(|(name, digest, role)| BaseResult {
-                    step: step.clone(),
-                    role: *role,
-                    name: (*name).into(),
-                    digest: digest.clone(),
-                    evidence: Evidence::Provenance,
-                })
-                .collect(),
-            ..RunResult::default()
-        };
+        let result = built(image, bases);
         let attempt = self.lease(&run.id, "nmine").await;
         self.finish(&run.id, attempt, "nmine", RunState::Succeeded, "", result)
             .await;
+    }
+}
+
+/// The result of a run that pushed `image` and used these bases.
+pub(crate) fn built(image: (&str, char), bases: &[(&str, Digest, BaseRole)]) -> RunResult {
+    let step = StepId::new("build").unwrap();
+    let digest = sha(image.1);
+    RunResult {
+        built: vec![BuiltResult {
+            step: step.clone(),
+            names: vec![image.0.into()],
+            digest: digest.clone(),
+        }],
+        images: vec![ImageResult {
+            step: step.clone(),
+            name: image.0.into(),
+            digest: digest.clone(),
+            platforms: [("linux/amd64".to_owned(), digest)].into(),
+            held: false,
+        }],
+        bases: bases
+            .iter()
+            .map(|(name, digest, role)| BaseResult {
+                step: step.clone(),
+                role: *role,
+                name: (*name).into(),
+                digest: digest.clone(),
+                evidence: Evidence::Provenance,
+            })
+            .collect(),
+        ..RunResult::default()
     }
 }
 

@@ -89,11 +89,15 @@ impl Budget {
     /// The registry asks to wait. Says for how long nothing is asked.
     pub(crate) fn refused(&mut self, now: Instant, retry_after: Option<Duration>) -> Duration {
         let wait = retry_after.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT);
-        self.rate = (self.rate / 2.0).max(SLOWEST);
+        // Those that were under way side by side are refused together, which is one refusal.
+        if self.until.is_none_or(|until| until <= now) {
+            self.rate = (self.rate / 2.0).max(SLOWEST);
+        }
+        let until = self.until.map_or(now + wait, |until| until.max(now + wait));
         self.tokens = 0.0;
-        self.at = now + wait;
-        self.until = Some(now + wait);
-        wait
+        self.at = until;
+        self.until = Some(until);
+        until - now
     }
 }
 
@@ -118,6 +122,11 @@ mod tests {
         assert_eq!(
             budget.refused(now, Some(Duration::from_secs(7))),
             Duration::from_secs(7)
+        );
+        assert_eq!(
+            budget.refused(now, Some(Duration::from_secs(3))),
+            Duration::from_secs(7),
+            "it was under way beside that"
         );
         assert_eq!(budget.take(second(now, 6.0)), Err(Duration::from_secs(1)));
         assert!(budget.take(second(now, 7.0)).is_err(), "it starts empty");

@@ -138,6 +138,7 @@ impl Stale {
             digest: base.digest,
             evidence: base.evidence,
             built_by,
+            newer: None,
         }
     }
 }

@@ -1,7 +1,9 @@
-//! One look at a tag: with which login, inside which budget, and when the next one is.
+//! Looks at tags: with which login, inside which budget, and when the next one is.
+//!
+//! Many are looked at side by side, and what was seen is written down as it comes, many at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,81 +12,152 @@ use acrtask_api::image::BaseStatus;
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{AddressPolicy, Credentials, Looked, Registry, RegistryError};
 use acrtask_store::{Seen, StoreError, WatchRow};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
-use crate::{App, recorder::millis, submit::credential_aad};
+use crate::{App, metrics::LookLabels, recorder::millis, submit::credential_aad};
 
 /// Longest time of a look, with its token server and what it reads.
-const LIMIT: Duration = Duration::from_secs(25);
+pub(super) const LIMIT: Duration = Duration::from_secs(25);
 /// A wait for the budget that is shorter is waited for; for a longer one the tag is given back.
 const SHORT: Duration = Duration::from_secs(2);
-/// Digests of the past whose platforms are read after a look.
-const PAST: u32 = 4;
+/// Digests of the past of each tag whose platforms are read after a look.
+const PAST: usize = 4;
 /// First wait after a registry that does not answer; doubled each time.
 const FIRST_WAIT_MS: i64 = 15_000;
 /// The longest interval after failures is so many usual ones.
 const SLOWEST: i64 = 12;
+/// Looks that are written down together.
+const TOGETHER: usize = 512;
 
 /// A login for all registries, as far as it is known: scope, host, and when it was set.
 type LoginKey = Vec<(String, String, i64)>;
+
+/// The client of each scope.
+pub(super) type Clients = HashMap<String, Arc<Registry>>;
 
 /// What a server keeps between looks. All of it may be lost.
 #[derive(Debug, Default)]
 pub(crate) struct Watcher {
     budgets: Mutex<HashMap<(String, String), Budget>>,
     clients: tokio::sync::Mutex<HashMap<String, (LoginKey, Arc<Registry>)>>,
+    /// Wakes the task that lists tags.
+    pub(super) lists: Notify,
+}
+
+/// What came of a look.
+enum Came {
+    /// This, and the next look is then.
+    Seen(Seen, i64),
+    /// Nothing was asked, and the tag is given back until then.
+    Back(i64),
+}
+
+/// Why something could not be looked at, and when it is tried again.
+pub(super) struct Failure {
+    pub(super) status: BaseStatus,
+    pub(super) detail: String,
+    pub(super) next: i64,
 }
 
 impl Watcher {
-    /// Looks at a tag and writes down what it saw.
-    pub(crate) async fn look(&self, app: &App, watch: WatchRow) -> Result<(), StoreError> {
-        let Ok(reference) = watch.name.parse::<ImageRef>() else {
-            return app.store.unwatched(&watch, i64::MAX).await;
+    /// Looks at tags and writes down what was seen.
+    pub(super) async fn look_at(&self, app: &App, due: Vec<WatchRow>) -> Result<(), StoreError> {
+        let scopes: BTreeSet<&str> = due.iter().map(|watch| watch.scope.as_str()).collect();
+        let clients = self.clients(app, scopes).await?;
+        let (seen, mut came) = mpsc::channel(TOGETHER);
+        let looking = async {
+            let looks = futures::stream::iter(due).map(async |watch| {
+                let came = self.look(app, &clients, &watch).await?;
+                Ok::<_, StoreError>((watch, came))
+            });
+            let mut looks = looks.buffer_unordered(app.config.base_parallel.max(1));
+            while let Some(looked) = looks.try_next().await? {
+                if seen.send(looked).await.is_err() {
+                    break;
+                }
+            }
+            drop(seen);
+            Ok::<_, StoreError>(())
         };
-        if let Err(wait) = self.wait(app, &watch).await {
-            let next = app.clock.now_ms().saturating_add(millis(wait));
-            return app.store.unwatched(&watch, next).await;
+        let writing = async {
+            let mut well = Vec::new();
+            let mut some = Vec::new();
+            while came.recv_many(&mut some, TOGETHER).await > 0 {
+                well.extend(write(app, std::mem::take(&mut some)).await?);
+            }
+            Ok::<_, StoreError>(well)
+        };
+        // They share this task, so that one goes on while the other waits.
+        let ((), well) = tokio::try_join!(looking, writing)?;
+        self.read_past(app, &clients, &well).await
+    }
+
+    async fn look(
+        &self,
+        app: &App,
+        clients: &Clients,
+        watch: &WatchRow,
+    ) -> Result<Came, StoreError> {
+        let (Ok(reference), Some(registry)) =
+            (watch.name.parse::<ImageRef>(), clients.get(&watch.scope))
+        else {
+            return Ok(Came::Back(i64::MAX));
+        };
+        if let Err(wait) = self.wait(app, &watch.registry, &watch.scope).await {
+            return Ok(Came::Back(app.clock.now_ms().saturating_add(millis(wait))));
         }
-        let registry = self.client(app, &watch.scope).await?;
         let looking = async {
             let etag = watch.etag.as_deref().filter(|_| watch.digest.is_some());
             let look = registry.look(&reference, etag).await?;
             let seen = match look.seen {
                 Looked::Same => Seen::Same,
-                Looked::Found { resolved, etag } => Seen::Digest {
-                    platforms: if watch.digest.as_ref() == Some(&resolved.digest) {
-                        None
-                    } else {
-                        platforms(&registry, &reference.at(resolved.digest.clone())).await
-                    },
-                    digest: resolved.digest,
-                    etag,
-                },
+                Looked::Found { resolved, etag } => {
+                    let known = watch.digest.as_ref() == Some(&resolved.digest);
+                    let read =
+                        !known && self.wait(app, &watch.registry, &watch.scope).await.is_ok();
+                    Seen::Digest {
+                        platforms: if read {
+                            platforms(registry, &reference.at(resolved.digest.clone())).await
+                        } else {
+                            None
+                        },
+                        digest: resolved.digest,
+                        etag,
+                    }
+                }
             };
             Ok::<_, RegistryError>((seen, look.allowance))
         };
         let looked = tokio::time::timeout(LIMIT, looking).await;
         let now = app.clock.now_ms();
-        let (seen, next) = match looked {
+        let failure = match looked {
             Ok(Ok((seen, allowance))) => {
-                self.budget(app, &watch, |budget| {
+                self.budget(app, &watch.registry, &watch.scope, |budget| {
                     budget.answered(Instant::now(), allowance);
                 });
-                (seen, now + jitter(millis(app.config.base_interval)))
+                let next = now + jitter(millis(app.config.base_interval));
+                return Ok(Came::Seen(seen, next));
             }
-            Ok(Err(error)) => self.failed(app, &watch, &error, now).await?,
-            Err(_) => {
-                let detail = format!("no answer within {} s", LIMIT.as_secs());
-                let status = BaseStatus::Unreachable;
-                (
-                    Seen::Failed { status, detail },
-                    now + after_failure(app, status, watch.failures),
-                )
-            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
         };
-        if let Seen::Failed { status, detail } = &seen
-            && watch.status != *status
-        {
+        let usual = millis(app.config.base_interval);
+        let Failure {
+            status,
+            detail,
+            next,
+        } = self
+            .failed(
+                app,
+                (&watch.registry, &watch.scope),
+                watch.failures,
+                failure.as_ref(),
+                usual,
+            )
+            .await?;
+        if watch.status != status {
             tracing::warn!(
                 base = watch.name,
                 status = status.as_str(),
@@ -92,26 +165,7 @@ impl Watcher {
                 "a base tag cannot be looked at"
             );
         }
-        let well = !matches!(seen, Seen::Failed { .. });
-        let other =
-            matches!(&seen, Seen::Digest { digest, .. } if watch.digest.as_ref() != Some(digest));
-        let change = app.store.watched(&watch, &seen, now, next).await?;
-        if other {
-            app.cascades.facts();
-        }
-        if let Some(change) = change {
-            tracing::info!(
-                base = watch.name,
-                old = %change.old,
-                new = %change.new,
-                moved_back = change.moved_back,
-                "a base tag has moved"
-            );
-        }
-        if well {
-            self.read_past(app, &registry, &watch, &reference).await?;
-        }
-        Ok(())
+        Ok(Came::Seen(Seen::Failed { status, detail }, next))
     }
 
     /// What a tag holds now, looked up with the login of all tasks.
@@ -129,55 +183,65 @@ impl Watcher {
         })
     }
 
-    /// What a failure means, and when the next look is.
-    async fn failed(
+    /// What a failure means, and when the next look is. `error`: nothing, where there was no answer in time.
+    pub(super) async fn failed(
         &self,
         app: &App,
-        watch: &WatchRow,
-        error: &RegistryError,
-        now: i64,
-    ) -> Result<(Seen, i64), StoreError> {
-        let detail = crate::api::chain(error);
+        (registry, scope): (&str, &str),
+        failures: u32,
+        error: Option<&RegistryError>,
+        usual: i64,
+    ) -> Result<Failure, StoreError> {
+        let now = app.clock.now_ms();
+        let detail = match error {
+            Some(error) => crate::api::chain(error),
+            None => format!("no answer within {} s", LIMIT.as_secs()),
+        };
         let status = match error {
-            RegistryError::NotFound { .. } => BaseStatus::Vanished,
-            RegistryError::Denied { .. } => BaseStatus::Denied,
-            RegistryError::RateLimited { .. } => BaseStatus::Limited,
+            Some(RegistryError::NotFound { .. }) => BaseStatus::Vanished,
+            Some(RegistryError::Denied { .. }) => BaseStatus::Denied,
+            Some(RegistryError::RateLimited { .. }) => BaseStatus::Limited,
             _ => BaseStatus::Unreachable,
         };
         let next = match error {
-            RegistryError::RateLimited { retry_after, .. } => {
-                let wait = self.budget(app, watch, |budget| {
+            Some(RegistryError::RateLimited { retry_after, .. }) => {
+                let wait = self.budget(app, registry, scope, |budget| {
                     budget.refused(Instant::now(), *retry_after)
                 });
-                let until = now + millis(wait);
-                // The other servers see it in the rows.
-                app.store
-                    .postpone(&watch.registry, &watch.scope, until)
-                    .await?;
-                until
+                now + millis(wait)
             }
-            RegistryError::Unreachable { .. } => {
-                let until = now + after_failure(app, status, watch.failures);
-                app.store
-                    .postpone(&watch.registry, &watch.scope, until)
-                    .await?;
-                until
-            }
-            _ => now + after_failure(app, status, watch.failures),
+            _ => now + after_failure(usual, status, failures),
         };
-        Ok((Seen::Failed { status, detail }, next))
+        if let Some(RegistryError::RateLimited { .. } | RegistryError::Unreachable { .. }) = error {
+            // The other servers see it in the rows.
+            app.store.postpone(registry, scope, next).await?;
+        }
+        Ok(Failure {
+            status,
+            detail,
+            next,
+        })
     }
 
     /// Reads the platforms of what images were built from, so that it can be told whether a move concerns them.
     async fn read_past(
         &self,
         app: &App,
-        registry: &Registry,
-        watch: &WatchRow,
-        reference: &ImageRef,
+        clients: &Clients,
+        well: &[WatchRow],
     ) -> Result<(), StoreError> {
-        for digest in app.store.unread_digests(watch, PAST).await? {
-            if self.wait(app, watch).await.is_err() {
+        let unread = app.store.unread_digests(well, PAST).await?;
+        let unread: Vec<(WatchRow, Digest)> = unread
+            .into_iter()
+            .map(|(watch, digest)| (watch.clone(), digest))
+            .collect();
+        let reads = futures::stream::iter(unread).map(async |(watch, digest)| {
+            let (Ok(reference), Some(registry)) =
+                (watch.name.parse::<ImageRef>(), clients.get(&watch.scope))
+            else {
+                return Ok(());
+            };
+            if self.wait(app, &watch.registry, &watch.scope).await.is_err() {
                 return Ok(());
             }
             let past = reference.at(digest.clone());
@@ -188,25 +252,40 @@ impl Watcher {
                 Ok(Err(error)) if error.is_not_found() => None,
                 _ => return Ok(()),
             };
+            let now = app.clock.now_ms();
             app.store
-                .put_platforms(watch, &digest, read.as_ref(), app.clock.now_ms())
-                .await?;
-        }
-        Ok(())
+                .put_platforms(&watch, &digest, read.as_ref(), now)
+                .await
+        });
+        reads
+            .buffer_unordered(app.config.base_parallel.max(1))
+            .try_collect()
+            .await
     }
 
-    fn budget<T>(&self, app: &App, watch: &WatchRow, act: impl FnOnce(&mut Budget) -> T) -> T {
+    pub(super) fn budget<T>(
+        &self,
+        app: &App,
+        registry: &str,
+        scope: &str,
+        act: impl FnOnce(&mut Budget) -> T,
+    ) -> T {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (watch.registry.clone(), watch.scope.clone());
+        let key = (registry.to_owned(), scope.to_owned());
         act(budgets
             .entry(key)
             .or_insert_with(|| Budget::new(app.config.base_rate.into(), Instant::now())))
     }
 
     /// Waits until the budget allows a request, or says how long that would take.
-    async fn wait(&self, app: &App, watch: &WatchRow) -> Result<(), Duration> {
+    pub(super) async fn wait(
+        &self,
+        app: &App,
+        registry: &str,
+        scope: &str,
+    ) -> Result<(), Duration> {
         loop {
-            match self.budget(app, watch, |budget| budget.take(Instant::now())) {
+            match self.budget(app, registry, scope, |budget| budget.take(Instant::now())) {
                 Ok(()) => return Ok(()),
                 Err(wait) if wait <= SHORT => tokio::time::sleep(wait).await,
                 Err(wait) => return Err(wait),
@@ -228,6 +307,19 @@ impl Watcher {
             None => "",
         };
         self.client(app, scope).await
+    }
+
+    /// The clients of these scopes.
+    pub(super) async fn clients(
+        &self,
+        app: &App,
+        scopes: BTreeSet<&str>,
+    ) -> Result<Clients, StoreError> {
+        let mut clients = Clients::new();
+        for scope in scopes {
+            clients.insert(scope.to_owned(), self.client(app, scope).await?);
+        }
+        Ok(clients)
     }
 
     /// The client with the logins of a scope: those of the task win over those of all.
@@ -272,6 +364,47 @@ impl Watcher {
     }
 }
 
+/// Writes down what was seen. Gives the tags that are well.
+async fn write(app: &App, came: Vec<(WatchRow, Came)>) -> Result<Vec<WatchRow>, StoreError> {
+    let mut seen = Vec::with_capacity(came.len());
+    for (watch, came) in came {
+        match came {
+            Came::Seen(what, next) => seen.push((watch, what, next)),
+            Came::Back(next) => app.store.unwatched(&watch, next).await?,
+        }
+    }
+    let other = seen.iter().any(|(watch, what, _)| {
+        matches!(what, Seen::Digest { digest, .. } if watch.digest.as_ref() != Some(digest))
+    });
+    let changes = app.store.watched_all(&seen, app.clock.now_ms()).await?;
+    for (_, what, _) in &seen {
+        let outcome = match what {
+            Seen::Same => "same",
+            Seen::Digest { .. } => "digest",
+            Seen::Failed { .. } => "failed",
+        };
+        let labels = LookLabels { outcome };
+        app.metrics.looks.get_or_create(&labels).inc();
+    }
+    if other {
+        app.cascades.facts();
+    }
+    for (base, change) in changes {
+        tracing::info!(
+            base,
+            old = %change.old,
+            new = %change.new,
+            moved_back = change.moved_back,
+            "a base tag has moved"
+        );
+    }
+    Ok(seen
+        .into_iter()
+        .filter(|(_, what, _)| !matches!(what, Seen::Failed { .. }))
+        .map(|(watch, ..)| watch)
+        .collect())
+}
+
 async fn platforms(registry: &Registry, reference: &ImageRef) -> Option<BTreeMap<String, Digest>> {
     match platforms_or(registry, reference).await {
         Ok(platforms) => Some(platforms),
@@ -294,8 +427,7 @@ async fn platforms_or(
 }
 
 /// How long after so many failures and one more the next look is.
-fn after_failure(app: &App, status: BaseStatus, failures: u32) -> i64 {
-    let usual = millis(app.config.base_interval);
+fn after_failure(usual: i64, status: BaseStatus, failures: u32) -> i64 {
     let doubled = |first: i64| first.saturating_mul(1 << failures.min(16));
     let wait = match status {
         // It may be there again any moment.
@@ -306,7 +438,7 @@ fn after_failure(app: &App, status: BaseStatus, failures: u32) -> i64 {
 }
 
 /// A tenth more or less, so that tags do not come due together.
-fn jitter(ms: i64) -> i64 {
+pub(super) fn jitter(ms: i64) -> i64 {
     let tenth = (ms / 10).max(0);
     ms - tenth + rand::random_range(0..=2 * tenth)
 }

@@ -1,4 +1,5 @@
-//! Images and their bases: what is stale ([`known`]), and the tags that are looked at because images stand on them.
+//! Images and their bases: what is stale ([`known`]), the tags that are looked at because images stand on them, and
+//! newer tags that may take the place of these ([`tags`]).
 //!
 //! Each server takes tags that are due, looks at each once ([`look`]) inside the budget of its registry and login
 //! ([`budget`]), and writes down what it saw. Invariants: which tags are watched is compared anew all the time with what the
@@ -9,6 +10,7 @@
 mod budget;
 pub(crate) mod known;
 mod look;
+pub(crate) mod tags;
 
 use std::{
     collections::BTreeSet,
@@ -17,22 +19,27 @@ use std::{
 
 use acrtask_model::ImageRef;
 use acrtask_store::StoreError;
-use futures::StreamExt as _;
 
 pub(crate) use self::look::Watcher;
 use crate::App;
 
 /// How often what is watched is compared with what images stand on.
 const COMPARE: Duration = Duration::from_secs(30);
-/// Tags that a server takes at once.
-const BATCH: u32 = 256;
-/// Tags that it looks at side by side.
-const PARALLEL: usize = 64;
+/// Tags that a server takes at once: what it may look at in a few seconds, and within these bounds. What comes due
+/// meanwhile waits that long.
+const BATCH_SECS: u32 = 5;
+const BATCH: std::ops::RangeInclusive<u32> = 256..=2048;
 /// A server that does not come back from a look has it taken away after this long, in milliseconds.
 const LEASE_MS: i64 = 180_000;
 
-/// Looks at tags, for ever.
+/// Looks at tags and for newer ones, for ever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
+    tokio::try_join!(looks(app), tags::run(app)).map(drop)
+}
+
+async fn looks(app: &App) -> Result<(), StoreError> {
+    let seconds = app.config.base_rate.saturating_mul(BATCH_SECS);
+    let batch = seconds.clamp(*BATCH.start(), *BATCH.end());
     let mut compared: Option<Instant> = None;
     let mut woken = false;
     loop {
@@ -42,7 +49,7 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
         }
         let due = app
             .store
-            .claim_watches(app.clock.now_ms(), LEASE_MS, BATCH)
+            .claim_watches(app.clock.now_ms(), LEASE_MS, batch)
             .await?;
         if due.is_empty() {
             woken = tokio::select! {
@@ -52,12 +59,7 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
             continue;
         }
         woken = false;
-        let mut looks = futures::stream::iter(due)
-            .map(|watch| app.watcher.look(app, watch))
-            .buffer_unordered(PARALLEL);
-        while let Some(looked) = looks.next().await {
-            looked?;
-        }
+        app.watcher.look_at(app, due).await?;
     }
 }
 
@@ -104,7 +106,7 @@ pub(crate) async fn pushed(
     if due > 0 {
         app.bases.notify_one();
     }
-    Ok(())
+    tags::hurry(app, Some(vec![reference.name()])).await
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 async fn server() -> Server {
     let server = Server::with(Config {
         base_interval: Duration::from_secs(300),
+        // One after the other, so that what is asked can be counted.
+        base_parallel: 1,
         ..Config::default()
     })
     .await;
@@ -60,9 +62,8 @@ async fn look(server: &Server) {
     app.clock.set(app.clock.now_ms() + 1000);
     let now = app.clock.now_ms();
     app.store.hurry_watches(None, now).await.unwrap();
-    for watch in app.store.claim_watches(now, LEASE_MS, BATCH).await.unwrap() {
-        app.watcher.look(app, watch).await.unwrap();
-    }
+    let due = app.store.claim_watches(now, LEASE_MS, 256).await.unwrap();
+    app.watcher.look_at(app, due).await.unwrap();
 }
 
 async fn changes(server: &Server, name: &str) -> Vec<BaseChange> {

@@ -141,6 +141,9 @@ fn check_triggers(task: &TaskDefinition, problems: &mut Problems) {
             problems.add(format!("`triggers.registryPush`: {error}"));
         }
     }
+    for problem in crate::bases::tags::problems(task) {
+        problems.add(problem);
+    }
     for notify in &task.notify {
         check_names(
             std::iter::once(&notify.url).chain(&notify.sign_with),

@@ -33,6 +33,8 @@ pub(crate) struct Happening {
     pub(crate) repository: String,
     /// Values that win over those of the task.
     pub(crate) set: BTreeMap<String, String>,
+    /// New tags of base images that the run tries.
+    pub(crate) base_tags: BTreeMap<String, String>,
     /// What moved.
     pub(crate) lane: Option<String>,
     /// A newer run of the lane ends older ones, and waits until they are gone.
@@ -68,6 +70,8 @@ pub(crate) fn from_event(
         triggered_by: happening.triggered_by.into(),
         ..facts
     };
+    crate::bases::tags::give(task, &happening.base_tags, &mut run.spec);
+    run.spec.base_tags = happening.base_tags;
     if happening.stranger {
         restrict(&mut run.spec);
     }

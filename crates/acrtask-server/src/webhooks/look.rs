@@ -312,6 +312,7 @@ fn happened(
     let reference = if full { reference } else { commit.to_owned() };
     let folder = folder.map_or(String::new(), |folder| format!(":{folder}"));
     Happening {
+        base_tags: BTreeMap::new(),
         trigger,
         triggered_by,
         context: Some(ContextSource::Url {

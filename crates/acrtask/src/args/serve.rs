@@ -120,6 +120,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
     pub(crate) base_interval: Duration,
 
+    /// How often the tags of a base image are listed for which a task has a rule for newer ones
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::duration)]
+    pub(crate) tags_interval: Duration,
+
+    /// Requests a second that a registry gets at most because of base images, with one login
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) base_rate: u32,
+
+    /// Base images that are looked at side by side
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) base_parallel: u32,
+
     /// Look for base images at this registry without TLS; may be repeated
     #[arg(long, value_name = "HOST")]
     pub(crate) insecure_registry: Vec<String>,

@@ -318,8 +318,9 @@ fn triggers(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliErr
         triggers.base_image = Some(BaseImageTrigger {
             enabled: args
                 .base_image_trigger_enabled
-                .unwrap_or_else(|| before.is_none_or(|before| before.enabled)),
+                .unwrap_or_else(|| before.as_ref().is_none_or(|before| before.enabled)),
             r#type: kind,
+            tags: before.map(|before| before.tags).unwrap_or_default(),
         });
     }
     let mut given = std::collections::BTreeSet::new();
