@@ -277,7 +277,21 @@ fn table() -> Vec<Row> {
             Forbidden,
             none(),
         ),
-        row(post, "/cascades/{id}/retry", write, Forbidden, none()),
+        row(
+            post.clone(),
+            "/cascades/{id}/retry",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(
+            post.clone(),
+            "/cascades/{id}/promote",
+            write,
+            Forbidden,
+            none(),
+        ),
+        row(post, "/cascades/{id}/rollback", write, Forbidden, none()),
         row(delete, "/tasks/{name}", write, Hidden, none()),
     ]
 }

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     auth::{self, By, Caller},
-    cascades::{self, CommandError, ListFilter, PlanError},
+    cascades::{self, CommandError, ListFilter, PlanError, promote as gate},
 };
 
 /// Cascades that are read at once.
@@ -48,6 +48,8 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(approve))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .routes(routes!(promote))
+        .routes(routes!(rollback))
 }
 
 impl From<CommandError> for ApiError {
@@ -419,6 +421,42 @@ async fn retry(
         Event::Retry { cascade },
     )
     .await
+}
+
+/// Moves the tags of everything that a cascade holds back, without waiting for its tests.
+#[utoipa::path(post, path = "/cascades/{id}/promote", tag = "cascades",
+    params(("id" = u64, Path, description = "Its number.")),
+    security(("token" = ["write"])), responses(
+    (status = OK, body = CascadeDetail, description = "The tags are being moved."),
+    (status = BAD_REQUEST, body = Problem, description = "It holds nothing back, or is still building."),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn promote(
+    by: By<auth::Write>,
+    State(api): State<Api>,
+    Path(id): Path<u64>,
+) -> Result<Json<CascadeDetail>, ApiError> {
+    by.caller.need_task(None)?;
+    gate::promote(&api.app, id, &by.caller.name).await?;
+    Ok(Json(find(&api, &by.caller, id).await?))
+}
+
+/// Puts back, under all tags that a cascade moved, what they held before it. What it still holds back is given up.
+#[utoipa::path(post, path = "/cascades/{id}/rollback", tag = "cascades",
+    params(("id" = u64, Path, description = "Its number.")),
+    security(("token" = ["write"])), responses(
+    (status = OK, body = CascadeDetail, description = "The tags are being put back."),
+    (status = BAD_REQUEST, body = Problem, description = "There is nothing to put back, or it is still building."),
+    (status = NOT_FOUND, body = Problem),
+))]
+async fn rollback(
+    by: By<auth::Write>,
+    State(api): State<Api>,
+    Path(id): Path<u64>,
+) -> Result<Json<CascadeDetail>, ApiError> {
+    by.caller.need_task(None)?;
+    gate::rollback(&api.app, id, &by.caller.name).await?;
+    Ok(Json(find(&api, &by.caller, id).await?))
 }
 
 #[cfg(test)]
