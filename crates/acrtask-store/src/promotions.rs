@@ -225,32 +225,38 @@ impl Store {
     pub async fn tag_moved(&self, id: u64, name: &str, after: &Digest, now: Ms) -> Result<()> {
         let mut tx = self.db.write().await?;
         images::lock(&mut tx).await?;
-        let run: Option<(String,)> = tx
+        let held: Option<(String, i64)> = tx
             .row(
-                "UPDATE cascade_images SET state = 'moved', at = $4, error = NULL \
-                 WHERE cascade_id = $1 AND name = $2 AND after_digest = $3 AND state = 'held' RETURNING run_id",
-                args![id, name, after.as_str(), now],
+                "SELECT run_id, at FROM cascade_images WHERE cascade_id = $1 AND name = $2 AND after_digest = $3 \
+                 AND state = 'held'",
+                args![id, name, after.as_str()],
             )
             .await?;
-        if let Some((run,)) = run {
-            record_run(&mut tx, id, runs::id(run)?, now).await?;
+        if let Some((run, at)) = held {
+            tx.exec(
+                "UPDATE cascade_images SET state = 'moved', at = $3, error = NULL WHERE cascade_id = $1 AND name = $2",
+                args![id, name, now],
+            )
+            .await?;
+            record_run(&mut tx, id, runs::id(run)?, at).await?;
+            holds(&mut tx, name, after, now).await?;
         }
         tx.commit().await
     }
 
     /// A held image is not moved, and why.
-    pub async fn drop_held(&self, id: u64, name: &str, why: &str, now: Ms) -> Result<()> {
+    pub async fn drop_held(&self, id: u64, name: &str, why: &str) -> Result<()> {
         let mut tx = self.db.write().await?;
         images::lock(&mut tx).await?;
-        let run: Option<(String,)> = tx
+        let dropped: Option<(String, i64)> = tx
             .row(
                 "UPDATE cascade_images SET state = 'dropped', error = $3 WHERE cascade_id = $1 AND name = $2 \
-                 AND state = 'held' RETURNING run_id",
+                 AND state = 'held' RETURNING run_id, at",
                 args![id, name, why],
             )
             .await?;
-        if let Some((run,)) = run {
-            record_run(&mut tx, id, runs::id(run)?, now).await?;
+        if let Some((run, at)) = dropped {
+            record_run(&mut tx, id, runs::id(run)?, at).await?;
         }
         tx.commit().await
     }
@@ -282,13 +288,7 @@ impl Store {
             .await?;
         if back == 1 {
             restore(&mut tx, name, before).await?;
-            // What was seen of the tag meanwhile is not so any more.
-            tx.exec(
-                "UPDATE base_watches SET digest = $2, etag = NULL, checked_at = $3, next_check_at = $3 \
-                 WHERE name = $1 AND digest IS NOT NULL",
-                args![name, before.as_str(), now],
-            )
-            .await?;
+            holds(&mut tx, name, before, now).await?;
         }
         tx.commit().await
     }
@@ -337,7 +337,8 @@ impl Store {
 }
 
 /// Records a run's images once none of them is held back any more, if a tag of it has moved.
-async fn record_run(tx: &mut Tx, id: u64, run: RunId, now: Ms) -> Result<()> {
+/// `at`: when it ended. Of two, the one that ended later is the newer one, whenever its tags have moved.
+async fn record_run(tx: &mut Tx, id: u64, run: RunId, at: Ms) -> Result<()> {
     let row: Option<(i64, i64)> = tx
         .row(
             "SELECT COALESCE(SUM(CASE WHEN state = 'held' THEN 1 ELSE 0 END), 0), \
@@ -347,11 +348,22 @@ async fn record_run(tx: &mut Tx, id: u64, run: RunId, now: Ms) -> Result<()> {
         )
         .await?;
     if let Some((0, 1..)) = row
-        && !images::record_stored(tx, &run, now).await?
+        && !images::record_stored(tx, &run, at).await?
     {
         tracing::warn!(cascade = id, %run, "a run whose tags have moved is gone: what it built from is not known");
     }
     Ok(())
+}
+
+/// Where a tag is watched: it holds this now. Whoever is looking at it has seen what was there before.
+async fn holds(tx: &mut Tx, name: &str, digest: &Digest, now: Ms) -> Result<()> {
+    tx.exec(
+        "UPDATE base_watches SET digest = $2, etag = NULL, checked_at = $3, next_check_at = $3, lease_until = NULL \
+         WHERE name = $1 AND digest IS NOT NULL",
+        args![name, digest.as_str(), now],
+    )
+    .await
+    .map(drop)
 }
 
 /// Gives an image back what was recorded of it when `before` was pushed.

@@ -50,21 +50,28 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
 /// # Errors
 /// When the database cannot be used.
 pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
-    decide(app).await?;
-    let mut next: Option<Ms> = None;
-    for row in app.store.open_promotions().await? {
-        let Some(due) = row.next_at else { continue };
-        let again = if due <= app.clock.now_ms() {
-            work(app, &row).await?
-        } else {
-            Some(due)
-        };
-        next = match (next, again) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+    loop {
+        decide(app).await?;
+        let mut next: Option<Ms> = None;
+        let mut done = false;
+        for row in app.store.open_promotions().await? {
+            let Some(due) = row.next_at else { continue };
+            let again = if due <= app.clock.now_ms() {
+                work(app, &row).await?
+            } else {
+                Some(due)
+            };
+            done |= again.is_none();
+            next = match (next, again) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        // What has moved may be what another cascade has waited for.
+        if !done {
+            return Ok(next);
+        }
     }
-    Ok(next)
 }
 
 async fn decide(app: &App) -> Result<(), StoreError> {
@@ -88,9 +95,7 @@ async fn decide(app: &App) -> Result<(), StoreError> {
         if matches!(row.promotion.as_str(), "rolledBack") {
             for image in held(app, id).await? {
                 let why = "its cascade was rolled back";
-                app.store
-                    .drop_held(id, &image, why, app.clock.now_ms())
-                    .await?;
+                app.store.drop_held(id, &image, why).await?;
             }
             continue;
         }
@@ -134,9 +139,7 @@ async fn drop_superseded(app: &App, row: &PromotionRow, why: &str) -> Result<(),
     let id = row.id;
     let names = app.store.superseded_images(id).await?;
     for name in &names {
-        app.store
-            .drop_held(id, name, tags::SUPERSEDED, app.clock.now_ms())
-            .await?;
+        app.store.drop_held(id, name, tags::SUPERSEDED).await?;
     }
     if !names.is_empty() {
         app.cascades.facts();

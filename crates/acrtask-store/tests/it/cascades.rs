@@ -21,7 +21,7 @@ on_both!(
     what_has_been_over_for_long_goes,
 );
 
-fn cascade(id: u64, phase: &str, over_at: Option<Ms>) -> CascadeRow {
+pub(crate) fn cascade(id: u64, phase: &str, over_at: Option<Ms>) -> CascadeRow {
     CascadeRow {
         id,
         created_at: NOW,
@@ -65,7 +65,7 @@ fn start(cascade: u64, task: &str, attempt: u32, held: bool) -> NewCascadeRun {
 }
 
 /// A cascade with a run of `task`.
-fn begun(id: u64, task: &str, held: bool) -> CascadeChange {
+pub(crate) fn begun(id: u64, task: &str, held: bool) -> CascadeChange {
     CascadeChange {
         next: id,
         cascades: vec![cascade(id, "active", None)],
@@ -75,7 +75,7 @@ fn begun(id: u64, task: &str, held: bool) -> CascadeChange {
     }
 }
 
-async fn change(fixture: &Fixture, change: &CascadeChange) -> bool {
+pub(crate) async fn change(fixture: &Fixture, change: &CascadeChange) -> bool {
     let version = fixture.store.cascade_version().await.unwrap();
     fixture
         .store

@@ -15,6 +15,7 @@ mod images;
 mod lists;
 mod logs;
 mod opening;
+mod promotions;
 mod queue;
 mod reports;
 mod restart;

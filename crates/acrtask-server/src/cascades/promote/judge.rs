@@ -1,8 +1,8 @@
 //! Whether what a cascade has held back may get its tags.
 //!
 //! All chosen tests that are part of the cascade have passed; where none is chosen, or none of them is part of it, all of
-//! its tasks were built or needed no build. A task that is built in a cascade that follows passes or fails there. What
-//! stands on images that another cascade holds back waits for that one, and is given up with it. Invariant: nothing is
+//! its tasks were built or needed no build. A task that is built in a cascade that follows passes or fails there, and one
+//! that failed passes where it is built again later. What stands on images that another cascade holds back waits for that one, and is given up with it. Invariant: nothing is
 //! decided of a cascade that is not over.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,7 +43,7 @@ pub(super) async fn judge(
     row: &PromotionRow,
     tests: &[String],
 ) -> Result<Verdict, StoreError> {
-    let nodes = nodes(app, row.id).await?;
+    let nodes = nodes_of(app, row.id).await?;
     if let Some(by) = nodes.values().find_map(|node| match &node.state {
         NodeState::Canceled { by } => Some(by),
         _ => None,
@@ -75,7 +75,7 @@ pub(super) async fn judge(
     Ok(waits.map_or(Verdict::Promote, Verdict::Wait))
 }
 
-async fn nodes(app: &App, id: u64) -> Result<Nodes, StoreError> {
+async fn nodes_of(app: &App, id: u64) -> Result<Nodes, StoreError> {
     let mut nodes = Nodes::new();
     for row in app.store.cascade_nodes(id).await? {
         let node = state::node(&row)?;
@@ -100,8 +100,34 @@ async fn passed(
     task: &str,
     step: Option<&str>,
 ) -> Result<Passed, StoreError> {
+    let first = in_one(app, id, nodes.get(task), task, step).await?;
+    let Passed::No(why) = first else {
+        return Ok(first);
+    };
+    // Where it was tried again since, that counts.
+    let last = app.store.cascade_of_task(task).await?;
+    let Some(last) = last.filter(|last| *last > id) else {
+        return Ok(Passed::No(why));
+    };
+    let later = nodes_of(app, last).await?;
+    Ok(
+        match in_one(app, last, later.get(task), task, step).await? {
+            Passed::No(_) => Passed::No(why),
+            passed => passed,
+        },
+    )
+}
+
+/// How a task stands in one cascade, or in the one that it was moved to.
+async fn in_one(
+    app: &App,
+    id: u64,
+    node: Option<&Node>,
+    task: &str,
+    step: Option<&str>,
+) -> Result<Passed, StoreError> {
     let mut at = id;
-    let mut state = nodes.get(task).map(|node| node.state.clone());
+    let mut state = node.map(|node| node.state.clone());
     for _ in 0..FOLLOWED {
         let Some(now) = state else {
             return Ok(Passed::No(format!("{task} is in no cascade any more")));
@@ -115,10 +141,8 @@ async fn passed(
                 because: SkippedBecause::Moved { to },
             } => {
                 at = to.0;
-                state = self::nodes(app, at)
-                    .await?
-                    .remove(task)
-                    .map(|node| node.state);
+                let mut nodes = nodes_of(app, at).await?;
+                state = nodes.remove(task).map(|node| node.state);
                 continue;
             }
             NodeState::Skipped { .. } => Passed::Yes,

@@ -49,9 +49,7 @@ enum Read {
 /// Moves the tags of what is held back. Gives what could not be moved, a sentence each.
 pub(super) async fn promote(app: &App, id: u64) -> Result<Vec<String>, StoreError> {
     for name in app.store.superseded_images(id).await? {
-        app.store
-            .drop_held(id, &name, SUPERSEDED, app.clock.now_ms())
-            .await?;
+        app.store.drop_held(id, &name, SUPERSEDED).await?;
     }
     let images = images(app, id, "held").await?;
     let clients = clients(app, &images).await?;
