@@ -81,7 +81,8 @@ Examples:
   acrtask cascade show --no-follow 7         the last table: what each tag held before
   acrtask cascade rollback 7
 
-Tags that did not exist before are left as they are, and named.";
+The cascade has to be over. A tag that did not exist before, or that somebody has moved since, is left
+as it is, and the table says so.";
 
 const SETTINGS_EXAMPLES: &str = "\
 Examples:

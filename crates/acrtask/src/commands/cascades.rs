@@ -3,10 +3,7 @@
 use std::{io::IsTerminal, time::Duration};
 
 use acrtask_api::{
-    cascade::{
-        CascadeDetail, CascadeImage, CascadeImageState, CascadeSettings, CascadeSummary,
-        PlanRequest,
-    },
+    cascade::{CascadeDetail, CascadeImageState, CascadeSettings, CascadeSummary, PlanRequest},
     run::Page,
 };
 use acrtask_cascade::show::{self, PlanView};
@@ -29,7 +26,7 @@ use crate::{
     client::{Client, retry::Retry},
     error::CliError,
     exit::Exit,
-    render::{cascades as show_as, style::Style, terminal_size},
+    render::{cascades as show_as, style::Style, terminal_size, text},
 };
 
 /// Entries of one request.
@@ -64,8 +61,10 @@ pub(crate) fn cascade(command: &CascadeCommand, style: Style) -> Result<Exit, Cl
         CascadeCommand::Retry(args) => order(args, "retry", |id| {
             format!("what is left of cascade {id} is tried again: `acrtask cascade show {id}`")
         }),
-        CascadeCommand::Promote(args) => promote(args),
-        CascadeCommand::Rollback(args) => rollback(args, style),
+        CascadeCommand::Promote(args) => tags(args, "promote", CascadeImageState::Moved, style),
+        CascadeCommand::Rollback(args) => {
+            tags(args, "rollback", CascadeImageState::RolledBack, style)
+        }
         CascadeCommand::Settings(args) => match &args.command {
             None => show_settings(&args.show),
             Some(SettingsCommand::Show(args)) => show_settings(args),
@@ -289,39 +288,31 @@ fn order(args: &CascadeArgs, word: &str, done: impl Fn(u64) -> String) -> Result
     Ok(Exit::Succeeded)
 }
 
-fn promote(args: &CascadeArgs) -> Result<Exit, CliError> {
+/// Moves tags, and shows how they stand then.
+fn tags(
+    args: &CascadeArgs,
+    word: &str,
+    to: CascadeImageState,
+    style: Style,
+) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let id = args.id;
-    let detail = block_on(tell(&client, id, "promote"))?;
-    let is_held = |image: &&CascadeImage| image.state == CascadeImageState::Held;
-    let left = detail.images.iter().filter(is_held).count();
-    say(&if left == 0 {
-        format!("all tags of cascade {id} have moved")
-    } else {
-        format!("the tags of cascade {id} are being moved: `acrtask cascade show {id}`")
+    let detail = block_on(tell(&client, id, word))?;
+    let left = detail.images.iter().any(|image| image.state != to);
+    say(&match (&detail.summary.promotion_note, to) {
+        (Some(note), _) => format!(
+            "cascade {id}: {}; `acrtask cascade show {id}` tells how they stand",
+            text::plain(note)
+        ),
+        (None, CascadeImageState::Moved) if !left => format!("all tags of cascade {id} have moved"),
+        (None, CascadeImageState::Moved) => {
+            format!("tags of cascade {id} have moved, but not all of them")
+        }
+        (None, _) if !left => format!("all tags of cascade {id} hold what they held before it"),
+        (None, _) => format!("tags of cascade {id} were put back, but not all of them"),
     });
-    Ok(Exit::Succeeded)
-}
-
-fn rollback(args: &CascadeArgs, style: Style) -> Result<Exit, CliError> {
-    let client = client(&args.server)?;
-    let id = args.id;
-    let detail = block_on(tell(&client, id, "rollback"))?;
-    say(&format!("the tags of cascade {id} are put back"));
-    let new: Vec<&str> = detail
-        .images
-        .iter()
-        .filter(|image| image.before.is_none() && image.state == CascadeImageState::Moved)
-        .map(|image| image.name.as_str())
-        .collect();
-    if !new.is_empty() {
-        say(&format!(
-            "these tags did not exist before, and are left as they are: {}",
-            new.join(", ")
-        ));
-    }
-    let text = show_as::images(&detail.images, style);
-    super::print(text.trim_start().as_bytes())
+    let shown = show_as::images(&detail.images, style);
+    super::print(shown.trim_start().as_bytes())
 }
 
 fn show_settings(args: &ShowSettingsArgs) -> Result<Exit, CliError> {
