@@ -177,6 +177,14 @@ async fn store(tx: &mut Tx, mut all: Vec<&NewDelivery>, now: Ms) -> Result<HashS
     Ok(stored.into_iter().map(|(id,)| id).collect())
 }
 
+/// A webhook may have any number of deliveries: they are found by the body, and not in the order that they came in.
+const SAME_BODY: Sql = Sql::of(
+    "SELECT id FROM deliveries INDEXED BY deliveries_body \
+     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL ORDER BY received_at LIMIT $4",
+    "SELECT id FROM deliveries \
+     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL ORDER BY received_at + 0 LIMIT $4",
+);
+
 /// The delivery that brought the same body before; those of `later` did not.
 async fn same_body(
     tx: &mut Tx,
@@ -187,8 +195,7 @@ async fn same_body(
     let limit = later.len() as u64 + 1;
     let rows: Vec<(String,)> = tx
         .rows(
-            "SELECT id FROM deliveries WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL \
-             ORDER BY received_at LIMIT $4",
+            SAME_BODY,
             args![
                 new.webhook.as_str(),
                 new.sha256.as_str(),
@@ -217,22 +224,25 @@ async fn earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
 /// are none of this delivery's business.
 const LIVE: Sql = {
     macro_rules! columns {
-        () => {
-            "SELECT id, lane, commit_id, group_name, cancel_requested_at FROM runs \
-             WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
+        ($runs:literal) => {
+            concat!(
+                "SELECT id, lane, commit_id, group_name, cancel_requested_at FROM ",
+                $runs,
+                " WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
+            )
         };
     }
     Sql::of(
         concat!(
-            columns!(),
+            columns!("runs INDEXED BY runs_lane"),
             " IN (SELECT value FROM json_each($1)) AND commit_id IN (SELECT value FROM json_each($2)) UNION ",
-            columns!(),
+            columns!("runs INDEXED BY runs_lane"),
             " IN (SELECT value FROM json_each($3)) ORDER BY id"
         ),
         concat!(
-            columns!(),
+            columns!("runs"),
             " = ANY($1) AND commit_id = ANY($2) UNION ",
-            columns!(),
+            columns!("runs"),
             " = ANY($3) ORDER BY id"
         ),
     )
