@@ -112,6 +112,107 @@ async fn pushes_resolves_tags_and_reads_back() {
     assert_eq!(&layer[..], b"layer one");
 }
 
+/// Puts what has this digest under the tag, and says what the tag held before.
+async fn move_tag(registry: &Registry, tag: &ImageRef, to: &Digest) -> Option<Digest> {
+    let before = match registry.resolve(tag).await {
+        Ok(found) => Some(found.digest),
+        Err(error) => {
+            assert!(error.is_not_found(), "{error:?}");
+            None
+        }
+    };
+    let source = tag.at(to.clone());
+    let moved = registry.tag(&source, tag.tag().unwrap()).await.unwrap();
+    assert_eq!(moved, *to);
+    let found = registry.resolve(tag).await.unwrap();
+    let stored = registry.manifest(&source).await.unwrap();
+    assert_eq!(
+        (found.digest, found.media_type),
+        (to.clone(), stored.media_type)
+    );
+    before
+}
+
+#[tokio::test]
+async fn what_has_no_tag_gets_one_and_the_tag_goes_back() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let tag = parsed(format!("{}:1", repository(&host, "held")));
+
+    // By its digest alone: no tag is there, not even `latest`.
+    let first = push_image(&registry, &tag.untagged(), "amd64", "first").await;
+    let second = push_image(&registry, &tag.untagged(), "arm64", "second").await;
+    let entries = [&first, &second].map(|digest| tag.at(digest.clone()));
+    let mut all: Vec<IndexEntry> = Vec::new();
+    for entry in &entries {
+        all.extend(registry.entries(entry).await.unwrap());
+    }
+    let index = registry
+        .put_index_untagged(&tag, &all, BTreeMap::new())
+        .await
+        .unwrap();
+    for name in [tag.clone(), tag.with_tag("latest").unwrap()] {
+        let missing = registry.resolve(&name).await.unwrap_err();
+        assert!(missing.is_not_found(), "{name}: {missing:?}");
+    }
+    let found = registry.resolve(&tag.at(index.clone())).await.unwrap();
+    assert_eq!(found.media_type, OCI_INDEX);
+
+    // An image, then an index, and all the way back.
+    assert_eq!(move_tag(&registry, &tag, &first).await, None);
+    assert_eq!(move_tag(&registry, &tag, &index).await, Some(first.clone()));
+    assert_eq!(move_tag(&registry, &tag, &index).await, Some(index.clone()));
+    assert_eq!(move_tag(&registry, &tag, &first).await, Some(index));
+
+    // What the registry has not got gets no tag, and the tag stays.
+    let nowhere = tag.at(sha256(b"nowhere"));
+    let error = registry.tag(&nowhere, "1").await.unwrap_err();
+    assert!(error.is_not_found(), "{error:?}");
+    assert_eq!(registry.resolve(&tag).await.unwrap().digest, first);
+}
+
+#[tokio::test]
+async fn a_blob_is_stored_once_as_a_stream() {
+    let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
+        return;
+    };
+    let registry = client(Credentials::new());
+    let target = parsed(repository(&host, "stream"));
+    let content = vec![7_u8; 300_000];
+    let digest = sha256(&content);
+    let size = content.len() as u64;
+    let chunks = |content: &[u8]| {
+        let chunks: Vec<Result<bytes::Bytes, std::io::Error>> = content
+            .chunks(4096)
+            .map(|chunk| Ok(chunk.to_vec().into()))
+            .collect();
+        futures::stream::iter(chunks)
+    };
+    // The registry refuses what has another digest.
+    let other = chunks(&[8; 300_000]);
+    let refused = registry
+        .put_blob_stream(&target, &digest, size, async || Ok(other))
+        .await;
+    assert!(refused.is_err());
+    let right = chunks(&content);
+    registry
+        .put_blob_stream(&target, &digest, size, async || Ok(right))
+        .await
+        .unwrap();
+    let read = registry.blob_bytes(&target, &digest, size).await.unwrap();
+    assert_eq!(read, content);
+    // What is there is not opened again.
+    let unopened = async || -> Result<futures::stream::Empty<Result<bytes::Bytes, std::io::Error>>, RegistryError> {
+        panic!("it is there")
+    };
+    registry
+        .put_blob_stream(&target, &digest, size, unopened)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn lists_tags_a_page_at_a_time() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
@@ -122,11 +223,17 @@ async fn lists_tags_a_page_at_a_time() {
     let missing = registry.tags(&image, None).await.unwrap_err();
     assert!(missing.is_not_found(), "{missing:?}");
     push_image(&registry, &image, "amd64", "layer one").await;
+    // Read once: a registry that stores it again at that moment may not find it.
+    let manifest = registry.manifest(&image).await.unwrap();
     // More than one page of what is asked for.
     let mut wanted = vec!["t0".to_owned()];
     for at in (1..1003).step_by(50) {
         let names: Vec<String> = (at..(at + 50).min(1003)).map(|n| format!("t{n}")).collect();
-        let tagged = names.iter().map(|name| registry.tag(&image, name));
+        let tagged = names.iter().map(async |name| {
+            let tag = image.with_tag(name).unwrap();
+            let raw = manifest.raw.clone();
+            registry.put_manifest(&tag, OCI_MANIFEST, raw).await
+        });
         for digest in futures::future::join_all(tagged).await {
             digest.unwrap();
         }
@@ -145,7 +252,8 @@ async fn lists_tags_a_page_at_a_time() {
     wanted.sort();
     found.sort();
     assert_eq!(found, wanted);
-    assert_eq!(sizes, [1000, 3]);
+    // Older registries give all of them whatever is asked for.
+    assert!(sizes == [1000, 3] || sizes == [1003], "{sizes:?}");
 }
 
 #[tokio::test]
