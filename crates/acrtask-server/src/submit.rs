@@ -293,6 +293,8 @@ fn of_task(
 pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> {
     let secrets = unseal(app, run)?;
     let mut spec = run.spec.clone();
+    // What its cascade held back nobody would promote for this one.
+    spec.hold &= run.trigger != "cascade";
     if let Some(result) = &run.result {
         for base in &result.bases {
             spec.pins.insert(base.name.clone(), base.digest.clone());

@@ -4,7 +4,11 @@
 //! holds is written down before it is moved: a server that ends in between finds the tag moved, and what it held known.
 //! Left out: logins that only runners have; the tags are moved with those that are stored here.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{Manifest, Registry};
@@ -161,12 +165,10 @@ async fn clients(
     let tasks = app.tasks.current(&app.store).await?;
     let mut clients = HashMap::new();
     for image in images {
-        if !clients.contains_key(&image.task) {
-            let id = tasks
-                .named(&image.task)
-                .map(|entry| entry.task.id.to_string());
-            let client = app.watcher.client_of_task(app, id.as_deref()).await?;
-            clients.insert(image.task.clone(), client);
+        if let Entry::Vacant(vacant) = clients.entry(image.task.clone()) {
+            let task = tasks.named(&image.task);
+            let id = task.map(|entry| entry.task.id.to_string());
+            vacant.insert(app.watcher.client_of_task(app, id.as_deref()).await?);
         }
     }
     Ok(clients)
