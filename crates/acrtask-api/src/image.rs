@@ -30,7 +30,7 @@ pub struct Image {
     /// When that run ended.
     #[schema(value_type = String)]
     pub built_at: Timestamp,
-    /// The platforms of an index; nothing where it is a single image.
+    /// The platforms that it is for; nothing where that is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
     /// No later run of its task has pushed without it.

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use acrtask_api::run::{ImageResult, RunResult};
+use acrtask_api::{
+    run::{ImageResult, RunResult},
+    spec::{RunSpec, Work},
+};
 use acrtask_model::{
     Digest, ImageRef, RunId, RunState, StepId,
     events::{BaseRole, Evidence},
@@ -41,7 +44,7 @@ pub struct ImageRow {
     pub built_at: Ms,
     /// How long it took, in milliseconds.
     pub run_ms: Option<i64>,
-    /// The platforms of an index; empty where it is a single image.
+    /// The platforms that it is for; empty where that is not known.
     pub platforms: Vec<String>,
     /// No later run of its task has pushed without it.
     pub newest: bool,
@@ -317,17 +320,11 @@ pub(crate) async fn record(
     tags::took(tx, runs.keys().cloned().collect()).await?;
     for (run, result) in done {
         if let Some(cascade) = of_cascades.get(run.as_str()) {
-            let pushed: Vec<(String, Digest)> = by_name(result)
-                .into_iter()
-                .map(|(name, image)| (name, image.digest.clone()))
-                .collect();
-            cascades::pushed(tx, cascade, run, &pushed, now).await?;
-            if cascade.held {
-                continue;
-            }
+            cascades::pushed(tx, cascade, run, &by_name(result), now).await?;
         }
         if let Some(of) = runs.get(run.as_str()) {
-            record_run(tx, of, result, now).await?;
+            // No tag has what is held back.
+            record_run(tx, of, result, false, now).await?;
         }
     }
     Ok(())
@@ -361,7 +358,7 @@ pub(crate) async fn record_stored(tx: &mut Tx, run: &RunId, now: Ms) -> Result<b
     let (Some(of), Some((Some(result),))) = (of, result) else {
         return Ok(false);
     };
-    record_run(tx, &of, &from_json(&result)?, now).await?;
+    record_run(tx, &of, &from_json(&result)?, true, now).await?;
     Ok(true)
 }
 
@@ -394,9 +391,48 @@ pub(crate) fn bases_under(result: &RunResult, name: &str) -> Vec<ImageBaseRow> {
         .collect()
 }
 
-async fn record_run(tx: &mut Tx, run: &RunOf, result: &RunResult, now: Ms) -> Result<()> {
-    for (name, image) in by_name(result) {
-        let platforms: Vec<&String> = image.platforms.keys().collect();
+/// The platform of a single image that a run has built: the run's own one. Steps of a task file may name others, so that
+/// of these nothing is known.
+async fn own_platform(tx: &mut Tx, run: &RunOf, result: &RunResult) -> Result<Option<String>> {
+    let spec: Option<(String,)> = tx
+        .row("SELECT spec FROM runs WHERE id = $1", args![&run.id])
+        .await?;
+    let Some((spec,)) = spec else {
+        return Ok(None);
+    };
+    let spec: RunSpec = from_json(&spec)?;
+    let (os, architecture) = (&result.facts.os, &result.facts.architecture);
+    if !matches!(spec.work, Work::Build(_)) || os.is_empty() || architecture.is_empty() {
+        return Ok(None);
+    }
+    let said = spec.platforms.first().cloned();
+    Ok(Some(said.unwrap_or_else(|| format!("{os}/{architecture}"))))
+}
+
+/// `held`: what was held back, too.
+async fn record_run(
+    tx: &mut Tx,
+    run: &RunOf,
+    result: &RunResult,
+    held: bool,
+    now: Ms,
+) -> Result<()> {
+    let mut images = by_name(result);
+    images.retain(|_, image| held || !image.held);
+    if images.is_empty() {
+        return Ok(());
+    }
+    let single = images.values().any(|image| image.platforms.is_empty());
+    let own = if single {
+        own_platform(tx, run, result).await?
+    } else {
+        None
+    };
+    for (name, image) in images {
+        let mut platforms: Vec<&String> = image.platforms.keys().collect();
+        if platforms.is_empty() {
+            platforms.extend(&own);
+        }
         let row: Option<(i64,)> = tx
             .row(
                 "INSERT INTO images (name, digest, task_id, task_name, run_id, built_at, run_ms, platforms, newest) \
