@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use acrtask_api::{
     admin::Problem,
     cascade::{
-        CascadeCounts, CascadeDetail, CascadeNode, CascadeNodeState, CascadeSettings,
+        CascadeCounts, CascadeDetail, CascadeNodeState, CascadePromotion, CascadeSettings,
         CascadeSummary, PlanRequest, Rebuild,
     },
     run::Page,
@@ -147,6 +147,18 @@ async fn find(api: &Api, caller: &Caller, id: u64) -> Result<CascadeDetail, ApiE
     seen(api, caller, detail).await?.ok_or_else(|| missing(id))
 }
 
+/// Why an image is stale that its cascade has built.
+fn built_and(promotion: CascadePromotion) -> Option<&'static str> {
+    match promotion {
+        CascadePromotion::None | CascadePromotion::Promoted => None,
+        CascadePromotion::Held => Some("its tag moves when the whole cascade is promoted"),
+        CascadePromotion::RolledBack => {
+            Some("its tag was put back, and stays until a base moves again")
+        }
+        CascadePromotion::Dropped => Some("what was built was given up, and its tag has not moved"),
+    }
+}
+
 /// What cascades do about the images of a task that is stale; nothing: nobody has looked at it yet.
 pub(super) async fn rebuild(
     api: &Api,
@@ -155,21 +167,25 @@ pub(super) async fn rebuild(
 ) -> Result<Option<Rebuild>, ApiError> {
     if let Some(id) = api.app.store.cascade_of_task(task).await? {
         let detail = find(api, caller, id).await?;
-        let is_meant = |node: &CascadeNode| {
-            // One that was built is stale because of something newer.
-            node.task == task
-                && !matches!(
-                    node.state,
-                    CascadeNodeState::Succeeded | CascadeNodeState::Skipped
-                )
-        };
-        if let Some(node) = detail.nodes.into_iter().find(is_meant) {
-            return Ok(Some(Rebuild {
+        let promotion = detail.summary.promotion;
+        let node = detail.nodes.into_iter().find(|node| node.task == task);
+        let found = node.and_then(|node| {
+            let why = match (node.state, built_and(promotion)) {
+                (CascadeNodeState::Skipped, _) => return None,
+                // One that was built and has its tag is stale because of something newer.
+                (CascadeNodeState::Succeeded, None) => return None,
+                (CascadeNodeState::Succeeded, Some(what)) => Some(what.to_owned()),
+                _ => node.why,
+            };
+            Some(Rebuild {
                 cascade: Some(id),
                 state: Some(node.state),
                 run: node.run,
-                why: node.why,
-            }));
+                why,
+            })
+        });
+        if found.is_some() {
+            return Ok(found);
         }
     }
     let plan = cascades::plan(&api.app, None, None, true).await?;

@@ -46,13 +46,17 @@ pub async fn plan(
         let (tag, named) = tag_of(reference)?;
         let digest = match digest.or(named) {
             Some(digest) => digest,
-            None => match graph.image(&tag).and_then(|image| graph.digest_now(image)) {
-                Some(digest) => digest,
-                None => app.watcher.resolve(app, &tag).await?.map_err(|error| {
-                    PlanError::Unreachable(format!(
-                        "what {tag} holds now cannot be found out ({error}); name a digest: {tag}@sha256:..."
-                    ))
-                })?,
+            // What was last seen is of minutes ago, but better than nothing.
+            None => match app.watcher.resolve(app, &tag).await? {
+                Ok(digest) => digest,
+                Err(error) => graph
+                    .image(&tag)
+                    .and_then(|image| graph.digest_now(image))
+                    .ok_or_else(|| {
+                        PlanError::Unreachable(format!(
+                            "what {tag} holds now cannot be found out ({error}); name a digest: {tag}@sha256:..."
+                        ))
+                    })?,
             },
         };
         changes.insert(tag, digest);
