@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use acrtask_api::{
-    cascade::Rebuild,
+    cascade::{CascadeNodeState, Rebuild},
     image::{Base, BaseEffect, BasePolicy, BaseStatus, BlastRadius, Image, ImageDetail, ImageTree},
 };
 use acrtask_model::{Digest, events::BaseRole};
@@ -170,12 +170,16 @@ fn rebuild(rebuild: Option<&Rebuild>) -> String {
         return format!("it is not built again: {why}");
     };
     let (open, word) = (state.is_open(), state.as_str());
+    let built = state == CascadeNodeState::Succeeded;
     let verb = if open {
         "builds it again"
+    } else if built {
+        "has built it"
     } else {
         "has not built it"
     };
     let mut out = match &*why {
+        why if built => format!("cascade {id} {verb}: {why}"),
         "" => format!("cascade {id} {verb}: {word}"),
         // `canceled by somebody`
         why if why.starts_with(word) => format!("cascade {id} {verb}: {why}"),
@@ -184,7 +188,9 @@ fn rebuild(rebuild: Option<&Rebuild>) -> String {
     if let Some(run) = &rebuild.run {
         let _ = write!(out, " (run {run})");
     }
-    let _ = if open {
+    let _ = if built {
+        write!(out, "\nmove its tags: `acrtask cascade promote {id}`")
+    } else if open {
         write!(out, "\nfollow it: `acrtask cascade show {id}`")
     } else {
         write!(out, "\ntry it again: `acrtask cascade retry {id}`")

@@ -61,6 +61,10 @@ fn what_cascades_do_about_a_stale_image() {
         said(json!({"cascade": 7, "state": "pending", "why": "waits for lib"})),
         said(json!({"cascade": 7, "state": "running", "run": "r1"})),
         said(json!({"cascade": 7, "state": "failed", "run": "r1", "why": "the step build failed"})),
+        said(json!({"cascade": 7, "state": "canceled", "why": "canceled by sam"})),
+        said(
+            json!({"cascade": 7, "state": "succeeded", "run": "r1", "why": "its tag was put back, and stays until a base moves again"}),
+        ),
         said(
             json!({"why": "app pushes r.io/app:1 -> app: a task that rebuilds its own base never comes to rest"}),
         ),
