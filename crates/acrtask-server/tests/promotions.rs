@@ -319,9 +319,9 @@ async fn a_server_that_ends_anywhere_leaves_what_another_can_finish(
     fleet.build("app", true).await;
     let kill_until = async |fleet: &mut Fleet, done: CascadePromotion| {
         for round in 0_u64.. {
-            assert!(round < 200, "it does not come to an end");
+            assert!(round < 300, "it does not come to an end");
             // Ends in the middle of whatever it does.
-            let life = Duration::from_micros(rand::random_range(0..15_000) + round * 200);
+            let life = Duration::from_micros(rand::random_range(0..15_000) + round * round * 100);
             let _ = tokio::time::timeout(life, gate::pass(&fleet.world.app)).await;
             fleet.world.restart().await;
             if fleet.show().await.summary.promotion == done {
