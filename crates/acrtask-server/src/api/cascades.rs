@@ -439,7 +439,7 @@ async fn retry(
     .await
 }
 
-/// Moves the tags of everything that a cascade holds back, without waiting for its tests.
+/// Moves the tags of everything that a cascade holds back, whatever its tests say.
 #[utoipa::path(post, path = "/cascades/{id}/promote", tag = "cascades",
     params(("id" = u64, Path, description = "Its number.")),
     security(("token" = ["write"])), responses(

@@ -39,7 +39,7 @@ cascade, also for what joins it.")]
     Cancel(CascadeArgs),
     /// Try again what failed, was left behind or was canceled, with the digests of now
     Retry(CascadeArgs),
-    /// Move the tags of everything that a cascade holds back, without waiting for its tests
+    /// Move the tags of everything that a cascade holds back, whatever its tests say
     Promote(CascadeArgs),
     /// Put back, under all tags that a cascade moved, what they held before it; what it still holds back is given up
     #[command(after_long_help = ROLLBACK_EXAMPLES)]
