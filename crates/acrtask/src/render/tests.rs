@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use acrtask_model::Event;
+use acrtask_model::{Event, EventKind};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -79,6 +79,21 @@ fn frames(name: &str, size: Size) -> String {
 #[test]
 fn a_run_that_succeeds_as_plain_lines() {
     insta::assert_snapshot!(rendered("succeeded", Form::Plain(Style::PLAIN)));
+}
+
+#[test]
+fn a_run_that_holds_its_images_back() {
+    let mut view = RunView::default();
+    for mut event in events("succeeded") {
+        if let EventKind::ImagePushed { held, .. } = &mut event.kind {
+            *held = true;
+        }
+        view.apply(&event);
+    }
+    let text = summary::summary(&view, Style::PLAIN);
+    let (_, images) = text.split_once("Images\n").unwrap();
+    let first = images.lines().next().unwrap();
+    assert!(first.ends_with("  held (no tag yet)"), "{text}");
 }
 
 #[test]
