@@ -71,6 +71,15 @@ fn over() -> CascadeDetail {
     detail
 }
 
+/// Its tags are being put back, which one of them does not allow.
+fn going_back() -> CascadeDetail {
+    let mut detail = over();
+    detail.summary.promotion_note = Some("its tags are being put back".into());
+    detail.images[0].state = CascadeImageState::RolledBack;
+    detail.images[1].why = Some("there was no such tag before".into());
+    detail
+}
+
 fn waiting() -> CascadeDetail {
     let mut detail = going_on();
     detail.summary.waits_for_approval = true;
@@ -113,7 +122,7 @@ fn cascades_as_trees() {
     settling.nodes.clear();
     settling.images.clear();
     settling.summary.counts = serde_json::from_value(json!({})).unwrap();
-    let shown = [going_on(), waiting(), settling, over()]
+    let shown = [going_on(), waiting(), settling, over(), going_back()]
         .map(|detail| cascade(&detail, now(), Style::PLAIN));
     insta::assert_snapshot!(shown.join("---\n"));
 }
