@@ -50,8 +50,8 @@ show acrtask images tree --all "$os"
 
 echo "--- 3: a patch of the base: nobody does anything but push it"
 push_os 2
-show acrtask cascade plan "$os"
 acrtask base check "$os" >/dev/null # now, and not within five minutes
+show acrtask cascade plan "$os"
 until_it acrtask cascade show --no-follow 1
 show acrtask cascade show --follow 1
 

@@ -1,12 +1,19 @@
-//! Base images that are made in a moment: the layer of the tests' busybox, with a note in the configuration that
-//! everything that is built from one inherits.
+//! Base images that are made in a moment: the layer of the tests' busybox, and a note: a file in a layer of its own, so
+//! that nothing which was built on another note is found in a cache; and a label, which everything inherits that is built
+//! from it.
+
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::{World, project::RegistryClient};
+use crate::{
+    World,
+    project::{RegistryClient, folder, sha256},
+};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// What base images are made of.
@@ -82,17 +89,37 @@ impl BaseImages {
         note: &str,
     ) -> Value {
         let mut config = self.config.clone();
+        let layer = layer(note);
+        let diff_id = format!("sha256:{}", sha256(&layer));
+        let diff_ids = config["rootfs"]["diff_ids"].as_array_mut();
+        diff_ids.expect("an image has layers").push(diff_id.into());
+        config["history"] = json!([{"created_by": "busybox"}, {"created_by": "a note"}]);
         config["architecture"] = architecture.into();
         config["config"]["Labels"] = json!({"note": note});
         let config = config.to_string().into_bytes();
         let (config, size) = to.put_blob(repository, config).await;
         to.put_blob(repository, self.bytes.clone()).await;
+        let (note, note_size) = to.put_blob(repository, layer).await;
         json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, "digest": config, "size": size},
-            "layers": [self.layer],
+            "layers": [self.layer, {"mediaType": LAYER, "digest": note, "size": note_size}],
         })
     }
+}
+
+/// A tar of the file `/note`: the same bytes for the same note.
+fn layer(note: &str) -> Vec<u8> {
+    let files = folder(&[("note", note)]);
+    let tar = Command::new("tar")
+        .arg("-C")
+        .arg(files.path())
+        .args(["-c", "--mtime=@0", "--owner=0", "--group=0", "--mode=644"])
+        .arg("note")
+        .output()
+        .expect("these tests need the program tar");
+    assert!(tar.status.success(), "tar");
+    tar.stdout
 }
 
 /// The note that the image `REPOSITORY:TAG` (or `@DIGEST`) has from the base that it stands on, at the bottom of all.

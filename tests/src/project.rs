@@ -285,7 +285,7 @@ impl RegistryClient {
     }
 }
 
-fn sha256(content: &[u8]) -> String {
+pub(crate) fn sha256(content: &[u8]) -> String {
     let digest = sha2::Sha256::digest(content);
     digest.iter().map(|b| format!("{b:02x}")).collect()
 }

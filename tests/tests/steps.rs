@@ -1,4 +1,5 @@
-//! `examples/one-to-many`: from one machine to many, as the README has it, step by step.
+//! `examples/one-to-many`: from one machine to many, and `examples/patch-fleet`: a patched base, as the README has them,
+//! step by step.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -75,4 +76,61 @@ async fn from_one_machine_to_many() {
             "the README shows what was not run: {line}"
         );
     }
+}
+
+#[test]
+fn a_patched_base_reaches_the_fleet() {
+    let Some(world) = World::find() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let programs = world.program().parent().unwrap();
+    let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let output = Command::new(checkout().join("examples/patch-fleet/steps.sh"))
+        .env("PATH", search)
+        .env("REGISTRY", &world.registry)
+        .env("DIR", folder.path())
+        .env_remove("ACRTASK_SERVER")
+        .env_remove("ACRTASK_TOKEN")
+        .output()
+        .unwrap();
+    let printed =
+        String::from_utf8_lossy(&output.stdout).replace(&world.registry, "reg.example.com");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}\n{errors}");
+    assert!(printed.contains("9 succeeded"), "{printed}");
+    assert!(printed.contains("no image is stale"), "{printed}");
+    // What the README shows is what was printed, but for digests, times and runs.
+    let readme = std::fs::read_to_string(checkout().join("README.md")).unwrap();
+    let shown = readme
+        .split("<!-- fleet -->")
+        .nth(1)
+        .expect("the README shows the fleet");
+    let shown = shown.split("\n## ").next().unwrap_or_default();
+    let blocks: Vec<&str> = shown.split("\n```\n").skip(1).step_by(2).collect();
+    assert!(blocks.len() >= 3, "{shown}");
+    let printed: Vec<String> = printed.lines().map(plain).collect();
+    for line in blocks.iter().flat_map(|block| block.lines()) {
+        let line = plain(line);
+        assert!(
+            printed.contains(&line),
+            "the README shows what was not printed: {line}\n{}",
+            printed.join("\n")
+        );
+    }
+}
+
+/// A line without what is another one each time: digests, runs, numbers, times, and the width of columns.
+fn plain(line: &str) -> String {
+    let changes = |word: &str| {
+        let word = word.trim_end_matches(',');
+        let digest = word.len() >= 12 && word.bytes().all(|b| b.is_ascii_hexdigit());
+        let run = word.len() == 13 && word.starts_with('r');
+        digest
+            || run
+            || word.starts_with(|c: char| c.is_ascii_digit())
+            || word == "s"
+            || word == "ms"
+    };
+    let words = line.trim_start_matches("$ ").split_whitespace();
+    let words: Vec<&str> = words.filter(|word| !changes(word)).collect();
+    words.join(" ")
 }
