@@ -21,7 +21,7 @@ pub(super) async fn draft(
     tasks: &Tasks,
     start: &Start,
     reason: String,
-    _held: bool,
+    held: bool,
 ) -> Result<Result<NewRun, String>, StoreError> {
     let Some(entry) = tasks.named(&start.task) else {
         return Ok(Err("the task is gone".into()));
@@ -66,5 +66,6 @@ pub(super) async fn draft(
         .iter()
         .map(|(image, digest)| (image.to_string(), digest.clone()))
         .collect();
+    run.spec.hold = held;
     Ok(Ok(run))
 }
