@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Longest time for all of a cascade to have come to its end, with its crashes.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Numbers that look random and are the same each time.
 struct Dice(u64);

@@ -21,7 +21,7 @@ use acrtask_model::ImageRef;
 use acrtask_store::StoreError;
 
 pub(crate) use self::look::Watcher;
-use crate::App;
+use crate::{App, recorder::millis};
 
 /// How often what is watched is compared with what images stand on.
 const COMPARE: Duration = Duration::from_secs(30);
@@ -31,6 +31,8 @@ const BATCH_SECS: u32 = 5;
 const BATCH: std::ops::RangeInclusive<u32> = 256..=2048;
 /// A server that does not come back from a look has it taken away after this long, in milliseconds.
 const LEASE_MS: i64 = 180_000;
+/// The same in leases of runs, where these are short: a server that was killed in a look costs no more than that.
+const LEASES: i64 = 4;
 
 /// Looks at tags and for newer ones, for ever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
@@ -49,7 +51,7 @@ async fn looks(app: &App) -> Result<(), StoreError> {
         }
         let due = app
             .store
-            .claim_watches(app.clock.now_ms(), LEASE_MS, batch)
+            .claim_watches(app.clock.now_ms(), lease(app), batch)
             .await?;
         if due.is_empty() {
             woken = tokio::select! {
@@ -61,6 +63,11 @@ async fn looks(app: &App) -> Result<(), StoreError> {
         woken = false;
         app.watcher.look_at(app, due).await?;
     }
+}
+
+/// How long a server may take for a look, in milliseconds.
+fn lease(app: &App) -> i64 {
+    LEASE_MS.min(millis(app.config.lease).saturating_mul(LEASES))
 }
 
 /// Watches what counts for the tasks whose images stand on it, and nothing else.
