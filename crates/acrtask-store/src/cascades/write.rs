@@ -1,8 +1,9 @@
 //! Changes of cascades, and what their runs pushed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use acrtask_model::{Digest, RunId};
+use acrtask_api::run::ImageResult;
+use acrtask_model::RunId;
 
 use super::rows::CascadeChange;
 use crate::{
@@ -203,58 +204,45 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
 pub(crate) struct Of {
     cascade: i64,
     task: String,
-    /// It pushed without tags.
-    pub(crate) held: bool,
 }
 
 /// Which of these runs are those of cascades.
 pub(crate) async fn of_runs(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<String, Of>> {
     let sql = one_of!(
-        "SELECT run_id, cascade_id, task, held FROM cascade_runs WHERE run_id",
+        "SELECT run_id, cascade_id, task FROM cascade_runs WHERE run_id",
         "$1",
         ""
     );
-    let rows: Vec<(String, i64, String, i64)> = tx.rows(sql, args![ids]).await?;
+    let rows: Vec<(String, i64, String)> = tx.rows(sql, args![ids]).await?;
     Ok(rows
         .into_iter()
-        .map(|(run, cascade, task, held)| {
-            let held = held != 0;
-            (
-                run,
-                Of {
-                    cascade,
-                    task,
-                    held,
-                },
-            )
-        })
+        .map(|(run, cascade, task)| (run, Of { cascade, task }))
         .collect())
 }
 
-/// Writes down what a cascade's run pushed, before its images are recorded: names and digests.
+/// Writes down what a cascade's run pushed, by full name, before its images are recorded.
 pub(crate) async fn pushed(
     tx: &mut Tx,
     of: &Of,
     run: &RunId,
-    images: &[(String, Digest)],
+    images: &BTreeMap<String, &ImageResult>,
     now: Ms,
 ) -> Result<()> {
-    let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> = images.keys().cloned().collect();
     let sql = one_of!("SELECT name, digest FROM images WHERE name", "$1", "");
     let before: Vec<(String, String)> = tx.rows(sql, args![names]).await?;
     let before: HashMap<String, String> = before.into_iter().collect();
-    let state = if of.held { "held" } else { "moved" };
     let rows = images
         .iter()
-        .map(|(name, digest)| {
+        .map(|(name, image)| {
             args![
                 of.cascade,
                 name,
                 &of.task,
                 run,
                 before.get(name).cloned(),
-                digest.as_str(),
-                state,
+                image.digest.as_str(),
+                if image.held { "held" } else { "moved" },
                 now
             ]
         })
