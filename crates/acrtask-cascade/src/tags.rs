@@ -81,9 +81,14 @@ fn range_of(range: &str) -> Result<VersionReq, TagPolicyError> {
 }
 
 fn regex_of(pattern: &str) -> Result<Regex, TagPolicyError> {
-    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| TagPolicyError::Pattern {
-        pattern: pattern.to_owned(),
-        reason: error.to_string(),
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+        // What comes before the last line is a picture of the pattern with what we put around it.
+        let text = error.to_string();
+        let last = text.lines().last().unwrap_or_default();
+        TagPolicyError::Pattern {
+            pattern: pattern.to_owned(),
+            reason: last.strip_prefix("error: ").unwrap_or(last).to_owned(),
+        }
     })
 }
 
@@ -319,6 +324,9 @@ mod tests {
         let error = choose(&TagPolicy::Semver("newest".into()), "1", []).unwrap_err();
         assert!(error.to_string().contains("`^3.20`"), "{error}");
         let error = choose(&TagPolicy::Pattern("(".into()), "1", []).unwrap_err();
-        assert!(matches!(error, TagPolicyError::Pattern { .. }));
+        assert_eq!(
+            error.to_string(),
+            "`(` is not a regular expression: unclosed group"
+        );
     }
 }

@@ -16,6 +16,7 @@ mod archive;
 mod builder;
 mod cmd;
 mod context;
+pub mod dockerfile;
 mod engine;
 mod error;
 mod fence;

@@ -1,5 +1,7 @@
 //! `acrtask images` and `acrtask base`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::{
@@ -93,6 +95,32 @@ Examples:
   acrtask base check                         all of them
   acrtask base check alpine:3.20 && acrtask images list --stale")]
     Check(CheckArgs),
+    /// Show newer tags of base images that rules of tasks allow, and what became of them
+    ///
+    /// A rule stands in a task's definition, under `triggers.baseImage.tags`: an image, and which of its tags may take the
+    /// place of the one in use. What it finds is proposed here, or starts a run that gets the tag as a build argument or
+    /// as a value. Each tag starts one run. Once that has succeeded, later runs of the task get the tag too; where it
+    /// fails, they use what was used before, and the next newer tag is tried again.
+    #[command(after_long_help = "\
+A task with rules, for `acrtask task apply -f FILE`:
+  name: app
+  context: https://example.com/team/app.git
+  build: {images: [\"app:{{.Run.ID}}\"]}
+  triggers:
+    baseImage:
+      tags:
+        - image: docker.io/library/alpine      # proposed here
+          semver: ^3.20
+        - image: docker.io/library/node        # built with --build-arg NODE_TAG=...
+          pattern: 22\\.(?<order>[0-9.]+)-alpine
+          buildArg: NODE_TAG                   # FROM node:$NODE_TAG
+
+Examples:
+  acrtask base proposals                       all that are newer
+  acrtask base proposals app --all             every rule of app, and what it found
+  acrtask base proposals --diff app | git apply
+  acrtask base proposals --diff app services/app/Dockerfile")]
+    Proposals(ProposalsArgs),
     /// Stop looking at a base tag
     Pause(BaseNameArgs),
     /// Look at a paused base tag again
@@ -107,6 +135,27 @@ pub(crate) struct CheckArgs {
     /// The base: REGISTRY/REPOSITORY:TAG [default: all]
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// `acrtask base proposals`.
+#[derive(Debug, Args)]
+pub(crate) struct ProposalsArgs {
+    /// Only those of this task
+    #[arg(value_name = "TASK", required_if_eq("diff", "true"))]
+    pub(crate) task: Option<String>,
+    /// With --diff: the folder that the task's context is, or its Dockerfile
+    #[arg(value_name = "PATH", default_value = ".", requires = "task")]
+    pub(crate) path: PathBuf,
+    /// Print what is proposed as a diff of the Dockerfiles in a local folder, for `git apply` there
+    #[arg(long, conflicts_with_all = ["all", "output"])]
+    pub(crate) diff: bool,
+    /// Rules that have found nothing newer, too
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

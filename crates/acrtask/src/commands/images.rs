@@ -63,6 +63,7 @@ pub(crate) fn base(command: &BaseCommand, style: Style) -> Result<Exit, CliError
             }
         }
         BaseCommand::Check(args) => check(args, style),
+        BaseCommand::Proposals(args) => super::proposals::proposals(args, style),
         BaseCommand::Pause(args) => set_paused(args, true),
         BaseCommand::Resume(args) => set_paused(args, false),
         BaseCommand::BlastRadius(args) => {

@@ -15,6 +15,7 @@ mod interrupt;
 mod log;
 pub(crate) mod login;
 pub(crate) mod plan;
+mod proposals;
 pub(crate) mod remote;
 pub(crate) mod remote_run;
 pub(crate) mod run;

@@ -10,6 +10,7 @@ use acrtask_model::{Digest, events::BaseRole};
 use jiff::Timestamp;
 
 use super::{
+    proposals,
     run::ago,
     style::Style,
     table::{facts, list, titled},
@@ -157,6 +158,12 @@ pub(crate) fn why(detail: &ImageDetail, now: Timestamp, style: Style) -> String 
         ]
     });
     titled("Bases", bases.collect(), style, &mut out);
+    let newer = detail.bases.iter().filter_map(|base| {
+        let newer = base.newer.as_ref()?;
+        let words = proposals::newer(newer, style);
+        Some(vec![base.name.clone(), newer.tag.clone(), words])
+    });
+    titled("Newer tags", newer.collect(), style, &mut out);
     out
 }
 
@@ -345,6 +352,11 @@ pub(crate) fn base(bases: &[Base], now: Timestamp, style: Style) -> String {
             .iter()
             .map(|(platform, digest)| vec![platform.clone(), short(digest)]);
         titled("Platforms", platforms.collect(), style, &mut out);
+        let newer = base.newer.iter().map(|newer| {
+            let words = proposals::newer(newer, style);
+            vec![newer.task.clone(), newer.tag.clone(), words]
+        });
+        titled("Newer tags", newer.collect(), style, &mut out);
         let changes = base.changes.iter().map(|change| {
             vec![
                 ago(change.at, now),

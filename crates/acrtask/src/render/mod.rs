@@ -9,6 +9,7 @@ pub(crate) mod cascades;
 pub(crate) mod frame;
 pub(crate) mod images;
 pub(crate) mod plain;
+pub(crate) mod proposals;
 pub(crate) mod run;
 pub(crate) mod screen;
 pub(crate) mod style;
