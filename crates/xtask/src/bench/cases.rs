@@ -29,6 +29,8 @@ impl Bench {
             Case::Logs => self.logs(),
             Case::Webhook => self.webhook(),
             Case::Rebuild => self.rebuild(),
+            Case::Watch => self.watch(),
+            Case::CascadePlan => self.cascade_plan(),
         }
     }
 

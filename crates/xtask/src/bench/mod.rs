@@ -4,6 +4,7 @@
 //! reported is the ratio within each round, so that a machine that is slow for a while is slow for both. The
 //! program is built for release. Absolute times are printed for scale only: compare within one run.
 
+mod bases;
 mod cascades;
 mod cases;
 mod measure;
@@ -47,6 +48,10 @@ pub(crate) enum Case {
     Webhook,
     /// From the push of a base to the first step of what is built again, among 10,000 tasks.
     Rebuild,
+    /// Looks at 100,000 base tags in a registry on this machine.
+    Watch,
+    /// Plans of cascades over 100,000 and 1,000,000 images.
+    CascadePlan,
 }
 
 /// One line of the table.

@@ -14,6 +14,7 @@ mod api;
 mod deliver;
 mod fleet;
 mod rebuild;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,22 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         runs: usize,
     },
+    /// Puts so many watched base tags into a database that no server has open, all of them due, and into the registry.
+    FillWatches {
+        #[arg(long)]
+        database: String,
+        #[arg(long)]
+        registry: String,
+        #[arg(long, default_value_t = 100_000)]
+        watches: usize,
+    },
+    /// Waits until a server has looked at so many base tags, and tells how long that took from the first one on.
+    Watch {
+        #[arg(long)]
+        server: String,
+        #[arg(long, default_value_t = 100_000)]
+        watches: u64,
+    },
     /// Puts so many tasks with images into a database that no server has open.
     FillTasks {
         #[arg(long)]
@@ -190,6 +207,12 @@ async fn main() {
             image,
             runs,
         } => deliver::first_step(&server, &token, &image, runs).await,
+        Command::FillWatches {
+            database,
+            registry,
+            watches,
+        } => watch::fill(&database, &registry, watches).await,
+        Command::Watch { server, watches } => watch::watch(&server, watches).await,
         Command::FillTasks {
             database,
             registry,

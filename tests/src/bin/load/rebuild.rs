@@ -121,7 +121,7 @@ fn digest_of(name: &str) -> Digest {
     format!("sha256:{hex}").parse().unwrap()
 }
 
-async fn runner(store: &Store) -> String {
+pub(crate) async fn runner(store: &Store) -> String {
     let now = Timestamp::now().as_millisecond();
     let token = RunnerTokenRow {
         id: "xfill".into(),
@@ -158,7 +158,7 @@ async fn runner(store: &Store) -> String {
 }
 
 /// Carries all runs that wait to these ends.
-async fn finish(
+pub(crate) async fn finish(
     store: &Store,
     runner: &str,
     mut results: std::collections::HashMap<RunId, RunResult>,
