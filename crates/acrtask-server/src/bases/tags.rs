@@ -6,21 +6,24 @@
 //! starts one run of a task, which is never repeated by itself, whatever becomes of it; a task's runs get a tag only
 //! after a run has succeeded with it; no rule goes back to an older tag, or to one of another kind.
 
+mod check;
+mod show;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use acrtask_api::{
-    image::{BaseProposal, BaseStatus, NewerTag, TagState},
+    image::BaseStatus,
     spec::{RunSpec, Work},
     task::{BaseTagRule, Task, TaskDefinition},
 };
 use acrtask_cascade::tags::{TagPolicy, allows, choose};
-use acrtask_model::{ImageRef, RunState};
+use acrtask_model::ImageRef;
 use acrtask_registry::Registry;
 use acrtask_store::{
-    Hint, Listed, ProposalKey, ProposalRow, StoreError, TagListRow, TaskFilter, Try, timestamp,
+    Hint, Listed, ProposalKey, ProposalRow, StoreError, TagListRow, TaskFilter, Try,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -37,6 +40,11 @@ use crate::{
     },
 };
 
+pub(crate) use self::{
+    check::problems,
+    show::{newer_than, proposals},
+};
+
 /// How often rules are compared with what there is.
 const COMPARE: Duration = Duration::from_secs(30);
 /// Lists that a server takes at once, and makes side by side.
@@ -45,8 +53,6 @@ const BATCH: u32 = 8;
 const MAX_TAGS: usize = 100_000;
 /// Most pages that they come in.
 const MAX_PAGES: usize = 2_000;
-/// Most rules of a task.
-const MAX_RULES: usize = 50;
 /// Tasks that are read at once.
 const TASKS: u32 = 500;
 
@@ -455,276 +461,6 @@ async fn attempt(
         }
         Err(error) => blocked(format!("its secrets cannot be kept: {error}")),
     }
-}
-
-/// How all rules for newer tags stand, of the tasks that `sees` lets through.
-pub(crate) async fn proposals(
-    app: &App,
-    sees: impl Fn(Option<&str>) -> bool,
-) -> Result<Vec<BaseProposal>, StoreError> {
-    let in_use = InUse::read(app).await?;
-    let lists: HashMap<(String, String), TagListRow> = app
-        .store
-        .tag_lists()
-        .await?
-        .into_iter()
-        .map(|list| ((list.repository.clone(), list.scope.clone()), list))
-        .collect();
-    let mut rows: HashMap<ProposalKey, ProposalRow> = app
-        .store
-        .proposals()
-        .await?
-        .into_iter()
-        .map(|row| (row.key.clone(), row))
-        .collect();
-    let mut all = Vec::new();
-    for task in &in_use.tasks {
-        if !sees(Some(&task.definition.name)) {
-            continue;
-        }
-        for (repository, _, rule) in rules(&task.definition) {
-            let place = in_use.of(task, &repository);
-            let list = place.and_then(|(scope, _)| lists.get(&(repository.clone(), scope.clone())));
-            let blank = BaseProposal {
-                task: task.definition.name.clone(),
-                image: repository.clone(),
-                used: None,
-                newest: None,
-                rule: rule.clone(),
-                state: TagState::Waiting,
-                detail: None,
-                run: None,
-                found_at: None,
-                checked_at: list.and_then(|list| list.checked_at).map(timestamp),
-                next_check_at: list.map(|list| timestamp(list.next_check_at)),
-            };
-            let Some((_, used)) = place else {
-                all.push(BaseProposal {
-                    detail: Some(
-                        "no image that the task's last run pushed stands on it, as far as is known"
-                            .into(),
-                    ),
-                    ..blank
-                });
-                continue;
-            };
-            let mut here: Vec<BaseProposal> = Vec::new();
-            for tag in used {
-                let key = ProposalKey {
-                    task_id: task.id.clone(),
-                    repository: repository.clone(),
-                    used: tag.clone(),
-                };
-                here.extend(rows.remove(&key).map(|row| newer(task, &blank, row)));
-            }
-            if here.is_empty() || !rule.starts_runs() {
-                let quiet = used
-                    .iter()
-                    .filter(|tag| !here.iter().any(|one| one.used.as_ref() == Some(tag)))
-                    .map(|tag| none_newer(&blank, tag, list));
-                let quiet: Vec<BaseProposal> = quiet.collect();
-                here.extend(quiet);
-            }
-            here.sort_by(|a, b| a.used.cmp(&b.used));
-            all.extend(here);
-        }
-    }
-    Ok(all)
-}
-
-/// Nothing newer is known of a tag in use.
-fn none_newer(blank: &BaseProposal, used: &str, list: Option<&TagListRow>) -> BaseProposal {
-    let (state, detail) = match list {
-        None => (TagState::Waiting, None),
-        Some(list) => match list.status {
-            BaseStatus::New => (TagState::Waiting, None),
-            BaseStatus::Ok => (TagState::Current, None),
-            status => (
-                TagState::Unlisted,
-                Some(match &list.detail {
-                    Some(detail) => format!("{}: {detail}", status.as_str()),
-                    None => status.as_str().to_owned(),
-                }),
-            ),
-        },
-    };
-    BaseProposal {
-        used: Some(used.to_owned()),
-        state,
-        detail,
-        ..blank.clone()
-    }
-}
-
-/// A newer tag that is known.
-fn newer(task: &Task, blank: &BaseProposal, row: ProposalRow) -> BaseProposal {
-    let took = task.base_tags.get(&row.key.repository) == Some(&row.newest);
-    let (state, detail) = if !blank.rule.starts_runs() {
-        (TagState::Proposed, None)
-    } else if let Some(reason) = row.blocked {
-        (TagState::Blocked, Some(reason))
-    } else {
-        match &row.run {
-            None => (TagState::Waiting, None),
-            Some((_, Some(state))) if !state.is_final() => (TagState::Building, None),
-            Some((_, Some(RunState::Succeeded))) => (TagState::Unused, Some(unused(blank, &row))),
-            Some(_) if took => (TagState::Unused, Some(unused(blank, &row))),
-            Some((run, _)) => (
-                TagState::Failed,
-                Some(format!(
-                    "later runs use what was used before; `acrtask runs rerun {run}` tries it again"
-                )),
-            ),
-        }
-    };
-    BaseProposal {
-        used: Some(row.key.used),
-        newest: Some(row.newest),
-        state,
-        detail,
-        run: row.run.map(|(run, _)| run),
-        found_at: Some(timestamp(row.found_at)),
-        ..blank.clone()
-    }
-}
-
-fn unused(blank: &BaseProposal, row: &ProposalRow) -> String {
-    let place = match (&blank.rule.build_arg, &blank.rule.value) {
-        (Some(arg), _) => format!("the build argument {arg}"),
-        (None, Some(value)) => format!("the value {value}"),
-        (None, None) => "its tag".to_owned(),
-    };
-    format!(
-        "a run had it in {place} and succeeded, and the image stands on {} still: use {place} in FROM",
-        row.key.used
-    )
-}
-
-/// Newer tags in place of a base, as rules of the tasks allow them.
-pub(crate) fn newer_than(proposals: &[BaseProposal], base: &str) -> Vec<NewerTag> {
-    let Ok(reference) = base.parse::<ImageRef>() else {
-        return Vec::new();
-    };
-    let name = reference.name();
-    let here = proposals
-        .iter()
-        .filter(|one| one.image == name && one.used.as_deref() == reference.tag());
-    here.filter_map(|one| {
-        Some(NewerTag {
-            task: one.task.clone(),
-            tag: one.newest.clone()?,
-            state: one.state,
-            run: one.run.clone(),
-        })
-    })
-    .collect()
-}
-
-/// What is wrong with the rules of a task, each with its key.
-pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
-    let mut problems = Vec::new();
-    let Some(trigger) = &task.triggers.base_image else {
-        return problems;
-    };
-    if trigger.tags.len() > MAX_RULES {
-        problems.push(format!(
-            "`triggers.baseImage.tags` has {} rules, and a task may have {MAX_RULES}",
-            trigger.tags.len()
-        ));
-    }
-    let mut images = BTreeSet::new();
-    let mut places = BTreeSet::new();
-    for (at, rule) in trigger.tags.iter().enumerate() {
-        let mut problem = |key: &str, text: String| {
-            let dot = if key.is_empty() { "" } else { "." };
-            problems.push(format!("`triggers.baseImage.tags[{at}]{dot}{key}`: {text}"));
-        };
-        match rule.image.parse::<ImageRef>() {
-            Err(error) => problem("image", error.to_string()),
-            Ok(image) => {
-                if image.tag().is_some() || image.digest().is_some() {
-                    problem(
-                        "image",
-                        format!(
-                            "`{}` names one tag: write `{}`, and say with `semver` or `pattern` which tags",
-                            rule.image,
-                            image.name()
-                        ),
-                    );
-                }
-                if !images.insert(image.name()) {
-                    problem(
-                        "image",
-                        format!("there are two rules for `{}`: join them", image.name()),
-                    );
-                }
-            }
-        }
-        match policy(rule) {
-            None => problem(
-                "",
-                "give one of `semver` (a range, like `^3.20`) and `pattern` (a regular expression)"
-                    .into(),
-            ),
-            Some(policy) => {
-                if let Err(error) = choose(&policy, "", []).and(allows(&policy, "")) {
-                    let key = if rule.semver.is_some() {
-                        "semver"
-                    } else {
-                        "pattern"
-                    };
-                    problem(key, error.to_string());
-                }
-            }
-        }
-        if rule.build_arg.is_some() && rule.value.is_some() {
-            problem(
-                "",
-                "give one of `buildArg` and `value`, or neither for a proposal".into(),
-            );
-        }
-        if let Some(arg) = &rule.build_arg {
-            match &task.build {
-                None => problem(
-                    "buildArg",
-                    "the task has no `build`, whose argument it could be: give `value`, and hand \
-                     `{{.Values.NAME}}` on in the task file"
-                        .into(),
-                ),
-                Some(build) if build.secret_args.contains(arg) => {
-                    problem("buildArg", format!("`{arg}` is one of `build.secretArgs`"));
-                }
-                Some(_) => {}
-            }
-            if !is_name(arg) {
-                problem(
-                    "buildArg",
-                    format!("`{arg}` is not the name of a build argument: letters, digits and `_`"),
-                );
-            }
-        }
-        if let Some(value) = &rule.value
-            && !is_name(value)
-        {
-            problem(
-                "value",
-                format!("`{value}` cannot stand behind `.Values.`: write letters, digits and `_`"),
-            );
-        }
-        let place = (&rule.build_arg, &rule.value);
-        if rule.starts_runs() && !places.insert(place) {
-            problem("", "another rule gives its tag to the same place".into());
-        }
-    }
-    problems
-}
-
-/// A name that Dockerfiles and templates can say.
-fn is_name(text: &str) -> bool {
-    let first = text.chars().next();
-    first.is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-        && text.len() <= 100
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Rules for newer tags against a registry that lists what a test says, under a set clock.
 
 use acrtask_api::{
-    image::{Base, ImageDetail},
+    image::{Base, BaseProposal, ImageDetail, TagState},
     run::{Page, Run, RunResult},
 };
-use acrtask_model::{RunId, events::BaseRole};
+use acrtask_model::{RunId, RunState, events::BaseRole};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use wiremock::{
