@@ -29,6 +29,8 @@ use crate::App;
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 /// How a run that a newer one of its group has ended begins its reason.
 const SUPERSEDED: &str = "superseded by ";
+/// How the reason of a run begins that somebody has canceled without one.
+const CANCELED: &str = "canceled by ";
 
 /// What one look came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -434,7 +436,9 @@ fn end(run: &CascadeRunRow) -> Option<End> {
             digests: pushed(run),
         },
         // Nobody wanted the task not to be built: what came in between may have built it, or it is tried again.
-        RunState::Canceled if !reason.starts_with(SUPERSEDED) => End::Canceled { by: reason },
+        RunState::Canceled if !reason.starts_with(SUPERSEDED) => End::Canceled {
+            by: reason.strip_prefix(CANCELED).unwrap_or(&reason).to_owned(),
+        },
         _ => End::Failed { reason },
     })
 }

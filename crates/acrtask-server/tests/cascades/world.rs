@@ -1,7 +1,10 @@
 //! A registry, runners and servers that a test moves by hand: the database and the control plane's code are real, and what
 //! builds is a function of what it is built from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use acrtask_api::{
     cascade::{CascadeDetail, CascadeNodeState, CascadeSettings},
@@ -18,6 +21,7 @@ use acrtask_server::{
     blobs::Blobs,
     cascades::{self, CommandError},
     clock::Clock,
+    serve::Server,
     vault::Vault,
 };
 use acrtask_store::{Claim, Ms, NewRun, Report, Reported, RunFilter, RunRow, Seen, Store, Verdict};
@@ -95,6 +99,20 @@ impl World {
     /// The server ends, and another one begins with what the database has.
     pub(crate) async fn restart(&mut self) {
         self.app = self.server().await;
+    }
+
+    /// A server with all its loops.
+    pub(crate) async fn serve(&self) -> Server {
+        let config = Config {
+            poll: Duration::from_millis(200),
+            ..Config::default()
+        };
+        self.place.server(config).await
+    }
+
+    /// From now on runners have the machine's clock.
+    pub(crate) async fn clock_is_real(&mut self) {
+        self.app = app(&self.place, jiff::Timestamp::now().as_millisecond()).await;
     }
 
     pub(crate) fn wait(&self, ms: Ms) {
@@ -329,8 +347,8 @@ impl World {
                 step: step.clone(),
                 name: model.image.clone(),
                 digest: digest.clone(),
-                ..serde_json::from_value(json!({"step": "x", "name": "x", "digest": sha("x")}))
-                    .unwrap()
+                platforms: BTreeMap::new(),
+                held: run.spec.hold,
             }],
             bases: used
                 .into_iter()
@@ -355,10 +373,8 @@ impl World {
             log_length: 0,
             log_sha256: "ab".repeat(32),
         };
-        let open = self.app.store.open_cascade_runs().await.unwrap();
-        let holds = open.iter().any(|one| one.run == run.id && one.held);
         let verdict = self.say(&run, finished).await;
-        if well && verdict == Verdict::Done && !holds {
+        if well && verdict == Verdict::Done && !run.spec.hold {
             self.registry.insert(model.image, digest);
         }
     }
