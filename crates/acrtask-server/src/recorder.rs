@@ -153,11 +153,10 @@ impl Writer {
     /// Writes a batch, however long the database is away.
     async fn report(&self, app: &App, reports: &[Reported]) -> Result<Vec<Verdict>, StoreError> {
         let lease = millis(app.config.lease);
-        let accept = millis(app.config.accept);
         let mut tries = 0;
         loop {
             let now = app.clock.now_ms();
-            let mut written = std::pin::pin!(app.store.report(reports, now, lease, accept));
+            let mut written = std::pin::pin!(app.store.report(reports, now, lease));
             let result = tokio::select! {
                 result = written.as_mut() => result,
                 () = tokio::time::sleep(SLOW) => {

@@ -152,13 +152,7 @@ struct RawAttempt {
 
 impl Store {
     /// Writes down what runners say: one transaction, a verdict for each.
-    pub async fn report(
-        &self,
-        batch: &[Reported],
-        now: Ms,
-        lease_ms: i64,
-        _accept_ms: i64,
-    ) -> Result<Vec<Verdict>> {
+    pub async fn report(&self, batch: &[Reported], now: Ms, lease_ms: i64) -> Result<Vec<Verdict>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }

@@ -250,7 +250,7 @@ impl Server {
         let verdicts = self
             .app
             .store
-            .report(&[reported], now, 30_000, 15_000)
+            .report(&[reported], now, 30_000)
             .await
             .unwrap();
         assert_eq!(verdicts, [Verdict::Done]);

@@ -85,10 +85,7 @@ async fn say(world: &World, run: &RunId, report: Report) {
     };
     let now = world.server.app().clock.now_ms();
     let store = &world.server.app().store;
-    store
-        .report(&[reported], now, 60_000, 60_000)
-        .await
-        .unwrap();
+    store.report(&[reported], now, 60_000).await.unwrap();
 }
 
 /// What the stand-in was told, as `state: description`.

@@ -306,7 +306,7 @@ impl World {
         };
         self.app
             .store
-            .report(&[reported], self.now(), LEASE, LEASE)
+            .report(&[reported], self.now(), LEASE)
             .await
             .unwrap()
             .remove(0)

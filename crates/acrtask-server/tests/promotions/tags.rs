@@ -188,7 +188,7 @@ impl Fleet {
             },
         }];
         let now = self.world.now();
-        let verdicts = self.world.app.store.report(&reported, now, 1000, 1000);
+        let verdicts = self.world.app.store.report(&reported, now, 1000);
         assert_eq!(verdicts.await.unwrap(), [Verdict::Done]);
         self.settle().await;
         used

@@ -22,6 +22,7 @@ mod restart;
 mod retention;
 mod storm;
 mod support;
+mod tags;
 mod timers;
 mod told;
 mod webhooks;

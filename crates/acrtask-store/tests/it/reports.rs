@@ -117,11 +117,7 @@ async fn a_batch_is_judged_in_order(fixture: &Fixture) {
         run: run_id("unknown"),
         ..batch[0].clone()
     });
-    let verdicts = fixture
-        .store
-        .report(&batch, NOW, LEASE, ACCEPT)
-        .await
-        .unwrap();
+    let verdicts = fixture.store.report(&batch, NOW, LEASE).await.unwrap();
     assert_eq!(
         verdicts[..7],
         [

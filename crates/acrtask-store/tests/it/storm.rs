@@ -77,7 +77,7 @@ async fn server(store: Store, seed: u64, clock: Arc<AtomicI64>, over: Arc<Atomic
             .await
             .unwrap();
         let batch = words(&runs, &mut rng);
-        store.report(&batch, now, LEASE, ACCEPT).await.unwrap();
+        store.report(&batch, now, LEASE).await.unwrap();
         if rng.random_range(0..3) == 0 {
             store.reap(now, 20).await.unwrap();
         }

@@ -203,7 +203,7 @@ impl Fixture {
                 report,
             })
             .collect();
-        self.store.report(&batch, now, LEASE, ACCEPT).await.unwrap()
+        self.store.report(&batch, now, LEASE).await.unwrap()
     }
 
     pub(crate) async fn say(&self, runner: &str, run: &RunRow, now: Ms, report: Report) -> Verdict {

@@ -197,7 +197,7 @@ pub(crate) async fn finish(
                 })
             })
             .collect();
-        store.report(&reports, now, 30_000, 15_000).await.unwrap();
+        store.report(&reports, now, 30_000).await.unwrap();
     }
 }
 
