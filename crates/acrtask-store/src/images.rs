@@ -4,18 +4,22 @@
 //! that pushed it last; `newest` holds of the images of the last run of their task that pushed any; a base that was
 //! built in the same run is replaced by its own bases, so that no image stands on a sibling that never moves alone.
 
+mod standing;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use acrtask_api::{
-    run::{ImageResult, RunResult},
+    run::RunResult,
     spec::{RunSpec, Work},
 };
 use acrtask_model::{
-    Digest, ImageRef, RunId, RunState, StepId,
+    Digest, RunId, RunState,
     events::{BaseRole, Evidence},
 };
 use sqlx::FromRow;
 
+pub(crate) use self::standing::bases_under;
+use self::standing::{bases_of, by_name};
 use crate::{
     Ms, Report, Reported, Result, Store, StoreError, Verdict, cascades,
     db::{Arg, Sql, Tx, args, one_of},
@@ -197,90 +201,6 @@ fn written(value: impl serde::Serialize) -> Result<String> {
     }
 }
 
-/// What an image was built from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Used {
-    image: ImageRef,
-    digest: Digest,
-    role: BaseRole,
-    evidence: Evidence,
-}
-
-/// The bases of an image that a run pushed: those of the step that built it, and the images that the run's containers
-/// were made of. Of a step that is not known, those of all steps.
-fn bases_of(result: &RunResult, image: &ImageResult) -> Vec<Used> {
-    let own: HashMap<&str, &StepId> = result
-        .built
-        .iter()
-        .flat_map(|built| built.names.iter().map(|name| (name.as_str(), &built.step)))
-        .collect();
-    let pushed: BTreeSet<&str> = result.images.iter().map(|one| one.name.as_str()).collect();
-    let step = own.get(image.name.as_str()).copied().or_else(|| {
-        let same = result
-            .built
-            .iter()
-            .find(|built| built.digest == image.digest);
-        same.map(|built| &built.step)
-    });
-    let mut steps: Vec<(&StepId, bool)> = match step {
-        Some(step) => vec![(step, true)],
-        None => {
-            let all: BTreeSet<&StepId> = result.bases.iter().map(|base| &base.step).collect();
-            all.into_iter().map(|step| (step, true)).collect()
-        }
-    };
-    let mut seen: BTreeSet<(&StepId, bool)> = steps.iter().copied().collect();
-    let mut found: Vec<Used> = Vec::new();
-    let ran = |role: BaseRole| role == BaseRole::Ran;
-    let mut take = |base: &acrtask_api::run::BaseResult, role: BaseRole| {
-        let Ok(name) = base.name.parse::<ImageRef>() else {
-            tracing::debug!(
-                name = base.name,
-                "a base whose name is no reference is passed over"
-            );
-            return;
-        };
-        let used = Used {
-            image: name.or_latest(),
-            digest: base.digest.clone(),
-            role,
-            evidence: base.evidence,
-        };
-        if !found.contains(&used) {
-            found.push(used);
-        }
-    };
-    while let Some((step, stands_on)) = steps.pop() {
-        for base in &result.bases {
-            if base.step != *step || ran(base.role) {
-                continue;
-            }
-            let below = stands_on && base.role == BaseRole::Runtime;
-            let role = if base.role == BaseRole::Runtime && !stands_on {
-                BaseRole::BuildTime
-            } else {
-                base.role
-            };
-            match own.get(base.name.as_str()) {
-                Some(other) if *other != step => {
-                    if seen.insert((other, below)) {
-                        steps.push((other, below));
-                    }
-                }
-                Some(_) => {}
-                None => take(base, role),
-            }
-        }
-    }
-    for base in &result.bases {
-        let name = base.name.as_str();
-        if ran(base.role) && !own.contains_key(name) && !pushed.contains(name) {
-            take(base, base.role);
-        }
-    }
-    found
-}
-
 /// Writes down what the runs pushed that have succeeded just now.
 pub(crate) async fn record(
     tx: &mut Tx,
@@ -360,35 +280,6 @@ pub(crate) async fn record_stored(tx: &mut Tx, run: &RunId, now: Ms) -> Result<b
     };
     record_run(tx, &of, &from_json(&result)?, true, now).await?;
     Ok(true)
-}
-
-/// What a run pushed by its full names.
-fn by_name(result: &RunResult) -> BTreeMap<String, &ImageResult> {
-    let mut images = BTreeMap::new();
-    for image in &result.images {
-        if let Ok(name) = image.name.parse::<ImageRef>() {
-            images.insert(name.or_latest().to_string(), image);
-        }
-    }
-    images
-}
-
-/// What the image that a run pushed under this full name was built from.
-pub(crate) fn bases_under(result: &RunResult, name: &str) -> Vec<ImageBaseRow> {
-    let images = by_name(result);
-    let Some(image) = images.get(name) else {
-        return Vec::new();
-    };
-    bases_of(result, image)
-        .into_iter()
-        .map(|used| ImageBaseRow {
-            name: used.image.to_string(),
-            digest: used.digest,
-            role: used.role,
-            evidence: used.evidence,
-            pinned: used.image.digest().is_some(),
-        })
-        .collect()
 }
 
 /// The platform of a single image that a run has built: the run's own one. Steps of a task file may name others, so that

@@ -1,6 +1,7 @@
 //! Tests of `images.rs`: which bases an image is said to stand on. Pure.
 
-use acrtask_api::run::{BaseResult, BuiltResult};
+use acrtask_api::run::{BaseResult, BuiltResult, ImageResult};
+use acrtask_model::StepId;
 
 use super::*;
 
