@@ -10,7 +10,7 @@ mod check;
 mod show;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -322,10 +322,11 @@ pub(crate) async fn pass(app: &App) -> Result<(), StoreError> {
             let tags = match list {
                 None => None,
                 Some(list) => {
-                    if !known.contains_key(&list.id) {
-                        known.insert(list.id, app.store.tags(list).await?);
-                    }
-                    known.get(&list.id).and_then(Option::as_ref)
+                    let read = match known.entry(list.id) {
+                        Entry::Occupied(there) => there.into_mut(),
+                        Entry::Vacant(free) => free.insert(app.store.tags(list).await?),
+                    };
+                    read.as_ref()
                 }
             };
             let Some(tags) = tags else {

@@ -137,7 +137,7 @@ async fn a_tag_is_tried_by_one_run(fixture: &Fixture) {
     // It is forgotten and found again: the run is the same.
     fixture
         .store
-        .forget_proposals(&[key.clone()])
+        .forget_proposals(std::slice::from_ref(&key))
         .await
         .unwrap();
     let again = fixture
