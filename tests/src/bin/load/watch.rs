@@ -194,10 +194,11 @@ pub(crate) async fn watch(server: &str, watches: u64) -> Value {
             first = Some((Instant::now(), same + other));
         }
         if let Some((begun, before)) = first.filter(|_| same + other >= watches) {
-            let seconds = begun.elapsed().as_secs_f64();
+            // What came before the first question is counted at the rate of what came after it.
+            let rate = (same + other - before) as f64 / begun.elapsed().as_secs_f64();
             return json!({
-                "seconds": seconds, "looks": same + other, "other": other,
-                "per_second": (same + other - before) as f64 / seconds,
+                "seconds": (same + other) as f64 / rate, "looks": same + other, "other": other,
+                "per_second": rate,
             });
         }
         assert!(
