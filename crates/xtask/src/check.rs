@@ -76,6 +76,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "acrtask-agent",
             "acrtask-api",
+            "acrtask-cascade",
             "acrtask-job",
             "acrtask-server",
             "acrtask-store",
