@@ -47,7 +47,12 @@ pub(crate) fn test() -> Result<()> {
             "--quiet",
         ])?)?;
         say::doing("Running the tests (cargo nextest run)");
-        cargo::run(&mut with_environment(&["nextest", "run", "--workspace", "--no-fail-fast"])?)?;
+        cargo::run(&mut with_environment(&[
+            "nextest",
+            "run",
+            "--workspace",
+            "--no-fail-fast",
+        ])?)?;
     } else {
         say::doing("Running the tests (cargo test; with cargo-nextest installed this is faster)");
         cargo::run(&mut with_environment(&[
