@@ -3,7 +3,7 @@
 //!
 //! Invariants: SQLite has one connection that writes, and each of its transactions begins by taking the lock for
 //! writing, so that none finds the database busy half-way. PostgreSQL gives up a transaction whose server sleeps in it, so
-//! that no lock is held for ever.
+//! that no lock is held for ever; and nobody waits for ever for a PostgreSQL that has gone without a word.
 
 use std::{borrow::Cow, str::FromStr, time::Duration};
 
@@ -26,6 +26,9 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a call waits for a connection, or for another writer.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may take for a statement. A machine that is switched off, or a network that is cut, tells no end of
+/// a connection, and who waits there would wait for ever.
+const ANSWER: Duration = Duration::from_secs(60);
 /// Rows of one statement of [`Tx::each`] on PostgreSQL.
 const ROWS: usize = 5_000;
 
@@ -38,6 +41,8 @@ pub(crate) enum Db {
     Postgres {
         pool: PgPool,
         options: Box<PgConnectOptions>,
+        /// What takes longer has failed.
+        answer: Duration,
     },
 }
 
@@ -229,12 +234,27 @@ where
 /// A transaction that writes. Dropped before its end, it leaves nothing.
 pub(crate) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
-    Postgres(Transaction<'static, Postgres>),
+    /// With the time that a statement may take.
+    Postgres(Transaction<'static, Postgres>, Duration),
+}
+
+/// Waits for PostgreSQL, but no longer than that.
+pub(crate) async fn answered<T>(
+    limit: Duration,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T> {
+    let answer = tokio::time::timeout(limit, statement).await;
+    Ok(answer.unwrap_or_else(|_| Err(silent(limit)))?)
+}
+
+fn silent(limit: Duration) -> sqlx::Error {
+    let what = format!("it has not answered for {} s", limit.as_secs());
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }
 
 impl Tx {
     pub(crate) fn is_postgres(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self, Self::Postgres(..))
     }
 
     /// Carries a statement out. Says how many rows it changed.
@@ -245,10 +265,11 @@ impl Tx {
                 .execute(&mut **tx)
                 .await?
                 .rows_affected(),
-            Self::Postgres(tx) => postgres_query(sql.postgres, args)
-                .execute(&mut **tx)
-                .await?
-                .rows_affected(),
+            Self::Postgres(tx, limit) => {
+                let query = postgres_query(sql.postgres, args);
+                let done = answered(*limit, query.execute(&mut **tx)).await?;
+                done.rows_affected()
+            }
         })
     }
 
@@ -260,11 +281,10 @@ impl Tx {
         let sql = sql.into();
         match self {
             Self::Sqlite(tx) => parsed(sqlite_query(sql.sqlite, args).fetch_all(&mut **tx).await?),
-            Self::Postgres(tx) => parsed(
-                postgres_query(sql.postgres, args)
-                    .fetch_all(&mut **tx)
-                    .await?,
-            ),
+            Self::Postgres(tx, limit) => {
+                let query = postgres_query(sql.postgres, args);
+                parsed(answered(*limit, query.fetch_all(&mut **tx)).await?)
+            }
         }
     }
 
@@ -289,12 +309,11 @@ impl Tx {
                         .rows_affected();
                 }
             }
-            Self::Postgres(tx) => {
+            Self::Postgres(tx, limit) => {
                 for rows in rows.chunks(ROWS) {
-                    changed += columns(sql.postgres.clone(), rows)
-                        .execute(&mut **tx)
-                        .await?
-                        .rows_affected();
+                    let query = columns(sql.postgres.clone(), rows);
+                    let done = answered(*limit, query.execute(&mut **tx)).await?;
+                    changed += done.rows_affected();
                 }
             }
         }
@@ -304,7 +323,7 @@ impl Tx {
     pub(crate) async fn commit(self) -> Result<()> {
         match self {
             Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx) => tx.commit().await?,
+            Self::Postgres(tx, limit) => answered(limit, tx.commit()).await?,
         }
         Ok(())
     }
@@ -351,7 +370,7 @@ impl Db {
     pub(crate) async fn open(url: &str) -> Result<Self> {
         match url.split_once(':') {
             Some(("sqlite", _)) => open_sqlite(url).await,
-            Some(("postgres" | "postgresql", _)) => open_postgres(url).await,
+            Some(("postgres" | "postgresql", _)) => open_postgres(url, ANSWER).await,
             _ => Err(StoreError::Invalid {
                 what: "a database is `sqlite:PATH` or `postgres://USER@HOST/NAME`".into(),
             }),
@@ -361,7 +380,9 @@ impl Db {
     pub(crate) async fn write(&self) -> Result<Tx> {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres { pool, .. } => Tx::Postgres(pool.begin().await?),
+            Self::Postgres { pool, answer, .. } => {
+                Tx::Postgres(answered(*answer, pool.begin()).await?, *answer)
+            }
         })
     }
 
@@ -372,8 +393,9 @@ impl Db {
             Self::Sqlite { read, .. } => {
                 parsed(sqlite_query(sql.sqlite, args).fetch_all(read).await?)
             }
-            Self::Postgres { pool, .. } => {
-                parsed(postgres_query(sql.postgres, args).fetch_all(pool).await?)
+            Self::Postgres { pool, answer, .. } => {
+                let query = postgres_query(sql.postgres, args);
+                parsed(answered(*answer, query.fetch_all(pool)).await?)
             }
         }
     }
@@ -452,7 +474,7 @@ async fn sqlite_writer(options: SqliteConnectOptions) -> Result<SqlitePool, Migr
     Ok(pool)
 }
 
-async fn open_postgres(url: &str) -> Result<Db> {
+async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Invalid {
             // Not the URL itself: it may hold a password.
@@ -468,6 +490,15 @@ async fn open_postgres(url: &str) -> Result<Db> {
     let pool = PgPoolOptions::new()
         .max_connections(10)
         .acquire_timeout(WAIT)
+        // The pool itself asks a connection that comes back whether it lives, and waits for the answer for ever: the place
+        // of a dead one would be lost.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let alive = tokio::time::timeout(WAIT, connection.ping()).await;
+                alive.unwrap_or_else(|_| Err(silent(WAIT)))?;
+                Ok(true)
+            })
+        })
         .connect_with(options.clone().options([
             ("lock_timeout", "5s"),
             ("idle_in_transaction_session_timeout", "10s"),
@@ -476,6 +507,7 @@ async fn open_postgres(url: &str) -> Result<Db> {
     Ok(Db::Postgres {
         pool,
         options: Box::new(options),
+        answer,
     })
 }
 
@@ -493,3 +525,7 @@ fn refused(error: MigrateError, migrator: &Migrator) -> StoreError {
         other => StoreError::Database(sqlx::Error::Migrate(Box::new(other))),
     }
 }
+
+#[cfg(test)]
+#[path = "db_tests.rs"]
+mod tests;

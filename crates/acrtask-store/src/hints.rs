@@ -7,7 +7,11 @@ use acrtask_model::RunId;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 
-use crate::{Result, Store, db::Db, to_json};
+use crate::{
+    Result, Store,
+    db::{Db, answered},
+    to_json,
+};
 
 /// Something that another server may want to look at before its next poll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +95,7 @@ impl Store {
 
     /// Sends hints to all servers.
     pub async fn hint(&self, hints: &[Hint]) -> Result<()> {
-        let Db::Postgres { pool, .. } = &self.db else {
+        let Db::Postgres { pool, answer, .. } = &self.db else {
             return Ok(());
         };
         let mut payloads = Vec::new();
@@ -112,11 +116,10 @@ impl Store {
         for payload in &mut payloads {
             payload.push(']');
         }
-        sqlx::query("SELECT pg_notify($1, payload) FROM UNNEST($2::text[]) AS payload")
-            .bind(CHANNEL)
-            .bind(payloads)
-            .execute(pool)
-            .await?;
-        Ok(())
+        let notify =
+            sqlx::query("SELECT pg_notify($1, payload) FROM UNNEST($2::text[]) AS payload")
+                .bind(CHANNEL)
+                .bind(payloads);
+        answered(*answer, notify.execute(pool)).await.map(drop)
     }
 }
