@@ -155,8 +155,19 @@ macro_rules! arg {
 arg!(Int: i64 => |value| value, u32 => |value| value.into(), bool => |value| value.into(),
     // No size or offset of ours comes near the end of the range.
     u64 => |value| i64::try_from(value).unwrap_or(i64::MAX));
-arg!(Text: &str => |value| value.to_owned(), String => |value| value, &String => |value| value.clone());
+arg!(Text: &str => |value| storable(value.to_owned()), String => |value| storable(value),
+    &String => |value| storable(value.clone()));
 arg!(Blob: &[u8] => |value| value.to_vec(), Vec<u8> => |value| value);
+
+/// Without the one character that PostgreSQL stores in no text and takes in no argument: what people and forges send may
+/// hold it.
+fn storable(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
 
 impl From<&acrtask_model::RunId> for Arg {
     fn from(id: &acrtask_model::RunId) -> Self {
@@ -172,7 +183,7 @@ impl From<Vec<i64>> for Arg {
 
 impl From<Vec<String>> for Arg {
     fn from(list: Vec<String>) -> Self {
-        Self::Texts(list)
+        Self::Texts(list.into_iter().map(storable).collect())
     }
 }
 

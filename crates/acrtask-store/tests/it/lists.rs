@@ -5,7 +5,11 @@ use acrtask_store::{RunFilter, StoreError};
 
 use crate::support::{Fixture, NOW, finished, ids, new_run, on_both};
 
-on_both!(pages_hold_each_run_once, filters_choose);
+on_both!(
+    pages_hold_each_run_once,
+    filters_choose,
+    what_postgres_cannot_hold_is_taken,
+);
 
 fn filter() -> RunFilter {
     RunFilter {
@@ -111,4 +115,18 @@ async fn filters_choose(fixture: &Fixture) {
         ..prefix("web")
     };
     assert_eq!(list(both).await, "run-3 run-2");
+}
+
+async fn what_postgres_cannot_hold_is_taken(fixture: &Fixture) {
+    let row = fixture.queued("one", NOW).await;
+    let task = RunFilter {
+        task: Some("web\0".into()),
+        ..filter()
+    };
+    assert_eq!(fixture.store.runs(task).await.unwrap().0, []);
+    let many = vec!["d\0".to_owned()];
+    assert_eq!(fixture.store.tasks_by_id(many).await.unwrap(), []);
+    let canceled = fixture.store.request_cancel(&row.id, "by \0 jo", NOW).await;
+    let reason = canceled.unwrap().cancel_reason;
+    assert_eq!(reason.as_deref(), Some("by \u{fffd} jo"));
 }
