@@ -87,14 +87,15 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// PostgreSQL: connections (08), resources (53), shutting down or starting (57P0x), a deadlock (40).
+/// PostgreSQL: connections (08), resources (53), shutting down or starting (57P0x), a deadlock (40), a lock that another
+/// server holds for too long (55P03), a transaction that was given up because we slept in it (25P03).
 /// SQLite: busy, locked, out of space.
 fn is_passing(error: &dyn DatabaseError) -> bool {
     let Some(code) = error.code() else {
         return false;
     };
     match code.len() {
-        5 => ["08", "40", "53", "57P0"]
+        5 => ["08", "25P03", "40", "53", "55P03", "57P0"]
             .iter()
             .any(|class| code.starts_with(class)),
         _ => code

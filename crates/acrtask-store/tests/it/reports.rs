@@ -1,7 +1,7 @@
 //! What runners say, and what the reaper does when they say nothing.
 
 use acrtask_model::RunState;
-use acrtask_store::{Report, Reported, Verdict};
+use acrtask_store::{Report, Reported, StoreError, Verdict};
 
 use crate::support::{ACCEPT, Fixture, LEASE, NOW, chunk, finished, ids, new_run, on_both, run_id};
 
@@ -516,4 +516,28 @@ async fn the_reaper_passes_by_what_another_server_holds() {
             .len(),
         19
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_server_holds_may_be_had_later() {
+    let Some(fixture) = Fixture::postgres().await else {
+        return;
+    };
+    let row = fixture.queued("one", NOW).await;
+    let mut sleeper = fixture.connect().await;
+    for sql in ["BEGIN", "SELECT id FROM runs FOR UPDATE"] {
+        sqlx::query(sql).execute(&mut sleeper).await.unwrap();
+    }
+    // Whoever asks is told to ask again, and not that the database is broken.
+    let canceled = fixture.store.request_cancel(&row.id, "enough", NOW).await;
+    assert!(
+        canceled.as_ref().is_err_and(StoreError::is_unavailable),
+        "{canceled:?}"
+    );
+    sqlx::query("ROLLBACK").execute(&mut sleeper).await.unwrap();
+    fixture
+        .store
+        .request_cancel(&row.id, "enough", NOW)
+        .await
+        .unwrap();
 }
