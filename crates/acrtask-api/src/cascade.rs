@@ -394,6 +394,9 @@ pub struct CascadeSettings {
     pub retries: u32,
     /// The wait before each of these, in seconds.
     pub retry_delay_secs: u32,
+    /// A task that has failed for good is tried again by itself after so many seconds, then after twice as many, and so on;
+    /// at most a day. 0: never.
+    pub heal_secs: u32,
     /// Of the runs, beside those that people start (0).
     pub priority: i32,
     /// How often a task may be moved to a cascade that follows, before it is built on what there is.
@@ -419,6 +422,7 @@ impl Default for CascadeSettings {
             parallel_total: None,
             retries: 1,
             retry_delay_secs: 60,
+            heal_secs: 3600,
             priority: -5,
             patience: 3,
             time_zone: "UTC".into(),

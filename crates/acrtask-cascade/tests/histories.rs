@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use acrtask_cascade::{
     Cascades, Graph,
     cascade::{
-        Action, BlockedBecause, CascadeId, End, Event, Key, NodeState, Phase, Reconciled, Settings,
-        Start,
+        Action, AttemptEnd, BlockedBecause, CascadeId, End, Event, Key, NodeState, Phase,
+        Reconciled, Settings, Start,
     },
 };
 use acrtask_model::{Digest, ImageRef};
@@ -37,6 +37,8 @@ struct History {
     said: Reconciled,
     /// What each task was last started for: key, what it stood on, cascade.
     last: BTreeMap<String, (Key, Key, CascadeId)>,
+    /// When each task last failed.
+    failed: BTreeMap<String, Timestamp>,
     /// Asked for by somebody since its last start.
     forgiven: BTreeSet<String>,
     /// Nobody cancels and nothing fails.
@@ -60,6 +62,7 @@ impl History {
             parallel_total: random.percent(30).then_some(2),
             retries: u32::try_from(random.below(2)).unwrap(),
             patience: [0, 1, 3, 9][random.below(4)],
+            heal_secs: if random.percent(30) { 500 } else { 0 },
             ..Settings::default()
         };
         Self {
@@ -71,6 +74,7 @@ impl History {
             running: BTreeMap::new(),
             said: Reconciled::default(),
             last: BTreeMap::new(),
+            failed: BTreeMap::new(),
             forgiven: BTreeSet::new(),
             calm: random.percent(40),
             starts: 0,
@@ -147,11 +151,24 @@ impl History {
             return;
         };
         let start = self.running.remove(&task).unwrap();
-        let end = if self.calm || self.random.percent(75) {
+        let failures = self.failures(&start);
+        let superseded = self.random.percent(10);
+        let end = if superseded {
+            // Nobody knows of which: it is started again unless the other one has built it.
+            self.forgiven.insert(task.clone());
+            if self.random.percent(50) {
+                let pins = self.world.bases_now(&task);
+                self.world.build(&task, &pins);
+                self.last.remove(&task);
+                self.tell(|| format!("{task} is built by another run"));
+            }
+            End::Superseded
+        } else if self.calm || self.random.percent(75) {
             End::Succeeded {
                 digests: self.world.build(&task, &start.pins),
             }
         } else {
+            self.failed.insert(task.clone(), self.now);
             End::Failed {
                 reason: "exit code 1".into(),
             }
@@ -168,11 +185,20 @@ impl History {
             self.forgiven.insert(task);
         }
         self.step(event.clone());
+        if superseded {
+            assert_eq!(self.failures(&start), failures, "it is no failure");
+            // What the other one has built is known before anything else happens.
+            self.reconcile();
+        }
         if self.random.percent(20) {
             let before = self.all.clone();
             self.all.step(event, &self.settings, self.now).unwrap();
             assert!(before == self.all, "told twice");
         }
+    }
+
+    fn failures(&self, start: &Start) -> u32 {
+        self.all.get(start.cascade).unwrap().nodes[&start.task].failures
     }
 
     /// A commit: a run of a task that no cascade started.
@@ -187,6 +213,8 @@ impl History {
         if let Some(task) = self.random.pick(&idle) {
             let pins = self.world.bases_now(&task);
             self.world.build(&task, &pins);
+            // What it was last started for counts no more.
+            self.last.remove(&task);
             self.tell(|| format!("{task} is built by hand"));
             self.reconcile();
         }
@@ -411,7 +439,7 @@ impl History {
             let same = *key == start.key && *from == used;
             let retry = *cascade == start.cascade && start.attempt > 1;
             assert!(
-                !same || retry || self.forgiven.contains(&name),
+                !same || retry || self.forgiven.contains(&name) || self.is_due(&name),
                 "{name} runs again for the same digests"
             );
         }
@@ -423,6 +451,13 @@ impl History {
         if let Some(total) = self.settings.parallel_total {
             assert!(self.running.len() <= total as usize);
         }
+    }
+
+    /// It failed long enough ago.
+    fn is_due(&self, task: &str) -> bool {
+        let heal = SignedDuration::from_secs(self.settings.heal_secs.into());
+        let failed = self.failed.get(task);
+        heal.is_positive() && failed.is_some_and(|at| self.now.duration_since(*at) >= heal)
     }
 
     /// Below a task that had been moved often enough, everything may stand on older bases for once.
@@ -495,6 +530,18 @@ impl History {
         for because in blocked.values() {
             if let BlockedBecause::Below(parent) = because {
                 assert!(blocked.contains_key(parent.as_str()));
+            }
+        }
+        if self.settings.heal_secs > 0 {
+            self.pass(24 * 60 * 60);
+            self.reconcile();
+            for blocked in &self.said.blocked {
+                assert_ne!(
+                    blocked.because,
+                    BlockedBecause::Tried(AttemptEnd::Failed),
+                    "{} is forgotten",
+                    blocked.task
+                );
             }
         }
         if self.calm {

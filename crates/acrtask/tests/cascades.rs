@@ -234,7 +234,7 @@ async fn words_reach_the_server() {
 async fn settings_are_shown_and_set() {
     let server = MockServer::start().await;
     let settings = json!({
-        "settleSecs": 30, "parallel": 2, "retries": 1, "retryDelaySecs": 60, "priority": -5, "patience": 3,
+        "settleSecs": 30, "parallel": 2, "retries": 1, "retryDelaySecs": 60, "healSecs": 3600, "priority": -5, "patience": 3,
         "timeZone": "Europe/Berlin", "quiet": [{"from": "22:00", "to": "06:00"}],
         "rules": [{"tasks": "app/", "mode": {"canary": {"first": ["app/small"]}}}, {"tasks": "shop/", "mode": "approval"}],
         "promotion": {"tasks": "shop/", "tests": ["shop/e2e"]}

@@ -8,10 +8,11 @@
 //!
 //! Invariants, held by tests over random histories:
 //!
-//! - A task runs at most once at a time, and at most once in a cascade unless it failed.
+//! - A task runs at most once at a time, and at most once in a cascade unless it failed or another run took its place.
 //! - A node starts only when each of its own bases has come to rest, and only where one of the bases that count
 //!   really has another digest than last time.
-//! - A task does not run again for the digests that it last ran for, unless somebody asks for it.
+//! - A task does not run again for the digests that it last ran for, unless somebody asks for it, or it failed and the
+//!   time that [`Settings::heal_secs`] sets has gone by.
 //! - What fails stops only what is below it. Everything that stays stale has a reason that can be shown.
 //! - The same facts again change nothing.
 //!
@@ -22,6 +23,7 @@
 
 mod gates;
 mod index;
+mod look;
 mod reconcile;
 mod settings;
 mod state;

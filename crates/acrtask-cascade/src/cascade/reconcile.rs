@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{
-    Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Node, NodeBase, NodePin,
+    Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Mode, Node, NodeBase, NodePin,
     NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index,
 };
 use crate::{
@@ -86,7 +86,7 @@ impl Cascades {
 
     fn pass(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
         let mut done = Reconciled::default();
-        let plan = self.plan_open(graph, &mut done.blocked);
+        let plan = self.plan_open(graph, settings, now, &mut done.blocked);
         done.refused = plan.refused().to_vec();
         let homes = self.homes(&plan, settings, now, &mut done.created);
         self.place(&plan, &homes, &mut done.joined, &mut done.dropped);
@@ -104,21 +104,28 @@ impl Cascades {
         }
         let mut rested = Vec::new();
         for (id, task) in pending {
-            self.look(id, &task, &mut rested);
+            self.look(id, &task, now, &mut rested);
         }
-        self.spread(rested);
+        self.spread(rested, now);
         self.go_on(settings, now, &mut done.actions);
         done
     }
 
     /// The plan of all that is stale and was not run for the same digests before.
-    fn plan_open<'g>(&self, graph: &'g Graph, blocked: &mut Vec<Blocked>) -> Plan<'g> {
+    fn plan_open<'g>(
+        &mut self,
+        graph: &'g Graph,
+        settings: &Settings,
+        now: Timestamp,
+        blocked: &mut Vec<Blocked>,
+    ) -> Plan<'g> {
         let mut options = PlanOptions {
             everything: true,
             also: self.index.running.keys().cloned().collect(),
             ..PlanOptions::default()
         };
         let all = plan(graph, &BTreeMap::new(), &options);
+        self.let_go(&all, settings);
         let mut tried = BTreeMap::new();
         // What is being canceled is not taken up elsewhere before it is known how its runs ended.
         for cascade in self
@@ -144,7 +151,7 @@ impl Cascades {
                 let name = open.name(node);
                 if let Some(attempt) = self.attempts.get(name)
                     && let Some((pins, used)) = fixed(&open, node)
-                    && attempt.is_for(&Key::of(name, &pins), &Key::of(name, &used))
+                    && attempt.holds(&Key::of(name, &pins), &Key::of(name, &used), now)
                 {
                     found.push((name.to_owned(), attempt.end));
                 }
@@ -171,6 +178,26 @@ impl Cascades {
                 .extend(found.iter().map(|(name, _)| name.clone()));
             tried.extend(found);
         }
+    }
+
+    /// Forgets what counts no more. A success, once the task is fresh: whoever builds it on older digests afterwards makes it
+    /// stale anew. What was not tried because those that go first had failed, once these are fresh, whoever built them.
+    /// And tasks that are gone.
+    fn let_go(&mut self, all: &Plan<'_>, settings: &Settings) {
+        let graph = all.graph();
+        let stale = |task: &str| {
+            let task = graph.task(task);
+            task.is_some_and(|task| all.node_of(task).is_some())
+        };
+        self.attempts.retain(|task, attempt| match attempt.end {
+            _ if graph.task(task).is_none() => false,
+            AttemptEnd::Succeeded => stale(task),
+            AttemptEnd::Failed | AttemptEnd::Canceled => true,
+            AttemptEnd::Held => matches!(
+                settings.mode(task),
+                Mode::Canary { first } if first.iter().any(|first| stale(first))
+            ),
+        });
     }
 
     fn waits_elsewhere(&self, id: CascadeId, task: &str) -> bool {

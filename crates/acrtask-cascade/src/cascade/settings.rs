@@ -20,6 +20,9 @@ pub struct Settings {
     pub retries: u32,
     /// The wait before each of these, in seconds.
     pub retry_delay_secs: u32,
+    /// A task that has failed for good is tried again by itself after so many seconds, then after twice as many, and so on;
+    /// at most a day. 0: never.
+    pub heal_secs: u32,
     /// Of the runs, beside those that people start (0).
     pub priority: i32,
     /// How often a node may be moved to a cascade that follows.
@@ -38,6 +41,7 @@ impl Default for Settings {
             parallel_total: None,
             retries: 1,
             retry_delay_secs: 60,
+            heal_secs: 3600,
             priority: -5,
             patience: 3,
             quiet: Vec::new(),
@@ -93,6 +97,14 @@ impl Settings {
             .filter(|rule| task.starts_with(&rule.tasks))
             .max_by_key(|rule| rule.tasks.len())
             .map_or(Mode::Automatic, |rule| rule.mode.clone())
+    }
+
+    /// How long after its failure number `failed` in a row a task is tried again.
+    pub(crate) fn heal_after(&self, failed: u32) -> Option<SignedDuration> {
+        const LONGEST: i64 = 24 * 60 * 60;
+        let doubled = failed.saturating_sub(1).min(17);
+        let wait = (i64::from(self.heal_secs) << doubled).min(LONGEST.max(self.heal_secs.into()));
+        (wait > 0).then(|| SignedDuration::from_secs(wait))
     }
 
     /// The end of the quiet hours that `now` is in.
@@ -154,6 +166,24 @@ mod tests {
         assert_eq!(until("2026-11-25T21:00:00Z"), end);
         assert_eq!(until("2026-11-26T04:59:59.5Z"), end);
         assert_eq!(until("2026-11-26T06:30:00Z"), None);
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_later_and_later() {
+        let waits = |heal_secs, failed: u32| {
+            let settings = Settings {
+                heal_secs,
+                ..Settings::default()
+            };
+            let wait = settings.heal_after(failed);
+            wait.map(|wait| wait.as_secs())
+        };
+        let hours: Vec<_> = (1..7).map(|failed| waits(3600, failed)).collect();
+        let expected = [1, 2, 4, 8, 16, 24].map(|hours| Some(hours * 3600));
+        assert_eq!(hours, expected);
+        assert_eq!(waits(3600, u32::MAX), Some(24 * 3600));
+        assert_eq!(waits(u32::MAX, 9), Some(i64::from(u32::MAX)));
+        assert_eq!(waits(0, 1), None);
     }
 
     #[test]

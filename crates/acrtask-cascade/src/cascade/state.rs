@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::Settings;
+
 /// A cascade's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -63,6 +65,12 @@ pub struct Attempt {
     pub from: Key,
     /// How it ended.
     pub end: AttemptEnd,
+    /// How often in a row it has failed for good for these digests.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed: u32,
+    /// From then on it is tried again by itself: what has failed may have had reasons that are gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Timestamp>,
 }
 
 /// See [`Attempt`].
@@ -169,8 +177,43 @@ pub enum Gate {
 }
 
 impl Attempt {
-    /// True where it says that a task which stands on `from` was tried for `key`.
-    pub(crate) fn is_for(&self, key: &Key, from: &Key) -> bool {
+    /// How a task that stands on `from` was left for `key`.
+    pub(crate) fn new(key: Key, from: Key, end: AttemptEnd) -> Self {
+        Self {
+            key,
+            from,
+            end,
+            failed: 0,
+            again: None,
+        }
+    }
+
+    /// True where it says that a task which stands on `from` was tried for `key`, and is not to be tried again yet.
+    pub(crate) fn holds(&self, key: &Key, from: &Key, now: Timestamp) -> bool {
+        self.is_for(key, from) && self.again.is_none_or(|again| again > now)
+    }
+
+    /// The same of a run that has ended; `before` is what was known of the task until then.
+    pub(crate) fn ended(
+        key: Key,
+        from: Key,
+        end: AttemptEnd,
+        before: Option<&Self>,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Self {
+        let mut attempt = Self::new(key, from, end);
+        if end == AttemptEnd::Failed {
+            let before = before.filter(|before| before.is_for(&attempt.key, &attempt.from));
+            let failed = before.map_or(0, |before| before.failed).saturating_add(1);
+            let wait = settings.heal_after(failed);
+            attempt.failed = failed;
+            attempt.again = wait.map(|wait| now.saturating_add(wait).unwrap_or(now));
+        }
+        attempt
+    }
+
+    fn is_for(&self, key: &Key, from: &Key) -> bool {
         self.key == *key && self.from == *from
     }
 }
@@ -182,6 +225,10 @@ impl Node {
         let used = bases.map(|base| (base.image.clone(), base.used.clone()));
         Key::of(task, &used.collect())
     }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Gate {
@@ -255,6 +302,9 @@ pub enum NodeState {
     Failed {
         /// Why, in one line.
         reason: String,
+        /// When it is tried again by itself, in another cascade.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        again: Option<Timestamp>,
     },
     /// Left behind: still stands on old digests.
     Stale {

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Action, Attempt, AttemptEnd, Cascade, CascadeId, Cascades, Key, Node, NodePin, NodeState,
-    Phase, Settings, SkippedBecause, StaleBecause, Start,
+    Phase, Settings, StaleBecause, Start,
     gates::{GateState, gate},
     index::At,
+    look::Resolved,
 };
 
 /// What happened.
@@ -84,6 +85,9 @@ pub enum End {
         /// Who.
         by: String,
     },
+    /// Another run of the task took its place, and is over by now. That is no failure: unless the other one has built it,
+    /// as the next reconciliation knows, the task is started again.
+    Superseded,
 }
 
 /// Why a command is refused.
@@ -117,7 +121,7 @@ impl Cascades {
             Event::Pause { cascade } => self.active(cascade)?.paused = true,
             Event::Resume { cascade } => self.active(cascade)?.paused = false,
             Event::Approve { cascade } => self.active(cascade)?.approved = true,
-            Event::Cancel { cascade, by } => self.cancel(cascade, &by, &mut actions)?,
+            Event::Cancel { cascade, by } => self.cancel(cascade, &by, now, &mut actions)?,
             Event::Retry { cascade } => self.retry(cascade)?,
             Event::Forget { task } => {
                 self.attempts.remove(&task);
@@ -178,13 +182,14 @@ impl Cascades {
         }
         let again = node.failures < settings.retries && !node.outdated;
         let from = node.from(task);
-        let (state, end) = match (end, canceled) {
+        let (mut state, end) = match (end, canceled) {
             (End::Succeeded { digests }, _) => {
                 (NodeState::Succeeded { digests }, AttemptEnd::Succeeded)
             }
             (_, Some(by)) | (End::Canceled { by }, None) => {
                 (NodeState::Canceled { by }, AttemptEnd::Canceled)
             }
+            (End::Superseded, None) => return self.set(id, task, NodeState::Pending),
             (End::Failed { .. }, None) if again => {
                 if let Some(node) = self
                     .cascades
@@ -202,10 +207,20 @@ impl Cascades {
                 };
                 return self.set(id, task, state);
             }
-            (End::Failed { reason }, None) => (NodeState::Failed { reason }, AttemptEnd::Failed),
+            (End::Failed { reason }, None) => {
+                let state = NodeState::Failed {
+                    reason,
+                    again: None,
+                };
+                (state, AttemptEnd::Failed)
+            }
         };
-        self.attempts
-            .insert(task.to_owned(), Attempt { key, from, end });
+        let before = self.attempts.get(task);
+        let attempt = Attempt::ended(key, from, end, before, settings, now);
+        if let NodeState::Failed { again, .. } = &mut state {
+            *again = attempt.again;
+        }
+        self.attempts.insert(task.to_owned(), attempt);
         let pushed = match &state {
             NodeState::Succeeded { digests } => Some(digests.clone()),
             _ => None,
@@ -216,8 +231,8 @@ impl Cascades {
         if let Some(pushed) = pushed {
             self.gives_now(task, &pushed);
         }
-        self.look_again(task, built, &mut rested);
-        self.spread(rested);
+        self.look_again(task, built, now, &mut rested);
+        self.spread(rested, now);
     }
 
     fn is_open_elsewhere(&self, id: CascadeId, task: &str) -> bool {
@@ -261,6 +276,7 @@ impl Cascades {
         &mut self,
         task: &str,
         built: Option<&BTreeMap<ImageRef, Digest>>,
+        now: Timestamp,
         rested: &mut Vec<At>,
     ) {
         let waits = |cascade: &&Cascade| {
@@ -283,7 +299,7 @@ impl Cascades {
                     }
                 }
             }
-            self.look(id, task, rested);
+            self.look(id, task, now, rested);
         }
     }
 
@@ -291,6 +307,7 @@ impl Cascades {
         &mut self,
         id: CascadeId,
         by: &str,
+        now: Timestamp,
         actions: &mut Vec<Action>,
     ) -> Result<(), StepError> {
         let cascade = self.active(id)?;
@@ -313,7 +330,7 @@ impl Cascades {
         for task in &waiting {
             self.set(id, task, NodeState::Canceled { by: by.to_owned() });
         }
-        self.spread(waiting.into_iter().map(|task| (id, task)).collect());
+        self.spread(waiting.into_iter().map(|task| (id, task)).collect(), now);
         Ok(())
     }
 
@@ -345,91 +362,6 @@ impl Cascades {
         Ok(())
     }
 
-    /// These nodes have come to rest: looks at all that is pinned to them, and further.
-    pub(super) fn spread(&mut self, mut rested: Vec<At>) {
-        while let Some(at) = rested.pop() {
-            let below = self.index.below.get(&at).cloned().unwrap_or_default();
-            for (id, task) in below {
-                self.look(id, &task, &mut rested);
-            }
-        }
-    }
-
-    /// Gives a pending node the state that follows from what it stands on.
-    pub(super) fn look(&mut self, id: CascadeId, task: &str, rested: &mut Vec<At>) {
-        let Some(node) = self.node(id, task) else {
-            return;
-        };
-        // What it stands on while it runs elsewhere is not known.
-        if node.state != NodeState::Pending || self.index.running.contains_key(task) {
-            return;
-        }
-        let state = match self.resolve(node) {
-            Resolved::Waits => return,
-            Resolved::Below(parent) => NodeState::Stale {
-                because: StaleBecause::Below { task: parent },
-            },
-            Resolved::Pins(pins) => {
-                let stale = node
-                    .bases
-                    .iter()
-                    .any(|base| base.counted && pins.get(&base.image) != Some(&base.used));
-                let key = Key::of(task, &pins);
-                match self.attempts.get(task) {
-                    _ if !stale => NodeState::Skipped {
-                        because: SkippedBecause::Unchanged,
-                    },
-                    Some(attempt) if attempt.is_for(&key, &node.from(task)) => NodeState::Stale {
-                        because: StaleBecause::Tried { end: attempt.end },
-                    },
-                    _ => NodeState::Ready {
-                        pins,
-                        key,
-                        not_before: None,
-                    },
-                }
-            }
-        };
-        let rests = !state.is_open();
-        self.set(id, task, state);
-        if rests {
-            rested.push((id, task.to_owned()));
-        }
-    }
-
-    fn resolve(&self, node: &Node) -> Resolved {
-        let mut pins = BTreeMap::new();
-        let mut waits = false;
-        for base in &node.bases {
-            let digest = match &base.pin {
-                NodePin::Digest(digest) => digest,
-                NodePin::Output {
-                    task,
-                    cascade,
-                    otherwise,
-                } => match self.node(*cascade, task).map(|parent| &parent.state) {
-                    Some(state) if state.is_open() => {
-                        waits = true;
-                        continue;
-                    }
-                    Some(NodeState::Succeeded { digests }) => {
-                        digests.get(&base.image).unwrap_or(otherwise)
-                    }
-                    Some(state) if state.left_undone() && base.counted => {
-                        return Resolved::Below(task.clone());
-                    }
-                    _ => otherwise,
-                },
-            };
-            pins.insert(base.image.clone(), digest.clone());
-        }
-        if waits {
-            Resolved::Waits
-        } else {
-            Resolved::Pins(pins)
-        }
-    }
-
     /// Starts what may start, ends what is over, and says when to look again.
     pub(super) fn go_on(&mut self, settings: &Settings, now: Timestamp, actions: &mut Vec<Action>) {
         let mut wake: Option<Timestamp> = None;
@@ -455,7 +387,7 @@ impl Cascades {
                     Some((task, Some(failed))) => {
                         let because = StaleBecause::Canary { task: failed };
                         self.set(id, &task, NodeState::Stale { because });
-                        self.spread(vec![(id, task)]);
+                        self.spread(vec![(id, task)], now);
                     }
                     Some((task, None)) => {
                         if let Some(end) = quiet {
@@ -574,7 +506,7 @@ impl Cascades {
             if let Resolved::Pins(pins) = self.resolve(&node) {
                 let key = Key::of(task, &pins);
                 let from = node.from(task);
-                declined.push((task.clone(), Attempt { key, from, end }));
+                declined.push((task.clone(), Attempt::new(key, from, end)));
             }
         }
         self.attempts.extend(declined);
@@ -582,11 +514,4 @@ impl Cascades {
             cascade.phase = Phase::Over { at: now };
         }
     }
-}
-
-enum Resolved {
-    Waits,
-    /// Below this task, which was not built.
-    Below(String),
-    Pins(BTreeMap<ImageRef, Digest>),
 }

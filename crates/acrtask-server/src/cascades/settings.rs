@@ -50,6 +50,7 @@ pub(super) fn at(settings: &CascadeSettings, now: Timestamp) -> Settings {
         parallel_total: settings.parallel_total,
         retries: settings.retries,
         retry_delay_secs: settings.retry_delay_secs,
+        heal_secs: settings.heal_secs,
         priority: settings.priority,
         patience: settings.patience,
         quiet: settings
@@ -87,6 +88,7 @@ pub(super) fn problems(settings: &CascadeSettings) -> Vec<String> {
     for (key, seconds) in [
         ("settleSecs", settings.settle_secs),
         ("retryDelaySecs", settings.retry_delay_secs),
+        ("healSecs", settings.heal_secs),
     ] {
         if seconds > MAX_WAIT {
             problems.push(format!("`{key}` is {MAX_WAIT} (a day) at most"));

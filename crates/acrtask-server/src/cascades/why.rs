@@ -26,7 +26,10 @@ impl Around<'_> {
                 format!("its run {} waits in the queue", run.run)
             }
             NodeState::Succeeded { .. } => return None,
-            NodeState::Failed { reason } => reason.clone(),
+            NodeState::Failed { reason, again } => match again.filter(|at| *at > self.now) {
+                Some(at) => format!("{reason}; tried again at {at}"),
+                None => reason.clone(),
+            },
             NodeState::Stale { because } => stale(because),
             NodeState::Skipped { because } => match because {
                 SkippedBecause::Unchanged => {
@@ -199,6 +202,10 @@ mod tests {
                 not_before,
             })
         };
+        let failed = |again| {
+            let reason = "exit code 1".into();
+            node(NodeState::Failed { reason, again })
+        };
         let told = |cascade: &Cascade, node: &Node| {
             let around = Around {
                 cascade,
@@ -217,6 +224,8 @@ mod tests {
             told(&cascade, &node(NodeState::Pending)),
             told(&cascade, &ready(None)),
             told(&cascade, &ready(Some(later))),
+            told(&cascade, &failed(Some(later))),
+            told(&cascade, &failed(Some(now))),
             told(&cascade, &gated),
             told(&cascade, &canary),
         ];
@@ -228,6 +237,8 @@ mod tests {
         waits for base
         waits for a free place among the cascade's runs
         tried again at 2026-11-25T12:01:00Z
+        exit code 1; tried again at 2026-11-25T12:01:00Z
+        exit code 1
         waits until somebody approves: `acrtask cascade approve 3`
         waits until base, which go first, have succeeded
         the cascade is paused; `acrtask cascade resume 3` lets it go on

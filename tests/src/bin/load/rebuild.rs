@@ -107,6 +107,7 @@ fn result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) 
                 name: bases[*base].0.clone(),
                 digest: bases[*base].1.clone(),
                 evidence: Evidence::Provenance,
+                platforms: Vec::new(),
             })
             .collect(),
         ..RunResult::default()
@@ -246,8 +247,8 @@ async fn known(api: &Api, registry: &str) {
     let path = format!("/bases/{}", name.replace('/', "%2F"));
     for _ in 0..600 {
         let text = api.text(&path).await;
-        let base: acrtask_api::image::Base = serde_json::from_str(&text).unwrap();
-        if base.digest.is_some() {
+        let bases: Vec<acrtask_api::image::Base> = serde_json::from_str(&text).unwrap();
+        if bases.iter().any(|base| base.digest.is_some()) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -149,7 +149,7 @@ async fn in_one(
             NodeState::Pending | NodeState::Ready { .. } | NodeState::Running { .. } => {
                 Passed::Open(format!("{task} is still built, in cascade {at}"))
             }
-            NodeState::Failed { reason } => Passed::No(format!("{task} failed: {reason}")),
+            NodeState::Failed { reason, .. } => Passed::No(format!("{task} failed: {reason}")),
             NodeState::Canceled { by } => Passed::No(format!("{task} was canceled by {by}")),
             NodeState::Stale { because } => Passed::No(match because {
                 StaleBecause::Below { task: below } => {
