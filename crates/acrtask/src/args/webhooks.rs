@@ -52,7 +52,9 @@ Examples:
 The webhook is made at the server where there is none for the repository; one that there is serves
 all tasks of the repository. The token needs to manage webhooks: at GitHub `admin:repo_hook` or
 \"Webhooks: read and write\", at GitLab `api` as a maintainer, at Gitea and Forgejo
-`write:repository`. It is used now, and kept nowhere.";
+`write:repository`, at Bitbucket Cloud `webhook` (of an API token, which stands in the file as
+EMAIL:TOKEN, `read:webhook:bitbucket` and `write:webhook:bitbucket`), at Azure DevOps
+\"Code: Read\" of an administrator of the project. It is used now, and kept nowhere.";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:

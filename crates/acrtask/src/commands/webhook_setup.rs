@@ -24,7 +24,11 @@ use crate::{
     client::{Client, is_loopback, shown},
     error::CliError,
     exit::Exit,
-    forge::{Guide, Repository, Wanted, api::Forge, guide},
+    forge::{
+        Guide, Repository, Wanted,
+        api::{Did, Forge},
+        guide,
+    },
 };
 
 /// How long a ping may take.
@@ -46,8 +50,11 @@ struct Setup {
     guide: Guide,
     /// It was entered through the forge's API.
     entered: bool,
-    /// It was there before.
+    /// It was there before, and was changed.
     changed: bool,
+    /// It was there before, and nothing had to be changed.
+    #[serde(skip)]
+    left: bool,
     /// What came of the forge's ping; nothing where there was none to wait for.
     #[serde(skip_serializing_if = "Option::is_none")]
     ping: Option<Ping>,
@@ -110,6 +117,7 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
             secret: made,
             entered: false,
             changed: false,
+            left: false,
             ping: None,
             warnings,
         };
@@ -118,12 +126,13 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
             let secret = setup.secret.as_deref().map(Secret::new);
             let entered = forge.enter(&setup.url, secret.as_ref(), wanted).await?;
             setup.entered = true;
-            setup.changed = entered.changed;
+            setup.changed = entered.did == Did::Changed;
+            setup.left = entered.did == Did::Left;
             if forge.has_ping() {
-                let sent = forge.pings(entered.id).await;
-                forge.ping(entered.id).await?;
+                let sent = forge.pings(&entered.id).await;
+                forge.ping(&entered.id).await?;
                 let heard = heard(&client, &setup.webhook.name, &known, async || {
-                    let now = forge.pings(entered.id).await;
+                    let now = forge.pings(&entered.id).await;
                     let new = now.into_iter().find(|ping| !sent.contains(ping));
                     new.map(|(_, status)| status)
                 });
@@ -293,8 +302,11 @@ fn tell(done: &Setup, task: &str) -> Result<(), CliError> {
         say(&format!("warning: {warning}"));
     }
     if done.entered {
-        let verb = if done.changed { "changed" } else { "entered" };
-        say(&format!("{verb} {} at the forge", done.url));
+        say(&match (done.changed, done.left) {
+            (_, true) => format!("{} is entered at the forge already", done.url),
+            (true, _) => format!("changed {} at the forge", done.url),
+            _ => format!("entered {} at the forge", done.url),
+        });
         say(&match done.ping {
             Some(Ping::Arrived) => "the forge's ping has arrived: it works".to_owned(),
             Some(Ping::Refused(401)) => format!(

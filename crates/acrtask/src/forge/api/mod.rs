@@ -1,7 +1,12 @@
-//! The APIs of GitHub, GitLab, Gitea and Forgejo, as far as webhooks need them.
+//! The APIs of GitHub, GitLab, Gitea, Forgejo, Bitbucket Cloud and Azure DevOps, as far as webhooks need them.
+//!
+//! All but Azure DevOps have one webhook for all events; what that has instead is in [`azure`].
 //!
 //! Invariants: the token goes to the forge's API alone, over TLS unless that is on this machine, and never along a
 //! redirect. A webhook with our address that is there already is changed, so that asking twice makes no second one.
+
+mod azure;
+mod refusal;
 
 use std::{path::Path, time::Duration};
 
@@ -30,16 +35,29 @@ pub(crate) struct Forge {
     api: Url,
     token: Secret,
     provider: Provider,
+    /// The repository's, which may be another than the API's.
+    host: String,
     path: String,
 }
 
 /// A webhook at the forge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entered {
-    /// Its number there.
-    pub(crate) id: u64,
+    /// Its number or name there.
+    pub(crate) id: String,
+    /// What was done with it.
+    pub(crate) did: Did,
+}
+
+/// What was done with a webhook at the forge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Did {
+    /// It is new.
+    Entered,
     /// It was there before.
-    pub(crate) changed: bool,
+    Changed,
+    /// It was there before, and nothing had to be changed.
+    Left,
 }
 
 impl Forge {
@@ -87,6 +105,7 @@ impl Forge {
             api,
             token,
             provider,
+            host: repository.web.host_str().unwrap_or_default().to_owned(),
             path: repository.path.clone(),
         })
     }
@@ -101,6 +120,9 @@ impl Forge {
     /// # Errors
     /// It does not, or the forge cannot be reached.
     pub(crate) async fn check(&self) -> Result<(), CliError> {
+        if self.provider == Provider::AzureDevops {
+            return azure::check(self).await;
+        }
         self.ask(self.http.get(self.at(&[]))).await.map(drop)
     }
 
@@ -114,40 +136,42 @@ impl Forge {
         secret: Option<&Secret>,
         wanted: Wanted,
     ) -> Result<Entered, CliError> {
+        if self.provider == Provider::AzureDevops {
+            return azure::enter(self, url, secret, wanted).await;
+        }
         let body = self.body(url, secret, wanted);
         if let Some(id) = self.find(url).await? {
             let method = match self.provider {
-                Provider::GitLab => Method::PUT,
+                Provider::GitLab | Provider::BitbucketCloud => Method::PUT,
                 _ => Method::PATCH,
             };
-            let at = self.at(&[&id.to_string()]);
+            let at = self.at(&[&id]);
             self.ask(self.http.request(method, at).json(&body)).await?;
-            return Ok(Entered { id, changed: true });
+            let did = Did::Changed;
+            return Ok(Entered { id, did });
         }
         if secret.is_none() {
-            return Err(CliError::usage(
-                "the forge does not have the webhook yet, and its secret is known to nobody any more",
-            )
-            .help("give it a new one: `--new-secret`"));
+            return Err(refusal::secret_unknown("the webhook"));
         }
         let made = self.ask(self.http.post(self.at(&[])).json(&body)).await?;
-        let id = made["id"].as_u64().ok_or_else(|| {
+        let id = self.id(&made).ok_or_else(|| {
             CliError::unreachable(format!("{} does not say which webhook it made", self.api))
                 .help("look at the address of --api")
         })?;
-        Ok(Entered { id, changed: false })
+        let did = Did::Entered;
+        Ok(Entered { id, did })
     }
 
     /// Asks the forge to send a ping.
-    pub(crate) async fn ping(&self, id: u64) -> Result<(), CliError> {
-        let at = self.at(&[&id.to_string(), "pings"]);
+    pub(crate) async fn ping(&self, id: &str) -> Result<(), CliError> {
+        let at = self.at(&[id, "pings"]);
         self.ask(self.http.post(at)).await.map(drop)
     }
 
     /// The pings that the forge has sent, by its numbers of them, and the status that each was answered with. Where the
     /// forge does not tell, none.
-    pub(crate) async fn pings(&self, id: u64) -> Vec<(u64, u16)> {
-        let at = self.at(&[&id.to_string(), "deliveries"]);
+    pub(crate) async fn pings(&self, id: &str) -> Vec<(u64, u16)> {
+        let at = self.at(&[id, "deliveries"]);
         let Ok(found) = self.ask(self.http.get(at)).await else {
             return Vec::new();
         };
@@ -160,23 +184,28 @@ impl Forge {
             .collect()
     }
 
-    async fn find(&self, url: &str) -> Result<Option<u64>, CliError> {
+    async fn find(&self, url: &str) -> Result<Option<String>, CliError> {
         for page in 1..=PAGES {
             let mut at = self.at(&[]);
             at.query_pairs_mut()
                 .append_pair("page", &page.to_string())
                 .append_pair("per_page", &PAGE.to_string())
+                .append_pair("pagelen", &PAGE.to_string())
                 .append_pair("limit", &PAGE.to_string());
             let found = self.ask(self.http.get(at)).await?;
+            let found = match self.provider {
+                Provider::BitbucketCloud => &found["values"],
+                _ => &found,
+            };
             let found = found.as_array().cloned().unwrap_or_default();
             let ours = found.iter().find(|hook| {
                 let there = match self.provider {
-                    Provider::GitLab => &hook["url"],
+                    Provider::GitLab | Provider::BitbucketCloud => &hook["url"],
                     _ => &hook["config"]["url"],
                 };
                 there.as_str() == Some(url)
             });
-            if let Some(id) = ours.and_then(|hook| hook["id"].as_u64()) {
+            if let Some(id) = ours.and_then(|hook| self.id(hook)) {
                 return Ok(Some(id));
             }
             if found.len() < PAGE as usize {
@@ -184,6 +213,14 @@ impl Forge {
             }
         }
         Ok(None)
+    }
+
+    /// How the forge names a webhook.
+    fn id(&self, hook: &Value) -> Option<String> {
+        match self.provider {
+            Provider::BitbucketCloud => hook["uuid"].as_str().map(str::to_owned),
+            _ => hook["id"].as_u64().map(|id| id.to_string()),
+        }
     }
 
     fn body(&self, url: &str, secret: Option<&Secret>, wanted: Wanted) -> Value {
@@ -198,6 +235,15 @@ impl Forge {
                 events.extend(wanted.pull_requests.then_some("pull_request"));
                 json!({ "name": "web", "active": true, "events": events })
             }
+            // Tags are pushes there.
+            Provider::BitbucketCloud => {
+                let mut events = vec!["repo:push"];
+                if wanted.pull_requests {
+                    events.extend(["pullrequest:created", "pullrequest:updated"]);
+                    events.extend(["pullrequest:fulfilled", "pullrequest:rejected"]);
+                }
+                json!({ "description": "acrtask", "url": url, "active": true, "events": events })
+            }
             _ => {
                 let mut events = vec!["push"];
                 if wanted.pull_requests {
@@ -209,6 +255,8 @@ impl Forge {
         match (self.provider, secret) {
             (_, None) => {}
             (Provider::GitLab, Some(secret)) => body["token"] = secret.into(),
+            // Without it there, the one that it has stays.
+            (Provider::BitbucketCloud, Some(secret)) => body["secret"] = secret.into(),
             (Provider::GitHub, Some(secret)) => {
                 body["config"] = json!({ "url": url, "content_type": "json", "secret": secret, "insecure_ssl": "0" });
             }
@@ -227,6 +275,7 @@ impl Forge {
             match self.provider {
                 // One segment: the slashes in it are escaped.
                 Provider::GitLab => path.extend(["projects", self.path.as_str()]),
+                Provider::BitbucketCloud => path.push("repositories").extend(self.path.split('/')),
                 _ => path.push("repos").extend(self.path.split('/')),
             };
             path.push("hooks").extend(below);
@@ -242,6 +291,14 @@ impl Forge {
                 .bearer_auth(token)
                 .header("Accept", "application/vnd.github+json")
                 .header("X-GitHub-Api-Version", "2022-11-28"),
+            // Those of people belong to a name, those of a repository or a workspace stand alone.
+            Provider::BitbucketCloud => match token.split_once(':') {
+                Some((name, token)) => request.basic_auth(name, Some(token)),
+                None => request.bearer_auth(token),
+            },
+            // Those of Entra are JSON Web Tokens.
+            Provider::AzureDevops if token.starts_with("eyJ") => request.bearer_auth(token),
+            Provider::AzureDevops => request.basic_auth("", Some(token)),
             _ => request.header("Authorization", format!("token {token}")),
         };
         let lost = |error: reqwest::Error| {
@@ -253,25 +310,11 @@ impl Forge {
         let status = answer.status();
         let text = answer.text().await.map_err(lost)?;
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
-        if status.is_success() {
+        if status.is_success() && !refusal::is_login_page(self.provider, status) {
             return Ok(value);
         }
-        let said = value["message"]
-            .as_str()
-            .or_else(|| value["error"].as_str())
-            .unwrap_or("it does not say why");
-        let said: String = said.chars().take(300).collect();
-        let message = format!(
-            "{} answered {status} for the webhooks of {}: {said}",
-            self.api, self.path
-        );
-        Err(match status.as_u16() {
-            401 => CliError::usage(message).help("the token is wrong, or has expired"),
-            403 | 404 => CliError::usage(message).help(
-                "the token needs to manage webhooks of the repository: at GitHub `admin:repo_hook` or \"Webhooks: read and write\", at GitLab `api` as a maintainer, at Gitea and Forgejo `write:repository`",
-            ),
-            _ => CliError::unreachable(message),
-        })
+        let what = format!("the webhooks of {}", self.path);
+        Err(refusal::of(self.provider, &self.api, &what, status, &value))
     }
 }
 
@@ -284,10 +327,9 @@ fn usual_api(repository: &Repository) -> Option<Url> {
         Provider::GitHub => "api/v3",
         Provider::GitLab => "api/v4",
         Provider::Gitea | Provider::Forgejo => "api/v1",
-        Provider::BitbucketCloud
-        | Provider::BitbucketServer
-        | Provider::AzureDevops
-        | Provider::Generic => return None,
+        Provider::BitbucketCloud => return Url::parse("https://api.bitbucket.org/2.0").ok(),
+        Provider::AzureDevops => return azure::usual_api(repository),
+        Provider::BitbucketServer | Provider::Generic => return None,
     };
     Url::parse(&repository.page(path)).ok()
 }
