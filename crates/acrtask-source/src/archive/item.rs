@@ -54,8 +54,14 @@ pub(super) fn classify(
     Ok((path, item))
 }
 
+/// Longest name, in bytes: what Linux takes. A longer one could also have more folders in it than a stack has room for.
+const MAX_NAME: usize = 4096;
+
 /// A name without `.` and trailing slashes.
 fn clean(name: &Path) -> Result<PathBuf, &'static str> {
+    if name.as_os_str().len() > MAX_NAME {
+        return Err("is longer than 4096 bytes");
+    }
     name.components()
         .filter(|part| *part != Component::CurDir)
         .map(|part| match part {

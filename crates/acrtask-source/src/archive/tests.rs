@@ -1,6 +1,6 @@
 //! Archives, good and hostile.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use tokio::io::AsyncWriteExt as _;
 use tokio_tar::{EntryType, Header};
@@ -235,4 +235,47 @@ async fn text_is_a_dockerfile_and_everything_else_an_error() {
         let error = result.unwrap_err().to_string();
         assert!(error.contains(expected), "{expected}: {error}");
     }
+}
+
+/// One entry that names a folder inside a folder inside a folder.
+fn deep(tar: Tar, name: &str) -> Tar {
+    tar.entry(
+        EntryType::GNULongName,
+        "././@LongLink",
+        "",
+        name.as_bytes(),
+        0o644,
+    )
+    .file("short", "x")
+}
+
+#[tokio::test]
+async fn names_as_long_as_a_file_system_takes() {
+    let name = format!("{}file", "a/".repeat(1500));
+    let bytes = deep(Tar::default(), &name).end();
+    let (folder, result) = unpacked(&bytes, &Limits::default()).await;
+    result.unwrap();
+    assert!(folder.path().join("target").join(name).is_file());
+
+    // Deeper than a stack is.
+    let bytes = deep(Tar::default(), &format!("{}file", "a/".repeat(500_000))).end();
+    let (_folder, result) = unpacked(&bytes, &Limits::default()).await;
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("longer than 4096 bytes"), "{error}");
+}
+
+#[test]
+fn names_are_not_remembered_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tree = Tree::new(folder.path(), Links::Inside);
+    let name = PathBuf::from("n".repeat(200));
+    let mut count = 0u32;
+    let error = loop {
+        match tree.folder(&name, 0o755, 0) {
+            Ok(()) => count += 1,
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.contains("more than 256 MiB"), "{error}");
+    assert!(count > 1_000_000, "{count} of them fit");
 }

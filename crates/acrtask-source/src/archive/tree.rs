@@ -28,6 +28,10 @@ pub(super) enum Trouble {
     Io(#[from] io::Error),
 }
 
+/// Bytes of the names of folders that are remembered. Each folder on the way to an entry is, so that a few bytes of an
+/// archive can name a thousand.
+const MAX_NAMES: usize = 256 << 20;
+
 /// The folder, and what has still to be done when all is there.
 pub(super) struct Tree<'a> {
     root: &'a Path,
@@ -37,6 +41,8 @@ pub(super) struct Tree<'a> {
     has_links: bool,
     links: Links,
     folders: Vec<(PathBuf, u32, u64)>,
+    /// Bytes of all names in `known` and `folders`.
+    names: usize,
 }
 
 impl<'a> Tree<'a> {
@@ -48,6 +54,7 @@ impl<'a> Tree<'a> {
             has_links: false,
             links,
             folders: Vec::new(),
+            names: 0,
         }
     }
 
@@ -65,6 +72,7 @@ impl<'a> Tree<'a> {
 
     pub(super) fn folder(&mut self, path: &Path, mode: u32, modified: u64) -> Result<(), Trouble> {
         self.make_folder(path)?;
+        self.count(path)?;
         self.folders.push((path.to_owned(), mode | 0o700, modified));
         Ok(())
     }
@@ -124,43 +132,60 @@ impl<'a> Tree<'a> {
     }
 
     fn make_folder(&mut self, path: &Path) -> Result<(), Trouble> {
-        if self.check_folder(path)? {
-            return Ok(());
-        }
-        if let Some(parent) = path.parent() {
-            self.make_folder(parent)?;
-        }
-        fs::create_dir(self.root.join(path))?;
-        self.known.insert(path.to_owned());
-        Ok(())
+        self.go(path, true).map(drop)
     }
 
     /// Whether `path` is a folder; false if there is nothing yet. Refused if it, or what is above it, is anything else.
     fn check_folder(&mut self, path: &Path) -> Result<bool, Trouble> {
+        self.go(path, false)
+    }
+
+    /// Looks at every folder from the root to `path`, and makes what is missing if `make` says so.
+    fn go(&mut self, path: &Path, make: bool) -> Result<bool, Trouble> {
         if path.as_os_str().is_empty() || self.known.contains(path) {
             return Ok(true);
         }
-        if let Some(parent) = path.parent()
-            && !self.check_folder(parent)?
-        {
-            return Ok(false);
-        }
-        match self.root.join(path).symlink_metadata() {
-            Ok(meta) if meta.is_dir() => {
-                self.known.insert(path.to_owned());
-                Ok(true)
+        let mut at = PathBuf::new();
+        for part in path.components() {
+            at.push(part);
+            if self.known.contains(&at) {
+                continue;
             }
-            Ok(meta) if meta.is_symlink() => Err(Trouble::Refused(format!(
-                "`{}` on its way is a link",
-                path.display()
-            ))),
-            Ok(_) => Err(Trouble::Refused(format!(
-                "`{}` on its way is a file",
-                path.display()
-            ))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
+            let full = self.root.join(&at);
+            match full.symlink_metadata() {
+                Ok(meta) if meta.is_dir() => {}
+                Ok(meta) => {
+                    let what = if meta.is_symlink() { "link" } else { "file" };
+                    return Err(Trouble::Refused(format!(
+                        "`{}` on its way is a {what}",
+                        at.display()
+                    )));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                Err(_) if make => fs::create_dir(full)?,
+                Err(_) => return Ok(false),
+            }
+            self.know(&at)?;
         }
+        Ok(true)
+    }
+
+    fn know(&mut self, path: &Path) -> Result<(), Trouble> {
+        self.count(path)?;
+        self.known.insert(path.to_owned());
+        Ok(())
+    }
+
+    fn count(&mut self, path: &Path) -> Result<(), Trouble> {
+        // With what a name costs beside its bytes.
+        self.names += path.as_os_str().len() + size_of::<(PathBuf, u32, u64)>();
+        if self.names > MAX_NAMES {
+            return Err(Trouble::Refused(format!(
+                "the names of the folders of the archive take more than {} MiB",
+                MAX_NAMES >> 20
+            )));
+        }
+        Ok(())
     }
 }
 
