@@ -1,13 +1,17 @@
 //! `followpaths`: the builder names paths that it will read, and gets them with every symbolic link on the way.
 //!
 //! Invariants: links are followed inside the root only (an absolute or climbing target stays below it); a path that
-//! does not exist is kept, so that the builder's own error names it. The answers are those of fsutil's `FollowLinks`.
+//! does not exist is kept, so that the builder's own error names it. The answers are those of fsutil's `FollowLinks`,
+//! but for links that lead from one to the next without end, which no builder follows either.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
 use super::gopath;
+
+/// Links on the way of one path: as many as a builder follows.
+const MAX_LINKS: usize = 255;
 
 /// The include patterns that the paths stand for. `None`: everything, because a path leads to the root.
 pub(crate) fn follow(root: &Path, paths: &[String]) -> io::Result<Option<Vec<String>>> {
@@ -16,7 +20,7 @@ pub(crate) fn follow(root: &Path, paths: &[String]) -> io::Result<Option<Vec<Str
         resolved: BTreeSet::new(),
     };
     for path in paths {
-        resolver.add(path)?;
+        resolver.add(path, 0)?;
     }
     Ok(drop_nested(resolver.resolved.into_iter().collect()))
 }
@@ -47,7 +51,13 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn add(&mut self, path: &str) -> io::Result<()> {
+    fn add(&mut self, path: &str, links: usize) -> io::Result<()> {
+        if links > MAX_LINKS {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{path} is behind more than {MAX_LINKS} links"),
+            ));
+        }
         let mut rest = gopath::join(".", path);
         let mut current = String::from(".");
         loop {
@@ -64,7 +74,7 @@ impl Resolver<'_> {
             if !targets.is_empty() {
                 self.resolved.insert(current);
                 for target in targets {
-                    self.add(&gopath::join(&target, &rest))?;
+                    self.add(&gopath::join(&target, &rest), links + 1)?;
                 }
                 return Ok(());
             }
@@ -175,6 +185,21 @@ mod tests {
             &["l2", "bar"],
             Some(&["bar", "dir/foo", "dir/l1", "l2"]),
         );
+    }
+
+    #[test]
+    fn a_chain_without_end_is_an_error() {
+        let root = TempDir::new().unwrap();
+        for i in 0..20_000 {
+            symlink(format!("l{}", i + 1), root.path().join(format!("l{i}"))).unwrap();
+        }
+        // On a thread as small as those of a runtime are.
+        let small = std::thread::Builder::new().stack_size(2 << 20);
+        let path = root.path().to_owned();
+        let following = small.spawn(move || follow(&path, &["l0".to_owned()]));
+        let error = following.unwrap().join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("more than 255 links"), "{error}");
+        assert!(follow(root.path(), &["l19900".to_owned()]).is_ok());
     }
 
     #[test]

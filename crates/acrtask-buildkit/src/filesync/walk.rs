@@ -194,7 +194,7 @@ pub(crate) fn walk(
         links: HashMap::new(),
         pending: Vec::new(),
     };
-    walk.folder(&root, "", None, true)
+    walk.below(root)
 }
 
 struct Walk<'a> {
@@ -206,58 +206,84 @@ struct Walk<'a> {
     pending: Vec<(PathBuf, String)>,
 }
 
+/// A folder that is being walked. A list of these and no calls inside of calls: a path may have more folders in it than
+/// the stack of a thread has room for.
+struct Level {
+    folder: PathBuf,
+    relative: String,
+    /// What the filter said of the folder; nothing: it is the root.
+    state: Option<FolderState>,
+    entries: std::vec::IntoIter<(std::ffi::OsString, FileType)>,
+    /// How many folders were pending with this one, where it has not been handed out itself.
+    pending: Option<usize>,
+}
+
 impl Walk<'_> {
-    fn folder(
-        &mut self,
-        folder: &Path,
-        relative: &str,
-        above: Option<&FolderState>,
-        wanted: bool,
-    ) -> Result<(), WalkError> {
-        let entries = match read_sorted(folder) {
-            Ok(entries) => entries,
-            Err(e) if is_absent(&e) && !relative.is_empty() => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !wanted => return Ok(()),
-            Err(source) => {
-                return Err(WalkError::Io {
-                    action: "read the folder",
-                    path: folder.to_owned(),
-                    source,
-                });
-            }
-        };
-        for (name, kind) in entries {
-            let full = folder.join(&name);
+    /// Walks everything below `root`.
+    fn below(&mut self, root: PathBuf) -> Result<(), WalkError> {
+        let entries = read_sorted(&root).map_err(|source| cannot_read(&root, source))?;
+        let mut levels = vec![Level {
+            folder: root,
+            relative: String::new(),
+            state: None,
+            entries: entries.into_iter(),
+            pending: None,
+        }];
+        while let Some(level) = levels.last_mut() {
+            let Some((name, kind)) = level.entries.next() else {
+                self.leave(level.pending);
+                levels.pop();
+                continue;
+            };
+            let full = level.folder.join(&name);
             let lossy = name.to_string_lossy();
-            let path = if relative.is_empty() {
+            let path = if level.relative.is_empty() {
                 lossy.clone().into_owned()
             } else {
-                format!("{relative}/{lossy}")
+                format!("{}/{lossy}", level.relative)
             };
             let is_dir = kind.is_dir();
-            let Judgement::Enter { wanted, state } = self.filter.judge(&path, is_dir, above) else {
+            let judged = self.filter.judge(&path, is_dir, level.state.as_ref());
+            let Judgement::Enter { wanted, state } = judged else {
                 continue;
             };
             if wanted {
                 if name.to_str().is_none() {
                     return Err(WalkError::NotUtf8 { path: full });
                 }
-                if !self.hand_out(folder, &full, &path)? {
+                if !self.hand_out(&level.folder, &full, &path)? {
                     continue;
                 }
             }
-            if is_dir {
-                if !wanted {
-                    self.pending.push((folder.to_owned(), path.clone()));
-                }
-                let depth = self.pending.len();
-                self.folder(&full, &path, Some(&state), wanted)?;
-                if !wanted && self.pending.len() == depth {
-                    self.pending.pop();
-                }
+            if !is_dir {
+                continue;
             }
+            let entries = match read_sorted(&full) {
+                Ok(entries) => entries,
+                Err(e) if is_absent(&e) => continue,
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !wanted => continue,
+                Err(source) => return Err(cannot_read(&full, source)),
+            };
+            let pending = (!wanted).then(|| {
+                self.pending.push((level.folder.clone(), path.clone()));
+                self.pending.len()
+            });
+            levels.push(Level {
+                folder: full,
+                relative: path,
+                state: Some(state),
+                entries: entries.into_iter(),
+                pending,
+            });
         }
         Ok(())
+    }
+
+    /// A folder has been walked: where nothing in it was wanted, it is not either.
+    fn leave(&mut self, pending: Option<usize>) {
+        if pending == Some(self.pending.len()) {
+            self.pending.pop();
+        }
     }
 
     /// Hands out the entry, after the folders above it. `false` when it has vanished.
@@ -329,6 +355,14 @@ impl Walk<'_> {
             }
         }
         Ok(stat)
+    }
+}
+
+fn cannot_read(folder: &Path, source: io::Error) -> WalkError {
+    WalkError::Io {
+        action: "read the folder",
+        path: folder.to_owned(),
+        source,
     }
 }
 
@@ -438,6 +472,21 @@ mod tests {
             paths(&root, &[], &[]),
             ["a", "a/b", "a/b/c", "a/x", "a-b", "a.txt", "b"]
         );
+    }
+
+    #[test]
+    fn as_deep_as_a_path_can_be() {
+        let root = TempDir::new().unwrap();
+        let depth = (4000 - root.path().as_os_str().len()) / 2;
+        fs::create_dir_all(root.path().join("a/".repeat(depth))).unwrap();
+        // On a thread as small as those of a runtime are.
+        let small = std::thread::Builder::new().stack_size(2 << 20);
+        let path = root.path().to_owned();
+        let walking = small.spawn(move || {
+            let mut seen = Collect::default();
+            walk(&path, &Filter::default(), &mut seen).map(|()| seen.0.len())
+        });
+        assert_eq!(walking.unwrap().join().unwrap().unwrap(), depth);
     }
 
     #[test]
