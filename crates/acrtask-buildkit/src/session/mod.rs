@@ -56,6 +56,9 @@ const HEADER_METHOD: &str = "x-docker-expose-session-grpc-method";
 const SESSION_NAME: &str = "acrtask";
 /// Bytes that wait in one stream for the wire.
 const SEND_BUFFER: usize = 1024 * 1024;
+/// Bytes of the headers of one call: each pattern of a `.dockerignore` comes in a header of its own. As much as a gRPC server
+/// in Go takes.
+const MAX_HEADERS: u32 = 16 * 1024 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a session serves. A service that is absent is not announced.
@@ -196,6 +199,7 @@ fn serve(
         .initial_stream_window_size(WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_concurrent_streams(None)
+        .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(KEEPALIVE_INTERVAL);
     let serving = builder.serve_connection(TokioIo::new(connection), service);
     tokio::spawn(async move {

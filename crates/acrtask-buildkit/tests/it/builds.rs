@@ -37,6 +37,32 @@ async fn the_context_is_what_dockerignore_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ignore_file_may_be_long() {
+    on_each(async |site| {
+        let mut patterns: String = (0..3000)
+            .map(|i| format!("left/out/number-{i}\n"))
+            .collect();
+        patterns.push_str("last\n");
+        let dir = context(
+            site,
+            &[
+                (
+                    "Dockerfile",
+                    "FROM BASE\nCOPY . /c\nRUN cd /c && find . -type f | sort\n",
+                ),
+                (".dockerignore", &patterns),
+                ("last", ""),
+                ("kept", ""),
+            ],
+        );
+        let built = site.build(site.request(&dir)).await;
+        built.outcome();
+        assert_eq!(built.log(), "./.dockerignore\n./Dockerfile\n./kept\n");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dockerfile_may_have_an_ignore_file_of_its_own() {
     on_each(async |site| {
         let dir = context(
