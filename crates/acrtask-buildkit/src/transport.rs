@@ -18,6 +18,8 @@ pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// HTTP/2 window of a connection and of a stream. A small one makes a builder send thousands of tiny frames.
 pub(crate) const WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the head of an engine's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of an HTTP/1.1 answer that are read before giving up on its end.
@@ -151,6 +153,25 @@ pub(crate) async fn upgrade(
     path: &str,
     headers: &[(&str, String)],
 ) -> Result<UnixStream, UpgradeError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask_upgrade(socket, path, headers)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(silent(path).into()),
+    }
+}
+
+fn silent(path: &str) -> io::Error {
+    let seconds = ANSWER_TIMEOUT.as_secs();
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer to {path} within {seconds} s"),
+    )
+}
+
+async fn ask_upgrade(
+    socket: &Path,
+    path: &str,
+    headers: &[(&str, String)],
+) -> Result<UnixStream, UpgradeError> {
     let mut stream = UnixStream::connect(socket).await?;
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n"
@@ -185,6 +206,13 @@ pub(crate) async fn upgrade(
 
 /// `GET path` over a Unix socket: the body of a 200.
 pub(crate) async fn http_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask_get(socket, path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(silent(path)),
+    }
+}
+
+async fn ask_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket).await?;
     // HTTP/1.0 keeps the body free of chunks and ends it with the connection.
     stream
@@ -211,4 +239,21 @@ pub(crate) async fn http_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
 fn status_line(head: &[u8]) -> String {
     let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
     String::from_utf8_lossy(line).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_says_nothing_is_not_waited_for() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let socket = folder.path().join("engine.sock");
+        // Connections are taken by the system, and nobody answers.
+        let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let error = http_get(&socket, "/version").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        let error = upgrade(&socket, "/grpc", &[]).await.unwrap_err();
+        assert!(error.to_string().contains("no answer to /grpc"), "{error}");
+    }
 }
