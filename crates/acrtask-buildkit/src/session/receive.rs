@@ -90,6 +90,8 @@ struct Receiver {
     awaited: HashMap<u32, Awaited>,
     /// Regular files, which hard links may point to.
     files: HashSet<PathBuf>,
+    /// All entries described so far.
+    seen: HashSet<PathBuf>,
     described: bool,
 }
 
@@ -108,6 +110,7 @@ impl Receiver {
             folders: HashMap::new(),
             awaited: HashMap::new(),
             files: HashSet::new(),
+            seen: HashSet::new(),
             described: false,
         }
     }
@@ -168,6 +171,13 @@ impl Receiver {
     /// Makes the entry. `true` when it is a file whose content must be requested.
     fn entry(&mut self, id: u32, stat: &Stat) -> io::Result<bool> {
         let relative = self.checked(&stat.path)?;
+        // What has come stays what it is: through a link in the place of a folder one could get out.
+        if !self.seen.insert(relative.clone()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it was described twice",
+            ));
+        }
         let full = self.root.join(&relative);
         let kind = stat.mode & mode::TYPE;
         let permissions = unix_permissions(stat.mode);
@@ -363,6 +373,18 @@ mod tests {
                 .is_dir()
         );
         assert!(root.path().join("kept").exists());
+    }
+
+    #[test]
+    fn what_has_come_stays_what_it_is() {
+        for (first, mode) in [("dir", mode::DIR | 0o755), ("file", 0o644)] {
+            let (root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+            let mut receiver = Receiver::new(root.path().into());
+            receiver.take(stat(first, mode, ""), |_, _| {}).unwrap();
+            let to = outside.path().join("x");
+            let link = stat(first, mode::SYMLINK | 0o777, to.to_str().unwrap());
+            assert!(receiver.take(link, |_, _| {}).is_err(), "{first}");
+        }
     }
 
     #[test]
