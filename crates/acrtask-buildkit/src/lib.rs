@@ -28,6 +28,7 @@
 mod capabilities;
 mod client;
 mod content_proto;
+mod dockerfile;
 mod endpoint;
 mod error;
 mod excerpt;

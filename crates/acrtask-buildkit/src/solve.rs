@@ -4,7 +4,7 @@
 //! outcome given back, so that no event comes after it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use crate::capabilities::{EndpointKind, Feature};
 use crate::client::{BuildOutcome, Inner};
+use crate::dockerfile;
 use crate::error::{BuildError, HelperImages};
 use crate::filesync::{FileSyncService, Tree};
 use crate::frontend::{self, CONTEXT, DOCKERFILE};
@@ -66,7 +67,7 @@ pub(crate) async fn build(
         .iter()
         .map(|(name, layout)| (name.clone(), layout.reference.clone()))
         .collect();
-    let helpers = frontend::helper_images(&request, dockerfile_head(&request).as_deref());
+    let helpers = frontend::helper_images(&request, dockerfile::head(&request).as_deref());
     frontend::hold_syntax(&mut request, &helpers);
     let frontend = frontend::frontend(&request, capabilities, &references)?;
     let trees = trees(&request)?;
@@ -340,17 +341,6 @@ fn folder(dir: &Path) -> Result<Tree, BuildError> {
     Ok(Tree::Folder(dir.to_owned()))
 }
 
-/// The Dockerfile's text where this machine has it: only for a better error about its `# syntax=` line.
-fn dockerfile_head(request: &BuildRequest) -> Option<Vec<u8>> {
-    let path: PathBuf = match (&request.dockerfile, &request.context) {
-        (DockerfileSource::Inline(text), _) => return Some(text.clone()),
-        (DockerfileSource::Local { dir, name }, _) => dir.join(name),
-        (DockerfileSource::InContext(path), BuildContext::Local { dir }) => dir.join(path),
-        (DockerfileSource::InContext(_), _) => return None,
-    };
-    std::fs::read(path).ok()
-}
-
 /// The same for the same folder on the same machine, so that the builder finds what it was sent before.
 fn shared_key(context: &BuildContext) -> String {
     let BuildContext::Local { dir } = context else {
@@ -537,6 +527,8 @@ impl ExportedCache {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]

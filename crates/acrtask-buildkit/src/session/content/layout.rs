@@ -1,7 +1,7 @@
 //! A folder with OCI image layout: blobs by digest, and an index that names some of them.
 
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "index.json";
+/// Longest index, in bytes.
+const MAX_INDEX: u64 = 4 << 20;
 
 /// A folder with OCI image layout.
 #[derive(Debug, Clone)]
@@ -132,7 +134,7 @@ impl Layout {
     /// The digest that the index has under the tag, or the only one there is.
     pub(crate) fn resolve(&self, tag: &str) -> Result<String, LayoutError> {
         let path = self.root.join(INDEX);
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let text = read_index(&path).map_err(io_error("read", &path))?;
         let index: Value = serde_json::from_slice(&text).map_err(|e| LayoutError::Io {
             action: "read",
             path: path.clone(),
@@ -160,7 +162,7 @@ impl Layout {
     /// Puts the descriptor into the index under the tag, in place of another one with that tag.
     pub(crate) fn tag(&self, mut descriptor: Value, tag: &str) -> Result<(), LayoutError> {
         let path = self.root.join(INDEX);
-        let mut index = match fs::read(&path) {
+        let mut index = match read_index(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or(Value::Null),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Value::Null,
             Err(source) => {
@@ -183,6 +185,24 @@ impl Layout {
         fs::write(&draft, index.to_string()).map_err(io_error("write", &draft))?;
         fs::rename(&draft, &path).map_err(io_error("replace", &path))
     }
+}
+
+/// Reads an index. It may be a file of somebody who is not trusted: a device has no end.
+fn read_index(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file"));
+    }
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(MAX_INDEX + 1)
+        .read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_INDEX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it has more than {MAX_INDEX} bytes"),
+        ));
+    }
+    Ok(text)
 }
 
 /// A blob that is being written; gone when it is dropped before its commit.
