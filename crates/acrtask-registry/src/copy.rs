@@ -18,7 +18,7 @@ use crate::{
     manifest::{
         DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Index, Manifest, ManifestBody, OCI_INDEX, sha256,
     },
-    transport::{Body, Call},
+    transport::{Body, Call, Pace},
 };
 
 /// Blobs that are copied at a time.
@@ -137,13 +137,13 @@ impl Registry {
     ) -> Result<(), RegistryError>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
         if self.has_blob(target, digest).await? {
             return Ok(());
         }
         if let Some(location) = self.start_upload(target, digest, None).await? {
-            let body = Body::Stream(size, reqwest::Body::wrap_stream(open().await?));
+            let body = paced(size, open().await?);
             self.finish_upload(target, digest, location, body).await?;
         }
         Ok(())
@@ -237,7 +237,7 @@ impl Registry {
             return Ok(());
         };
         let stream = self.blob(source, &blob.digest, blob.size).await?;
-        let body = Body::Stream(blob.size, reqwest::Body::wrap_stream(stream));
+        let body = paced(blob.size, stream);
         self.finish_upload(target, &blob.digest, location, body)
             .await
     }
@@ -393,6 +393,17 @@ impl Registry {
         })?;
         self.put_manifest(target, &media_type, raw.into()).await
     }
+}
+
+/// A body of `size` bytes that is sent as it comes.
+fn paced<S, E>(size: u64, stream: S) -> Body
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+{
+    let pace = Pace::new();
+    let body = reqwest::Body::wrap_stream(pace.watch(stream));
+    Body::Stream(size, body, pace)
 }
 
 /// The index of `entries`, each digest once. It is a Docker manifest list only if there is nothing of OCI in

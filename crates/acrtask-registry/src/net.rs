@@ -71,6 +71,16 @@ pub fn install_crypto_provider() {
 /// # Errors
 /// When the platform's certificates cannot be set up.
 pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, reqwest::Error> {
+    builder(policy, follow).read_timeout(READ_TIMEOUT).build()
+}
+
+/// The same for bodies that take their time: the library counts the time in which a body goes out as silence of the
+/// server. Whoever sends has a limit of its own. No redirects are followed.
+pub(crate) fn uploading_client(policy: AddressPolicy) -> Result<reqwest::Client, reqwest::Error> {
+    builder(policy, false).build()
+}
+
+fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     install_crypto_provider();
     let redirects = if follow {
         redirect::Policy::custom(move |attempt| {
@@ -85,7 +95,6 @@ pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, re
     let builder = reqwest::Client::builder()
         .user_agent(concat!("acrtask/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
         // The address of a redirected download is often signed, which makes it a secret.
         .referer(false)
         .redirect(redirects);
@@ -96,7 +105,6 @@ pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, re
             .no_proxy()
             .dns_resolver(Arc::new(GuardedResolver(policy))),
     }
-    .build()
 }
 
 /// Whether a redirect from the end of `previous` to `next` may be followed.

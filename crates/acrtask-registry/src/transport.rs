@@ -1,5 +1,6 @@
 //! One call to a registry: scheme, authorization, waiting, and what an answer means.
 
+mod pace;
 mod words;
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
@@ -13,7 +14,8 @@ use reqwest::{
 };
 use url::Url;
 
-use self::words::{authority, help_foreign, help_missing, help_refused, host_name};
+pub(crate) use self::pace::Pace;
+use self::words::{authority, help_foreign, help_missing, help_refused, host_name, message};
 use crate::{
     challenge::{Challenge, RealmTrust, realm_trust},
     client::Settings,
@@ -28,8 +30,6 @@ const MAX_TRIES: u32 = 4;
 const BACK_OFF: Duration = Duration::from_millis(250);
 /// Longest `Retry-After` that is waited for; a longer one becomes an error.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How much of an error's body is read, in bytes.
-const MAX_MESSAGE: u64 = 64 << 10;
 /// How much of a token server's answer is read, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
 
@@ -38,7 +38,7 @@ pub(crate) enum Body {
     None,
     Bytes(&'static str, Bytes),
     /// Can be sent only once: such a call is not repeated.
-    Stream(u64, reqwest::Body),
+    Stream(u64, reqwest::Body, Pace),
 }
 
 /// A call.
@@ -87,6 +87,8 @@ pub(crate) struct Transport {
     settings: Settings,
     following: reqwest::Client,
     direct: reqwest::Client,
+    /// The same without a limit on the wait for an answer.
+    uploading: reqwest::Client,
     /// By registry and scopes. An expired token is found out by a 401, and replaced.
     grants: Mutex<HashMap<(String, String), Grant>>,
 }
@@ -97,6 +99,7 @@ impl Transport {
         Ok(Self {
             following: client(true)?,
             direct: client(false)?,
+            uploading: net::uploading_client(settings.addresses).map_err(RegistryError::Setup)?,
             credentials,
             settings,
             grants: Mutex::default(),
@@ -165,7 +168,14 @@ impl Transport {
             if let Some(etag) = how.etag {
                 request = request.header(header::IF_NONE_MATCH, etag);
             }
-            let response = match request.send().await {
+            let sent = match &call.body {
+                Body::Stream(_, _, pace) => match pace.follow(request.send()).await {
+                    Ok(sent) => sent,
+                    Err(stalled) => return Err(unreachable(&call, stalled)),
+                },
+                Body::None | Body::Bytes(..) => request.send().await,
+            };
+            let response = match sent {
                 Ok(response) => response,
                 Err(error)
                     if error.is_connect()
@@ -226,8 +236,9 @@ impl Transport {
 
     fn request(&self, call: &mut Call<'_>, grant: Option<&Grant>) -> RequestBuilder {
         // Only what has no body is sent on to where a redirect leads.
-        let client = match call.method {
-            Method::GET | Method::HEAD => &self.following,
+        let client = match (&call.method, &call.body) {
+            (&Method::GET | &Method::HEAD, _) => &self.following,
+            (_, Body::Stream(..)) => &self.uploading,
             _ => &self.direct,
         };
         let mut request = client.request(call.method.clone(), call.url.clone());
@@ -239,7 +250,7 @@ impl Transport {
             Body::Bytes(media_type, bytes) => request
                 .header(header::CONTENT_TYPE, *media_type)
                 .body(bytes.clone()),
-            Body::Stream(size, body) => request
+            Body::Stream(size, body, _) => request
                 .header(header::CONTENT_TYPE, "application/octet-stream")
                 .header(header::CONTENT_LENGTH, *size)
                 .body(std::mem::take(body)),
@@ -524,46 +535,6 @@ async fn failure(call: Call<'_>, response: Response, grant: Option<Grant>) -> Re
             message: message(response).await,
         },
     }
-}
-
-/// The registry's words on an error.
-///
-/// Source: distribution specification, "Error Codes".
-async fn message(response: Response) -> String {
-    #[derive(serde::Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(serde::Deserialize)]
-    struct One {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let body = read_limited(response, MAX_MESSAGE, "", "")
-        .await
-        .unwrap_or_default();
-    let errors = serde_json::from_slice::<Errors>(&body)
-        .map(|body| body.errors)
-        .unwrap_or_default();
-    let texts: Vec<String> = errors
-        .into_iter()
-        .map(|one| {
-            if one.message.is_empty() {
-                one.code
-            } else {
-                one.message
-            }
-        })
-        .collect();
-    // Nothing that a server says may steer a terminal.
-    texts
-        .join("; ")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(500)
-        .collect()
 }
 
 /// The seconds of `Retry-After`. A date there counts as nothing: its clock is not ours.

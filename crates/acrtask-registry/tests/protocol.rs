@@ -519,3 +519,34 @@ async fn a_refused_password_is_not_in_the_error() {
     );
     assert!(!format!("{error:?}").contains("hunter2"));
 }
+
+/// Registries take blobs as slowly as they like.
+#[tokio::test]
+#[ignore = "takes more than a minute"]
+async fn an_upload_may_take_longer_than_an_answer() {
+    let server = MockServer::start().await;
+    let target = reference(&server, "app:1");
+    Mock::given(method("HEAD"))
+        .respond_with(ResponseTemplate::new(404))
+        .mount(&server)
+        .await;
+    Mock::given(method("POST"))
+        .respond_with(
+            ResponseTemplate::new(202).insert_header("Location", "/v2/app/blobs/uploads/1"),
+        )
+        .mount(&server)
+        .await;
+    Mock::given(method("PUT"))
+        .respond_with(ResponseTemplate::new(201))
+        .mount(&server)
+        .await;
+    let pieces = futures::stream::iter(0..7).then(|_| async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok::<_, std::io::Error>(bytes::Bytes::from_static(b"piece"))
+    });
+    let digest = sha256(&b"piece".repeat(7));
+    let stored = anonymous()
+        .put_blob_stream(&target, &digest, 35, async || Ok(pieces))
+        .await;
+    stored.unwrap();
+}
