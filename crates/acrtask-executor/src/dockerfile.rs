@@ -14,11 +14,24 @@ pub fn declared(arguments: &str) -> Vec<(String, Option<String>)> {
         .collect()
 }
 
-/// `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and `${NAME:+OTHER}`, as in a FROM.
+/// Longest text that variables come to, in bytes: no name of an image is as long, and each of a few lines may double
+/// what the one before it came to.
+const MAX_EXPANDED: usize = 16 << 10;
+/// Defaults inside defaults that are looked into.
+const MAX_DEPTH: usize = 32;
+
+/// `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and `${NAME:+OTHER}`, as in a FROM; cut where it becomes longer than any name.
 pub fn expand(text: &str, args: &BTreeMap<String, String>) -> String {
+    expand_at(text, args, 0)
+}
+
+fn expand_at(text: &str, args: &BTreeMap<String, String>, depth: usize) -> String {
     let mut out = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find('$') {
+    if depth > MAX_DEPTH {
+        return out;
+    }
+    while let Some(at) = rest.find('$').filter(|_| out.len() <= MAX_EXPANDED) {
         out.push_str(&rest[..at]);
         let after = &rest[at + 1..];
         if let Some(body) = after.strip_prefix('{') {
@@ -27,7 +40,7 @@ pub fn expand(text: &str, args: &BTreeMap<String, String>) -> String {
                 rest = after;
                 continue;
             };
-            out.push_str(&braced(&body[..end], args));
+            out.push_str(&braced(&body[..end], args, depth));
             rest = &body[end + 1..];
         } else {
             let end = after
@@ -42,6 +55,7 @@ pub fn expand(text: &str, args: &BTreeMap<String, String>) -> String {
         }
     }
     out.push_str(rest);
+    out.truncate(out.floor_char_boundary(MAX_EXPANDED));
     out
 }
 
@@ -57,7 +71,8 @@ fn closing(body: &str) -> Option<usize> {
     })
 }
 
-fn braced(body: &str, args: &BTreeMap<String, String>) -> String {
+fn braced(body: &str, args: &BTreeMap<String, String>, depth: usize) -> String {
+    let expand = |text: &str| expand_at(text, args, depth + 1);
     let value = |name: &str| args.get(name).cloned().unwrap_or_default();
     let split = |by: &str| {
         body.split_once(by)
@@ -65,7 +80,7 @@ fn braced(body: &str, args: &BTreeMap<String, String>) -> String {
     };
     if let Some((value, other)) = split(":-") {
         return if value.is_empty() {
-            expand(other, args)
+            expand(other)
         } else {
             value
         };
@@ -74,14 +89,11 @@ fn braced(body: &str, args: &BTreeMap<String, String>) -> String {
         return if value.is_empty() {
             String::new()
         } else {
-            expand(other, args)
+            expand(other)
         };
     }
     if let Some((name, other)) = body.split_once('-') {
-        return args
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| expand(other, args));
+        return args.get(name).cloned().unwrap_or_else(|| expand(other));
     }
     value(body)
 }
@@ -109,5 +121,24 @@ mod tests {
         ] {
             assert_eq!(expand(text, &args), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_grows_without_end_is_cut() {
+        let mut args = BTreeMap::from([("A".to_owned(), "0123456789".to_owned())]);
+        for _ in 0..60 {
+            let doubled = expand("$A$A", &args);
+            args.insert("A".to_owned(), doubled);
+        }
+        assert_eq!(args["A"].len(), MAX_EXPANDED);
+        let deep = 200_000;
+        let nested = format!("{}x{}", "${N:-".repeat(deep), "}".repeat(deep));
+        let nested = nested.as_str();
+        // On a thread of a runtime there is as much room.
+        std::thread::scope(|scope| {
+            let small = std::thread::Builder::new().stack_size(2 << 20);
+            let expanding = small.spawn_scoped(scope, || expand(nested, &args));
+            assert_eq!(expanding.unwrap().join().unwrap(), "");
+        });
     }
 }
