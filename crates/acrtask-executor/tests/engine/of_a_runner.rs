@@ -117,6 +117,35 @@ async fn a_cache_that_is_only_read_is_not_written() {
 }
 
 #[tokio::test]
+async fn a_run_that_pushes_nothing_writes_no_cache_either() {
+    let engine = engine!();
+    let registry =
+        acrtask_registry::Registry::new(Credentials::new(), acrtask_registry::Settings::default())
+            .unwrap();
+    let build = |reference: &ImageRef, no_push: bool| {
+        let mut task = engine
+            .task(&format!(
+                "steps:\n  - id: build\n    build: -t $R/$ID/cached:1 --cache-to type=registry,ref={reference},mode=max --cache-to type=inline .\n"
+            ))
+            .file("Dockerfile", "FROM $BUSYBOX\nRUN echo cached > /x\n");
+        task.options.no_push = no_push;
+        task.run()
+    };
+    let fresh = engine.task("").id;
+    let name = format!("{}/caches/{fresh}:cache_task", engine.registry);
+    let reference: ImageRef = name.parse().unwrap();
+    let ran = build(&reference, true).await.ok();
+    assert!(ran.output("build").contains("--no-push"), "{}", ran.story());
+    assert!(
+        registry.resolve(&reference).await.is_err(),
+        "{}",
+        ran.story()
+    );
+    build(&reference, false).await.ok();
+    assert!(registry.resolve(&reference).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_cache_that_cannot_be_written_fails_nothing() {
     let engine = engine!();
     let mut task = engine

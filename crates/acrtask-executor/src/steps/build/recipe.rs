@@ -13,7 +13,7 @@ use acrtask_buildkit::{
     BuildContext, BuildRequest, BuildSecret, CacheSpec, DockerfileSource, NamedContext, Network,
     NoCache, Provenance, SecretSource, SourcePin, SshSource,
 };
-use acrtask_model::{ImageRef, ReferenceError, Secret, reference::DOCKER_HUB};
+use acrtask_model::{ImageRef, ReferenceError, Secret, events::Stream, reference::DOCKER_HUB};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
@@ -105,6 +105,7 @@ impl Recipe {
             .filter(|(_, value)| value.is_some())
             .collect();
         let provenance = provenance(ctx, line, &build_args).await;
+        let cache_exports = exported_caches(ctx, line, &base).await?;
         let mut recipe = Self {
             context,
             dockerfile,
@@ -115,7 +116,7 @@ impl Recipe {
             pins: Vec::new(),
             provenance,
             cache_imports: caches(&line.cache_from, &base)?,
-            cache_exports: caches(&line.cache_to, &base)?,
+            cache_exports,
             line: line.clone(),
             _held: held,
         };
@@ -420,6 +421,25 @@ fn caches(
             })
         })
         .collect()
+}
+
+/// The caches that are written. A run that pushes nothing writes none that others read from, however it is asked for:
+/// what a stranger's build puts there would be part of the next image.
+async fn exported_caches(
+    ctx: &StepContext,
+    line: &BuildLine,
+    base: &Base,
+) -> Result<Vec<CacheSpec>, String> {
+    let mut wanted = caches(&line.cache_to, base)?;
+    let all = wanted.len();
+    if ctx.run.no_push {
+        wanted.retain(|cache| matches!(cache.kind.as_str(), LOCAL_CACHE | "inline"));
+    }
+    if wanted.len() < all {
+        let text = "the cache is not exported, as --no-push asks";
+        ctx.output.say(Stream::Stderr, text).await;
+    }
+    Ok(wanted)
 }
 
 /// `--add-host HOST:IP` or `HOST=IP`.
