@@ -1,6 +1,7 @@
 //! Build steps: from the words of the line to images in the right place.
 
 mod bases;
+mod input;
 mod outputs;
 pub(crate) mod progress;
 mod recipe;

@@ -17,6 +17,7 @@ use acrtask_model::{ImageRef, ReferenceError, Secret, events::Stream, reference:
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
+use super::input;
 use crate::{
     builder::ForBuilder,
     cmd::body::working_folder,
@@ -27,8 +28,6 @@ use crate::{
 
 /// The type of a cache that is a folder.
 pub(super) const LOCAL_CACHE: &str = "local";
-/// First bytes of a file by which text is told from an archive.
-const SNIFF: usize = 512;
 
 /// Everything that a build needs, ready.
 #[derive(Debug)]
@@ -167,11 +166,9 @@ impl Recipe {
     pub(crate) fn dockerfile_text(&self) -> Option<String> {
         match (&self.dockerfile, &self.context) {
             (DockerfileSource::Inline(bytes), _) => String::from_utf8(bytes.clone()).ok(),
-            (DockerfileSource::Local { dir, name }, _) => {
-                std::fs::read_to_string(dir.join(name)).ok()
-            }
+            (DockerfileSource::Local { dir, name }, _) => input::text_inside(dir, name),
             (DockerfileSource::InContext(path), BuildContext::Local { dir }) => {
-                std::fs::read_to_string(dir.join(path)).ok()
+                input::text_inside(dir, path)
             }
             (DockerfileSource::InContext(_), _) => None,
         }
@@ -206,7 +203,7 @@ async fn context(
                 return Err(format!("the context {path} is no folder of the workspace"));
             }
             let dockerfile = if from_stdin {
-                DockerfileSource::Inline(stdin(ctx)?)
+                DockerfileSource::Inline(input::stdin(ctx)?)
             } else {
                 local_dockerfile(line.file.as_deref(), path, &dir, base)?
             };
@@ -214,7 +211,7 @@ async fn context(
         }
         ContextRef::Git(url) | ContextRef::Http(url) => {
             let dockerfile = if from_stdin {
-                DockerfileSource::Inline(stdin(ctx)?)
+                DockerfileSource::Inline(input::stdin(ctx)?)
             } else {
                 in_context()
             };
@@ -245,15 +242,15 @@ async fn context(
                         .into(),
                 );
             };
-            let content = stdin(ctx)?;
-            if content[..content.len().min(SNIFF)].contains(&0)
-                || content.starts_with(&[0x1f, 0x8b])
-            {
+            if input::is_archive(path)? {
                 let spec = ContextSpec::TarballFile(path.clone());
                 let context = fetched(ctx, &spec, Origin::Operator, held).await?;
                 Ok((context, in_context()))
             } else {
-                Ok((BuildContext::None, DockerfileSource::Inline(content)))
+                Ok((
+                    BuildContext::None,
+                    DockerfileSource::Inline(input::stdin(ctx)?),
+                ))
             }
         }
     }
@@ -279,13 +276,6 @@ async fn fetched(
     let dir = workspace.root.clone();
     held.push(Held::Fetched(workspace));
     Ok(BuildContext::Local { dir })
-}
-
-fn stdin(ctx: &StepContext) -> Result<Vec<u8>, String> {
-    let path = ctx.run.stdin.as_ref();
-    let path = path
-        .ok_or("`-f -` reads the Dockerfile from standard input, and the run got nothing there")?;
-    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 /// `-f`: as `docker build` reads it, from where the step stands; else from the context.
