@@ -66,6 +66,8 @@ enum Step {
     Ok(Vec<String>),
     /// Runs of these tasks end badly.
     Fail(Vec<String>),
+    /// Runs of these tasks were superseded by others, which built the task where it is said so.
+    Superseded(BTreeMap<String, bool>),
     Pause(u64),
     Resume(u64),
     Approve(u64),
@@ -126,6 +128,19 @@ impl Play {
                     let start = self.running.remove(&task).unwrap();
                     let reason = "exit code 1".to_owned();
                     self.end(start, End::Failed { reason });
+                }
+                return;
+            }
+            Step::Superseded(tasks) => {
+                for (task, built) in tasks {
+                    let what = if built { "and built" } else { "in vain" };
+                    self.say(&format!("* {task} is superseded, {what}"));
+                    let start = self.running.remove(&task).unwrap();
+                    if built {
+                        let pins = self.world.bases_now(&task);
+                        self.world.build(&task, &pins);
+                    }
+                    self.end(start, End::Superseded);
                 }
                 return;
             }
