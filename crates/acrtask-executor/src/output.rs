@@ -25,22 +25,57 @@ const TAIL_LINE_CHARS: usize = 400;
 pub(crate) struct Events {
     run: RunId,
     sender: mpsc::Sender<Event>,
+    patterns: Patterns,
 }
 
 impl Events {
-    pub(crate) fn new(run: RunId, sender: mpsc::Sender<Event>) -> Self {
-        Self { run, sender }
+    pub(crate) fn new(run: RunId, sender: mpsc::Sender<Event>, patterns: Patterns) -> Self {
+        Self {
+            run,
+            sender,
+            patterns,
+        }
     }
 
     /// Sends an event; waits while the receiver is behind. A receiver that has gone away is fine: the
-    /// run goes on without one.
+    /// run goes on without one. What is told in sentences may quote a line of the task, and is masked.
     pub(crate) async fn send(&self, kind: EventKind) {
         let event = Event {
             time: now(),
             run: self.run.clone(),
-            kind,
+            kind: self.masked(kind),
         };
         let _ = self.sender.send(event).await;
+    }
+
+    fn masked(&self, kind: EventKind) -> EventKind {
+        let mask = |text: String| self.patterns.mask(&text);
+        match kind {
+            EventKind::Warning {
+                step,
+                message,
+                help,
+            } => EventKind::Warning {
+                step,
+                message: mask(message),
+                help: help.map(mask),
+            },
+            EventKind::Progress { message } => EventKind::Progress {
+                message: mask(message),
+            },
+            EventKind::StepRetrying {
+                step,
+                attempt,
+                delay_secs,
+                reason,
+            } => EventKind::StepRetrying {
+                step,
+                attempt,
+                delay_secs,
+                reason: mask(reason),
+            },
+            other => other,
+        }
     }
 
     pub(crate) async fn warn(
@@ -287,7 +322,7 @@ mod tests {
         let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new(*s)).collect();
         let output = StepOutput::new(
             StepId::new("s").unwrap(),
-            Events::new(RunId::new("r").unwrap(), sender),
+            Events::new(RunId::new("r").unwrap(), sender, Patterns::new(&secrets)),
             Patterns::new(&secrets),
             &watch.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
         );
@@ -319,6 +354,36 @@ mod tests {
     async fn a_secret_split_over_chunks_is_masked() {
         let (out, _) = lines(&[b"x hunt", b"er2! y\n"], &["hunter2!"], &[]).await;
         assert_eq!(out, ["x *** y"]);
+    }
+
+    #[tokio::test]
+    async fn sentences_are_masked_too() {
+        let (sender, mut receiver) = mpsc::channel(10);
+        let secrets = [Secret::new("hunter2!")];
+        let run = RunId::new("r").unwrap();
+        let events = Events::new(run, sender, Patterns::new(&secrets));
+        let step = StepId::new("s").unwrap();
+        let help = Some("not hunter2!".to_owned());
+        events.warn(Some(&step), "no hunter2!", help).await;
+        for kind in [
+            EventKind::Progress {
+                message: "pulling hunter2!".into(),
+            },
+            EventKind::StepRetrying {
+                step,
+                attempt: 1,
+                delay_secs: 1,
+                reason: "curl -u hunter2! failed".into(),
+            },
+        ] {
+            events.send(kind).await;
+        }
+        drop(events);
+        let mut told = String::new();
+        while let Some(event) = receiver.recv().await {
+            told += &serde_json::to_string(&event).unwrap();
+        }
+        assert!(told.contains("***") && !told.contains("hunter2"), "{told}");
     }
 
     #[tokio::test]

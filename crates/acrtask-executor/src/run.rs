@@ -40,7 +40,7 @@ pub(crate) async fn run(
 ) -> Report {
     let (sender, taken) = mpsc::channel(EVENTS);
     let recording = tokio::spawn(record(taken, receiver));
-    let events = Events::new(request.id.clone(), sender);
+    let events = Events::new(request.id.clone(), sender, patterns(&request.plan));
     let (outcome, steps, left) = drive(executor, request, &events, cancel).await;
     drop(events);
     let mut report = recording.await.unwrap_or_default();

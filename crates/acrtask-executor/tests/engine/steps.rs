@@ -39,6 +39,24 @@ steps:
 }
 
 #[tokio::test]
+async fn a_secret_is_masked_in_every_sentence() {
+    let engine = engine!();
+    let mut task = engine.task(
+        r#"
+steps:
+  - id: s
+    retries: 1
+    retryDelay: 1
+    cmd: $BASH {{.Secrets.key}}
+"#,
+    );
+    task.facts.secrets = vec![("key".into(), acrtask_model::Secret::new("hunter2-hunter2"))];
+    let ran = task.run().await.failed();
+    assert_eq!(attempts(&ran, "s"), 2);
+    assert!(!ran.story().contains("hunter2"), "{}", ran.story());
+}
+
+#[tokio::test]
 async fn a_timeout_stops_the_container() {
     let engine = engine!();
     let started = std::time::Instant::now();
