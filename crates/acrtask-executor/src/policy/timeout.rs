@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Attempt;
 
-/// Time that an attempt has to stop what it runs once its limit is over, before it is given up.
+/// Time that an attempt has to stop what it runs once its limit is over or its step is to end, before it is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs `attempt`, which must end soon after its token is cancelled; `parent` is the step's own. An attempt is
@@ -21,12 +21,16 @@ where
 {
     let token = parent.child_token();
     let mut running = std::pin::pin!(attempt(token.clone()));
-    let Some(limit) = limit else {
-        return running.await;
+    let over = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
     };
     tokio::select! {
         ended = &mut running => return ended,
-        () = tokio::time::sleep(limit) => token.cancel(),
+        () = over => token.cancel(),
+        () = parent.cancelled() => {}
     }
     match tokio::time::timeout(STOP_LIMIT, running).await {
         Ok(Attempt::Succeeded) => return Attempt::Succeeded,
@@ -37,7 +41,7 @@ where
         return Attempt::Stopped;
     }
     Attempt::TimedOut {
-        after_secs: limit.as_secs(),
+        after_secs: limit.unwrap_or_default().as_secs(),
     }
 }
 
@@ -84,5 +88,21 @@ mod tests {
         })
         .await;
         assert_eq!(ended, Attempt::TimedOut { after_secs: 1 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nor_is_one_waited_for_whose_step_is_to_end() {
+        for limit in [None, Some(Duration::from_secs(3600))] {
+            let parent = CancellationToken::new();
+            let began = tokio::time::Instant::now();
+            let attempt = limited(limit, &parent, |_| std::future::pending());
+            let ending = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                parent.cancel();
+            };
+            let (ended, ()) = tokio::join!(attempt, ending);
+            assert_eq!(ended, Attempt::Stopped);
+            assert!(began.elapsed() < Duration::from_secs(60));
+        }
     }
 }

@@ -78,6 +78,27 @@ async fn a_timeout_stops_the_container() {
 }
 
 #[tokio::test]
+async fn a_context_that_does_not_come_is_not_waited_for() {
+    let engine = engine!();
+    // Takes connections, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let mut task = engine.task(&format!(
+        "steps:\n  - id: build\n    build: -t $R/$ID/never:1 oci://{host}/context:1\n"
+    ));
+    task.options.known_registries = vec![host];
+    let cancel = task.cancel.clone();
+    let started = std::time::Instant::now();
+    tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        cancel.cancel();
+    });
+    let ran = task.run().await;
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    assert_eq!(ran.state("build").to_string(), "canceled");
+}
+
+#[tokio::test]
 async fn the_run_has_a_limit_too() {
     let engine = engine!();
     let mut task = engine.task("steps:\n  - id: slow\n    cmd: $BASH busybox sleep 60\n");

@@ -52,7 +52,12 @@ async fn build(
             .await;
     }
     let names = names(&line.tags).map_err(Attempt::failed)?;
-    let mut recipe = Recipe::prepare(ctx, line).await.map_err(Attempt::failed)?;
+    // It may download a context, and copy the workspace.
+    let prepared = tokio::select! {
+        prepared = Recipe::prepare(ctx, line) => prepared,
+        () = ctx.cancel.cancelled() => return Err(Attempt::Stopped),
+    };
+    let mut recipe = prepared.map_err(Attempt::failed)?;
     if let Some(cache) = &step.cache {
         step_cache(ctx, cache, &mut recipe).await;
     }
