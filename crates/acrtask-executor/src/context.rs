@@ -371,7 +371,10 @@ pub(crate) async fn remove_all(
         engine.list_networks(&label),
         engine.list_volumes(&label),
     );
-    for container in containers.unwrap_or_default() {
+    let containers = known(containers, "containers", &mut left);
+    let networks = known(networks, "networks", &mut left);
+    let volumes = known(volumes, "volumes", &mut left);
+    for container in containers {
         let Some(id) = container.id else { continue };
         let name = container
             .names
@@ -390,12 +393,12 @@ pub(crate) async fn remove_all(
             left.push(format!("container {name}"));
         }
     }
-    let networks = networks.unwrap_or_default().into_iter().map(|n| n.name);
+    let networks = networks.into_iter().map(|n| n.name);
     let networks = futures::future::join_all(networks.map(|name| async move {
         let removed = insist(|| engine.remove_network(&name)).await;
         (!removed).then(|| format!("network {name}"))
     }));
-    let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.name);
+    let volumes = volumes.into_iter().map(|v| v.name);
     let volumes = futures::future::join_all(volumes.map(|name| async move {
         let removed = insist(|| engine.remove_volume(&name)).await;
         (!removed).then(|| format!("volume {name}"))
@@ -408,6 +411,14 @@ pub(crate) async fn remove_all(
     let (networks, volumes, image) = tokio::join!(networks, volumes, image);
     left.extend(networks.into_iter().chain(volumes).flatten().chain(image));
     left
+}
+
+/// What was listed. What cannot be listed cannot be removed, and is not nothing.
+fn known<T>(listed: Result<Vec<T>, EngineError>, what: &str, left: &mut Vec<String>) -> Vec<T> {
+    listed.unwrap_or_else(|error| {
+        left.push(format!("perhaps {what}: {}", crate::error::chain(&error)));
+        Vec::new()
+    })
 }
 
 /// Tries a removal a few times: an engine lets go of a network or a volume a moment after its last container.
