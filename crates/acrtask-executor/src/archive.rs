@@ -196,9 +196,9 @@ pub(crate) async fn unpack_folder(
             match entry.header().entry_type() {
                 EntryType::Directory => {
                     // Its mode is set last: a folder that nobody may write to can have content.
-                    let target = into.join(&rest);
+                    let target = place_of(&into, &rest)?;
                     if !target.symlink_metadata().is_ok_and(|m| m.is_dir()) {
-                        fs::create_dir_all(&target).map_err(about("make folder", &target))?;
+                        fs::create_dir(&target).map_err(about("make folder", &target))?;
                     }
                     folders.push((target, entry.header().mode()?));
                 }
@@ -231,13 +231,17 @@ pub(crate) async fn unpack_folder(
 
 /// Writes an entry to `into/rest`.
 fn place(entry: &mut tar::Entry<'_, impl Read>, into: &Path, rest: &Path) -> io::Result<()> {
-    let target = inside(into, rest).ok_or_else(|| {
+    entry.unpack(place_of(into, rest)?).map(drop)
+}
+
+/// `into/rest`; an error where that is outside.
+fn place_of(into: &Path, rest: &Path) -> io::Result<PathBuf> {
+    inside(into, rest).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!("the archive names {}, which is outside", rest.display()),
         )
-    })?;
-    entry.unpack(&target).map(drop)
+    })
 }
 
 /// `into/rest`, where all of its parents are real folders below `into`.
@@ -266,7 +270,7 @@ pub(crate) struct Listed {
     pub(crate) link: Option<PathBuf>,
 }
 
-/// Every entry of an archive; contents are read over.
+/// What an archive holds itself and right below; everything else is read over.
 pub(crate) async fn list(
     stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
 ) -> io::Result<Vec<Listed>> {
@@ -276,8 +280,12 @@ pub(crate) async fn list(
         for entry in archive.entries()? {
             let entry = entry?;
             let kind = entry.header().entry_type();
+            let path: PathBuf = entry.path()?.components().skip(1).collect();
+            if path.components().count() > 1 {
+                continue;
+            }
             out.push(Listed {
-                path: entry.path()?.components().skip(1).collect(),
+                path,
                 is_folder: kind.is_dir(),
                 link: if kind.is_symlink() {
                     entry.link_name()?.map(|name| name.into_owned())

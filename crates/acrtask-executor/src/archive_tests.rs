@@ -67,6 +67,25 @@ async fn nothing_leaves_the_folder() {
     let to = tempfile::tempdir().unwrap();
     assert!(unpack_folder(replay(vec![bytes]), to.path()).await.is_err());
     assert!(!outside.path().join("evil").exists());
+    for name in ["w/out/folder", "w/../folder"] {
+        let mut tar = Builder::new(Vec::new());
+        let mut link = header(EntryType::Symlink, 0o777);
+        link.set_size(0);
+        tar.append_link(&mut link, "w/out", outside.path()).unwrap();
+        let mut folder = header(EntryType::Directory, 0o700);
+        folder.set_size(0);
+        // A library that writes archives refuses such a name.
+        folder.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        folder.set_cksum();
+        tar.append(&folder, io::empty()).unwrap();
+        let bytes = Bytes::from(tar.into_inner().unwrap());
+        let to = tempfile::tempdir_in(outside.path()).unwrap();
+        assert!(
+            unpack_folder(replay(vec![bytes]), to.path()).await.is_err(),
+            "{name}"
+        );
+        assert!(!outside.path().join("folder").exists(), "{name}");
+    }
     for (path, ok) in [
         ("a", true),
         ("../a", false),
