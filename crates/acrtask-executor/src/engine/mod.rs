@@ -35,15 +35,18 @@ pub struct DockerEndpoint {
 }
 
 impl DockerEndpoint {
-    /// The engine that Docker's own tools would use: `DOCKER_HOST`, with `DOCKER_CERT_PATH` where
-    /// `DOCKER_TLS_VERIFY` is set; else `/var/run/docker.sock`. `var` looks a variable up.
+    /// The engine that Docker's own tools would use: `DOCKER_HOST`, with the certificates in `DOCKER_CERT_PATH`, else
+    /// those beside Docker's configuration, where `DOCKER_TLS_VERIFY` is set; else `/var/run/docker.sock`. `var` looks a
+    /// variable up.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| var(name).filter(|value| !value.is_empty());
         Self {
             host: set("DOCKER_HOST").unwrap_or_else(|| "unix:///var/run/docker.sock".into()),
-            certificates: set("DOCKER_TLS_VERIFY")
-                .and_then(|_| set("DOCKER_CERT_PATH"))
-                .map(PathBuf::from),
+            certificates: set("DOCKER_TLS_VERIFY").and_then(|_| {
+                let beside = || Some(PathBuf::from(set("HOME")?).join(".docker"));
+                let named = set("DOCKER_CERT_PATH").or_else(|| set("DOCKER_CONFIG"));
+                named.map(PathBuf::from).or_else(beside)
+            }),
         }
     }
 
@@ -213,6 +216,14 @@ mod tests {
         ]);
         assert_eq!(tls.host, "tcp://h:2376");
         assert_eq!(tls.certificates, Some("/c".into()));
+        let usual = from(&[("DOCKER_TLS_VERIFY", "1"), ("HOME", "/h")]);
+        assert_eq!(usual.certificates, Some("/h/.docker".into()));
+        let configured = from(&[
+            ("DOCKER_TLS_VERIFY", "1"),
+            ("DOCKER_CONFIG", "/d"),
+            ("HOME", "/h"),
+        ]);
+        assert_eq!(configured.certificates, Some("/d".into()));
         let plain = from(&[("DOCKER_HOST", "tcp://h:2375"), ("DOCKER_CERT_PATH", "/c")]);
         assert_eq!(plain.certificates, None);
     }
