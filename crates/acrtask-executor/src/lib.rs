@@ -125,7 +125,7 @@ pub struct Allow {
     pub docker_socket: bool,
     /// `--allow privileged`: privileged containers, added capabilities, the host's namespaces.
     pub privileged: bool,
-    /// `--allow host-network`.
+    /// `--allow host-network`: the machine's own network, and the networks that it had before the run.
     pub host_network: bool,
 }
 

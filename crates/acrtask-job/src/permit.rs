@@ -5,9 +5,7 @@
 use acrtask_executor::Allow;
 use acrtask_spec::{
     Diagnostic, TaskSource,
-    cmd_line::{
-        CmdLine, Command, CommandKind, ContainerLine, Word, WordPart, docker_word_supported,
-    },
+    cmd_line::{CmdLine, Command, CommandKind, ContainerLine, Word, docker_word_supported},
     plan::{Plan, Step, StepKind},
 };
 
@@ -17,7 +15,7 @@ pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Di
         .iter()
         .flat_map(|step| {
             let privileged = !allow.privileged && is_privileged(step);
-            let network = !allow.host_network && wants_host_network(step);
+            let network = !allow.host_network && wants_host_network(step, plan);
             let refuse = |asked: &str, flag: &str| {
                 Diagnostic::error(
                     "not-allowed",
@@ -51,7 +49,7 @@ fn is_privileged(step: &Step) -> bool {
     step.container.privileged || containers(step).any(|line| line.flags.privileged)
 }
 
-fn wants_host_network(step: &Step) -> bool {
+fn wants_host_network(step: &Step, plan: &Plan) -> bool {
     let of_build = match &step.kind {
         StepKind::Build(build) => build
             .line
@@ -59,13 +57,17 @@ fn wants_host_network(step: &Step) -> bool {
             .is_ok_and(|line| line.network.as_deref() == Some("host")),
         StepKind::Cmd(_) | StepKind::Push(_) => false,
     };
-    of_build
-        || containers(step).any(|line| {
-            line.flags
-                .network
-                .as_ref()
-                .is_some_and(|word| is(word, "host"))
-        })
+    let of_the_machine = |name: &str| {
+        let declared = plan.networks.iter().find(|network| network.name == name);
+        declared.map_or(name == "host", |network| network.skip_creation)
+    };
+    let of_container = |line: &ContainerLine| {
+        let wanted = line.flags.network.as_ref().and_then(Word::literal);
+        let wanted = wanted.filter(|name| !matches!(name.as_str(), "bridge" | "default"));
+        let name = wanted.as_deref().or(step.network.as_deref());
+        name.is_some_and(of_the_machine)
+    };
+    of_build || containers(step).any(of_container)
 }
 
 fn needs_socket(step: &Step) -> bool {
@@ -93,10 +95,6 @@ fn commands(step: &Step) -> impl Iterator<Item = &Command> {
             std::iter::once(&line.first).chain(line.rest.iter().map(|(_, pipeline)| pipeline))
         })
         .flat_map(|pipeline| &pipeline.commands)
-}
-
-fn is(word: &Word, text: &str) -> bool {
-    matches!(word.parts.as_slice(), [WordPart::Text(part)] if part == text)
 }
 
 /// The bytes of line number `line`, from 1, without its indentation.

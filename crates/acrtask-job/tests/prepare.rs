@@ -192,6 +192,24 @@ fn what_the_operator_does_not_allow_is_refused_with_its_place() {
     assert_eq!(codes, ["not-allowed"]);
     case.allow.privileged = true;
     assert!(case.prepare(&task).unwrap().plan.is_some());
+    let machines =
+        "networks:\n  - name: theirs\n    skipCreation: true\n  - name: own\n    isDefault: true\n";
+    for (step, refused) in [
+        ("cmd: x\n    network: host", true),
+        ("cmd: x\n    network: theirs", true),
+        ("cmd: --network theirs x", true),
+        ("cmd: --network bridge x\n    network: theirs", true),
+        ("cmd: --network own x\n    network: theirs", false),
+        ("cmd: x\n    network: none", false),
+        ("cmd: x", false),
+    ] {
+        let task = text(&format!("{machines}steps:\n  - {step}\n"));
+        case.allow.host_network = false;
+        let prepared = case.prepare(&task).unwrap();
+        assert_eq!(prepared.plan.is_none(), refused, "{step}");
+        case.allow.host_network = true;
+        assert!(case.prepare(&task).unwrap().plan.is_some(), "{step}");
+    }
 }
 
 #[test]

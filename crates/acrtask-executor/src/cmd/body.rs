@@ -38,8 +38,10 @@ pub(crate) struct Setting<'a> {
     pub(crate) scoped: &'a dyn Fn(&str) -> String,
     /// The network that the step joins; nothing: the engine's own.
     pub(crate) network: Option<&'a str>,
-    /// The other networks of the task.
+    /// The networks of the task.
     pub(crate) networks: Vec<&'a str>,
+    /// Those of them that were there before the run: they are the machine's.
+    pub(crate) of_the_machine: Vec<&'a str>,
     /// Bytes will be piped into it.
     pub(crate) stdin: bool,
     pub(crate) now: Timestamp,
@@ -279,28 +281,38 @@ fn network(
     setting: &Setting<'_>,
 ) -> Result<(String, Option<String>), String> {
     let name = match wanted {
-        Some("none") => return Ok(("none".into(), None)),
-        Some("host") if setting.allow.host_network => return Ok(("host".into(), None)),
-        Some("host") => {
-            return Err(
-                "the host's network is not allowed here; an operator who trusts this task \
-                        allows it with `--allow host-network`"
-                    .into(),
-            );
-        }
         Some("bridge" | "default") | None => match setting.network {
             Some(network) => network,
             None => return Ok(("bridge".into(), None)),
         },
-        Some(other) if setting.networks.contains(&other) => other,
-        Some(other) => {
-            return Err(format!(
-                "there is no network `{other}` in this task; declare it under `networks:` (it has: {})",
-                setting.networks.join(", ")
-            ));
-        }
+        Some(other) => other,
     };
-    Ok(((setting.scoped)(name), Some(name.into())))
+    let declared = setting.networks.contains(&name);
+    let of_the_machine = setting.of_the_machine.contains(&name);
+    if declared && !of_the_machine {
+        return Ok(((setting.scoped)(name), Some(name.into())));
+    }
+    match name {
+        "none" => Ok(("none".into(), None)),
+        "bridge" | "default" => Ok(("bridge".into(), None)),
+        "host" if setting.allow.host_network => Ok(("host".into(), None)),
+        "host" => Err(
+            "the host's network is not allowed here; an operator who trusts this task \
+                        allows it with `--allow host-network`"
+                .into(),
+        ),
+        name if of_the_machine && setting.allow.host_network => {
+            Ok(((setting.scoped)(name), Some(name.into())))
+        }
+        name if of_the_machine => Err(format!(
+            "the network `{name}` is this machine's and not the run's, which is not allowed here: take `skipCreation` \
+             away for one of the run's own; an operator who trusts this task allows it with `--allow host-network`"
+        )),
+        other => Err(format!(
+            "there is no network `{other}` in this task; declare it under `networks:` (it has: {})",
+            setting.networks.join(", ")
+        )),
+    }
 }
 
 /// `KEY=VALUE` once for each key: HOME, the run's, the step's, the line's; the last one wins.

@@ -92,6 +92,13 @@ fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<De
             },
             network: ctx.step.network.as_deref(),
             networks: run.plan.networks.iter().map(|n| n.name.as_str()).collect(),
+            of_the_machine: run
+                .plan
+                .networks
+                .iter()
+                .filter(|network| network.skip_creation)
+                .map(|network| network.name.as_str())
+                .collect(),
             stdin,
             now: now(),
         },

@@ -71,7 +71,8 @@ fn made(line: &str, allow: Allow) -> Result<Definition, String> {
             volumes: vec!["creds"],
             scoped: &|name| format!("acrtask_r1_{name}"),
             network: Some("net"),
-            networks: vec!["net"],
+            networks: vec!["net", "shared"],
+            of_the_machine: vec!["shared"],
             stdin: false,
             now: jiff::Timestamp::UNIX_EPOCH,
         },
@@ -172,9 +173,26 @@ fn a_way_out_needs_the_operator() {
         assert!(made(line, allow).is_ok(), "{line}");
     }
     assert!(denied("--network host alpine").contains("--allow host-network"));
+    assert!(denied("--network shared alpine").contains("--allow host-network"));
     assert!(denied("--network other alpine").contains("there is no network `other`"));
     assert!(denied("--device /dev/kvm alpine").contains("not supported"));
     assert!(denied("-l io.acrtask.run=x alpine").contains("acrtask's own"));
+}
+
+#[test]
+fn networks_that_are_none_of_the_runs() {
+    let mode = |line: &str| {
+        let allow = Allow {
+            host_network: true,
+            ..Allow::default()
+        };
+        let host = made(line, allow).unwrap().body.host_config.unwrap();
+        host.network_mode.unwrap()
+    };
+    assert_eq!(mode("--network none alpine"), "none");
+    assert_eq!(mode("--network host alpine"), "host");
+    assert_eq!(mode("--network shared alpine"), "acrtask_r1_shared");
+    assert_eq!(mode("--network bridge alpine"), "acrtask_r1_net");
 }
 
 #[test]

@@ -184,6 +184,40 @@ async fn what_lets_out_of_the_box_is_refused_with_the_way_to_allow_it() {
 }
 
 #[tokio::test]
+async fn networks_by_name_lead_nowhere_that_was_not_allowed() {
+    let engine = engine!();
+    let there = |name: &str| {
+        format!(
+            "networks:\n  - name: {name}\n    skipCreation: true\n    isDefault: true\nsteps:\n  - id: s\n    cmd: $BASH busybox ip link\n"
+        )
+    };
+    for text in [
+        there("host"),
+        there("'container:0123456789ab'"),
+        "steps:\n  - id: s\n    network: host\n    cmd: $BASH busybox ip link\n".into(),
+    ] {
+        let ran = engine.run(&text).await.failed();
+        assert!(
+            ran.reason("s").contains("--allow host-network"),
+            "{text}: {}",
+            ran.reason("s")
+        );
+    }
+    let ran = engine
+        .run("steps:\n  - id: s\n    network: none\n    cmd: $BASH bash -c 'tail -n +3 /proc/net/dev | cut -c1-7'\n")
+        .await
+        .ok();
+    let output = ran.output("s");
+    let cards: Vec<&str> = output
+        .lines()
+        .map(str::trim)
+        .filter(|card| card.ends_with(':'))
+        .map(|card| card.trim_end_matches(':'))
+        .collect();
+    assert_eq!(cards, ["lo"]);
+}
+
+#[tokio::test]
 async fn output_is_whole_masked_and_in_order() {
     let engine = engine!();
     let mut task = engine.task(
