@@ -78,11 +78,18 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
             host.sysctls.get_or_insert_default().insert(key, value);
         }
         "ulimit" => host.ulimits.get_or_insert_default().push(ulimit(value)?),
+        // All others are the engine's own connections, from the machine's network, to sockets and files of the machine too.
         "log-driver" => {
+            if !matches!(value, "none" | "local" | "json-file") {
+                needs_privileged(name)?;
+            }
             host.log_config.get_or_insert_default().typ = Some(value.into());
         }
         "log-opt" => {
             let (key, value) = pair(name, value)?;
+            if !matches!(key.as_str(), "max-size" | "max-file" | "compress") {
+                needs_privileged(name)?;
+            }
             let config = &mut host.log_config.get_or_insert_default().config;
             config.get_or_insert_default().insert(key, value);
         }

@@ -160,6 +160,8 @@ fn a_way_out_needs_the_operator() {
         "--security-opt seccomp=unconfined alpine",
         "--pid host alpine",
         "--ipc host alpine",
+        "--log-driver syslog --log-opt syslog-address=unix:///run/x alpine",
+        "--log-opt fluentd-address=169.254.169.254:80 alpine",
     ] {
         assert!(
             denied(line).contains("--allow privileged"),
@@ -175,6 +177,13 @@ fn a_way_out_needs_the_operator() {
     assert!(denied("--network host alpine").contains("--allow host-network"));
     assert!(denied("--network shared alpine").contains("--allow host-network"));
     assert!(denied("--network other alpine").contains("there is no network `other`"));
+    assert!(
+        made(
+            "--log-driver json-file --log-opt max-size=1m alpine",
+            Allow::default()
+        )
+        .is_ok()
+    );
     assert!(denied("--device /dev/kvm alpine").contains("not supported"));
     assert!(denied("-l io.acrtask.run=x alpine").contains("acrtask's own"));
 }
