@@ -42,6 +42,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) networks: Vec<&'a str>,
     /// Those of them that were there before the run: they are the machine's.
     pub(crate) of_the_machine: Vec<&'a str>,
+    /// Whether the engine can mount a folder of a volume; an older one would mount all of it and say nothing.
+    pub(crate) mounts_parts: bool,
     /// Bytes will be piped into it.
     pub(crate) stdin: bool,
     pub(crate) now: Timestamp,

@@ -35,6 +35,9 @@ use crate::{
 /// Numbers the containers of a process, so that no two have one name.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
+/// The first API of engines that can mount a folder of a volume.
+const SUBPATHS: (usize, usize) = (1, 45);
+
 /// How long the output of a container that was stopped is waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -99,6 +102,7 @@ fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<De
                 .filter(|network| network.skip_creation)
                 .map(|network| network.name.as_str())
                 .collect(),
+            mounts_parts: run.engine.facts.api >= SUBPATHS,
             stdin,
             now: now(),
         },

@@ -283,6 +283,12 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
         };
         let sub = path[root.len()..].trim_start_matches('/');
         let sub = (!sub.is_empty()).then_some(sub);
+        if sub.is_some() && !setting.mounts_parts {
+            return Err(format!(
+                "-v {value}: this engine cannot mount a part of the workspace, which Docker 26 and later can; the whole of \
+                 it is at {WORKSPACE} in every container"
+            ));
+        }
         return Ok(VolumeFlag::Mount {
             mount: Box::new(mount(&volume, target, read_only, sub, setting.labels)),
             of_task: None,

@@ -49,6 +49,10 @@ fn step() -> Step {
 
 /// What is made of `docker run LINE`.
 fn made(line: &str, allow: Allow) -> Result<Definition, String> {
+    made_by(line, allow, true)
+}
+
+fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, String> {
     let words: Vec<Word> = line
         .split_whitespace()
         .map(|text| Word {
@@ -73,6 +77,7 @@ fn made(line: &str, allow: Allow) -> Result<Definition, String> {
             network: Some("net"),
             networks: vec!["net", "shared"],
             of_the_machine: vec!["shared"],
+            mounts_parts,
             stdin: false,
             now: jiff::Timestamp::UNIX_EPOCH,
         },
@@ -150,6 +155,9 @@ fn volumes_are_the_runs_own() {
     }
     assert!(denied("-v /var/run/docker.sock:/s alpine").contains("--allow docker-socket"));
     assert!(denied("-v a:b alpine").contains("SOURCE:/TARGET"));
+    let old = |line: &str| made_by(line, Allow::default(), false);
+    assert!(old("-v ./x:/c alpine").unwrap_err().contains("Docker 26"));
+    assert!(old("-v /workspace:/c alpine").is_ok());
 }
 
 #[test]
