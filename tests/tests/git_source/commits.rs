@@ -95,7 +95,7 @@ async fn exact_commits_tags_and_what_is_gone() {
     fetched(&url, &options).await.unwrap_err();
 }
 
-/// Commits of one mebibyte each that cannot be compressed.
+/// Commits of one mebibyte each that cannot be compressed, and are not.
 fn import_history(repositories: &Repositories, commits: u32) -> String {
     const SIZE: usize = 1 << 20;
     let bare = repositories.bare("big");
@@ -105,34 +105,48 @@ fn import_history(repositories: &Repositories, commits: u32) -> String {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut input = std::io::BufWriter::new(child.stdin.take().unwrap());
+    let mut input = child.stdin.take().unwrap();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut block = vec![0u8; SIZE];
+    for word in block.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
     for _ in 0..commits {
-        for word in block.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+        // Another file each time; without deltas each is stored whole.
+        block.rotate_left(8191);
         let head =
             "commit refs/heads/main\ncommitter A <a@example.com> 1767225600 +0000\ndata 1\nx\n";
         write!(input, "{head}M 100644 inline file\ndata {SIZE}\n").unwrap();
         input.write_all(&block).unwrap();
         writeln!(input).unwrap();
     }
-    input.flush().unwrap();
     drop(input);
     assert!(child.wait().unwrap().success());
     git(&bare, &["rev-parse", "main~100"])
 }
 
+/// Bytes of all files below a folder.
+fn stored(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let sizes = entries.map(|entry| match entry.metadata().unwrap() {
+        of if of.is_dir() => stored(&entry.path()),
+        of => of.len(),
+    });
+    sizes.sum()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_history_stays_where_it_is() {
-    const COMMITS: u32 = 300;
+    const COMMITS: u32 = 1024;
+    const MIB: u64 = 1 << 20;
     let repositories = Repositories::default();
     repositories.create("big");
     let old = import_history(&repositories, COMMITS);
+    let history = stored(&repositories.bare("big"));
+    assert!(history >= 1024 * MIB, "{history} bytes are no GiB");
     let server = HttpGit::start(&repositories.root(), None);
     let url = format!("{}#main", server.url("big"));
     for commit in [None, Some(&old)] {
@@ -145,9 +159,12 @@ async fn a_large_history_stays_where_it_is() {
             std::fs::metadata(workspace.root.join("file"))
                 .unwrap()
                 .len(),
-            1 << 20
+            MIB
         );
-        assert!(sent < (2 << 20), "{sent} bytes were sent of {COMMITS} MiB");
+        assert!(sent < 2 * MIB, "{sent} bytes were sent of {history}");
+        // The file, and the one object that it is from.
+        let kept = stored(&workspace.root);
+        assert!(kept < 3 * MIB, "{kept} bytes were kept of {history}");
         assert!(took < Duration::from_secs(30), "{took:?}");
         assert_eq!(git(&workspace.root, &["rev-list", "--count", "HEAD"]), "1");
     }
