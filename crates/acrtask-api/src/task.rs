@@ -65,6 +65,9 @@ pub struct TaskDefinition {
     /// Limit of a run: `90s`, `1h30m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
+    /// Its runs build, and push nothing: neither images nor the layer cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_push: bool,
     /// The layer cache that the runs of the task share in the registry.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub cache: bool,

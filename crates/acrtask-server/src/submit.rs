@@ -255,7 +255,7 @@ fn of_task(
         alias_images: definition.alias_images.clone(),
         platforms: definition.platform.iter().cloned().collect(),
         timeout_secs,
-        no_push: start.no_push,
+        no_push: start.no_push || definition.no_push,
         pins: BTreeMap::new(),
         base_tags: BTreeMap::new(),
         hold: false,

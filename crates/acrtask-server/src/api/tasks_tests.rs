@@ -161,6 +161,24 @@ async fn a_run_of_a_task_is_what_the_task_says() {
 }
 
 #[tokio::test]
+async fn no_run_of_a_task_that_never_pushes_does() {
+    let server = Server::start().await;
+    let mut quiet = definition("app");
+    quiet["noPush"] = json!(true);
+    server
+        .post("/tasks", quiet)
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    for asked in [json!({}), json!({"noPush": false})] {
+        let run: Run = server
+            .post("/tasks/app/runs", asked)
+            .await
+            .json(StatusCode::CREATED);
+        assert!(run.spec.no_push);
+    }
+}
+
+#[tokio::test]
 async fn nothing_starts_a_run_of_a_disabled_task() {
     let server = Server::start().await;
     server

@@ -357,7 +357,9 @@ async fn approve(
         )));
     }
     let app = &api.app;
-    let spec = event::approved(&row.spec);
+    let task = app.store.tasks_by_id(row.task_id.iter().cloned().collect());
+    let no_push = task.await?.iter().any(|task| task.definition.no_push);
+    let spec = event::approved(&row.spec, no_push);
     let row = app
         .store
         .approve(&row.id, &spec, &by.caller.name, app.clock.now_ms())

@@ -100,10 +100,10 @@ fn restrict(spec: &mut RunSpec) {
     }
 }
 
-/// The spec of a stranger's run once it is approved.
-pub(crate) fn approved(spec: &RunSpec) -> RunSpec {
+/// The spec of a stranger's run once it is approved. `no_push`: the task never pushes.
+pub(crate) fn approved(spec: &RunSpec, no_push: bool) -> RunSpec {
     let mut spec = spec.clone();
-    spec.no_push = false;
+    spec.no_push = no_push;
     if let SharedCache::ReadOnly { name } = &spec.cache {
         spec.cache = SharedCache::ReadWrite { name: name.clone() };
     }
@@ -135,7 +135,8 @@ mod tests {
         restrict(&mut held);
         assert!(held.no_push);
         assert_eq!(held.cache, SharedCache::ReadOnly { name: "x".into() });
-        assert_eq!(approved(&held), whole);
+        assert_eq!(approved(&held, false), whole);
+        assert!(approved(&held, true).no_push);
         let given = untrusted(&whole);
         assert!(given.no_push && given.secrets.is_empty() && given.build_secrets.is_empty());
         assert_eq!(given.cache, SharedCache::ReadOnly { name: "x".into() });

@@ -12,6 +12,27 @@ use super::testing::{GITHUB, Sent, World, commit, github_pull_request, github_pu
 use crate::submit;
 
 #[tokio::test]
+async fn an_approval_lets_no_task_push_that_never_does() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world
+        .put(
+            "/tasks/app",
+            json!({
+                "name": "app", "context": GITHUB, "noPush": true,
+                "triggers": {"commit": {"events": ["pullRequest"], "branches": ["main"]}},
+            }),
+        )
+        .await;
+    let sent = github_pull_request("pr_from_fork", &commit(1), "p1");
+    let receipt = world.taken("forge", &sent).await;
+    let approve = format!("/runs/{}/approve", receipt.runs[0]);
+    let approved: Run = serde_json::from_value(world.post(&approve, json!({})).await).unwrap();
+    assert_eq!(approved.approval, Some(Approval::Approved));
+    assert!(approved.spec.no_push);
+}
+
+#[tokio::test]
 async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let world = World::new().await;
     world.webhook("forge", "github").await;

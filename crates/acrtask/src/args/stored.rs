@@ -290,6 +290,10 @@ pub(crate) struct DefinitionArgs {
     #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Run")]
     pub(crate) cancel_superseded: Option<bool>,
 
+    /// Build, and push nothing: true or false
+    #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, num_args = 0..=1, default_missing_value = "true", help_heading = "Run")]
+    pub(crate) no_push: Option<bool>,
+
     /// Share a layer cache between the task's runs, in the registry beside the image: true or false [default: true]
     #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, help_heading = "Run")]
     pub(crate) cache: Option<bool>,
@@ -349,8 +353,6 @@ pub(crate) struct ForeignArgs {
     source_trigger_name: Option<String>,
     #[arg(long, hide = true, value_name = "X")]
     update_trigger_endpoint: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", value_name = "X")]
-    no_push: Option<String>,
 }
 
 impl ForeignArgs {
@@ -394,11 +396,6 @@ impl ForeignArgs {
                 "--update-trigger-endpoint",
                 self.update_trigger_endpoint.is_some(),
                 "triggers report to the server itself; leave it out",
-            ),
-            (
-                "--no-push",
-                self.no_push.is_some(),
-                "a run is told not to push: `acrtask task run NAME --no-push`",
             ),
         ]
         .into_iter()

@@ -61,6 +61,7 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         alias_images: BTreeMap::new(),
         platform: None,
         timeout: None,
+        no_push: false,
         cache: true,
         queue: acrtask_api::task::QueueOptions::default(),
         triggers: acrtask_api::task::Triggers::default(),
@@ -298,6 +299,7 @@ fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError>
     if let Some(status) = args.status {
         to.enabled = status == TaskStatus::Enabled;
     }
+    to.no_push = args.no_push.unwrap_or(to.no_push);
     to.cache = args.cache.unwrap_or(to.cache);
     Ok(())
 }

@@ -204,6 +204,20 @@ fn secrets_are_stored_apart() {
 }
 
 #[test]
+fn a_task_that_never_pushes() {
+    let pushes = |words: &[&str]| !create(words).unwrap().definition.no_push;
+    assert!(pushes(&["-c", GIT]));
+    assert!(!pushes(&["-c", GIT, "-t", "a", "--no-push"]));
+    assert!(!pushes(&["-c", GIT, "--no-push", "true", "-t", "a"]));
+    let quiet = create(&["-c", GIT, "--no-push=True"]).unwrap().definition;
+    assert!(quiet.no_push);
+    let still = update(quiet.clone(), &["--timeout", "5m"]).unwrap();
+    assert!(still.definition.no_push);
+    let loud = update(quiet, &["--no-push", "false"]).unwrap();
+    assert!(!loud.definition.no_push);
+}
+
+#[test]
 fn what_is_refused() {
     let mut text = String::new();
     for words in [
@@ -211,7 +225,6 @@ fn what_is_refused() {
         &["-c", GIT, "--auth-mode", "Default"],
         &["-c", GIT, "--assign-identity"],
         &["-c", GIT, "--agent-pool", "p"],
-        &["-c", GIT, "-t", "a", "--no-push"],
         &["-c", GIT, "--arg", "A=1"],
         &["-c", "."],
         &["-c", "https://me:hunter2@github.com/org/app.git"],
