@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A patched base flows through a fleet of nine images. What it needs: an engine; git; the program acrtask in PATH;
 # REGISTRY, a registry on this machine with base/busybox:1.36, as `cargo xtask up` sets one up; DIR, an empty folder (a
-# temporary one where nothing is said).
+# temporary one where nothing is said); two free ports: PORT for the server, GIT_PORT for the sources.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 DIR=${DIR:-$(mktemp -d)}
+PORT=${PORT:-7073} GIT_PORT=${GIT_PORT:-7074}
 export XDG_CONFIG_HOME="$DIR" NO_COLOR=${NO_COLOR-}
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 until_it() { # a command: waits until it succeeds
@@ -31,15 +32,15 @@ git init --quiet --initial-branch=main "$DIR/fleet"
 cp -R images "$DIR/fleet/"
 git -C "$DIR/fleet" add .
 git -C "$DIR/fleet" -c user.name=fleet -c user.email=fleet@example.com commit --quiet --message "the fleet"
-git daemon --export-all --base-path="$DIR" --listen=127.0.0.1 --port=7074 --reuseaddr "$DIR" &
-acrtask serve --listen 127.0.0.1:7073 --data-dir "$DIR/server" --allow-private-addresses >"$DIR/server.out" 2>"$DIR/server.log" &
+git daemon --export-all --base-path="$DIR" --listen=127.0.0.1 --port="$GIT_PORT" --reuseaddr "$DIR" &
+acrtask serve --listen "127.0.0.1:$PORT" --data-dir "$DIR/server" --allow-private-addresses >"$DIR/server.out" 2>"$DIR/server.log" &
 until_it grep --quiet acrt_ "$DIR/server.out"
-sed -n 's/.*\(acrt_[A-Za-z0-9_-]*\).*/\1/p' "$DIR/server.out" | acrtask login http://127.0.0.1:7073 --token-file -
-until_it git ls-remote git://127.0.0.1:7074/fleet
+sed -n 's/.*\(acrt_[A-Za-z0-9_-]*\).*/\1/p' "$DIR/server.out" | acrtask login "http://127.0.0.1:$PORT" --token-file -
+until_it git ls-remote "git://127.0.0.1:$GIT_PORT/fleet"
 
 echo "--- 2: the base as it was, and the fleet on it"
 push_os 1
-sed "s|registry.example.com|$REGISTRY|g; s|https://git.example.com/fleet.git|git://127.0.0.1:7074/fleet|" tasks.yaml |
+sed "s|registry.example.com|$REGISTRY|g; s|https://git.example.com/fleet.git|git://127.0.0.1:$GIT_PORT/fleet|" tasks.yaml |
     acrtask task apply -f -
 echo "settleSecs: 3" | acrtask cascade settings set -f -
 for task in web worker tools shop catalog gateway mailer invoices reports; do

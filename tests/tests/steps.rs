@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use acrtask_tests::{World, checkout};
+use acrtask_tests::{World, checkout, service::free_port};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 mod common;
@@ -88,6 +88,9 @@ fn a_patched_base_reaches_the_fleet() {
         .env("PATH", search)
         .env("REGISTRY", &world.registry)
         .env("DIR", folder.path())
+        // Others may use the usual ones on this machine.
+        .env("PORT", free_port().to_string())
+        .env("GIT_PORT", free_port().to_string())
         .env_remove("ACRTASK_SERVER")
         .env_remove("ACRTASK_TOKEN")
         .output()
