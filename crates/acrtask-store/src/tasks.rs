@@ -1,5 +1,7 @@
 //! Stored tasks. A task keeps its id when it is renamed; its generation grows with each change.
 
+use std::collections::BTreeMap;
+
 use acrtask_api::task::{Task, TaskDefinition};
 use sqlx::FromRow;
 
@@ -146,11 +148,16 @@ impl Store {
         rows.into_iter().map(Task::try_from).collect()
     }
 
-    /// The ids and generations of all tasks.
-    pub async fn task_generations(&self) -> Result<Vec<(String, i64)>> {
-        self.db
-            .rows("SELECT id, generation FROM tasks", args![])
-            .await
+    /// By which it is seen that a task was changed, for all tasks: the id, the generation, and the tags of base images that
+    /// its runs get, which runs of it change and nobody else.
+    pub async fn task_generations(&self) -> Result<Vec<(String, i64, BTreeMap<String, String>)>> {
+        let rows: Vec<(String, i64, String)> = self
+            .db
+            .rows("SELECT id, generation, base_tags FROM tasks", args![])
+            .await?;
+        rows.into_iter()
+            .map(|(id, generation, tags)| Ok((id, generation, from_json(&tags)?)))
+            .collect()
     }
 
     /// The tasks with these ids that there are.

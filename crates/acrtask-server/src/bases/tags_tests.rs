@@ -225,6 +225,9 @@ async fn a_newer_tag_starts_one_run_and_later_ones_get_it() {
         run.id
     };
     assert_eq!(arg(&server, &by_hand().await).await, None);
+    // Deliveries look at tasks that were read before.
+    let index = &server.app.tasks;
+    index.current(&server.app.store).await.unwrap();
     // The tag goes and comes again: that is no new one.
     tags(&registry, &["1.2"]).await;
     look(&server).await;
@@ -240,6 +243,12 @@ async fn a_newer_tag_starts_one_run_and_later_ones_get_it() {
     ends(&server, "app", &runs[0].id, RunState::Succeeded, &on("1.4")).await;
     let task: Value = server.get("/tasks/app").await.json(StatusCode::OK);
     assert_eq!(task["baseTags"], json!({&image: "1.4"}));
+    let delivered = index.current(&server.app.store).await.unwrap();
+    let delivered = &delivered.named("app").unwrap().task;
+    assert_eq!(
+        delivered.base_tags,
+        BTreeMap::from([(image.clone(), "1.4".into())])
+    );
     look(&server).await;
     assert_eq!(shown(&server).await[0].state, TagState::Current);
     let later = by_hand().await;

@@ -173,9 +173,13 @@ impl Index {
         let before = self.last();
         let mut entries = Vec::new();
         let mut changed = Vec::new();
-        for (id, generation) in store.task_generations().await? {
+        for (id, generation, base_tags) in store.task_generations().await? {
             match before.by_id.get(&id) {
-                Some(entry) if entry.task.generation == generation => entries.push(entry.clone()),
+                Some(entry)
+                    if entry.task.generation == generation && entry.task.base_tags == base_tags =>
+                {
+                    entries.push(entry.clone());
+                }
                 _ => changed.push(id),
             }
         }

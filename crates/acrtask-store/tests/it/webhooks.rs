@@ -1,5 +1,7 @@
 //! Deliveries and what they lead to: once, whole, and with a reason.
 
+use std::collections::BTreeMap;
+
 use acrtask_api::{
     run::Approval,
     spec::RunSpec,
@@ -558,7 +560,7 @@ async fn tasks_are_counted(fixture: &Fixture) {
     seen.push(store.task_version().await.unwrap());
     assert_eq!(
         store.task_generations().await.unwrap(),
-        [("t1".to_owned(), 2)]
+        [("t1".to_owned(), 2, BTreeMap::new())]
     );
     let ids = vec!["t1".to_owned(), "t2".to_owned()];
     assert_eq!(store.tasks_by_id(ids).await.unwrap().len(), 1);
