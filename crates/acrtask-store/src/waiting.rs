@@ -87,6 +87,19 @@ impl Store {
             .collect()
     }
 
+    /// Whether somebody wants this run to end.
+    pub async fn is_cancel_requested(&self, id: &RunId) -> Result<bool> {
+        let row: Option<(Option<i64>,)> = self
+            .db
+            .row(
+                "SELECT cancel_requested_at FROM runs WHERE id = $1",
+                args![id],
+            )
+            .await?;
+        let (at,) = row.ok_or_else(|| missing(id))?;
+        Ok(at.is_some())
+    }
+
     /// Where a run stands in the queue.
     pub async fn position(&self, id: &RunId) -> Result<Position> {
         let place: Option<Place> = self

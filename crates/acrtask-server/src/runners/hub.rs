@@ -407,16 +407,6 @@ impl Hub {
             .unwrap_or(false)
     }
 
-    /// Whether the runner was told to stop this attempt.
-    pub(crate) fn is_canceled(&self, id: &str, run: &RunId, attempt: u32) -> bool {
-        self.with(id, |entry| {
-            entry
-                .hold(run, attempt)
-                .is_some_and(|hold| hold.cancel_sent)
-        })
-        .unwrap_or(false)
-    }
-
     /// The database says that the runner holds this attempt.
     pub(crate) fn learn(&self, id: &str, run: &RunId, attempt: u32) {
         self.with(id, |entry| {

@@ -362,11 +362,18 @@ impl Session {
             return std::future::ready(vec![answer(false), unknown(of)]).boxed();
         };
         let receipt = self.renew(&run, of.attempt).await;
-        let (app, id, end) = (self.app.clone(), self.id.clone(), self.end.clone());
+        let (app, end) = (self.app.clone(), self.end.clone());
         async move {
             match receipt.await {
+                // What the runner was told is not enough to go by: that may be behind, and forgets with each connection.
                 Ok(Verdict::Done | Verdict::LogAt(_)) => {
-                    vec![answer(!app.hub.is_canceled(&id, &run, of.attempt))]
+                    match app.store.is_cancel_requested(&run).await {
+                        Ok(canceled) => vec![answer(!canceled)],
+                        Err(error) => {
+                            failed(error);
+                            unwritten(&end)
+                        }
+                    }
                 }
                 Ok(Verdict::Refused { reason }) => vec![answer(false), abandon(of, reason)],
                 Err(_) => unwritten(&end),

@@ -21,6 +21,7 @@ on_both!(
     a_run_of_another_runner_is_not_touched,
     a_second_stream_ends_the_first,
     what_a_runner_forgot_is_not_kept_for_it,
+    a_run_that_is_to_end_pushes_nothing,
     the_first_message_is_a_hello,
 );
 
@@ -214,6 +215,24 @@ async fn a_run_of_another_runner_is_not_touched(place: Place) {
     let row = app.store.run(&row.id).await.unwrap();
     assert_eq!((row.state, row.log_length), (RunState::Running, 0));
     assert!(fence(&mut line, &of, 4).await);
+}
+
+async fn a_run_that_is_to_end_pushes_nothing(place: Place) {
+    let server = place.server(Config::default()).await;
+    let app = server.app();
+    let runner = FakeRunner::register(&server, "one").await;
+    let mut line = runner.connect(&server).await;
+    for (nonce, name) in (1..).zip(["rone", "rtwo", "rthree"]) {
+        let row = enqueue(app, new_run(name)).await;
+        let of = line.lease().await.of.unwrap();
+        line.start(&of).await;
+        reaches(&app.store, &row.id, RunState::Running).await;
+        // Through another server, whose hint is lost: the runner has not been told yet.
+        let now = app.clock.now_ms();
+        app.store.request_cancel(&row.id, "ann", now).await.unwrap();
+        assert!(!fence(&mut line, &of, nonce).await, "{name}");
+        line.finish(&of, RunState::Canceled, b"").await;
+    }
 }
 
 async fn a_second_stream_ends_the_first(place: Place) {
