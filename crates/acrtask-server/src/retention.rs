@@ -80,6 +80,7 @@ pub async fn pass(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreErr
     }
     // A token that has ended opens nothing; a day later nobody asks any more which one it was.
     let ended = now.saturating_sub(24 * 3_600_000);
+    removed.tokens += app.store.forget_tokens(ended).await?;
     for token in app.store.tokens().await? {
         if token.expires_at.is_some_and(|end| end < ended) {
             match app.store.revoke_token(&token.id).await {

@@ -1,9 +1,10 @@
 //! Tests of `retention.rs`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use acrtask_api::run::RunResult;
 use acrtask_model::RunState;
+use acrtask_store::TokenRow;
 use bytes::Bytes;
 
 use super::*;
@@ -79,4 +80,33 @@ async fn tokens_that_have_ended_go_a_day_later() {
     app.clock.set(NOW + 120_000 + 24 * 3_600_000);
     assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 1);
     assert_eq!(app.store.tokens().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn tokens_that_programs_ask_for_every_day_leave_nothing() {
+    let server = Server::start().await;
+    let app = &server.app;
+    for number in 0..3 {
+        let token = TokenRow {
+            id: format!("t{number}"),
+            name: "repo:org/app".into(),
+            hash: vec![1],
+            scopes: Vec::new(),
+            tasks: None,
+            created_at: NOW,
+            expires_at: Some(NOW + 60_000),
+            last_used_at: None,
+            subject: Some("repo:org/app".into()),
+        };
+        app.store.create_token(&token).await.unwrap();
+    }
+    let hour = Duration::from_secs(3600);
+    crate::runners::new_runner_token(app, None, BTreeMap::new(), hour)
+        .await
+        .unwrap();
+    let there = app.store.count_tokens().await.unwrap();
+    app.clock.set(NOW + 26 * 3_600_000);
+    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 4);
+    assert_eq!(app.store.count_tokens().await.unwrap(), there - 3);
+    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 0);
 }

@@ -143,6 +143,18 @@ impl Store {
         lives::size(count.map_or(0, |(count,)| count))
     }
 
+    /// Removes tokens that ended before `before` and that many programs ask for every day: those that identity tokens were
+    /// exchanged for, and those that register runners. Others stay, so that it is known that there was one.
+    pub async fn forget_tokens(&self, before: Ms) -> Result<u64> {
+        let mut tx = self.db.write().await?;
+        let exchanged = "DELETE FROM tokens WHERE subject IS NOT NULL AND expires_at < $1";
+        let mut gone = tx.exec(exchanged, args![before]).await?;
+        let registering = "DELETE FROM runner_tokens WHERE expires_at < $1";
+        gone += tx.exec(registering, args![before]).await?;
+        tx.commit().await?;
+        Ok(gone)
+    }
+
     /// Sets a federation.
     pub async fn put_federation(&self, federation: &Federation, now: Ms) -> Result<()> {
         self.db
