@@ -4,10 +4,14 @@ use std::fmt::Write as _;
 
 use acrtask_model::{Event, EventKind, StepState};
 
+use super::events::MAX_LINE;
+
 /// Makes lines of events as their bytes come.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     partial: Vec<u8>,
+    /// The line is too long to be an event: what comes of it is passed over.
+    too_long: bool,
     /// Vertices of builds whose names were shown, with the step.
     shown: std::collections::HashSet<(String, String)>,
 }
@@ -17,10 +21,24 @@ impl Lines {
     pub(super) fn push(&mut self, bytes: &[u8]) -> String {
         let mut out = String::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.partial.extend_from_slice(piece);
+            if self.partial.len() + piece.len() > MAX_LINE {
+                if !self.too_long {
+                    say(
+                        &mut out,
+                        None,
+                        "what stands here is no event, and is left out",
+                    );
+                }
+                self.too_long = true;
+                self.partial = Vec::new();
+            }
+            if !self.too_long {
+                self.partial.extend_from_slice(piece);
+            }
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.partial);
                 self.line(&line, &mut out);
+                self.too_long = false;
             }
         }
         out

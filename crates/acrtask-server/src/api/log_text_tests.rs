@@ -45,3 +45,21 @@ proptest! {
         lines.finish();
     }
 }
+
+#[test]
+fn a_line_without_an_end_costs_little_memory_and_leaves_a_mark() {
+    let mut lines = Lines::default();
+    let mut text = String::new();
+    let endless = vec![b'x'; 8 << 20];
+    for _ in 0..20 {
+        text += &lines.push(&endless);
+        assert!(lines.partial.capacity() <= 2 * MAX_LINE);
+    }
+    assert_eq!(text, "what stands here is no event, and is left out\n");
+    let event = LOG.lines().nth(2).unwrap();
+    assert_eq!(lines.push(b"the end of it\n"), "");
+    assert_eq!(
+        lines.push(format!("{event}\n").as_bytes()),
+        "fetching the context\n"
+    );
+}
