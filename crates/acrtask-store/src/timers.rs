@@ -442,7 +442,6 @@ async fn known(tx: &mut Tx) -> Result<KnownTimers> {
         .collect()
 }
 
-/// Writes a run and its trigger, as a request for it would.
 /// Writes down one tick with its trigger and its run. Gives the run; none where the tick is there already.
 async fn write_tick(tx: &mut Tx, row: &TimerRow, tick: NewTick, now: Ms) -> Result<Option<RunId>> {
     let trigger = match &tick.leads_to {
