@@ -113,6 +113,10 @@ pub struct ImageBase {
     /// How that is known.
     #[schema(value_type = String)]
     pub evidence: Evidence,
+    /// The platforms that it was used for: a new digest that has the same images for them changes nothing. Empty where that
+    /// is not known; then they are those of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
     /// What its tag holds now, as far as that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

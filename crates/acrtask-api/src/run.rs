@@ -219,7 +219,7 @@ pub struct ImageResult {
     /// As the registry has it.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// The digest for each platform, where it is an index.
+    /// The digest for each platform; of a single image, its own. Empty where its platform is not known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     pub platforms: BTreeMap<String, Digest>,
@@ -249,6 +249,9 @@ pub struct BaseResult {
 }
 
 /// Asks for the end of a run.
+    /// The platforms that it was used for: `linux/arm64`. Empty where that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CancelRun {

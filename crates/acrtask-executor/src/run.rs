@@ -98,6 +98,7 @@ async fn record(mut taken: mpsc::Receiver<Event>, receiver: mpsc::Sender<Event>)
                 name,
                 digest,
                 evidence,
+                ..
             } => report.bases.push(Base {
                 step: step.clone(),
                 role: *role,

@@ -140,7 +140,7 @@ pub enum EventKind {
         name: String,
         /// The digest of the manifest or index in the registry.
         digest: Digest,
-        /// The digest of each platform's manifest, where the image is an index.
+        /// The digest of each platform's manifest; of a single image, its own. Empty where its platform is not known.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         platforms: BTreeMap<String, Digest>,
         /// It is there by its digest alone; the tag is as it was.
@@ -159,6 +159,9 @@ pub enum EventKind {
         digest: Digest,
         /// How this is known.
         evidence: Evidence,
+        /// The platforms that it was used for, sorted: `linux/arm64`. Empty where that is not known.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        platforms: Vec<String>,
     },
     /// Something that the user should know but that stops nothing.
     Warning {

@@ -188,7 +188,10 @@ impl Registry {
     }
 
     /// The platform that an image's configuration names; none if it is not an image.
-    pub(crate) async fn config_platform(
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn config_platform(
         &self,
         reference: &ImageRef,
         config: &Digest,

@@ -67,6 +67,8 @@ pub struct ImageBaseRow {
     pub evidence: Evidence,
     /// It was named by its digest.
     pub pinned: bool,
+    /// The platforms that it was used for; empty where that is not known.
+    pub platforms: Vec<String>,
 }
 
 /// What was pushed under a name.
@@ -150,6 +152,7 @@ struct RawBase {
     role: String,
     evidence: String,
     pinned: i64,
+    platforms: Option<String>,
 }
 
 impl TryFrom<RawBase> for ImageBaseRow {
@@ -162,6 +165,7 @@ impl TryFrom<RawBase> for ImageBaseRow {
             role: word(&raw.role)?,
             evidence: word(&raw.evidence)?,
             pinned: raw.pinned != 0,
+            platforms: raw.platforms.as_deref().map_or(Ok(Vec::new()), from_json)?,
         })
     }
 }
@@ -355,8 +359,8 @@ async fn record_run(
             .await?;
         for base in bases_of(result, image) {
             tx.exec(
-                "INSERT INTO image_bases (image_id, name, digest, role, evidence, registry, pinned) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (image_id, name, digest, role) DO NOTHING",
+                "INSERT INTO image_bases (image_id, name, digest, role, evidence, registry, pinned, platforms) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (image_id, name, digest, role) DO NOTHING",
                 args![
                     id,
                     base.image.to_string(),
@@ -364,7 +368,8 @@ async fn record_run(
                     written(base.role)?,
                     written(base.evidence)?,
                     base.image.registry(),
-                    base.image.digest().is_some()
+                    base.image.digest().is_some(),
+                    to_json(&base.platforms)?
                 ],
             )
             .await?;
@@ -447,7 +452,7 @@ impl Store {
         let bases: Vec<RawBase> = self
             .db
             .rows(
-                "SELECT image_id, name, digest, role, evidence, pinned FROM image_bases WHERE image_id = $1 \
+                "SELECT image_id, name, digest, role, evidence, pinned, platforms FROM image_bases WHERE image_id = $1 \
                  ORDER BY name, role, digest",
                 args![raw.id],
             )
@@ -491,8 +496,8 @@ impl Store {
         let bases: Vec<RawBase> = self
             .db
             .rows(
-                "SELECT b.image_id, b.name, b.digest, b.role, b.evidence, b.pinned FROM image_bases b \
-                 JOIN images i ON i.id = b.image_id WHERE i.newest = 1 ORDER BY b.name, b.role, b.digest",
+                "SELECT b.image_id, b.name, b.digest, b.role, b.evidence, b.pinned, b.platforms FROM image_bases b \
+                 JOIN images i ON i.id = b.image_id WHERE i.newest = 1 ORDER BY b.image_id, b.name, b.digest, b.role",
                 args![],
             )
             .await?;

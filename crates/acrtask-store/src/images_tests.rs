@@ -22,6 +22,7 @@ fn base(of: &str, role: BaseRole, name: &str) -> BaseResult {
         name: name.into(),
         digest: sha('b'),
         evidence: Evidence::Provenance,
+        platforms: Vec::new(),
     }
 }
 

@@ -1,4 +1,7 @@
-//! Which images stand on a base that has moved since they were built, and whether that move is one for their platforms.
+//! Which images stand on a base that has moved since they were built, and whether that move is one for the platforms in use.
+//!
+//! Which these are is said by the build's provenance for each base, since a stage may run on another platform than the image
+//! is for; where it does not say, they are those of the image.
 //!
 //! Nothing of it is stored: it is compared anew each time. Which of these moves count is for the task's policy to say.
 
@@ -30,7 +33,7 @@ pub struct Moved {
     pub used: Digest,
     /// What the tag holds now.
     pub now: Digest,
-    /// It holds another image for a platform of the image, as far as is known.
+    /// It holds another image for a platform that was used, as far as is known.
     pub touched: bool,
 }
 
@@ -39,6 +42,7 @@ struct RawMoved {
     image: String,
     task_id: String,
     platforms: String,
+    base_platforms: Option<String>,
     base: String,
     role: String,
     used: String,
@@ -63,12 +67,12 @@ fn digest_for<'p>(platforms: &'p Platforms, platform: &str) -> Option<&'p Digest
     found.map(|(_, digest)| digest)
 }
 
-/// Whether the step from one digest to another is one for an image with these platforms: where nothing is known, it is.
+/// Whether the step from one digest to another is one for who uses these platforms: where nothing is known, it is.
 fn touches(
     used: &Digest,
     before: Option<&Platforms>,
     now: Option<&Platforms>,
-    image: &[String],
+    in_use: &[String],
 ) -> bool {
     let Some(now) = now.filter(|now| !now.is_empty()) else {
         return true;
@@ -80,10 +84,10 @@ fn touches(
     let Some(before) = before.filter(|before| !before.is_empty()) else {
         return true;
     };
-    if image.is_empty() {
+    if in_use.is_empty() {
         return !differ(before, now).is_empty();
     }
-    image.iter().any(|platform| {
+    in_use.iter().any(|platform| {
         let before = digest_for(before, platform);
         before.is_none() || before != digest_for(now, platform)
     })
@@ -105,7 +109,8 @@ impl Store {
         let rows: Vec<RawMoved> = self
             .db
             .rows(
-                "SELECT i.name AS image, i.task_id, i.platforms, b.name AS base, b.role, b.digest AS used, w.digest AS now, \
+                "SELECT i.name AS image, i.task_id, i.platforms, b.platforms AS base_platforms, b.name AS base, b.role, \
+                 b.digest AS used, w.digest AS now, \
                  du.platforms AS used_platforms, dn.platforms AS now_platforms FROM base_watches w \
                  JOIN image_bases b ON b.name = w.name AND b.pinned = 0 AND b.digest <> w.digest \
                  JOIN images i ON i.id = b.image_id AND i.newest = 1 JOIN tasks t ON t.id = i.task_id \
@@ -123,12 +128,16 @@ impl Store {
                     json.as_deref().map(from_json).transpose()
                 };
                 let used = digest(&raw.used)?;
-                let image: Vec<String> = from_json(&raw.platforms)?;
+                let of_base = raw.base_platforms.as_deref();
+                let mut in_use: Vec<String> = of_base.map_or(Ok(Vec::new()), from_json)?;
+                if in_use.is_empty() {
+                    in_use = from_json(&raw.platforms)?;
+                }
                 let touched = touches(
                     &used,
                     read(&raw.used_platforms)?.as_ref(),
                     read(&raw.now_platforms)?.as_ref(),
-                    &image,
+                    &in_use,
                 );
                 Ok(Moved {
                     image: raw.image,

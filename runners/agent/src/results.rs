@@ -72,12 +72,14 @@ impl Results {
                 name,
                 digest,
                 evidence,
+                platforms,
             } => self.bases.push(BaseResult {
                 step: step.clone(),
                 role: *role,
                 name: name.clone(),
                 digest: digest.clone(),
                 evidence: *evidence,
+                platforms: platforms.clone(),
             }),
             EventKind::Vertex { step, vertex } if vertex.completed.is_some() => {
                 let key = (step.clone(), vertex.vertex.clone());

@@ -10,14 +10,19 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, member, node, states};
 
+/// This machine's processor, and another one.
+fn processors() -> (&'static str, &'static str) {
+    match std::env::consts::ARCH {
+        "aarch64" => ("arm64", "amd64"),
+        _ => ("amd64", "arm64"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_platform_of_a_base_rebuilds_nothing() {
     let Some(world) = World::find() else { return };
     let fleet = Fleet::start(&world).await;
-    let (here, there) = match std::env::consts::ARCH {
-        "aarch64" => ("arm64", "amd64"),
-        _ => ("amd64", "arm64"),
-    };
+    let (here, there) = processors();
     let first = fleet
         .push_index("os", &[(here, "first"), (there, "first")])
         .await;
@@ -48,6 +53,76 @@ async fn another_platform_of_a_base_rebuilds_nothing() {
     assert_eq!(fleet.note("app").await, "third");
     assert_eq!(fleet.built_from(&fleet.image("app"))[&base], ours);
     fleet.rests_after(1);
+}
+
+/// Task files build for whatever platforms they say, each base is used for those that its stage is for.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_platform_of_a_base_counts_where_a_task_file_uses_it() {
+    let Some(world) = World::find() else { return };
+    let fleet = Fleet::start(&world).await;
+    let (here, there) = processors();
+    let notes = |ours, theirs| [(here, ours), (there, theirs)];
+    fleet.push_index("os", &notes("first", "first")).await;
+    fleet.push("plain", "first").await;
+    let (os, plain) = (fleet.image("os"), fleet.image("plain"));
+    let from = format!("FROM {os}\n");
+    let cross = format!(
+        "FROM --platform=linux/{there} {os} AS made\nFROM {plain}\nCOPY --from=made /note /made\n"
+    );
+    let built = |name: &str, dockerfile: &str, flags: &str| {
+        let image = fleet.image(name);
+        let steps = format!("  - build: {flags} -t {image} .\n  - push: [{image}]\n");
+        member(name, dockerfile).steps(&steps)
+    };
+    fleet.tasks(&[
+        built("own", &from, ""),
+        built("other", &from, &format!("--platform linux/{there}")),
+        built(
+            "both",
+            &from,
+            &format!("--platform linux/{here},linux/{there}"),
+        ),
+        built("cross", &cross, "").all(),
+    ]);
+    fleet.build(&["own", "other", "both", "cross"]);
+    fleet.rests_after(0);
+    let shown = |name: &str| {
+        let image = fleet.image(name);
+        fleet.server.json(&["images", "show", &image, "-o", "json"])
+    };
+    let linux = |names: &[&str]| -> Vec<String> {
+        let mut names: Vec<String> = names.iter().map(|name| format!("linux/{name}")).collect();
+        names.sort();
+        names
+    };
+    for (name, of_image, of_base) in [
+        ("own", &[here][..], &[here][..]),
+        ("other", &[there], &[there]),
+        ("both", &[here, there], &[here, there]),
+        ("cross", &[here], &[there]),
+    ] {
+        let image = shown(name);
+        assert_eq!(image["platforms"], json!(linux(of_image)), "{image:#}");
+        let mut bases = image["bases"].as_array().unwrap().iter();
+        let base = bases.find(|base| base["name"] == os.as_str()).unwrap();
+        assert_eq!(base["platforms"], json!(linux(of_base)), "{image:#}");
+    }
+
+    fleet.push_index("os", &notes("first", "second")).await;
+    let cascade = fleet.wait_over(1);
+    let expected = ["both", "cross", "other"].map(|task| (task, "succeeded"));
+    assert_eq!(states(&cascade), expected.into(), "{cascade:#}");
+    assert_eq!(fleet.note("other").await, "second");
+    assert_eq!(shown("own")["bases"][0]["effect"], "otherPlatform");
+    fleet.rests_after(1);
+
+    fleet.push_index("os", &notes("third", "second")).await;
+    let cascade = fleet.wait_over(2);
+    let expected = ["both", "own"].map(|task| (task, "succeeded"));
+    assert_eq!(states(&cascade), expected.into(), "{cascade:#}");
+    assert_eq!(fleet.note("own").await, "third");
+    assert_eq!(shown("other")["bases"][0]["effect"], "otherPlatform");
+    fleet.rests_after(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

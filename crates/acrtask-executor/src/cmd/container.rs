@@ -326,6 +326,7 @@ fn tell_image(ctx: &StepContext, asked_for: String, image: String) {
                     name: asked_for,
                     digest,
                     evidence: Evidence::Engine,
+                    platforms: stored.platform().into_iter().collect(),
                 })
                 .await;
         }

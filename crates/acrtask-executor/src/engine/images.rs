@@ -42,6 +42,22 @@ impl StoredImage {
         });
         of_name.or_else(|| self.id.parse().ok())
     }
+
+    /// What a container of it runs on: `linux/arm64/v8`.
+    pub(crate) fn platform(&self) -> Option<String> {
+        let parts = [
+            self.details.os.as_deref(),
+            self.details.architecture.as_deref(),
+            self.details.variant.as_deref(),
+        ];
+        let [Some(os), Some(architecture), variant] =
+            parts.map(|part| part.filter(|text| !text.is_empty()))
+        else {
+            return None;
+        };
+        let variant = variant.map_or(String::new(), |variant| format!("/{variant}"));
+        Some(format!("{os}/{architecture}{variant}"))
+    }
 }
 
 /// A problem with the credentials for a registry, or with the engine.

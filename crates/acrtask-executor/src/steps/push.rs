@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use acrtask_model::{Digest, EventKind, ImageRef, events::Stream};
-use acrtask_registry::ManifestBody;
+use acrtask_registry::{ManifestBody, manifest};
 use acrtask_spec::plan::PushStep;
 
 use super::wait;
@@ -178,14 +178,34 @@ async fn push_once(
         )));
     }
     let platforms = match &manifest.body {
-        ManifestBody::Index(index) => acrtask_registry::manifest::platforms(index)
+        ManifestBody::Index(index) => manifest::platforms(index)
             .into_iter()
             .map(|(platform, digest)| (platform.to_string(), digest))
             .collect(),
-        ManifestBody::Image(_) => BTreeMap::new(),
+        ManifestBody::Image(body) => platform_of(ctx, &there, body, &digest).await,
     };
     tell(ctx, image, &digest, platforms).await;
     Ok(digest)
+}
+
+/// The platform of a single image, as its configuration names it. Nothing depends on it, so that it may stay unknown.
+async fn platform_of(
+    ctx: &StepContext,
+    image: &ImageRef,
+    body: &manifest::Image,
+    digest: &Digest,
+) -> BTreeMap<String, Digest> {
+    let registry = ctx.run.registry();
+    match registry.config_platform(image, &body.config.digest).await {
+        Ok(platform) => platform
+            .map(|platform| (platform.to_string(), digest.clone()))
+            .into_iter()
+            .collect(),
+        Err(error) => {
+            tracing::debug!(%image, %error, "the platform of an image is not known");
+            BTreeMap::new()
+        }
+    }
 }
 
 /// Tells that an image is in its registry now, under its tag or by its digest alone.

@@ -253,6 +253,7 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
             name: "alpine:3".into(),
             digest: digest.clone(),
             evidence: Evidence::Provenance,
+            platforms: Vec::new(),
         }],
         facts: acrtask_api::spec::Facts {
             commit: commit.into(),

@@ -402,6 +402,7 @@ pub(crate) fn built(image: (&str, char), bases: &[(&str, Digest, BaseRole)]) -> 
                 name: (*name).into(),
                 digest: digest.clone(),
                 evidence: Evidence::Provenance,
+                platforms: Vec::new(),
             })
             .collect(),
         ..RunResult::default()

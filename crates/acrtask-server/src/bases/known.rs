@@ -137,6 +137,7 @@ impl Stale {
             role: base.role,
             digest: base.digest,
             evidence: base.evidence,
+            platforms: base.platforms,
             built_by,
             newer: None,
         }
@@ -340,6 +341,7 @@ mod tests {
             role: BaseRole::Runtime,
             evidence: Evidence::Provenance,
             pinned: false,
+            platforms: Vec::new(),
         };
         (row, vec![base])
     }

@@ -358,6 +358,7 @@ impl World {
                     name,
                     digest,
                     evidence: Evidence::Provenance,
+                    platforms: Vec::new(),
                 })
                 .collect(),
             ..RunResult::default()

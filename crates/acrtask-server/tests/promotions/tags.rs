@@ -166,6 +166,7 @@ impl Fleet {
                     name: name.clone(),
                     digest: digest.clone(),
                     evidence: Evidence::Provenance,
+                    platforms: Vec::new(),
                 })
                 .collect(),
             ..RunResult::default()

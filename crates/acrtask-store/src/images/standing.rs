@@ -17,6 +17,21 @@ pub(super) struct Used {
     pub(super) digest: Digest,
     pub(super) role: BaseRole,
     pub(super) evidence: Evidence,
+    /// Empty where they are not known.
+    pub(super) platforms: Vec<String>,
+}
+
+impl Used {
+    /// It was used once more. What is not known of one use is not known of all.
+    fn also_for(&mut self, platforms: &[String]) {
+        if platforms.is_empty() {
+            self.platforms.clear();
+        } else if !self.platforms.is_empty() {
+            self.platforms.extend_from_slice(platforms);
+            self.platforms.sort();
+            self.platforms.dedup();
+        }
+    }
 }
 
 /// The bases of an image that a run pushed: those of the step that built it, and the images that the run's containers
@@ -58,9 +73,14 @@ pub(super) fn bases_of(result: &RunResult, image: &ImageResult) -> Vec<Used> {
             digest: base.digest.clone(),
             role,
             evidence: base.evidence,
+            platforms: base.platforms.clone(),
         };
-        if !found.contains(&used) {
-            found.push(used);
+        let same = |known: &&mut Used| {
+            (&known.image, &known.digest, known.role) == (&used.image, &used.digest, used.role)
+        };
+        match found.iter_mut().find(same) {
+            Some(known) => known.also_for(&used.platforms),
+            None => found.push(used),
         }
     };
     while let Some((step, stands_on)) = steps.pop() {
@@ -119,6 +139,7 @@ pub(crate) fn bases_under(result: &RunResult, name: &str) -> Vec<ImageBaseRow> {
             role: used.role,
             evidence: used.evidence,
             pinned: used.image.digest().is_some(),
+            platforms: used.platforms,
         })
         .collect()
 }

@@ -19,6 +19,7 @@ on_both!(
     a_paused_tag_is_not_due,
     a_registry_that_asks_to_wait_is_left_alone,
     images_are_stale_when_their_base_has_moved,
+    a_base_that_was_used_for_another_platform_than_the_image_is_for,
     a_push_of_our_own_makes_its_tag_due,
 );
 
@@ -347,6 +348,57 @@ async fn images_are_stale_when_their_base_has_moved(fixture: &Fixture) {
         store.watched(&row, &gone, NOW, NOW).await.unwrap();
     }
     assert_eq!(store.moved_bases().await.unwrap(), []);
+}
+
+async fn a_base_that_was_used_for_another_platform_than_the_image_is_for(fixture: &Fixture) {
+    let store = &fixture.store;
+    // Both are images for linux/amd64.
+    for (name, platforms) in [("cross", &["linux/arm64"][..]), ("plain", &[])] {
+        task(fixture, name).await;
+        let image = format!("r.io/{name}:1");
+        let mut made = result(&[(&image, '1')], &[(BASE, 'a')]);
+        made.bases[0].platforms = platforms.iter().map(|name| (*name).to_owned()).collect();
+        ran(fixture, name, Some(name), made, NOW).await;
+        let bases = store.image(&image).await.unwrap().1;
+        assert_eq!(bases[0].platforms, platforms);
+    }
+    store
+        .set_watches(&wanted(&[(BASE, "")]), NOW)
+        .await
+        .unwrap();
+    let mut at = NOW;
+    for (digest, platforms, expected) in [
+        (
+            'b',
+            index('1', '9'),
+            [("r.io/cross:1", true), ("r.io/plain:1", false)],
+        ),
+        (
+            'c',
+            index('8', '2'),
+            [("r.io/cross:1", false), ("r.io/plain:1", true)],
+        ),
+        (
+            'd',
+            index('8', '9'),
+            [("r.io/cross:1", true), ("r.io/plain:1", true)],
+        ),
+    ] {
+        let row = claim(fixture, at).await.remove(0);
+        at += 1;
+        store
+            .watched(&row, &holds(digest, platforms), at, at)
+            .await
+            .unwrap();
+        let row = store.watches(all()).await.unwrap().remove(0);
+        store
+            .put_platforms(&row, &sha('a'), index('1', '2').as_ref(), at)
+            .await
+            .unwrap();
+        let moved = store.moved_bases().await.unwrap();
+        let moved = moved.iter().map(|one| (one.image.as_str(), one.touched));
+        assert_eq!(moved.collect::<Vec<_>>(), expected, "{digest}");
+    }
 }
 
 async fn a_push_of_our_own_makes_its_tag_due(fixture: &Fixture) {

@@ -56,6 +56,7 @@ pub(crate) fn result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResu
                 name: (*name).into(),
                 digest: sha(*letter),
                 evidence: Evidence::Provenance,
+                platforms: Vec::new(),
             })
             .collect(),
         ..RunResult::default()

@@ -228,6 +228,7 @@ pub(crate) fn verdict(run: &Run) -> Option<String> {
     };
     let why = outcome
         .reason
+            platforms: Vec::new(),
         .map(|why| format!(": {}", text::plain(&why)))
         .unwrap_or_default();
     Some(format!("run {} {verb}{why}", run.id))

@@ -268,8 +268,10 @@ impl RunView {
                 platforms,
                 held,
             } => {
+                // The one of a single image is that image.
                 let platforms: Vec<_> = platforms
                     .iter()
+                    .filter(|(_, of_one)| *of_one != digest)
                     .map(|(p, d)| (p.clone(), d.clone()))
                     .collect();
                 let image = self
@@ -286,6 +288,7 @@ impl RunView {
                 name,
                 digest,
                 evidence,
+                ..
             } => {
                 let same =
                     |b: &&mut BaseView| b.name == *name && b.digest == *digest && b.role == *role;

@@ -158,6 +158,7 @@ fn result(registry: &str, numbers: std::ops::Range<usize>, digest: &Digest) -> R
             name: format!("{registry}/{}:{}", repository(number), tag(number)),
             digest: digest.clone(),
             evidence: Evidence::Provenance,
+            platforms: Vec::new(),
         });
     }
     result

@@ -4,7 +4,7 @@
 //! followed through the stages that it is made from until an image is met. Where there is no Dockerfile to read
 //! (a remote context), a single image is the base, and of several none is called one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_buildkit::UsedSource;
 use acrtask_model::{
@@ -28,22 +28,44 @@ pub(crate) async fn tell(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
         Roots::of(text, recipe.target(), args.collect())
     });
-    let images: Vec<&UsedSource> = used.iter().filter(|source| source.is_image()).collect();
-    for source in &images {
-        let Ok(digest) = source.digest.parse() else {
+    let images = by_image(used);
+    for ((reference, digest), platforms) in &images {
+        let Ok(digest) = digest.parse() else {
             continue;
         };
         ctx.run
             .events
             .send(EventKind::BaseUsed {
                 step: ctx.step.id.clone(),
-                role: role(&source.reference, roots.as_ref(), images.len()),
-                name: source.reference.clone(),
+                role: role(reference, roots.as_ref(), images.len()),
+                name: (*reference).to_owned(),
                 digest,
                 evidence: Evidence::Provenance,
+                platforms: platforms.clone(),
             })
             .await;
     }
+}
+
+/// The images among what a build used, by name and digest, each with the platforms that it was used for; none where one of
+/// them is not known.
+fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Vec<String>> {
+    let mut found: BTreeMap<(&str, &str), Option<BTreeSet<String>>> = BTreeMap::new();
+    for source in used.iter().filter(|source| source.is_image()) {
+        let platforms = found
+            .entry((&source.reference, &source.digest))
+            .or_insert_with(|| Some(BTreeSet::new()));
+        match (&source.platform, platforms) {
+            (Some(platform), Some(platforms)) => {
+                platforms.insert(platform.clone());
+            }
+            (_, platforms) => *platforms = None,
+        }
+    }
+    found
+        .into_iter()
+        .map(|(image, platforms)| (image, platforms.into_iter().flatten().collect()))
+        .collect()
 }
 
 fn role(reference: &str, roots: Option<&Roots>, count: usize) -> BaseRole {
@@ -171,6 +193,36 @@ mod tests {
             Roots::of("FROM a\n", Some("missing"), BTreeMap::new()),
             None
         );
+    }
+
+    #[test]
+    fn an_image_is_told_once_with_its_platforms() {
+        let source = |reference: &str, digest: &str, platform: Option<&str>| UsedSource {
+            reference: reference.into(),
+            digest: digest.into(),
+            platform: platform.map(str::to_owned),
+            purl: format!("pkg:docker/{reference}"),
+        };
+        let (amd, arm) = (Some("linux/amd64"), Some("linux/arm64"));
+        let mut used = vec![
+            source("os:1", "a", arm),
+            source("os:1", "a", amd),
+            source("os:1", "b", amd),
+            source("tools:1", "c", amd),
+            source("tools:1", "c", None),
+        ];
+        used.push(UsedSource {
+            purl: "https://example.com/a.git".into(),
+            ..source("https://example.com/a.git", "d", None)
+        });
+        let found = by_image(&used);
+        let both = vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()];
+        let expected = [
+            (("os:1", "a"), both),
+            (("os:1", "b"), vec!["linux/amd64".to_owned()]),
+            (("tools:1", "c"), Vec::new()),
+        ];
+        assert_eq!(found, expected.into());
     }
 
     #[test]
