@@ -15,13 +15,13 @@ use acrtask_api::run::RunResult;
 use acrtask_model::Digest;
 
 pub use self::rows::{
-    CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow, CascadeRunKey,
-    CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
+    BaseTag, CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow,
+    CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 use self::rows::{RawCascade, RawImage, RawRun, cascade_columns, node, select_runs};
 pub(crate) use self::write::{expire, of_runs, pushed};
 use crate::{
-    Ms, Result, Store, StoreError,
+    Result, Store, StoreError,
     db::{Arg, Sql, args, one_of},
     from_json,
     images::{self, digest},
@@ -257,18 +257,25 @@ impl Store {
             .collect()
     }
 
-    /// Watched tags whose digests are known, each with that and when it was last looked at: one for each login.
-    pub async fn base_tags(&self) -> Result<Vec<(String, Digest, Ms)>> {
-        let rows: Vec<(String, String, i64)> = self
+    /// Watched tags whose digests are known: one for each login.
+    pub async fn base_tags(&self) -> Result<Vec<BaseTag>> {
+        let rows: Vec<(String, String, i64, Option<i64>)> = self
             .db
             .rows(
-                "SELECT name, digest, COALESCE(checked_at, 0) FROM base_watches WHERE digest IS NOT NULL \
+                "SELECT name, digest, COALESCE(checked_at, 0), changed_at FROM base_watches WHERE digest IS NOT NULL \
                  AND status NOT IN ('vanished', 'denied') ORDER BY name, scope",
                 args![],
             )
             .await?;
         rows.into_iter()
-            .map(|(name, text, at)| Ok((name, digest(&text)?, at)))
+            .map(|(name, text, checked_at, moved_at)| {
+                Ok(BaseTag {
+                    name,
+                    digest: digest(&text)?,
+                    checked_at,
+                    moved_at,
+                })
+            })
             .collect()
     }
 

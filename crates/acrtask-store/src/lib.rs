@@ -42,8 +42,8 @@ mod webhooks;
 
 pub use bases::{Seen, WatchFilter, WatchRow};
 pub use cascades::{
-    CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow, CascadeRunKey,
-    CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
+    BaseTag, CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow,
+    CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 pub use contexts::{ContextRow, Part};
 pub use deliver::{LeadsTo, Looked, NewDelivery};

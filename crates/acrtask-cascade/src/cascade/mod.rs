@@ -25,6 +25,7 @@ mod gates;
 mod index;
 mod look;
 mod reconcile;
+mod sets;
 mod settings;
 mod state;
 mod step;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Mode, Node, NodeBase, NodePin,
-    NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index,
+    NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index, sets::Sets,
 };
 use crate::{
     graph::Graph,
@@ -93,6 +93,7 @@ impl Cascades {
         done.refused = plan.refused().to_vec();
         let homes = self.homes(&plan, settings, now, &mut done.created);
         self.place(&plan, &homes, &mut done.joined, &mut done.dropped);
+        self.settle(graph, settings, now, &done.created);
         self.drop_others(&plan, &mut done);
         self.close_gates(settings);
         self.index = Index::of(&self.cascades);
@@ -483,6 +484,28 @@ impl Cascades {
             .collect()
     }
 
+    /// The time to settle begins when the last of the bases moved, and not when that was taken up.
+    fn settle(
+        &mut self,
+        graph: &Graph,
+        settings: &Settings,
+        now: Timestamp,
+        created: &[CascadeId],
+    ) {
+        let settle = SignedDuration::from_secs(settings.settle_secs.into());
+        for id in created {
+            let Some(cascade) = self.cascades.get_mut(id) else {
+                continue;
+            };
+            let moved = |image| graph.moved_at(graph.image(image)?);
+            let last = cascade.changes.keys().map(moved).max().flatten();
+            if let (Some(last), Phase::Settling { until }) = (last, &mut cascade.phase) {
+                let end = last.saturating_add(settle).unwrap_or(*until);
+                *until = end.clamp(now, *until);
+            }
+        }
+    }
+
     /// What waits and is not in the plan needs no build any more, or must not be built.
     fn drop_others(&mut self, plan: &Plan<'_>, done: &mut Reconciled) {
         let graph = plan.graph();
@@ -572,27 +595,4 @@ fn below(all: &Plan<'_>, node: NodeId, open: &Plan<'_>) -> String {
         .iter()
         .find(|parent| open.node_of(all.task(**parent)).is_none());
     blocked.map_or_else(String::new, |parent| all.name(*parent).to_owned())
-}
-
-/// Disjoint sets.
-struct Sets(Vec<usize>);
-
-impl Sets {
-    fn new(count: usize) -> Self {
-        Self((0..count).collect())
-    }
-
-    fn of(&mut self, mut item: usize) -> usize {
-        while self.0[item] != item {
-            self.0[item] = self.0[self.0[item]];
-            item = self.0[item];
-        }
-        item
-    }
-
-    fn join(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.of(a), self.of(b));
-        let (low, high) = (a.min(b), a.max(b));
-        self.0[high] = low;
-    }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use acrtask_model::{Digest, ImageRef};
+use jiff::Timestamp;
 
 use super::{COUNTED, Conflict, Edge, Graph, Lists, NONE, Policy, TaskFacts};
 use crate::intern::{Interner, pack};
@@ -21,6 +22,7 @@ pub struct GraphBuilder {
     edges: Vec<(u32, Edge)>,
     /// (image, digest)
     tags: Vec<(u32, u32)>,
+    moves: Vec<(u32, Timestamp)>,
     /// Where names are written, to be looked up.
     name: String,
 }
@@ -66,6 +68,14 @@ impl GraphBuilder {
         let image = self.image(image);
         let digest = self.digests.intern(&pack(digest));
         self.tags.push((image, digest));
+    }
+
+    /// Says when a tag was last seen to move.
+    pub fn moved(&mut self, image: &ImageRef, at: Timestamp) {
+        if image.digest().is_none() {
+            let image = self.image(image);
+            self.moves.push((image, at));
+        }
     }
 
     fn image(&mut self, image: &ImageRef) -> u32 {
@@ -136,6 +146,12 @@ impl GraphBuilder {
             now[image as usize] = digest;
         }
 
+        let mut moved: BTreeMap<u32, Timestamp> = BTreeMap::new();
+        for (image, at) in self.moves {
+            let moved = moved.entry(image_of[image as usize]).or_insert(at);
+            *moved = at.max(*moved);
+        }
+
         let mut edges = self.edges;
         for (task, edge) in &mut edges {
             *task = task_of[*task as usize];
@@ -173,6 +189,7 @@ impl GraphBuilder {
             tasks,
             digests: self.digests,
             now,
+            moved,
             builder,
             policies,
             run_ms,

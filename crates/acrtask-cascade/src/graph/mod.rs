@@ -10,7 +10,10 @@
 mod build;
 mod facts;
 
+use std::collections::BTreeMap;
+
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
+use jiff::Timestamp;
 use serde::Serialize;
 
 pub use build::GraphBuilder;
@@ -60,6 +63,8 @@ pub struct Graph {
     pub(crate) digests: Interner,
     /// By image: the digest that it has now.
     pub(crate) now: Vec<u32>,
+    /// By image: when it was last seen to move, where that is known.
+    moved: BTreeMap<u32, Timestamp>,
     /// By image: the task that builds it.
     pub(crate) builder: Vec<u32>,
     pub(crate) policies: Vec<Policy>,
@@ -159,6 +164,11 @@ impl Graph {
     pub fn digest_now(&self, image: ImageId) -> Option<Digest> {
         let digest = self.now[image.0 as usize];
         (digest != NONE).then(|| self.digest(digest))
+    }
+
+    /// When an image's tag was last seen to move, if that is known.
+    pub fn moved_at(&self, image: ImageId) -> Option<Timestamp> {
+        self.moved.get(&image.0).copied()
     }
 
     /// The task that builds an image.

@@ -13,18 +13,12 @@ use acrtask_cascade::{
     graph::{BaseFacts, Policy, TagFacts, TaskFacts},
 };
 use acrtask_model::{Digest, ImageRef};
-use acrtask_store::{HeldImage, ImageBaseRow, ImageRow, Ms, StoreError};
+use acrtask_store::{BaseTag, HeldImage, ImageBaseRow, ImageRow, Ms, StoreError, timestamp};
 
 use crate::{App, bases::known};
 
 /// A look that began before a push may end so long after it, and see what was there before.
 const LOOK_MS: Ms = 30_000;
-
-/// What a watched tag holds.
-struct Tag {
-    digest: Digest,
-    checked_at: Ms,
-}
 
 /// Everything that is known now.
 pub(super) async fn read(app: &App) -> Result<Graph, StoreError> {
@@ -102,6 +96,9 @@ pub(super) async fn read(app: &App) -> Result<Graph, StoreError> {
             .is_some_and(|since| tag.checked_at < since.saturating_add(LOOK_MS));
         if !outdated && let Ok(image) = name.parse::<ImageRef>() {
             builder.tag(&image, &tag.digest);
+            if let Some(at) = tag.moved_at {
+                builder.moved(&image, timestamp(at));
+            }
         }
     }
     Ok(builder.finish())
@@ -173,12 +170,12 @@ fn take(
 }
 
 /// What each watched tag holds, by name. Of several logins, what was seen last.
-async fn tags(app: &App) -> Result<HashMap<String, Tag>, StoreError> {
-    let mut tags: HashMap<String, Tag> = HashMap::new();
-    for (name, digest, checked_at) in app.store.base_tags().await? {
-        let known = tags.get(&name).map(|tag| tag.checked_at);
-        if known.is_none_or(|known| known < checked_at) {
-            tags.insert(name, Tag { digest, checked_at });
+async fn tags(app: &App) -> Result<HashMap<String, BaseTag>, StoreError> {
+    let mut tags: HashMap<String, BaseTag> = HashMap::new();
+    for tag in app.store.base_tags().await? {
+        let known = tags.get(&tag.name).map(|tag| tag.checked_at);
+        if known.is_none_or(|known| known < tag.checked_at) {
+            tags.insert(tag.name.clone(), tag);
         }
     }
     Ok(tags)

@@ -121,6 +121,19 @@ pub struct HeldImage {
     pub bases: Vec<ImageBaseRow>,
 }
 
+/// What a watched tag holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseTag {
+    /// Registry, repository and tag.
+    pub name: String,
+    /// What it was found to hold.
+    pub digest: Digest,
+    /// When it was last looked at; 0: before that was written down.
+    pub checked_at: Ms,
+    /// When it was last seen to move.
+    pub moved_at: Option<Ms>,
+}
+
 /// Which cascades a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct CascadeFilter {

@@ -9,7 +9,7 @@ use acrtask_api::{
 };
 use acrtask_model::{Event, EventKind};
 use jiff::Timestamp;
-use reqwest::{Client, Method};
+use reqwest::{Client, Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -81,16 +81,24 @@ impl Api {
     }
 
     pub(crate) async fn text(&self, path: &str) -> String {
-        self.client
+        let found = self.found(path).await;
+        found.unwrap_or_else(|| panic!("{path} is not there"))
+    }
+
+    /// Nothing where there is nothing.
+    pub(crate) async fn found(&self, path: &str) -> Option<String> {
+        let answer = self
+            .client
             .get(format!("{}{path}", self.base))
             .bearer_auth(&self.token)
             .send()
             .await
-            .and_then(reqwest::Response::error_for_status)
-            .unwrap()
-            .text()
-            .await
-            .unwrap()
+            .unwrap();
+        if answer.status() == StatusCode::NOT_FOUND {
+            return None;
+        }
+        let answer = answer.error_for_status().unwrap();
+        Some(answer.text().await.unwrap())
     }
 }
 
