@@ -3,7 +3,7 @@
 //! What has come is kept when the connection breaks, and fetched on from there. Nothing is unpacked before all of it is
 //! there and has the digest that the control plane named.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use acrtask_model::Secret;
 use acrtask_proto::runner::FetchContextRequest;
@@ -25,6 +25,8 @@ use crate::{
 
 /// Failures in a row, without a byte between them, after which it is given up.
 const FAILURES: u32 = 20;
+/// A control plane that sends nothing for so long, though its connection lives, is asked anew.
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// Where contexts come from.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub(crate) struct Source {
     pub(crate) key: Arc<Secret>,
     /// Where folders for files are made.
     pub(crate) work: PathBuf,
+    /// How long nothing may come.
+    pub(crate) silence: Duration,
 }
 
 /// What is to be fetched.
@@ -101,8 +105,15 @@ async fn download(
         };
         let request = with_key(Request::new(from), &source.key);
         let part = async {
-            let mut chunks = client(channel).fetch_context(request).await?.into_inner();
-            while let Some(chunk) = chunks.message().await? {
+            let silent = |_| Status::deadline_exceeded("the control plane sends nothing");
+            let mut client = client(channel);
+            let asked = tokio::time::timeout(source.silence, client.fetch_context(request));
+            let mut chunks = asked.await.map_err(silent)??.into_inner();
+            loop {
+                let next = tokio::time::timeout(source.silence, chunks.message());
+                let Some(chunk) = next.await.map_err(silent)?? else {
+                    break;
+                };
                 let size = received + chunk.data.len() as u64;
                 if size > wanted.size {
                     return Err(Status::data_loss("there is more than was announced"));

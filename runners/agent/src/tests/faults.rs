@@ -1,17 +1,22 @@
 //! Broken streams, lost messages, silence, and attempts that were given to others meanwhile.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use acrtask_model::{EventKind, RunState};
+use acrtask_model::{EventKind, RunState, Secret};
 use acrtask_proto::runner::Lease;
 use sha2::{Digest as _, Sha256};
-use tonic::Status;
+use tokio::sync::watch;
+use tonic::{Status, transport::Endpoint};
 
 use super::{
+    plane::{KEY, Plane},
     room::{Room, Setup, id, lease},
     script::Act,
 };
-use crate::AgentError;
+use crate::{
+    AgentError,
+    context::{self, Source, Wanted},
+};
 
 #[tokio::test]
 async fn a_long_log_arrives_whole_over_many_streams() {
@@ -246,6 +251,36 @@ async fn an_upload_is_fetched_on_from_where_it_broke() {
     // Nothing of it stays.
     let work = room.folder.path().join("state/work");
     assert_eq!(std::fs::read_dir(work).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_stops_coming_is_asked_for_anew() {
+    let plane = Plane::start().await;
+    let (tar, wanted) = upload();
+    plane.with(|state| {
+        state.context = tar;
+        state.context_breaks_at = Some(100_000);
+        state.context_stalls = true;
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{}", plane.address)).unwrap();
+    let channel = Some(endpoint.connect().await.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let source = Source {
+        channel: watch::channel(channel).1,
+        key: Arc::new(Secret::new(KEY)),
+        work: folder.path().to_owned(),
+        silence: Duration::from_millis(300),
+    };
+    let wanted = Wanted {
+        size: wanted.context_size,
+        digest: wanted.context_digest,
+    };
+    let run = id("r1", 1);
+    let fetching = context::fetch(&source, &run, &wanted);
+    let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await;
+    let files = fetched.expect("it waits for ever").unwrap();
+    assert!(files.root.join("file").exists());
+    plane.with(|state| assert_eq!(state.context_offsets, [0, 100_000]));
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ pub(super) struct State {
     /// What contexts hold, and after how many bytes the first request for one breaks.
     pub(super) context: Vec<u8>,
     pub(super) context_breaks_at: Option<usize>,
+    /// It does not break there: nothing more comes.
+    pub(super) context_stalls: bool,
 
     /// What it was told.
     pub(super) hellos: Vec<Hello>,
@@ -95,6 +97,7 @@ impl Plane {
                 refuse: None,
                 context: Vec::new(),
                 context_breaks_at: None,
+                context_stalls: false,
                 hellos: Vec::new(),
                 accepted: Vec::new(),
                 started: Vec::new(),
@@ -398,12 +401,12 @@ impl Runners for Plane {
     ) -> Result<Response<Self::FetchContextStream>, Status> {
         check(&request)?;
         let offset = request.into_inner().offset;
-        let (rest, breaks) = self.with(|state| {
+        let (rest, breaks, stalls) = self.with(|state| {
             state.context_offsets.push(offset);
             let start = usize::try_from(offset).unwrap();
             let end = state.context_breaks_at.take();
             let rest = &state.context[start..end.unwrap_or(state.context.len())];
-            (rest.to_vec(), end.is_some())
+            (rest.to_vec(), end.is_some(), state.context_stalls)
         });
         let mut chunks: Vec<Result<ContextChunk, Status>> = rest
             .chunks(1000)
@@ -413,6 +416,10 @@ impl Runners for Plane {
                 })
             })
             .collect();
+        if breaks && stalls {
+            let chunks = futures::stream::iter(chunks).chain(futures::stream::pending());
+            return Ok(Response::new(chunks.boxed()));
+        }
         if breaks {
             chunks.push(Err(Status::unavailable("broken")));
         }
