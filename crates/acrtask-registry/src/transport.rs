@@ -120,7 +120,7 @@ impl Transport {
         })
     }
 
-    fn base(&self, host: &str) -> String {
+    pub(crate) fn base(&self, host: &str) -> String {
         if host == DOCKER_HUB {
             return "https://registry-1.docker.io/".into();
         }
@@ -136,6 +136,23 @@ impl Transport {
                 .insecure
                 .iter()
                 .any(|name| canonical_host(name) == host)
+    }
+
+    /// One question without a login, whose answer may be anything. No redirect is followed.
+    pub(crate) async fn ask_plainly(
+        &self,
+        url: &Url,
+        host: &str,
+        attempt: &str,
+    ) -> Result<Response, RegistryError> {
+        let failed = |source| RegistryError::Unreachable {
+            attempt: attempt.to_owned(),
+            host: host.to_owned(),
+            source,
+        };
+        net::check_literal(self.settings.addresses, url).map_err(|error| failed(error.into()))?;
+        let answer = self.direct.get(url.clone()).send().await;
+        answer.map_err(|error| failed(error.without_url().into()))
     }
 
     /// Sends `call` and gives back a successful response, its body unread.

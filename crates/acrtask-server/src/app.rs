@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use acrtask_store::Store;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
     bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub, metrics::Metrics,
-    runners::hub::Hub, vault::Vault, webhooks,
+    probe, runners::hub::Hub, vault::Vault, webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -49,7 +49,8 @@ pub struct Config {
     pub public_url: Option<Url>,
     /// The body of a delivery has to be there within this time.
     pub webhook_timeout: Duration,
-    /// Whom a task tells of results may be at an address that is not public, and without TLS.
+    /// Whom a task tells of results may be at an address that is not public, and without TLS; and a repository that is
+    /// looked at for a task may be there too.
     pub notify_private: bool,
 }
 
@@ -111,6 +112,8 @@ pub struct App {
     pub(crate) watcher: Watcher,
     /// Wakes the task that carries cascades out, and holds what it keeps. It would have looked anyway.
     pub cascades: cascades::Driver,
+    /// How many may look at the hosts of tasks at once.
+    pub(crate) probes: Semaphore,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -136,6 +139,7 @@ impl App {
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),
+            probes: Semaphore::new(probe::AT_ONCE),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

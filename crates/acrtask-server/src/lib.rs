@@ -16,6 +16,7 @@ mod hints;
 pub mod logs;
 pub mod metrics;
 pub mod oidc;
+mod probe;
 pub mod reaper;
 mod recorder;
 pub mod retention;

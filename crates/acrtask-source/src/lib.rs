@@ -237,6 +237,25 @@ pub async fn fetch_with_input(
     }
 }
 
+/// Whether a git repository can be read, and has the reference that `url` names, with all rules that hold when it is
+/// fetched. Nothing is fetched.
+///
+/// # Errors
+/// [`SourceError`].
+pub async fn probe(url: &GitUrl, options: &Options) -> Result<(), SourceError> {
+    let probing = async {
+        let scratch = options.scratch()?;
+        git::probe(url, scratch.path(), options).await
+    };
+    match tokio::time::timeout(options.limits.time, probing).await {
+        Ok(result) => result,
+        Err(_) => Err(SourceError::TimedOut {
+            context: url.to_string(),
+            limit: options.limits.time,
+        }),
+    }
+}
+
 /// Unpacks what was packed of a folder on another machine and uploaded from there: a tar, perhaps compressed, or a
 /// single Dockerfile. Unlike in a [`ContextSpec::Stdin`], links may lead anywhere, as in the folder that they come from.
 ///

@@ -66,6 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-model",
             "acrtask-proto",
             "acrtask-registry",
+            "acrtask-source",
             "acrtask-spec",
             "acrtask-store",
             "acrtask-trigger",

@@ -23,8 +23,9 @@ fn the_doctor_says_what_is_wrong() {
     let Some(world) = World::find() else { return };
     let repositories = Repositories::default();
     repositories.create("app");
+    repositories.commit("app", &[("file", "")]);
     let git_server = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
-    let mut server = Server::start(&world, &["--no-runner"]);
+    let mut server = Server::start(&world, &["--no-runner", "--allow-private-addresses"]);
     let files = project::folder(&[(
         "app.yaml",
         &format!(
@@ -49,9 +50,35 @@ fn the_doctor_says_what_is_wrong() {
         ("secrets", "wrong"),
         ("registry", "ok"),
         ("source", "wrong"),
+        ("repository", "wrong"),
+        ("login", "ok"),
+        ("clocks", "ok"),
     ] {
         assert_eq!(verdict(&report, name), expected, "{name}: {report:#}");
     }
+    // With the login the server reads what this machine alone does not.
+    let host = git_server.url("app");
+    let host = host.split('/').nth(2).unwrap();
+    std::fs::write(files.path().join("token"), TOKEN).unwrap();
+    let set = run(
+        &server,
+        &[
+            "credential",
+            "set",
+            host,
+            "--username",
+            "ci",
+            "--from-file",
+            "token",
+            "--task",
+            "app",
+        ],
+    );
+    assert_eq!(set.code, Some(0), "{}", set.all());
+    let outcome = run(&server, &["doctor", "app", "-o", "json"]);
+    let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(verdict(&report, "repository"), "ok", "{report:#}");
+    assert!(!outcome.all().contains(TOKEN));
     let unknown = run(&server, &["doctor", "nothing"]);
     assert_eq!(unknown.code, Some(2), "{}", unknown.all());
     server.kill();

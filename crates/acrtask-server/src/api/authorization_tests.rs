@@ -112,6 +112,7 @@ fn table() -> Vec<Row> {
         row(post.clone(), "/tasks/{name}/disable", write, Hidden, none()),
         row(post.clone(), "/tasks/{name}/runs", run, Hidden, none()),
         row(get.clone(), "/tasks/{name}/triggers", read, Hidden, none()),
+        row(post.clone(), "/tasks/{name}/probe", run, Hidden, none()),
         row(get.clone(), "/tasks/{name}/timers", read, Hidden, none()),
         row(
             put.clone(),

@@ -25,6 +25,7 @@ mod federations;
 mod images;
 mod log;
 mod log_text;
+mod probes;
 mod problem;
 mod runners;
 mod runs;
@@ -87,6 +88,7 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(tasks::routes())
                 .merge(timers::routes())
                 .merge(trigger_url::routes())
+                .merge(probes::routes())
                 .merge(secrets::routes())
                 .merge(credentials::routes())
                 .merge(tokens::routes())

@@ -172,6 +172,19 @@ impl Git {
         Ok((output.success && is_commit(&text)).then_some(text))
     }
 
+    /// Whether the server has what the URL names. A commit may be there without a reference to it.
+    pub(super) async fn find_reference(&self) -> Result<(), SourceError> {
+        let reference = self.url.reference.as_deref();
+        let found = self.look_up(reference).await?.is_some();
+        if found || reference.is_some_and(is_commit) {
+            return Ok(());
+        }
+        Err(SourceError::NoSuchReference {
+            url: self.url.url.clone(),
+            reference: reference.unwrap_or("HEAD").into(),
+        })
+    }
+
     /// Asks the server what `reference` is.
     async fn look_up(&self, reference: Option<&str>) -> Result<Option<Found>, SourceError> {
         let mut args = vec!["ls-remote", "--symref", "--", &self.url.url];

@@ -78,6 +78,16 @@ pub(crate) async fn check_out(
     }
 }
 
+/// Asks for what `url` names. `scratch` is an empty folder.
+pub(crate) async fn probe(
+    url: &GitUrl,
+    scratch: &Path,
+    options: &Options,
+) -> Result<(), SourceError> {
+    let git = Git::new(url, scratch.to_owned(), scratch, options).await?;
+    git.find_reference().await
+}
+
 /// Git, set up for one repository.
 pub(crate) struct Git {
     /// The repository.

@@ -315,8 +315,9 @@ Examples:
   acrtask doctor app         and all that the task `app` needs
   acrtask doctor app -o json | jq '.checks[] | select(.verdict == \"wrong\")'
 
-It looks and changes nothing. Registries and git hosts are asked from this machine, without a login;
-a runner may reach others.
+It looks and changes nothing. Registries and git hosts are asked from this machine, without a login,
+and from the server, with the logins that runs of the task are given (a token with the scope `run`
+is needed for that); a runner may reach others.
 
 Exit codes:
     0  nothing is wrong

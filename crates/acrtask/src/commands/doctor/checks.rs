@@ -12,7 +12,7 @@ use acrtask_model::RunState;
 use acrtask_trigger::{Provider, RepositoryUrl};
 use url::Url;
 
-use super::{Check, Seen, SeenTask};
+use super::{Check, Seen, SeenTask, probed};
 use crate::{
     client::{is_loopback, shown},
     commands::tokens::scope_name,
@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Seconds that clocks may differ before somebody should look, and before signatures and tokens fail.
-const SKEW: i64 = 5;
-const SKEW_TOO_MUCH: i64 = 60;
+pub(super) const SKEW: i64 = 5;
+pub(super) const SKEW_TOO_MUCH: i64 = 60;
 /// Free disk that a runner should have.
 const DISK: u64 = 2 << 30;
 /// The pool of those that name none.
@@ -37,6 +37,7 @@ pub(super) fn of(seen: &Seen) -> Vec<Check> {
         checks.extend(webhook(seen, task));
         checks.push(secrets(task));
         checks.push(last_run(seen, task));
+        checks.extend(probed::of(&task.probe));
     } else {
         checks.push(deliveries(seen));
     }

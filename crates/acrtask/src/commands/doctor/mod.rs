@@ -1,15 +1,18 @@
 //! `acrtask doctor`: what is wrong with a server or with what a task needs there, and what to do about it.
 //!
 //! Invariants: it changes nothing. What cannot be looked at (a scope is missing, a host is not reached from here) is
-//! said as not known, never as well. Looking is in [`Seen::look`] and [`outside`]; the judgements in [`checks`] are pure.
+//! said as not known, never as well. Looking is in [`Seen::look`] and [`outside`]; the judgements in [`checks`] and
+//! [`probed`] are pure.
 
 mod checks;
 mod outside;
+mod probed;
 
 use std::time::{Duration, Instant};
 
 use acrtask_api::{
     admin::{Credential, Me, Runner, Secret},
+    probe::TaskProbe,
     run::{Page, Run},
     task::Task,
     webhook::{Delivery, Webhook},
@@ -123,6 +126,8 @@ struct SeenTask {
     secrets: Asked<Vec<Secret>>,
     credentials: Asked<Vec<Credential>>,
     last: Asked<Option<Run>>,
+    /// What the server finds at other hosts.
+    probe: Asked<TaskProbe>,
 }
 
 /// All that was found out.
@@ -241,11 +246,14 @@ impl SeenTask {
         let task = super::stored::find(client, name).await?;
         let query = [("task", name.to_owned()), ("limit", "1".to_owned())];
         let runs: Asked<Page<Run>> = ask(client, "runs", &query).await;
+        let at = ["tasks", name, "probe"];
+        let probe: Result<TaskProbe, ApiError> = client.post(&at, &serde_json::json!({})).await;
         Ok(Self {
             task,
             secrets: ask(client, "secrets", &[]).await,
             credentials: ask(client, "credentials", &[]).await,
             last: runs.map(|page| page.items.into_iter().next()),
+            probe: probe.map_err(|error| error.to_string()),
         })
     }
 

@@ -1,8 +1,20 @@
 use std::fmt::Write as _;
 
+use acrtask_api::probe::{Probe, ProbeLogin, ProbeOutcome};
 use serde_json::json;
 
 use super::*;
+
+fn probe(host: &str, outcome: ProbeOutcome) -> Probe {
+    Probe {
+        host: host.into(),
+        login: Some(ProbeLogin::Task),
+        outcome,
+        message: format!("{host} was asked"),
+        help: (outcome != ProbeOutcome::Works).then(|| "do this".into()),
+        clock_ahead: Some(0),
+    }
+}
 
 fn seen() -> Seen {
     let runner = json!({
@@ -53,6 +65,10 @@ fn seen() -> Seen {
             secrets: Ok(serde_json::from_value(secrets).unwrap()),
             credentials: Ok(Vec::new()),
             last: Ok(None),
+            probe: Ok(TaskProbe {
+                source: Some(probe("github.com", ProbeOutcome::Works)),
+                logins: vec![probe("reg.example.com", ProbeOutcome::Works)],
+            }),
         }),
     }
 }
@@ -108,6 +124,58 @@ fn what_is_wrong_and_what_to_do() {
     add("forged ones", &|seen| seen.unproved = Ok(3));
     add("not allowed to see", &|seen| {
         seen.webhooks = Err("the token lacks the scope `read`".into());
+    });
+    let probed = |change: &dyn Fn(&mut Probe, &mut Probe)| {
+        let mut source = probe("github.com", ProbeOutcome::Works);
+        let mut login = probe("reg.example.com", ProbeOutcome::Works);
+        change(&mut source, &mut login);
+        let logins = vec![login];
+        let source = Some(source);
+        Ok(TaskProbe { source, logins })
+    };
+    for outcome in [
+        ProbeOutcome::Open,
+        ProbeOutcome::NoLogin,
+        ProbeOutcome::Denied,
+        ProbeOutcome::Missing,
+        ProbeOutcome::Unreachable,
+        ProbeOutcome::Refused,
+        ProbeOutcome::PrivateAddress,
+        ProbeOutcome::NoRegistry,
+        ProbeOutcome::NotTried,
+    ] {
+        add(&format!("{outcome:?} at all hosts"), &|seen| {
+            seen.task.as_mut().unwrap().probe = probed(&|source, login| {
+                for one in [source, login] {
+                    *one = probe(&one.host, outcome);
+                    one.login = (outcome != ProbeOutcome::Open).then_some(ProbeLogin::All);
+                }
+            });
+        });
+    }
+    add("a task's own registry is none", &|seen| {
+        seen.task.as_mut().unwrap().probe = probed(&|_, login| {
+            *login = probe(&login.host, ProbeOutcome::NoRegistry);
+            login.login = None;
+        });
+    });
+    add("clocks elsewhere, a little", &|seen| {
+        seen.task.as_mut().unwrap().probe = probed(&|_, login| login.clock_ahead = Some(-9));
+    });
+    add("clocks elsewhere", &|seen| {
+        seen.task.as_mut().unwrap().probe = probed(&|source, login| {
+            source.clock_ahead = Some(120);
+            login.clock_ahead = Some(119);
+        });
+    });
+    add("no clocks elsewhere", &|seen| {
+        seen.task.as_mut().unwrap().probe = probed(&|source, login| {
+            source.clock_ahead = None;
+            login.clock_ahead = None;
+        });
+    });
+    add("not allowed to let the server look", &|seen| {
+        seen.task.as_mut().unwrap().probe = Err("the token lacks the scope `run`".into());
     });
     add("disabled", &|seen| {
         seen.task.as_mut().unwrap().task.definition.enabled = false;
