@@ -345,6 +345,33 @@ impl CascadeImageState {
     }
 }
 
+/// The start of a task in a cascade that a run is, and what made it necessary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CascadeOfRun {
+    /// The cascade's number.
+    pub id: u64,
+    /// Which start of the task in the cascade it is, from 1.
+    pub attempt: u32,
+    /// The bases that count and had another digest than the task was built from before. Empty for a run of an older server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<MovedBase>,
+}
+
+/// A base that has moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MovedBase {
+    /// Registry, repository and tag.
+    pub name: String,
+    /// What was used before.
+    #[schema(value_type = String)]
+    pub from: Digest,
+    /// What the run is pinned to.
+    #[schema(value_type = String)]
+    pub to: Digest,
+}
+
 /// What cascades do about an image that is stale.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -142,6 +142,9 @@ pub struct Run {
     /// The tick of a timer that started it; told where one run is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tick: Option<crate::timer::Tick>,
+    /// The cascade that started it, and the bases that made that necessary; told where runs are shown or listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<crate::cascade::CascadeOfRun>,
 }
 
 /// Whether a run of a stranger's commit may begin.

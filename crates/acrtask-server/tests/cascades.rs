@@ -96,6 +96,7 @@ pub(crate) fn each(count: usize, names: &[&str]) -> BTreeMap<String, usize> {
         .collect()
 }
 
+    let old = world.registry.clone();
 async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
     let mut world = diamond(place, json!({})).await;
     world.moves(BASE, "new").await;
@@ -124,7 +125,19 @@ async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
     world.end_all(|_| true).await;
     world.tick().await;
     assert_eq!(world.take_runs().await, ["bottom"]);
-    let pins = &world.held[0].spec.pins;
+    let pins = world.held[0].spec.pins.clone();
+    // Why it runs is written down as it was at its start: every base with its old digest and its new one.
+    let id = world.held[0].id.clone();
+    let ids = [id.clone(), run.id];
+    let of = world.app.store.cascades_of_runs(&ids).await.unwrap();
+    let moved = &of[&id].moved;
+    let names: Vec<&str> = moved.iter().map(|base| base.name.as_str()).collect();
+    assert_eq!(names, ["r.io/left:1", "r.io/right:1"]);
+    for base in moved {
+        assert_eq!(base.from, old[&base.name]);
+        assert_eq!(base.to, pins[&base.name]);
+    }
+    assert_eq!(of.len(), 2);
     assert_eq!(pins["r.io/left:1"], world.registry["r.io/left:1"]);
     assert_eq!(pins["r.io/right:1"], world.registry["r.io/right:1"]);
     world.end_all(|_| true).await;

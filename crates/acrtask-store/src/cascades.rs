@@ -9,10 +9,10 @@
 mod rows;
 mod write;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Write as _};
 
-use acrtask_api::run::RunResult;
-use acrtask_model::Digest;
+use acrtask_api::{cascade::CascadeOfRun, run::RunResult};
+use acrtask_model::RunId;
 
 pub use self::rows::{
     BaseTag, CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow,
@@ -25,7 +25,7 @@ use crate::{
     db::{Arg, Sql, args, one_of},
     from_json,
     images::{self, digest},
-    lives,
+    lives, runs,
 };
 
 impl Store {
@@ -125,6 +125,17 @@ impl Store {
             text += " AND active = 1 AND phase <> 'over'";
         }
         args.push(Arg::from(filter.limit));
+        let node =
+            "EXISTS (SELECT 1 FROM cascade_nodes n WHERE n.cascade_id = cascades.id AND n.task";
+        if let Some(task) = &filter.task {
+            args.push(task.into());
+            let _ = write!(text, " AND {node} = ${})", args.len());
+        }
+        if let Some(prefix) = &filter.task_prefix {
+            args.extend([prefix.into(), runs::beyond(prefix).into()]);
+            let (from, to) = (args.len() - 1, args.len());
+            let _ = write!(text, " AND {node} >= ${from} AND n.task < ${to})");
+        }
         text += " ORDER BY id DESC LIMIT $2";
         let rows: Vec<RawCascade> = self.db.rows(Sql::built(text), args).await?;
         rows.into_iter().map(CascadeRow::try_from).collect()
@@ -202,6 +213,27 @@ impl Store {
             )
             .await?;
         rows.into_iter().map(CascadeRunRow::try_from).collect()
+    }
+
+    /// The cascades that started these runs, by run; runs that none started are left out.
+    pub async fn cascades_of_runs(&self, ids: &[RunId]) -> Result<HashMap<RunId, CascadeOfRun>> {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let sql = one_of!(
+            "SELECT run_id, cascade_id, attempt, moved FROM cascade_runs WHERE run_id",
+            "$1",
+            ""
+        );
+        let rows: Vec<(String, i64, i64, Option<String>)> = self.db.rows(sql, args![ids]).await?;
+        rows.into_iter()
+            .map(|(run, cascade, attempt, moved)| {
+                let of = CascadeOfRun {
+                    id: lives::size(cascade)?,
+                    attempt: lives::small(attempt)?,
+                    moved: moved.as_deref().map_or(Ok(Vec::new()), from_json)?,
+                };
+                Ok((runs::id(run)?, of))
+            })
+            .collect()
     }
 
     /// What a cascade pushed, by name.

@@ -186,6 +186,7 @@ impl RunRow {
             approval: self.approval,
             approved_by: self.approved_by.clone(),
             tick: None,
+            cascade: None,
         }
     }
 }

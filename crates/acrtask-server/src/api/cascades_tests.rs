@@ -3,10 +3,11 @@
 use acrtask_api::{
     admin::Scope,
     cascade::{
-        CascadeDetail, CascadeNodeState, CascadePhase, CascadeSettings, CascadeSummary, QuietHours,
+        CascadeDetail, CascadeNodeState, CascadeOfRun, CascadePhase, CascadeSettings,
+        CascadeSummary, MovedBase, QuietHours,
     },
     image::ImageDetail,
-    run::Page,
+    run::{Page, Run},
 };
 use acrtask_cascade::show::PlanView;
 use acrtask_model::events::BaseRole;
@@ -285,7 +286,28 @@ async fn a_cascade_that_waits_for_consent_says_so() {
     let approved: CascadeDetail = server.post(path, json!({})).await.json(StatusCode::OK);
     assert_eq!(approved.nodes[1].state, CascadeNodeState::Running);
     assert!(approved.nodes[1].run.is_some());
-    let run = format!("/runs/{}", approved.nodes[1].run.as_ref().unwrap());
-    let run: Value = server.get(&run).await.json(StatusCode::OK);
-    assert_eq!(run["trigger"], "cascade", "{run}");
+    let id = approved.nodes[1].run.clone().unwrap();
+    let run: Run = server
+        .get(&format!("/runs/{id}"))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(run.trigger, "cascade");
+    let moved = MovedBase {
+        name: BASE.into(),
+        from: sha('1'),
+        to: sha('2'),
+    };
+    let of = CascadeOfRun {
+        id: 1,
+        attempt: 1,
+        moved: vec![moved],
+    };
+    assert_eq!(run.cascade, Some(of));
+    // Lists say the same, and nothing of a run that a person started.
+    let all: Page<Run> = server.get("/runs?task=lib").await.json(StatusCode::OK);
+    assert_eq!(all.items.len(), 2);
+    for listed in all.items {
+        let expected = run.cascade.clone().filter(|_| listed.id == id);
+        assert_eq!(listed.cascade, expected, "{}", listed.trigger);
+    }
 }

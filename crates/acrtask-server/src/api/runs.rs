@@ -85,10 +85,9 @@ async fn list(
         Some(TaskLimit::Prefix(prefix)) => filter.task_prefix = Some(prefix),
     }
     let (rows, next) = api.app.store.runs(filter).await?;
-    Ok(Json(Page {
-        items: rows.iter().map(RunRow::to_api).collect(),
-        next,
-    }))
+    let mut items: Vec<Run> = rows.iter().map(RunRow::to_api).collect();
+    tell_cascades(&api, &mut items).await?;
+    Ok(Json(Page { items, next }))
 }
 
 fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
@@ -103,6 +102,20 @@ fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
             })
         })
         .collect()
+}
+
+/// Says of runs which cascade started them, and why.
+async fn tell_cascades(api: &Api, runs: &mut [Run]) -> Result<(), ApiError> {
+    let of_cascades = runs.iter().filter(|run| run.trigger == "cascade");
+    let ids: Vec<RunId> = of_cascades.map(|run| run.id.clone()).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let mut found = api.app.store.cascades_of_runs(&ids).await?;
+    for run in runs {
+        run.cascade = found.remove(&run.id);
+    }
+    Ok(())
 }
 
 /// How many entries a page has.
@@ -178,7 +191,7 @@ async fn create(
     Ok(enqueued_response(&enqueued))
 }
 
-fn used_key(row: &RunRow) -> ApiError {
+pub(super) fn used_key(row: &RunRow) -> ApiError {
     ApiError::conflict(format!(
         "the idempotency key was used for another request, which led to the run {}",
         row.id
@@ -336,6 +349,7 @@ async fn show(
     if row.trigger == "timer" {
         run.tick = super::timers::tick_of(&api, &row.id).await?;
     }
+    tell_cascades(&api, std::slice::from_mut(&mut run)).await?;
     Ok(Json(run))
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use acrtask_api::cascade::MovedBase;
 use acrtask_cascade::{
     Cascades,
     cascade::{
@@ -340,7 +341,8 @@ impl Work {
         }
         let tasks = app.tasks.current(&app.store).await?;
         while let Some(start) = self.starts.pop_front() {
-            let reason = self.reason(&start);
+            let moved = self.moved(&start);
+            let reason = reason(start.cascade, &moved);
             let held = self.holds(start.cascade);
             match starts::draft(app, &tasks, &start, reason, held).await? {
                 Ok(run) => runs.push(NewCascadeRun {
@@ -348,6 +350,7 @@ impl Work {
                     task: start.task,
                     attempt: start.attempt,
                     held,
+                    moved,
                     run,
                 }),
                 Err(reason) => {
@@ -371,23 +374,24 @@ impl Work {
         Ok(runs)
     }
 
-    /// Why a run starts, as a sentence.
-    fn reason(&self, start: &Start) -> String {
+    /// The bases that make a start necessary.
+    fn moved(&self, start: &Start) -> Vec<MovedBase> {
         let node = self
             .cascades
             .get(start.cascade)
             .and_then(|cascade| cascade.nodes.get(&start.task));
-        let moved = node.into_iter().flat_map(|node| &node.bases).find(|base| {
-            base.counted
-                && start
-                    .pins
-                    .get(&base.image)
-                    .is_some_and(|pin| *pin != base.used)
-        });
-        match moved {
-            Some(base) => format!("cascade {}: {} has a new digest", start.cascade, base.image),
-            None => format!("cascade {}", start.cascade),
-        }
+        let bases = node.into_iter().flat_map(|node| &node.bases);
+        bases
+            .filter(|base| base.counted)
+            .filter_map(|base| {
+                let pin = start.pins.get(&base.image)?;
+                (*pin != base.used).then(|| MovedBase {
+                    name: base.image.to_string(),
+                    from: base.used.clone(),
+                    to: pin.clone(),
+                })
+            })
+            .collect()
     }
 
     /// Whether a cascade pushes without tags. It is decided with its first run.
@@ -414,6 +418,16 @@ impl Work {
         };
         self.holds.insert(id, held);
         held
+    }
+}
+
+/// Why a run starts, as a sentence.
+fn reason(cascade: CascadeId, moved: &[MovedBase]) -> String {
+    let names: Vec<&str> = moved.iter().map(|base| base.name.as_str()).collect();
+    match names.as_slice() {
+        [] => format!("cascade {cascade}"),
+        [one] => format!("cascade {cascade}: {one} has a new digest"),
+        many => format!("cascade {cascade}: {} have new digests", many.join(", ")),
     }
 }
 

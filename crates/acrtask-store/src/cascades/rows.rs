@@ -1,6 +1,6 @@
 //! Cascades as rows: what callers see of them, and how it is read.
 
-use acrtask_api::run::RunResult;
+use acrtask_api::{cascade::MovedBase, run::RunResult};
 use acrtask_model::{Digest, RunId, RunState};
 use sqlx::FromRow;
 
@@ -141,6 +141,10 @@ pub struct CascadeFilter {
     pub before: Option<u64>,
     /// Only those that are not over.
     pub open: bool,
+    /// Only those that have, or had, something to do with the task of this name.
+    pub task: Option<String>,
+    /// The same of a task whose name begins so.
+    pub task_prefix: Option<String>,
     /// At most so many.
     pub limit: u32,
 }
@@ -173,6 +177,8 @@ pub struct NewCascadeRun {
     pub attempt: u32,
     /// It pushes without tags.
     pub held: bool,
+    /// The bases that made it necessary.
+    pub moved: Vec<MovedBase>,
     /// The run.
     pub run: NewRun,
 }

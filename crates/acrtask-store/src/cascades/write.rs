@@ -11,7 +11,7 @@ use crate::{
     db::{Sql, Tx, args, one_of},
     enqueue,
     lives::{self, Change},
-    runs,
+    runs, to_json,
 };
 
 const PUT_CASCADE: Sql = Sql::of(
@@ -42,10 +42,10 @@ const PUT_ATTEMPT: Sql = Sql::of(
 );
 
 const PUT_RUN: Sql = Sql::of(
-    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held) VALUES ($1, $2, $3, $4, $5) \
+    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held, moved) VALUES ($1, $2, $3, $4, $5, $6) \
      ON CONFLICT (cascade_id, task, attempt) DO NOTHING",
-    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held) \
-     SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[]) \
+    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held, moved) \
+     SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[]) \
      ON CONFLICT (cascade_id, task, attempt) DO NOTHING",
 );
 
@@ -193,8 +193,18 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
         .runs
         .iter()
         .zip(started)
-        .map(|(start, (run, _))| args![start.cascade, &start.task, start.attempt, &run, start.held])
-        .collect();
+        .map(|(start, (run, _))| {
+            let moved = to_json(&start.moved)?;
+            Ok(args![
+                start.cascade,
+                &start.task,
+                start.attempt,
+                &run,
+                start.held,
+                moved
+            ])
+        })
+        .collect::<Result<_>>()?;
     tx.each(PUT_RUN, rows).await?;
     Ok(())
 }

@@ -60,6 +60,11 @@ fn start(cascade: u64, task: &str, attempt: u32, held: bool) -> NewCascadeRun {
         task: task.into(),
         attempt,
         held,
+        moved: vec![acrtask_api::cascade::MovedBase {
+            name: "r.io/base:1".into(),
+            from: sha('1'),
+            to: sha('2'),
+        }],
         run,
     }
 }
@@ -158,9 +163,21 @@ async fn a_change_is_written_once_and_loaded_as_it_was(fixture: &Fixture) {
     assert_eq!(list(open).await, [2]);
     let before = CascadeFilter {
         before: Some(2),
-        ..all
+        ..all.clone()
     };
     assert_eq!(list(before).await, [1]);
+    let of_task = |task: Option<&str>, prefix: Option<&str>, before| CascadeFilter {
+        task: task.map(str::to_owned),
+        task_prefix: prefix.map(str::to_owned),
+        before,
+        ..all.clone()
+    };
+    assert_eq!(list(of_task(Some("a"), None, None)).await, [2, 1]);
+    assert_eq!(list(of_task(Some("a"), None, Some(2))).await, [1]);
+    assert_eq!(list(of_task(Some("b"), None, None)).await, [1]);
+    assert_eq!(list(of_task(Some("c"), None, None)).await, [0; 0]);
+    assert_eq!(list(of_task(None, Some("b"), None)).await, [1]);
+    assert_eq!(list(of_task(None, Some("bb"), None)).await, [0; 0]);
     assert_eq!(
         store.cascade_node_counts(vec![1, 2]).await.unwrap(),
         [
@@ -203,6 +220,12 @@ async fn runs_start_and_stop_with_the_state(fixture: &Fixture) {
     again.runs[0].run.id = run_id("rother");
     assert!(change(fixture, &again).await);
     assert!(store.run(&run_id("rother")).await.is_err());
+    let ids = [run_id("rb11"), run_id("rother")];
+    let of = store.cascades_of_runs(&ids).await.unwrap();
+    assert_eq!(of.len(), 1);
+    let of = &of[&run_id("rb11")];
+    assert_eq!((of.id, of.attempt), (1, 1));
+    assert_eq!(of.moved, first.runs[1].moved);
     assert_eq!(store.cascade_of_task("a").await.unwrap(), Some(1));
     assert_eq!(store.cascade_of_task("none").await.unwrap(), None);
     let runs = store.cascade_runs(1).await.unwrap();

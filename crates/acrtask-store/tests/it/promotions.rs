@@ -192,7 +192,7 @@ async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
     // What that one has seen is not so any more.
     let all = [(looking, seen, NOW + 90_000)];
     store.watched_all(&all, NOW + 21_000).await.unwrap();
-    assert_eq!(store.base_tags().await.unwrap()[0].1, sha('c'));
+    assert_eq!(store.base_tags().await.unwrap()[0].digest, sha('c'));
 
     let now = NOW + 30_000;
     let set = store
@@ -221,7 +221,7 @@ async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
     let image = store.image(A).await.unwrap().0;
     assert!(image.newest);
     assert_eq!(image.run.as_str(), "before");
-    assert_eq!(store.base_tags().await.unwrap()[0].1, sha('a'));
+    assert_eq!(store.base_tags().await.unwrap()[0].digest, sha('a'));
     // And forward again.
     promoted(fixture, NOW + 40_000).await;
     assert_eq!(recorded(fixture, A).await, ('c', "2".into()));

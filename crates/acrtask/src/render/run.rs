@@ -115,12 +115,7 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ),
             ("context", context),
             ("work", work),
-            (
-                "trigger",
-                run.tick
-                    .as_ref()
-                    .map_or_else(|| run.trigger.clone(), super::timers::tick),
-            ),
+            ("trigger", trigger(run)),
             ("by", run.requested_by.clone().unwrap_or_default()),
             ("approval", approval(run)),
             (
@@ -143,7 +138,31 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
         ],
         style,
     );
+    out.push_str(&moved(run, style));
     out.push_str(&summary::summary(&result(run), style));
+    out
+}
+
+fn trigger(run: &Run) -> String {
+    match (&run.tick, &run.cascade) {
+        (Some(tick), _) => super::timers::tick(tick),
+        (None, Some(of)) if of.attempt > 1 => format!("cascade {}, start {}", of.id, of.attempt),
+        (None, Some(of)) => format!("cascade {}", of.id),
+        (None, None) => run.trigger.clone(),
+    }
+}
+
+/// The bases that made a cascade start it.
+fn moved(run: &Run, style: Style) -> String {
+    let bases = run.cascade.iter().flat_map(|of| &of.moved);
+    let rows = bases.map(|base| {
+        vec![
+            base.name.clone(),
+            format!("{} -> {}", base.from.short(), base.to.short()),
+        ]
+    });
+    let mut out = String::new();
+    titled("Moved bases", rows.collect(), style, &mut out);
     out
 }
 
@@ -209,6 +228,7 @@ fn result(run: &Run) -> RunView {
             name: base.name.clone(),
             digest: base.digest.clone(),
             evidence: base.evidence,
+            platforms: Vec::new(),
         });
     }
     view
@@ -228,7 +248,6 @@ pub(crate) fn verdict(run: &Run) -> Option<String> {
     };
     let why = outcome
         .reason
-            platforms: Vec::new(),
         .map(|why| format!(": {}", text::plain(&why)))
         .unwrap_or_default();
     Some(format!("run {} {verb}{why}", run.id))

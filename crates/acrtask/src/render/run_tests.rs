@@ -48,6 +48,45 @@ fn runs_as_a_table_and_one_by_one() {
 }
 
 #[test]
+fn a_run_of_a_cascade_names_the_bases_that_made_it_necessary() {
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let mut one = queued();
+    one.trigger = "cascade".into();
+    one.cascade = Some(
+        serde_json::from_value(json!({
+            "id": 7, "attempt": 1, "moved": [
+                {"name": "docker.io/library/alpine:3.20", "from": digest("a"), "to": digest("b")},
+                {"name": "reg.example.com/tools:1", "from": digest("1"), "to": digest("2")}
+            ]
+        }))
+        .unwrap(),
+    );
+    let first = run(&one, now(), Style::PLAIN);
+    let of = one.cascade.as_mut().unwrap();
+    (of.attempt, of.moved) = (2, Vec::new());
+    let second = run(&one, now(), Style::PLAIN);
+    insta::assert_snapshot!(format!("{first}\n{second}"), @r"
+    run      rwaits
+    state    queued
+    context  none
+    work     cmd: a b
+    trigger  cascade 7
+    created  2026-01-02T03:09:50Z (10s ago)
+
+    Moved bases
+      docker.io/library/alpine:3.20  aaaaaaaaaaaa -> bbbbbbbbbbbb
+      reg.example.com/tools:1        111111111111 -> 222222222222
+
+    run      rwaits
+    state    queued
+    context  none
+    work     cmd: a b
+    trigger  cascade 7, start 2
+    created  2026-01-02T03:09:50Z (10s ago)
+    ");
+}
+
+#[test]
 fn verdicts() {
     let mut one = over();
     assert_eq!(verdict(&one).unwrap(), "run rdone failed: step test failed");
