@@ -149,14 +149,16 @@ async fn cascades_are_listed_page_by_page() {
         }
         let mock = Mock::given(method("GET"))
             .and(path("/api/v1/cascades"))
-            .and(query_param("active", "true"));
+            .and(query_param("active", "true"))
+            .and(query_param("task", "app"));
         let mock = match cursor {
             None => mock.and(query_param("limit", "2")),
             Some(cursor) => mock.and(query_param("cursor", cursor)),
         };
         mock.respond_with(answer(200, &page)).mount(&server).await;
     }
-    let args = ["cascade", "list", "--active", "--limit", "2", "-o", "json"];
+    let words = "cascade list --active --task app --limit 2 -o json";
+    let args: Vec<&str> = words.split(' ').collect();
     let text = seen(&server, &args, "").await;
     assert!(
         text.contains("\"id\": 7") && text.contains("\"id\": 6"),

@@ -30,7 +30,7 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By, Caller},
+    auth::{self, By, Caller, TaskLimit},
     cascades::{self, CommandError, ListFilter, PlanError, promote as gate},
 };
 
@@ -85,6 +85,9 @@ fn missing(id: u64) -> ApiError {
 struct ListCascades {
     /// Only those that are not over.
     active: bool,
+    /// Only those that have, or had, something to do with the task of this name, or, where it ends in `*`, with one whose
+    /// name begins so.
+    task: Option<String>,
     /// At most so many; 50 where nothing is said, 200 at most.
     limit: Option<u32>,
     /// What the page before gave as `next`.
@@ -219,13 +222,28 @@ async fn list(
                 .help("take the one that the page before gave as `next`")
         })?),
     };
+    let mut filter = ListFilter {
+        open: asked.active,
+        limit: CHUNK,
+        ..ListFilter::default()
+    };
+    match runs::both(&by.caller.limit, TaskLimit::parse(asked.task.as_deref())) {
+        None => {
+            return Ok(Json(Page {
+                items: Vec::new(),
+                next: None,
+            }));
+        }
+        Some(TaskLimit::All) => {}
+        Some(TaskLimit::Exact(name)) => filter.task = Some(name),
+        Some(TaskLimit::Prefix(prefix)) => filter.task_prefix = Some(prefix),
+    }
     let mut items = Vec::new();
     // One more tells whether there is another page.
     while items.len() <= limit {
         let filter = ListFilter {
             before,
-            open: asked.active,
-            limit: CHUNK,
+            ..filter.clone()
         };
         let found = cascades::list(&api.app, filter).await?;
         before = found.last().map(|cascade| cascade.id);

@@ -84,6 +84,11 @@ async fn a_cascade_is_listed_and_shown() {
         .await
         .json(StatusCode::OK);
     assert_eq!(active, all);
+    for (task, found) in [("lib", 1), ("ap*", 1), ("other", 0), ("l", 0)] {
+        let path = format!("/cascades?task={task}");
+        let of: Page<CascadeSummary> = server.get(&path).await.json(StatusCode::OK);
+        assert_eq!(of.items.len(), found, "{task}");
+    }
     let before: Page<CascadeSummary> = server.get("/cascades?cursor=1").await.json(StatusCode::OK);
     assert_eq!(before.items, []);
     let problem = server
@@ -115,6 +120,11 @@ async fn a_token_sees_of_a_cascade_what_is_its_own() {
         .await
         .json(StatusCode::OK);
     assert_eq!(all.items, [own.summary]);
+    let hidden: Page<CascadeSummary> = server
+        .ask(Method::GET, "/cascades?task=lib", &token, None)
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(hidden.items, [], "a filter tells nothing of others");
     let other = server
         .token(&[Scope::Read, Scope::Write], Some("other"))
         .await;

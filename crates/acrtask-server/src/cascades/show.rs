@@ -24,6 +24,10 @@ pub struct ListFilter {
     pub before: Option<u64>,
     /// Only those that are not over.
     pub open: bool,
+    /// Only those that have, or had, something to do with the task of this name.
+    pub task: Option<String>,
+    /// The same of a task whose name begins so.
+    pub task_prefix: Option<String>,
     /// At most so many.
     pub limit: u32,
 }
@@ -38,6 +42,8 @@ pub async fn list(app: &App, filter: ListFilter) -> Result<Vec<CascadeSummary>, 
         .cascades(CascadeFilter {
             before: filter.before,
             open: filter.open,
+            task: filter.task,
+            task_prefix: filter.task_prefix,
             limit: filter.limit,
         })
         .await?;

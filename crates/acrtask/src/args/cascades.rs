@@ -17,6 +17,7 @@ pub(crate) enum CascadeCommand {
     #[command(after_long_help = "\
 Examples:
   acrtask cascade list --active
+  acrtask cascade list --task app            those that have, or had, something to do with it
   acrtask cascade list -o json | jq -r '.items[0].id'")]
     List(ListCascadesArgs),
     /// Show a cascade as a tree: what was built, what waits or is stale, and why; on a terminal until it is over
@@ -144,6 +145,9 @@ pub(crate) struct ListCascadesArgs {
     /// Only those that are not over
     #[arg(long)]
     pub(crate) active: bool,
+    /// Only those that have, or had, something to do with this task; `PREFIX*`: with one whose name begins so
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,

@@ -124,6 +124,7 @@ fn list(args: &ListCascadesArgs, style: Style) -> Result<Exit, CliError> {
             let have = u32::try_from(all.items.len()).unwrap_or(args.limit);
             let left = args.limit.saturating_sub(have);
             let mut query = vec![("limit", left.min(PAGE).to_string())];
+            query.extend(args.task.iter().map(|task| ("task", task.clone())));
             if args.active {
                 query.push(("active", "true".into()));
             }
