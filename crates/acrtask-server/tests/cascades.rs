@@ -8,6 +8,8 @@
     reason = "a test that fails says from which seed"
 )]
 
+#[path = "cascades/groups.rs"]
+mod groups;
 #[path = "queue/place.rs"]
 #[allow(dead_code, reason = "the tests of the queue use all of it")]
 mod place;
@@ -18,12 +20,8 @@ mod world;
 
 use std::{collections::BTreeMap, time::Instant};
 
-use acrtask_api::{
-    cascade::{CascadeNodeState, CascadePhase},
-    task::Concurrency,
-};
+use acrtask_api::cascade::{CascadeNodeState, CascadePhase};
 use acrtask_cascade::cascade::{CascadeId, Event};
-use acrtask_model::RunState;
 use acrtask_server::cascades::{self, CommandError};
 use place::Place;
 use serde_json::{Value, json};
@@ -55,8 +53,8 @@ on_both!(
     a_failure_stops_what_is_below_and_nothing_else,
     a_base_that_moves_on_is_joined_and_followed,
     a_person_cancels_pauses_and_approves,
-    other_runs_of_a_group_are_not_ended_and_may_end_those_of_a_cascade,
     a_task_that_cannot_run_fails_with_the_reason,
+    what_was_tried_of_a_task_goes_with_the_task,
     what_is_held_back_is_stood_on_and_moves_no_tag,
     a_push_of_our_own_is_not_undone_by_an_old_look,
     a_cascade_that_is_kept_for_people_is_retried_by_another,
@@ -96,9 +94,9 @@ pub(crate) fn each(count: usize, names: &[&str]) -> BTreeMap<String, usize> {
         .collect()
 }
 
-    let old = world.registry.clone();
 async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
     let mut world = diamond(place, json!({})).await;
+    let old = world.registry.clone();
     world.moves(BASE, "new").await;
     world.compare().await;
     assert_eq!(world.take_runs().await, [""; 0], "it settles");
@@ -126,6 +124,8 @@ async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
     world.tick().await;
     assert_eq!(world.take_runs().await, ["bottom"]);
     let pins = world.held[0].spec.pins.clone();
+    assert_eq!(pins["r.io/left:1"], world.registry["r.io/left:1"]);
+    assert_eq!(pins["r.io/right:1"], world.registry["r.io/right:1"]);
     // Why it runs is written down as it was at its start: every base with its old digest and its new one.
     let id = world.held[0].id.clone();
     let ids = [id.clone(), run.id];
@@ -138,8 +138,6 @@ async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
         assert_eq!(base.to, pins[&base.name]);
     }
     assert_eq!(of.len(), 2);
-    assert_eq!(pins["r.io/left:1"], world.registry["r.io/left:1"]);
-    assert_eq!(pins["r.io/right:1"], world.registry["r.io/right:1"]);
     world.end_all(|_| true).await;
     world.tick().await;
     let over = world.show(1).await;
@@ -174,7 +172,7 @@ async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
 }
 
 /// A cascade whose first runs are under way.
-async fn begun(world: &mut World, digest: &str) {
+pub(crate) async fn begun(world: &mut World, digest: &str) {
     world.moves(BASE, digest).await;
     world.compare().await;
     world.wait(30 * SECOND);
@@ -334,46 +332,8 @@ async fn a_person_cancels_pauses_and_approves(place: Place) {
     world.assert_fresh();
 }
 
-async fn other_runs_of_a_group_are_not_ended_and_may_end_those_of_a_cascade(place: Place) {
-    let mut world = diamond(place, json!({"retries": 1})).await;
-    world
-        .change_task("left", |task| {
-            task.queue.concurrency = Some(Concurrency {
-                group: Some("left".into()),
-                max: 1,
-                cancel_superseded: true,
-            });
-        })
-        .await;
-    // A person's run is there first: it is not ended, and the cascade's waits its turn.
-    let first = world.by_hand("left").await;
-    begun(&mut world, "new").await;
-    let mut tasks: Vec<&str> = world.held.iter().map(|run| run.trigger.as_str()).collect();
-    tasks.sort_unstable();
-    assert_eq!(tasks, ["cascade", "task"]);
-    let run = world.app.store.run(&first).await.unwrap();
-    assert_eq!(run.state, RunState::Running);
-    // One that comes later ends it, and builds on the new base: nothing is left to do for the cascade.
-    let second = world.by_hand("left").await;
-    world.tick().await;
-    let states = world.states(1).await;
-    let why = format!("superseded by {second}");
-    assert!(states[1].contains(&why), "{states:?}");
-    world.end_all(|_| true).await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    world.end_all(|_| true).await;
-    world.compare().await;
-    assert_eq!(
-        world.states(1).await[1],
-        "left skipped: it is not stale any more"
-    );
-    world.rest().await;
-    world.assert_fresh();
-    assert_eq!(world.counts().await, each(1, &["left", "right", "bottom"]));
-}
-
 async fn a_task_that_cannot_run_fails_with_the_reason(place: Place) {
-    let mut world = diamond(place, json!({})).await;
+    let mut world = diamond(place, json!({"healSecs": 0})).await;
     world
         .change_task("left", |task| {
             task.secrets.insert("token".into(), "not-there".into());
@@ -402,6 +362,28 @@ async fn a_task_that_cannot_run_fails_with_the_reason(place: Place) {
     world.compare().await;
     let states = world.states(2).await;
     assert_eq!(states.len(), 1, "{states:?}");
+}
+
+async fn what_was_tried_of_a_task_goes_with_the_task(place: Place) {
+    let mut world = diamond(place, json!({"retries": 0, "healSecs": 0})).await;
+    begun(&mut world, "new").await;
+    world.end_all(|_| false).await;
+    world.compare().await;
+    let tried = async |world: &World| {
+        let loaded = world.app.store.load_cascades().await.unwrap();
+        let mut tasks: Vec<String> = loaded.attempts.into_iter().map(|(task, _)| task).collect();
+        tasks.sort();
+        tasks
+    };
+    assert_eq!(tried(&world).await, ["left", "right"]);
+    world.app.store.delete_task("left").await.unwrap();
+    world.compare().await;
+    assert_eq!(tried(&world).await, ["right"]);
+    // What is known of the others stays, whoever carries it on: none is run twice for the same digests.
+    world.restart().await;
+    world.rest().await;
+    assert_eq!(tried(&world).await, ["right"]);
+    assert_eq!(world.counts().await, each(1, &["left", "right"]));
 }
 
 async fn what_is_held_back_is_stood_on_and_moves_no_tag(place: Place) {

@@ -7,6 +7,8 @@ use acrtask_cascade::cascade::{
 use acrtask_store::CascadeRunRow;
 use jiff::Timestamp;
 
+use super::work::superseded_by;
+
 /// What it is told from.
 pub(super) struct Around<'a> {
     /// With its tasks.
@@ -19,11 +21,17 @@ impl Around<'_> {
     /// Why, where there is something to say.
     pub(super) fn why(&self, node: &Node, run: Option<&CascadeRunRow>) -> Option<String> {
         Some(match &node.state {
-            NodeState::Pending => self.pending(node),
+            NodeState::Pending => self.pending(node, run),
             NodeState::Ready { not_before, .. } => self.ready(node, *not_before, run),
             NodeState::Running { .. } => {
-                let run = run.filter(|run| run.started_at.is_none())?;
-                format!("its run {} waits in the queue", run.run)
+                let run = run?;
+                match superseded(run) {
+                    Some(why) => format!("{why}, which is waited for"),
+                    None if run.started_at.is_none() => {
+                        format!("its run {} waits in the queue", run.run)
+                    }
+                    None => return None,
+                }
             }
             NodeState::Succeeded { .. } => return None,
             NodeState::Failed { reason, again } => match again.filter(|at| *at > self.now) {
@@ -56,7 +64,7 @@ impl Around<'_> {
         }
     }
 
-    fn pending(&self, node: &Node) -> String {
+    fn pending(&self, node: &Node, run: Option<&CascadeRunRow>) -> String {
         let mut waits: Vec<String> = Vec::new();
         for base in &node.bases {
             let NodePin::Output { task, cascade, .. } = &base.pin else {
@@ -78,7 +86,10 @@ impl Around<'_> {
         match (waits.is_empty(), self.halted()) {
             (false, _) => format!("waits for {}", waits.join(", ")),
             (true, Some(halted)) => halted,
-            (true, None) => "a run of it in another cascade is still under way".into(),
+            (true, None) => match run.and_then(superseded) {
+                Some(why) => format!("{why}; whether that has built it is looked at"),
+                None => "a run of it in another cascade is still under way".into(),
+            },
         }
     }
 
@@ -126,6 +137,12 @@ impl Around<'_> {
         }
         "waits for a free place among the cascade's runs".into()
     }
+}
+
+/// That another run took the place of this one.
+fn superseded(run: &CascadeRunRow) -> Option<String> {
+    let by = superseded_by(run.reason.as_deref())?;
+    Some(format!("its run {} was superseded by {by}", run.run))
 }
 
 fn stale(because: &StaleBecause) -> String {

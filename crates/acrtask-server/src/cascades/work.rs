@@ -8,15 +8,15 @@ use std::{
     time::Instant,
 };
 
-use acrtask_api::cascade::MovedBase;
+use acrtask_api::{cascade::MovedBase, run::Approval};
 use acrtask_cascade::{
     Cascades,
     cascade::{
-        Action, Cascade, CascadeId, End, Event, NodePin, NodeState, Settings, SkippedBecause,
-        Start, StepError,
+        Action, Cascade, CascadeId, End, Event, NodePin, NodeState, Phase, Settings,
+        SkippedBecause, Start, StepError,
     },
 };
-use acrtask_model::{Digest, ImageRef, RunState};
+use acrtask_model::{Digest, ImageRef, RunId, RunState};
 use acrtask_store::{CascadeRunKey, CascadeRunRow, Hint, NewCascadeRun, StoreError};
 use jiff::{SignedDuration, Timestamp};
 
@@ -30,6 +30,8 @@ use crate::App;
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 /// How a run that a newer one of its group has ended begins its reason.
 const SUPERSEDED: &str = "superseded by ";
+/// Runs that took each other's place are followed so far.
+const FOLLOWED: usize = 64;
 /// How the reason of a run begins that somebody has canceled without one.
 const CANCELED: &str = "canceled by ";
 
@@ -73,7 +75,8 @@ pub(super) async fn look(app: &App, kept: &mut Kept, facts: bool) -> Result<Look
     loop {
         let loaded = kept.current(app).await?;
         let now = app.clock.now();
-        let runs = app.store.open_cascade_runs().await?;
+        let mut runs = app.store.open_cascade_runs().await?;
+        wait_for_successors(app, loaded, &mut runs).await?;
         if !facts && nothing_to_do(loaded, &runs, now) {
             return Ok(Looked {
                 wake: loaded.looked.flatten(),
@@ -279,7 +282,7 @@ impl Work {
                     attempt,
                 } => {
                     let by = match self.cascades.get(cascade).map(|cascade| &cascade.phase) {
-                        Some(acrtask_cascade::cascade::Phase::Canceling { by }) => {
+                        Some(Phase::Canceling { by }) => {
                             format!("cascade {cascade} was canceled by {by}")
                         }
                         _ => format!("cascade {cascade} was canceled"),
@@ -328,9 +331,9 @@ impl Work {
     /// Lets go of what has been over for long.
     fn prune(&mut self) {
         let before = self.now.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
-        self.gone = self.cascades.prune_where(|cascade| {
-            matches!(cascade.phase, acrtask_cascade::cascade::Phase::Over { at } if at < before)
-        });
+        self.gone = self
+            .cascades
+            .prune_where(|cascade| matches!(cascade.phase, Phase::Over { at } if at < before));
     }
 
     /// The runs that start. A task that cannot be run has failed, which may let others start.
@@ -431,6 +434,52 @@ fn reason(cascade: CascadeId, moved: &[MovedBase]) -> String {
     }
 }
 
+/// The run that took the place of one that ended with this reason.
+pub(super) fn superseded_by(reason: Option<&str>) -> Option<RunId> {
+    RunId::new(reason?.strip_prefix(SUPERSEDED)?).ok()
+}
+
+/// A run that a newer one of its group has ended counts as under way until that one is over: it may build the task. Nobody
+/// waits for that in a cascade that was canceled.
+async fn wait_for_successors(
+    app: &App,
+    loaded: &Loaded,
+    runs: &mut [CascadeRunRow],
+) -> Result<(), StoreError> {
+    for run in runs {
+        let cascade = loaded.cascades.get(CascadeId(run.cascade));
+        let waits = cascade.is_some_and(|cascade| matches!(cascade.phase, Phase::Active));
+        if run.state == Some(RunState::Canceled)
+            && waits
+            && let Some(by) = superseded_by(run.reason.as_deref())
+            && is_under_way(app, by).await?
+        {
+            run.state = Some(RunState::Running);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a run, or the last one of those that took its place, is not over. One that nobody may have approved for days is
+/// not waited for.
+async fn is_under_way(app: &App, mut id: RunId) -> Result<bool, StoreError> {
+    for _ in 0..FOLLOWED {
+        let run = match app.store.run(&id).await {
+            Ok(run) => run,
+            Err(StoreError::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if !run.state.is_final() {
+            return Ok(run.approval != Some(Approval::Pending));
+        }
+        match superseded_by(run.reason.as_deref()) {
+            Some(by) if run.state == RunState::Canceled => id = by,
+            _ => return Ok(false),
+        }
+    }
+    Ok(false)
+}
+
 /// How a run has ended; nothing: it has not.
 fn end(run: &CascadeRunRow) -> Option<End> {
     let Some(state) = run.state else {
@@ -449,8 +498,8 @@ fn end(run: &CascadeRunRow) -> Option<End> {
         RunState::Succeeded => End::Succeeded {
             digests: pushed(run),
         },
-        // Nobody wanted the task not to be built: what came in between may have built it, or it is tried again.
-        RunState::Canceled if !reason.starts_with(SUPERSEDED) => End::Canceled {
+        RunState::Canceled if superseded_by(run.reason.as_deref()).is_some() => End::Superseded,
+        RunState::Canceled => End::Canceled {
             by: reason.strip_prefix(CANCELED).unwrap_or(&reason).to_owned(),
         },
         _ => End::Failed { reason },
