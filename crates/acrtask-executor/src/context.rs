@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Fence, Options,
+    Fence, GitAccess, Options,
     archive::{self, Pack},
     builder::{Builder, Recipes},
     cmd::body::pairs,
@@ -51,6 +51,7 @@ pub(crate) struct RunContext {
     pub(crate) no_push: bool,
     /// Images are pushed without their tags, and that is said.
     pub(crate) hold: bool,
+    pub(crate) git: GitAccess,
     /// What was pushed without its tag: by the name that it is to get, the digest.
     held: Mutex<BTreeMap<ImageRef, Digest>>,
     fence: Option<Arc<dyn Fence>>,
@@ -90,6 +91,7 @@ pub(crate) struct Parts {
     pub(crate) stdin: Option<PathBuf>,
     pub(crate) no_push: bool,
     pub(crate) hold: bool,
+    pub(crate) git: GitAccess,
     pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
@@ -124,6 +126,7 @@ impl RunContext {
             stdin: parts.stdin,
             no_push: parts.no_push,
             hold: parts.hold,
+            git: parts.git,
             held: Mutex::default(),
             fence: parts.fence,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),

@@ -149,8 +149,19 @@ pub struct RunRequest {
     pub hold: bool,
     /// The run's own credentials, in the place of [`Options::credentials`].
     pub credentials: Option<Credentials>,
+    /// How contexts of builds that are git repositories may be reached.
+    pub git: GitAccess,
     /// Asked before anything is written to a registry under an image's name.
     pub fence: Option<Arc<dyn Fence>>,
+}
+
+/// How git repositories that steps name may be reached.
+#[derive(Debug, Clone, Default)]
+pub struct GitAccess {
+    /// Keys for ssh, each for one host.
+    pub ssh_keys: Vec<acrtask_source::SshKey>,
+    /// What is fetched with one of them may be at a private address.
+    pub private_addresses: bool,
 }
 
 impl RunRequest {
@@ -177,6 +188,7 @@ impl RunRequest {
             no_push: false,
             hold: false,
             credentials: None,
+            git: GitAccess::default(),
             fence: None,
         }
     }

@@ -257,6 +257,7 @@ fn context(
         stdin: request.stdin,
         no_push: request.no_push || executor.options.no_push,
         hold: request.hold,
+        git: request.git,
         fence: request.fence,
     };
     Ok(Arc::new(RunContext::new(parts, request.plan)))

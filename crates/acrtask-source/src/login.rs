@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use acrtask_model::Secret;
 
+use crate::spec::{GitTransport, GitUrl};
+
 /// A user and a password, or a token in its place, for a git host over https.
 #[derive(Debug, Clone)]
 pub struct GitCredential {
@@ -55,6 +57,11 @@ impl SshKey {
     /// Whether the keys of `host` are built in, so that [`SshKey::known_hosts`] may be missing.
     pub fn is_well_known(host: &str) -> bool {
         crate::git::is_well_known(host)
+    }
+
+    /// Whether `url` is reached by ssh, and the key is for its host.
+    pub fn opens(&self, url: &GitUrl) -> bool {
+        url.transport == GitTransport::Ssh && self.is_for(&url.host, url.port())
     }
 
     /// Whether it is for this host and port; exactly, not for a part of a name.

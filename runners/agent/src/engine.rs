@@ -7,7 +7,7 @@ use std::{
 };
 
 use acrtask_api::spec::ContextSource;
-use acrtask_executor::{Executor, Options, RunRequest};
+use acrtask_executor::{Executor, GitAccess, Options, RunRequest};
 use acrtask_job::{Files, Git, Prepared};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
@@ -117,11 +117,7 @@ impl Engine {
             credentials: credentials.clone(),
             insecure_registries: self.options.insecure_registries.clone(),
             known_registries: self.options.known_registries.clone(),
-            ssh_keys: job
-                .logins
-                .iter()
-                .filter_map(|login| SshKey::from_login(&login.host, &login.password))
-                .collect(),
+            ssh_keys: ssh_keys(job),
             git,
             ssh_agent: self.options.ssh_agent.clone(),
             scratch_dir: self.work.clone(),
@@ -215,6 +211,7 @@ impl Engine {
         let Some(mut plan) = plan else {
             return Ended::Refused(facts);
         };
+        let keys = ssh_keys(&job);
         let passwords = job.logins.iter().map(|login| login.password.clone());
         plan.secrets.extend(passwords);
         plan.secrets.extend(job.secrets.into_values());
@@ -223,6 +220,10 @@ impl Engine {
             no_push: job.spec.no_push,
             hold: job.spec.hold,
             credentials: Some(credentials),
+            git: GitAccess {
+                ssh_keys: keys,
+                private_addresses: self.allow_private_addresses,
+            },
             fence: Some(job.fence),
             attempt: job.attempt,
             ..RunRequest::new(job.id, plan)
@@ -316,6 +317,14 @@ impl Work for Engine {
     ) -> BoxFuture<'_, Ended> {
         Box::pin(self.carry_out(job, events, cancel))
     }
+}
+
+/// The keys among a run's logins.
+fn ssh_keys(job: &Job) -> Vec<SshKey> {
+    let logins = job.logins.iter();
+    logins
+        .filter_map(|login| SshKey::from_login(&login.host, &login.password))
+        .collect()
 }
 
 fn stopped() -> Ended {

@@ -103,6 +103,78 @@ async fn a_private_repository_by_ssh_key() {
     );
 }
 
+/// A build whose own context is a private repository, while the run's files come from elsewhere.
+#[test]
+fn a_build_takes_its_context_from_a_private_repository() {
+    let Some(world) = World::find() else { return };
+    let repositories = Repositories::default();
+    for name in ["app", "lib"] {
+        repositories.create(name);
+    }
+    let lib = repositories.commit("lib", &[("file", "of the library\n")]);
+    let dockerfile = format!(
+        "FROM {}/base/busybox:1.36\nCOPY . /all/\nRUN cat /all/lib/file && ! test -e /all/.git && echo no history\n",
+        world.registry
+    );
+    repositories.commit("app", &[("image/Dockerfile", "FROM nothing\n")]);
+    repositories.commit("app", &[("Dockerfile", &dockerfile)]);
+    add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
+    let Some(git_server) = SshGit::start(&repositories.root()) else {
+        return;
+    };
+    let server = Server::start(&world, &["--no-runner"]);
+    let runner = Runner::start(&server, "reaching", &["--allow-private-addresses"]);
+    let task = format!(
+        "version: v1.1.0\nsteps:\n  - build: --progress=plain -t $Registry/from-ssh:1 {}#main\n  - push: [$Registry/from-ssh:1]\n",
+        git_server.url("app")
+    );
+    let definition = json!({ "name": "app", "text": task, "registry": world.registry });
+    let files = project::folder(&[
+        ("app.yaml", &definition.to_string()),
+        ("key", &git_server.private_key()),
+        ("known_hosts", &git_server.known_hosts()),
+        (
+            "of_another",
+            "127.0.0.1 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl\n",
+        ),
+    ]);
+    let run = |args: &[&str]| server.client(files.path(), args).wait();
+    let applied = run(&["task", "apply", "--file", "app.yaml"]);
+    assert_eq!(applied.code, Some(0), "{}", applied.all());
+    let set = |known_hosts: &str| {
+        let set = run(&[
+            "credential",
+            "set",
+            "127.0.0.1",
+            "--username",
+            "git",
+            "--known-hosts",
+            known_hosts,
+            "--from-file",
+            "key",
+            "--task",
+            "app",
+        ]);
+        assert_eq!(set.code, Some(0), "{}", set.all());
+    };
+    // The host has to be the one that is known.
+    set("of_another");
+    let outcome = run(&["task", "run", "app", "-o", "plain"]);
+    assert_ne!(outcome.code, Some(0), "{}", outcome.all());
+    assert!(outcome.all().contains("known"), "{}", outcome.all());
+    set("known_hosts");
+    let outcome = run(&["task", "run", "app", "-o", "plain"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert!(
+        outcome.all().contains("of the library") && outcome.all().contains("no history"),
+        "{}",
+        outcome.all()
+    );
+    let body = git_server.private_key().lines().nth(1).unwrap().to_owned();
+    let said = [outcome.all(), server.log(), runner.log()].concat();
+    assert!(!said.contains(&body));
+}
+
 /// The whole way: a key of the secret store, a task that asks for submodules, its file and facts from the repository.
 #[test]
 fn a_task_of_a_private_repository_runs_at_a_server() {

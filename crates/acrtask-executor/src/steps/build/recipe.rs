@@ -17,7 +17,7 @@ use acrtask_model::{ImageRef, ReferenceError, Secret, events::Stream, reference:
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
-use super::input;
+use super::{git, input};
 use crate::{
     builder::ForBuilder,
     cmd::body::working_folder,
@@ -215,6 +215,11 @@ async fn context(
             } else {
                 in_context()
             };
+            if let Some(workspace) = git::by_given_key(ctx, url).await? {
+                let dir = workspace.root.clone();
+                held.push(Held::Fetched(workspace));
+                return Ok((BuildContext::Local { dir }, dockerfile));
+            }
             let url = url.clone();
             Ok((
                 BuildContext::Remote {
