@@ -249,12 +249,12 @@ pub struct BaseResult {
     /// How that is known.
     #[schema(value_type = String)]
     pub evidence: Evidence,
-}
-
-/// Asks for the end of a run.
     /// The platforms that it was used for: `linux/arm64`. Empty where that is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
+}
+
+/// Asks for the end of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CancelRun {
