@@ -395,6 +395,36 @@ impl Cascade {
         matches!(self.phase, Phase::Over { .. })
     }
 
+    /// The tasks that it has built: each with the digests that it was built from, and those of before, in one word.
+    pub fn built_for(&self) -> Vec<(String, Key, Key)> {
+        let built = |node: &&Node| matches!(node.state, NodeState::Succeeded { .. });
+        let nodes = self.nodes.iter().filter(|(_, node)| built(node));
+        nodes
+            .map(|(task, node)| {
+                let pins = node.bases.iter().map(|base| {
+                    let digest = match &base.pin {
+                        NodePin::Digest(digest) => digest,
+                        NodePin::Output {
+                            task,
+                            cascade,
+                            otherwise,
+                        } => {
+                            let parent = self.nodes.get(task).filter(|_| *cascade == self.id);
+                            match parent.map(|parent| &parent.state) {
+                                Some(NodeState::Succeeded { digests }) => {
+                                    digests.get(&base.image).unwrap_or(otherwise)
+                                }
+                                _ => otherwise,
+                            }
+                        }
+                    };
+                    (base.image.clone(), digest.clone())
+                });
+                (task.clone(), Key::of(task, &pins.collect()), node.from(task))
+            })
+            .collect()
+    }
+
     /// True where nothing goes on before somebody approves it.
     pub fn waits_for_approval(&self) -> bool {
         !self.approved

@@ -64,6 +64,16 @@ pub enum Event {
         /// Which task.
         task: String,
     },
+    /// What a task was built for is not wanted: it stays as it was until another digest comes. [`Cascade::built_for`] says
+    /// this of all that a cascade has built.
+    Decline {
+        /// Which task.
+        task: String,
+        /// The digests, in one word.
+        key: Key,
+        /// Those that it stood on before, in one word.
+        from: Key,
+    },
 }
 
 /// How a run has ended.
@@ -125,6 +135,10 @@ impl Cascades {
             Event::Retry { cascade } => self.retry(cascade)?,
             Event::Forget { task } => {
                 self.attempts.remove(&task);
+            }
+            Event::Decline { task, key, from } => {
+                let attempt = Attempt::new(key, from, AttemptEnd::Canceled);
+                self.attempts.insert(task, attempt);
             }
         }
         self.go_on(settings, now, &mut actions);

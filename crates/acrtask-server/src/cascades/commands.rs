@@ -64,7 +64,7 @@ fn of(event: &Event) -> Option<CascadeId> {
         | Event::Cancel { cascade, .. }
         | Event::Retry { cascade }
         | Event::Ended { cascade, .. } => Some(*cascade),
-        Event::Tick | Event::Forget { .. } => None,
+        Event::Tick | Event::Forget { .. } | Event::Decline { .. } => None,
     }
 }
 
@@ -86,6 +86,26 @@ async fn left_undone(app: &App, id: CascadeId) -> Result<Vec<Event>, CommandErro
         }
     }
     Ok(events)
+}
+
+/// What a cascade has built is about to be put back, or given up: nothing builds it again from the same digests. What its
+/// tasks have been built for since counts more.
+pub(super) async fn decline(app: &App, id: u64) -> Result<(), StoreError> {
+    let mut cascade = state::head(&app.store.cascade(id).await?)?;
+    for row in app.store.cascade_nodes(id).await? {
+        let node = state::node(&row)?;
+        cascade.nodes.insert(row.task, node);
+    }
+    let mut events = Vec::new();
+    for (task, key, from) in cascade.built_for() {
+        if app.store.cascade_of_task(&task).await? == Some(id) {
+            events.push(Event::Decline { task, key, from });
+        }
+    }
+    let mut kept = app.cascades.kept.lock().await;
+    // None of these can be refused.
+    let _ = work::tell(app, &mut kept, &events).await?;
+    Ok(())
 }
 
 /// Stores other settings; they hold from now on, for cascades that have begun too.

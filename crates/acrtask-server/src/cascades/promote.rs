@@ -15,7 +15,7 @@ use std::time::Duration;
 use acrtask_store::{Ms, PromotionRow, StoreError};
 
 use self::judge::Verdict;
-use super::{CommandError, settings};
+use super::{CommandError, commands::decline, settings};
 use crate::App;
 
 /// Everything is looked at again at the latest after this.
@@ -164,6 +164,10 @@ async fn set(
     to: &str,
     by: Option<&str>,
 ) -> Result<bool, StoreError> {
+    if matches!(to, "dropped" | "rolledBack") {
+        // Before any tag is another one, which would be a reason to build.
+        decline(app, row.id).await?;
+    }
     let now = app.clock.now_ms();
     let from = [row.promotion.as_str()];
     let set = app
