@@ -54,6 +54,8 @@ on_both!(
     a_chosen_test_that_fails_holds_back_until_somebody_decides,
     a_chosen_test_that_passes_after_a_retry_lets_go,
     what_a_later_cascade_shows_lets_an_earlier_one_go,
+    what_stands_on_held_images_is_held_until_these_have_tags,
+    what_stands_on_held_images_is_given_up_with_them,
     what_nobody_retries_is_given_up,
     what_is_canceled_is_given_up_and_not_built_again,
     a_tag_that_cannot_move_keeps_no_other_and_is_tried_again,
@@ -211,8 +213,106 @@ async fn what_a_later_cascade_shows_lets_an_earlier_one_go(place: Place, registr
     fleet.rests_after(2).await;
 }
 
+/// Another base of the application.
+const OTHER: &str = "r.io/other:1";
+
+/// Cascade 1 holds the middle and the application back, because a test of the middle has failed. Cascade 2 builds the
+/// application alone, because its other base has moved: no task of it is to be held back for its own sake.
+async fn on_what_is_held(place: Place, registry: &str) -> Fleet {
+    let settings =
+        json!({"retries": 0, "parallel": 1, "promotion": {"tasks": "mid", "tests": ["test"]}});
+    let mut fleet = Fleet::new(place, registry, settings).await;
+    let mid = fleet.world.models["mid"].image.clone();
+    fleet.world.task("test", &[&mid], json!({})).await;
+    let image = mid.replace("/mid:", "/test:");
+    fleet.world.models.get_mut("test").unwrap().image = image;
+    let app = fleet.world.models.get_mut("app").unwrap();
+    app.bases.push(OTHER.to_owned());
+    fleet.world.registry.insert(OTHER.into(), sha("old"));
+    for name in ["test", "app"] {
+        fleet.world.by_hand(name).await;
+        fleet.build(name, true).await;
+    }
+    fleet.base_moves("new").await;
+    fleet.build("mid", true).await;
+    fleet.build("app", true).await;
+    fleet.build("test", false).await;
+    gate::pass(&fleet.world.app).await.unwrap();
+    assert_eq!(fleet.show().await.summary.promotion, CascadePromotion::Held);
+    let held = fleet.shown("mid").await;
+    // Whoever sets that nothing is held back from now on does not let go of what is.
+    let none = serde_json::from_value(json!({"retries": 0, "parallel": 1})).unwrap();
+    cascades::put_settings(&fleet.world.app, none)
+        .await
+        .unwrap();
+
+    fleet.world.moves(OTHER, "new").await;
+    fleet.begins().await;
+    let pins = fleet.build("app", true).await;
+    assert_eq!(pins[&held.name], held.after);
+    assert_eq!(pins[OTHER], sha("new"));
+    let detail = fleet.world.show(2).await;
+    assert_eq!(detail.nodes.len(), 1, "{detail:?}");
+    assert!(detail.summary.holds);
+    fleet
+}
+
+async fn what_stands_on_held_images_is_held_until_these_have_tags(place: Place, registry: String) {
+    let mut fleet = on_what_is_held(place, &registry).await;
+    let before = fleet.tags().await;
+    gate::pass(&fleet.world.app).await.unwrap();
+    let waits = fleet.world.show(2).await.summary;
+    assert_eq!(waits.promotion, CascadePromotion::Held);
+    assert_eq!(
+        waits.promotion_note.as_deref(),
+        Some("it stands on images that cascade 1 holds back")
+    );
+    let refused = gate::promote(&fleet.world.app, 2, "ann").await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "cascade 2 cannot be promoted: it stands on images that cascade 1 holds back; `acrtask cascade promote 1` lets \
+         these go first"
+    );
+    assert_eq!(fleet.tags().await, before);
+    gate::promote(&fleet.world.app, 1, "ann").await.unwrap();
+    gate::pass(&fleet.world.app).await.unwrap();
+    let last = fleet.world.show(2).await;
+    assert_eq!(last.summary.promotion, CascadePromotion::Promoted);
+    let tags = fleet.tags().await;
+    assert_ne!(tags[0], before[0]);
+    assert_eq!(tags[1].as_ref(), Some(&last.images[0].after));
+    fleet.rests_after(2).await;
+}
+
+async fn what_stands_on_held_images_is_given_up_with_them(place: Place, registry: String) {
+    let mut fleet = on_what_is_held(place, &registry).await;
+    let before = fleet.tags().await;
+    gate::rollback(&fleet.world.app, 1, "ann").await.unwrap();
+    let refused = gate::promote(&fleet.world.app, 2, "ann").await.unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .ends_with("of cascade 1, which was given up, and so is what stands on it"),
+        "{refused}"
+    );
+    gate::pass(&fleet.world.app).await.unwrap();
+    let last = fleet.world.show(2).await.summary;
+    assert_eq!(last.promotion, CascadePromotion::Dropped);
+    assert_eq!(fleet.tags().await, before);
+    // Neither is built again from the same digests, and the next base builds all of it.
+    fleet.rests_after(2).await;
+    fleet.base_moves("newer").await;
+    for name in ["mid", "app", "test"] {
+        fleet.build(name, true).await;
+    }
+    let after = fleet.tags().await;
+    assert!(after[0] != before[0] && after[1] != before[1]);
+    fleet.rests_after(3).await;
+}
+
 async fn what_nobody_retries_is_given_up(place: Place, registry: String) {
-    let settings = json!({"retries": 0, "promotion": {"tasks": "", "tests": ["app"]}});
+    let settings =
+        json!({"retries": 0, "healSecs": 0, "promotion": {"tasks": "", "tests": ["app"]}});
     let mut fleet = Fleet::new(place, &registry, settings).await;
     let before = fleet.tags().await;
     fleet.base_moves("new").await;

@@ -240,12 +240,18 @@ async fn settled(app: &App, id: u64) -> Result<PromotionRow, CommandError> {
 /// Moves the tags of what a cascade has held back, whatever its tests say.
 ///
 /// # Errors
-/// When there is nothing to move, or the database cannot be used.
+/// When there is nothing to move, or what it would move stands on images that another cascade has not promoted, or the
+/// database cannot be used.
 pub async fn promote(app: &App, id: u64, by: &str) -> Result<(), CommandError> {
     let row = settled(app, id).await?;
     if !row.holds && row.promotion != "rolledBack" {
         return Err(CommandError::Invalid(format!(
             "cascade {id} holds nothing back: each of its pushes moved its tag at once"
+        )));
+    }
+    if let Some(why) = judge::ungrounded(app, id).await? {
+        return Err(CommandError::Invalid(format!(
+            "cascade {id} cannot be promoted: {why}"
         )));
     }
     carry_out(app, &row, "promoted", by).await

@@ -4,7 +4,7 @@
 //! or not at all; what is in memory afterwards is what the database has.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Instant,
 };
 
@@ -343,10 +343,21 @@ impl Work {
             return Ok(runs);
         }
         let tasks = app.tasks.current(&app.store).await?;
+        let unpromoted = app.store.unpromoted_images().await?;
+        let unpromoted: HashMap<(&str, &Digest), u64> = unpromoted
+            .iter()
+            .map(|(name, digest, of, _)| ((name.as_str(), digest), *of))
+            .collect();
         while let Some(start) = self.starts.pop_front() {
             let moved = self.moved(&start);
             let reason = reason(start.cascade, &moved);
-            let held = self.holds(start.cascade);
+            // What stands on images that are held back must not be seen before these are.
+            let on_held = start.pins.iter().any(|(image, digest)| {
+                let name = image.to_string();
+                let of = unpromoted.get(&(name.as_str(), digest));
+                of.is_some_and(|of| *of != start.cascade.0)
+            });
+            let held = self.holds(start.cascade, on_held);
             match starts::draft(app, &tasks, &start, reason, held).await? {
                 Ok(run) => runs.push(NewCascadeRun {
                     cascade: start.cascade.0,
@@ -397,30 +408,37 @@ impl Work {
             .collect()
     }
 
-    /// Whether a cascade pushes without tags. It is decided with its first run.
-    fn holds(&mut self, id: CascadeId) -> bool {
-        if let Some(held) = self.holds.get(&id) {
-            return *held;
-        }
-        let held = match (self.cascades.get(id), &self.holding) {
-            (Some(cascade), Some(prefix)) => cascade.nodes.iter().any(|(task, node)| {
-                let built = !matches!(
-                    node.state,
-                    NodeState::Skipped {
-                        because: SkippedBecause::Fresh | SkippedBecause::Moved { .. }
-                    }
-                );
-                // What stands on images that are held back must not be seen before these are.
-                let on_held = node.bases.iter().any(|base| {
-                    matches!(&base.pin, NodePin::Output { cascade, .. }
-                        if *cascade != id && self.holds.get(cascade) == Some(&true))
-                });
-                built && (task.starts_with(prefix) || on_held)
-            }),
-            _ => false,
-        };
+    /// Whether a cascade pushes without tags from now on. It is decided with its first run, and once more for each that stands
+    /// on what another cascade holds back.
+    fn holds(&mut self, id: CascadeId, on_held: bool) -> bool {
+        let held = on_held
+            || self.holds.get(&id).copied().unwrap_or_else(|| {
+                let cascade = self.cascades.get(id);
+                cascade.is_some_and(|cascade| self.is_to_hold(cascade))
+            });
         self.holds.insert(id, held);
         held
+    }
+
+    /// Whether a cascade has a task whose pushes are to be held back, or that waits for one of a cascade that does so.
+    fn is_to_hold(&self, cascade: &Cascade) -> bool {
+        cascade.nodes.iter().any(|(task, node)| {
+            let built = !matches!(
+                node.state,
+                NodeState::Skipped {
+                    because: SkippedBecause::Fresh | SkippedBecause::Moved { .. }
+                }
+            );
+            let chosen = self
+                .holding
+                .as_ref()
+                .is_some_and(|prefix| task.starts_with(prefix));
+            let on_held = node.bases.iter().any(|base| {
+                matches!(&base.pin, NodePin::Output { cascade: other, .. }
+                    if *other != cascade.id && self.holds.get(other) == Some(&true))
+            });
+            built && (chosen || on_held)
+        })
     }
 }
 

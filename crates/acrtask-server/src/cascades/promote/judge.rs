@@ -2,10 +2,14 @@
 //!
 //! All chosen tests that are part of the cascade have passed; where none is chosen, or none of them is part of it, all of
 //! its tasks were built or needed no build. A task that is built in a cascade that follows passes or fails there, and one
-//! that failed passes where it is built again later. What stands on images that another cascade holds back waits for that one, and is given up with it. Invariant: nothing is
-//! decided of a cascade that is not over.
+//! that failed passes where it is built again later. What stands on images that another cascade holds back waits for that
+//! one, and is given up with it. Invariants: nothing is decided of a cascade that is not over, and no tag is given to what
+//! stands on an image that has none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use acrtask_cascade::cascade::{Node, NodePin, NodeState, SkippedBecause, StaleBecause};
 use acrtask_model::{Digest, StepState};
@@ -50,8 +54,12 @@ pub(super) async fn judge(
     }) {
         return Ok(Verdict::Drop(format!("its cascade was canceled by {by}")));
     }
-    if let Some(verdict) = stands_on_held(app, row.id, &nodes).await? {
-        return Ok(verdict);
+    if let Some(below) = stands_on_held(app, row.id, &nodes).await? {
+        let why = below.to_string();
+        return Ok(match below.dropped {
+            true => Verdict::Drop(why),
+            false => Verdict::Wait(why),
+        });
     }
     let chosen: Vec<(&str, Option<&str>)> = tests
         .iter()
@@ -186,8 +194,45 @@ async fn step_passed(app: &App, id: u64, task: &str, step: &str) -> Result<Passe
     })
 }
 
-/// What follows from the images of other cascades that this one has been built on, if these have no tags.
-async fn stands_on_held(app: &App, id: u64, nodes: &Nodes) -> Result<Option<Verdict>, StoreError> {
+/// Why nobody may move the tags of a cascade, with what to do first: it stands on images of another one that have none.
+pub(super) async fn ungrounded(app: &App, id: u64) -> Result<Option<String>, StoreError> {
+    let nodes = nodes_of(app, id).await?;
+    let below = stands_on_held(app, id, &nodes).await?;
+    Ok(below.map(|below| {
+        let first = match below.dropped {
+            true => ", and so is what stands on it".to_owned(),
+            false => format!(
+                "; `acrtask cascade promote {}` lets these go first",
+                below.cascade
+            ),
+        };
+        format!("{below}{first}")
+    }))
+}
+
+/// Images of another cascade that a cascade has been built on, and that have no tags.
+struct Below {
+    cascade: u64,
+    /// One of them. Those of a cascade that were given up come first.
+    image: String,
+    dropped: bool,
+}
+
+impl fmt::Display for Below {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cascade, image, .. } = self;
+        match self.dropped {
+            true => write!(
+                f,
+                "it stands on {image} of cascade {cascade}, which was given up"
+            ),
+            false => write!(f, "it stands on images that cascade {cascade} holds back"),
+        }
+    }
+}
+
+/// What keeps a cascade from being promoted, whatever its own tests say.
+async fn stands_on_held(app: &App, id: u64, nodes: &Nodes) -> Result<Option<Below>, StoreError> {
     let unpromoted = app.store.unpromoted_images().await?;
     let mut by_digest: HashMap<(&str, &Digest), (u64, bool)> = HashMap::new();
     let mut of_cascade: HashMap<(&str, u64), bool> = HashMap::new();
@@ -197,35 +242,21 @@ async fn stands_on_held(app: &App, id: u64, nodes: &Nodes) -> Result<Option<Verd
             of_cascade.insert((name, *of), *dropped);
         }
     }
-    let mut waits = BTreeSet::new();
-    for node in nodes.values() {
-        if !matches!(node.state, NodeState::Succeeded { .. }) {
-            continue;
-        }
-        for base in &node.bases {
-            let name = base.image.to_string();
-            let found = match &base.pin {
-                NodePin::Digest(digest) => by_digest.get(&(name.as_str(), digest)).copied(),
-                NodePin::Output { cascade, .. } => of_cascade
-                    .get(&(name.as_str(), cascade.0))
-                    .map(|dropped| (cascade.0, *dropped)),
-            };
-            match found {
-                Some((other, true)) => {
-                    return Ok(Some(Verdict::Drop(format!(
-                        "it stands on {name} of cascade {other}, which was given up"
-                    ))));
-                }
-                Some((other, false)) => {
-                    waits.insert(other);
-                }
-                None => {}
+    let built = |node: &&Node| matches!(node.state, NodeState::Succeeded { .. });
+    let bases = nodes.values().filter(built).flat_map(|node| &node.bases);
+    let below = bases.filter_map(|base| {
+        let image = base.image.to_string();
+        let (cascade, dropped) = match &base.pin {
+            NodePin::Digest(digest) => *by_digest.get(&(image.as_str(), digest))?,
+            NodePin::Output { cascade, .. } => {
+                (cascade.0, *of_cascade.get(&(image.as_str(), cascade.0))?)
             }
-        }
-    }
-    Ok(waits.first().map(|other| {
-        Verdict::Wait(format!(
-            "it stands on images that cascade {other} holds back"
-        ))
-    }))
+        };
+        Some(Below {
+            cascade,
+            image,
+            dropped,
+        })
+    });
+    Ok(below.min_by_key(|below| (!below.dropped, below.cascade)))
 }
