@@ -96,7 +96,7 @@ A settings file, each line of which may be left out:
   parallelTotal: 8         # runs of all cascades side by side
   retries: 1               # how often a failed run is tried again
   retryDelaySecs: 60
-  healSecs: 3600           # what failed even so is tried again then, and after twice as long each time
+  healSecs: 3600           # what failed even so is tried again then, and ever more rarely
   priority: -5             # of its runs; those that people start have 0
   patience: 3              # how often a task is moved to a later cascade before it is built anyway
   timeZone: Europe/Berlin
