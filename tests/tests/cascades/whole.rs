@@ -73,6 +73,26 @@ async fn a_new_base_reaches_everything_once_and_in_order() {
         );
         assert_eq!(fleet.note(name).await, "second", "{name}");
     }
+    // Each run says which cascade started it, and what had moved.
+    let run = &fleet.runs("web")[0];
+    let moved = serde_json::json!([{"name": fleet.image("os"), "from": old, "to": new}]);
+    assert_eq!(
+        run["cascade"],
+        serde_json::json!({"id": 1, "attempt": 1, "moved": moved})
+    );
+    let run = fleet.runs("both")[0]["id"].as_str().unwrap().to_owned();
+    let shown = fleet.server.ok(&["runs", "show", &run]).stdout;
+    assert!(shown.contains("cascade 1\n"), "{shown}");
+    let (_, shown) = shown.split_once("Moved bases\n").expect("bases have moved");
+    for (line, base) in shown.lines().zip(["tools", "web"]) {
+        let after = fleet.digest(base).await.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[0], fleet.image(base), "{shown}");
+        assert_eq!(
+            (words[2], words[3]),
+            ("->", &after["sha256:".len()..][..12])
+        );
+    }
     // And what was built says so.
     for name in middle {
         let bases = fleet.built_from(&fleet.image(name));
