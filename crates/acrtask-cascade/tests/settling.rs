@@ -1,5 +1,7 @@
 //! When the time to settle begins.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
+
 use acrtask_cascade::{
     Cascades, GraphBuilder,
     cascade::{CascadeId, Phase, Settings},
