@@ -473,7 +473,7 @@ fn parse_duration(text: &str) -> Result<i64, String> {
                 reason = "as Go does"
             )]
             let nanoseconds = (value as f64 * (scale as f64 / power)) as i128;
-            total += nanoseconds;
+            total = total.checked_add(nanoseconds).ok_or_else(invalid)?;
         }
     }
     let total = if negative { -total } else { total };
@@ -495,5 +495,24 @@ fn rounded(nanoseconds: i64) -> String {
     match UNITS.iter().find(|(size, _)| total > *size) {
         Some((size, unit)) => format!("{}{unit}", total / size),
         None => "0s".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_no_duration() {
+        let most = i128::MAX / 1000;
+        assert!(parse_duration(&format!("{most}.9us")).is_err());
+        assert_eq!(parse_duration("-1.5us"), Ok(-1500));
+    }
+
+    #[test]
+    fn hours_that_no_zone_has_are_no_abbreviation() {
+        assert!(read("MST", "GMT+999999999").is_err());
+        assert!(read("MST", "GMT+24").is_err());
+        assert!(read("MST", "GMT-8").is_ok());
     }
 }

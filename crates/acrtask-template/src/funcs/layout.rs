@@ -528,7 +528,12 @@ fn zone_length(text: &str) -> Option<usize> {
     if let Some(after) = text.strip_prefix("GMT") {
         let signed = after.strip_prefix(['+', '-']).unwrap_or_default();
         let digits = signed.chars().take_while(char::is_ascii_digit).count();
-        return Some(if digits > 0 { 4 + digits } else { 3 });
+        // As in Go, of hours that no zone has the digits do not belong to the abbreviation.
+        let hours = signed.get(..digits).filter(|digits| digits.len() <= 2);
+        let is_zone = hours
+            .and_then(|hours| hours.parse::<u8>().ok())
+            .is_some_and(|hours| hours <= 23);
+        return Some(if is_zone { 4 + digits } else { 3 });
     }
     if text.starts_with(['+', '-']) {
         let digits = text[1..].chars().take_while(char::is_ascii_digit).count();
