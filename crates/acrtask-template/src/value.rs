@@ -336,6 +336,8 @@ impl Value {
             Self::Text(text) => text.len(),
             Self::List(list) => list.len() * size_of::<Value>(),
             Self::Map(map) => heap.get(*map).len() * size_of::<Value>(),
+            // It is read part by part.
+            Self::Version(version) => version.bytes() * 8,
             _ => 0,
         }
     }

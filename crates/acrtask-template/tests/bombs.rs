@@ -296,6 +296,22 @@ const BOMBS: &[(&str, &str)] = &[
         r#"{{$x := repeat 1000 "1.2.3 || "}}{{range until 10000}}{{$y := semverCompare (print $x "1") "1.2.3"}}{{end}}"#,
     ),
     (
+        "texts that elements share, joined",
+        r#"{{$x := repeat 500000 "x"}}{{$l := list $x}}{{range until 9}}{{$l = concat $l $l}}{{end}}{{join "" $l}}"#,
+    ),
+    (
+        "an abbreviation of a zone that does not end",
+        r#"{{$d := toDate "MST" (print "GMT+" (repeat 200000 "0"))}}{{$x := $d.Format (repeat 1000 "MST ")}}{{range 10000000}}{{end}}"#,
+    ),
+    (
+        "a replacement that is read for each match",
+        r#"{{$x := repeat 2000 "a"}}{{$r := repeat 200000 "$1"}}{{$y := regexReplaceAll "a()" $x $r}}"#,
+    ),
+    (
+        "versions of many parts",
+        r#"{{$v := semver (print "1.0.0-a" (repeat 50000 ".a"))}}{{range 100000}}{{$x := $v.Compare $v}}{{end}}"#,
+    ),
+    (
         "decimals",
         "{{range until 1000000}}{{$x := divf 1 3 7 9 11}}{{end}}",
     ),
@@ -348,6 +364,14 @@ const LONG_BOMBS: &[(&str, &str, &str, usize, &str)] = &[
         "{{$x := 1}}",
         20_000,
         "{{end}}",
+    ),
+    ("variables in one scope", "", "{{$x := 1}}", 5_000, ""),
+    (
+        "assigning to the first of many variables",
+        "{{$a := 1}}",
+        "{{$x := 1}}",
+        900,
+        "{{range 10000000}}{{$a = 1}}{{end}}",
     ),
     ("a long file", "", "x", 3_000_000, ""),
 ];

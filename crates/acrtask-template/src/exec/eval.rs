@@ -12,18 +12,22 @@ use crate::{
 
 impl Executor<'_> {
     pub(super) fn assign(&mut self, name: &str, span: Span, value: Value) -> Executed<()> {
-        match self
-            .variables
-            .iter_mut()
-            .rev()
-            .find(|(present, _)| &**present == name)
-        {
-            Some((_, slot)) => {
-                *slot = value;
-                Ok(())
-            }
-            None => error(span, format!("undefined variable: {name}")),
-        }
+        let index = self.index_of(name, span)?;
+        self.variables[index].1 = value;
+        Ok(())
+    }
+
+    /// Where the innermost variable of this name is. Charged: it is looked for among all in scope.
+    fn index_of(&mut self, name: &str, span: Span) -> Executed<usize> {
+        let mut inward = self.variables.iter().rev();
+        let Some(distance) = inward.position(|(present, _)| &**present == name) else {
+            return error(span, format!("undefined variable: {name}"));
+        };
+        self.env
+            .meter
+            .step(distance as u64 / 8)
+            .map_err(|fault| located(fault, span))?;
+        Ok(self.variables.len() - 1 - distance)
     }
 
     pub(super) fn pipeline(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<Value> {
@@ -89,21 +93,8 @@ impl Executor<'_> {
     }
 
     fn variable(&mut self, name: &str, span: Span) -> Executed<Value> {
-        let distance = self
-            .variables
-            .iter()
-            .rev()
-            .position(|(present, _)| &**present == name);
-        let Some(distance) = distance else {
-            return error(span, format!("undefined variable: {name}"));
-        };
-        self.env
-            .meter
-            .step(distance as u64 / 8)
-            .map_err(|fault| located(fault, span))?;
-        Ok(self.variables[self.variables.len() - 1 - distance]
-            .1
-            .clone())
+        let index = self.index_of(name, span)?;
+        Ok(self.variables[index].1.clone())
     }
 
     /// The value of an expression that is an argument of any type, or stands alone.

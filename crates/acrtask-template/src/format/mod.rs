@@ -227,7 +227,10 @@ impl Printer<'_, '_> {
             Value::Duration(nanoseconds) => date::duration_text(*nanoseconds),
             Value::Month(month) => date::month_name(*month).to_owned(),
             Value::Weekday(day) => date::weekday_name(*day).to_owned(),
-            Value::Version(version) => version.to_string(),
+            Value::Version(version) => {
+                self.out.read(version.bytes())?;
+                version.to_string()
+            }
             _ => String::new(),
         };
         match (verb, value) {

@@ -290,6 +290,8 @@ fn replace_all(env: &mut Env, args: &[Value], expands: bool) -> Outcome {
 
 /// Writes a replacement with `$1`, `${1}`, `$name` and `$$` filled in.
 fn expand(out: &mut Writer<'_>, captures: &Captures<'_>, replacement: &str) -> Result<(), Fault> {
+    // What is filled in may be empty: reading it all again for each match is what costs.
+    out.read(replacement.len().saturating_mul(2))?;
     let mut rest = replacement;
     while let Some(dollar) = rest.find('$') {
         out.push(&rest[..dollar])?;

@@ -76,6 +76,11 @@ impl Version {
         })
     }
 
+    /// Bytes that it was written with.
+    pub(crate) fn bytes(&self) -> usize {
+        self.original.len()
+    }
+
     /// The order of versions; metadata does not count.
     fn compare(&self, other: &Self) -> Ordering {
         (self.major, self.minor, self.patch)

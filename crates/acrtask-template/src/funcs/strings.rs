@@ -69,6 +69,10 @@ pub(crate) static TABLE: &[Function] = functions! {
 
 /// A value as Sprig makes a text of it: what `%v` prints.
 pub(crate) fn text_of(env: &mut Env, value: &Value) -> Result<String, Fault> {
+    if let Value::Text(text) = value {
+        // A copy of its own, of a text that many elements of a list may share.
+        env.meter.text(text.len())?;
+    }
     Ok(format::display(env, value)?.into_owned())
 }
 

@@ -67,7 +67,10 @@ pub(crate) fn deep_equal(
             left == right
         }
         (Value::Time(left), Value::Time(right)) => left == right,
-        (Value::Version(left), Value::Version(right)) => left == right,
+        (Value::Version(left), Value::Version(right)) => {
+            env.meter.read(left.bytes().min(right.bytes()) * 8)?;
+            left == right
+        }
         (Value::List(left), Value::List(right)) => {
             if left.element != right.element
                 || left.is_nil != right.is_nil

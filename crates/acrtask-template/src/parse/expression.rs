@@ -70,7 +70,7 @@ impl Parser<'_> {
             }
             self.next();
             let name: Arc<str> = token.span.of(self.text).into();
-            self.variables.push(name.clone());
+            self.declare(name.clone(), token.span)?;
             variables.push(Variable {
                 name,
                 span: token.span,

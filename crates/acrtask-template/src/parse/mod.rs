@@ -18,6 +18,8 @@ use crate::{
 const MAX_TEXT: usize = 512 << 10;
 /// Most words, actions and pieces of text in a template.
 const MAX_NODES: usize = 100_000;
+/// Most variables in scope: each use is looked for among them.
+const MAX_VARIABLES: usize = 1000;
 /// How deep blocks and parentheses may nest, together.
 const MAX_DEPTH: usize = 100;
 
@@ -207,6 +209,18 @@ impl Parser<'_> {
                 format!("the template has more than {MAX_NODES} parts"),
             );
         }
+        Ok(())
+    }
+
+    /// Takes a variable into scope.
+    fn declare(&mut self, name: Arc<str>, span: Span) -> Parsed<()> {
+        if self.variables.len() >= MAX_VARIABLES {
+            return self.limit(
+                span,
+                format!("the template has more than {MAX_VARIABLES} variables in one scope"),
+            );
+        }
+        self.variables.push(name);
         Ok(())
     }
 
