@@ -33,7 +33,8 @@
 //! - `keys` and `values` are in the order of the keys; Go's order changes from run to run.
 //! - Left out: complex numbers, other delimiters, `%p`, `%b` and `%x` of floats, one name for two groups of a regular
 //!   expression, the rarer methods of `time.Time`.
-//! - Bounded: see [`Limits`]. A template also may have at most 512 KiB, and blocks and parentheses nest at most 100 deep.
+//! - Bounded: see [`Limits`]. A template also may have at most 512 KiB and 1000 variables in one scope, and blocks and
+//!   parentheses nest at most 100 deep.
 //!
 //! The tables in `tests/cases` hold what Go renders, and `differs.txt` among them each of these differences.
 
