@@ -45,23 +45,26 @@ async fn looks(app: &App) -> Result<(), StoreError> {
     let mut compared: Option<Instant> = None;
     let mut woken = false;
     loop {
-        if woken || compared.is_none_or(|at| at.elapsed() >= COMPARE) {
+        // What is due goes first: among very many images the comparison takes longer than a look.
+        let overdue = compared.is_none_or(|at| at.elapsed() >= COMPARE);
+        let due = if overdue {
+            Vec::new()
+        } else {
+            let now = app.clock.now_ms();
+            app.store.claim_watches(now, lease(app), batch).await?
+        };
+        if !due.is_empty() {
+            app.watcher.look_at(app, due).await?;
+        } else if overdue || woken {
+            woken = false;
             compare(app).await?;
             compared = Some(Instant::now());
-        }
-        let due = app
-            .store
-            .claim_watches(app.clock.now_ms(), lease(app), batch)
-            .await?;
-        if due.is_empty() {
+        } else {
             woken = tokio::select! {
                 () = app.bases.notified() => true,
                 () = tokio::time::sleep(app.config.poll) => false,
             };
-            continue;
         }
-        woken = false;
-        app.watcher.look_at(app, due).await?;
     }
 }
 

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{Api, parts},
     new_run,
+    watch::look,
 };
 
 /// The task whose base moves, and the webhook that tells of it.
@@ -29,6 +30,7 @@ const TOKEN: &str = "the token of the benchmark's registry";
 /// Bases that the other tasks share; each stands on four.
 const BASES: usize = 100;
 const EACH: usize = 4;
+const HOUR_MS: i64 = 60 * 60 * 1000;
 /// Tasks that are written together.
 const BATCH: usize = 500;
 /// The SHA-256 of an empty log.
@@ -84,6 +86,14 @@ pub(crate) async fn fill(database: &str, registry: &str, image: &str, tasks: usi
         store.enqueue_many(runs, now).await.unwrap();
         finish(&store, &runner, results, now).await;
     }
+    // As in a service that has run for a while: each base was looked at, and is not due.
+    let now = Timestamp::now().as_millisecond();
+    let digests: std::collections::HashMap<&str, &Digest> = bases
+        .iter()
+        .map(|(name, digest)| (name.as_str(), digest))
+        .collect();
+    let looked = look(&store, now, now + HOUR_MS, |name| digests[name].clone()).await;
+    assert_eq!(looked, bases.len());
     drop(store);
     acrtask_store::testing::settle(database).await.unwrap();
     json!({ "tasks": all.len() })

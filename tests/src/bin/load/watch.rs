@@ -66,6 +66,22 @@ pub(crate) async fn fill(database: &str, registry: &str, watches: usize) -> Valu
         store.enqueue_many(vec![run], now).await.unwrap();
         finish(&store, &runner, results, now).await;
     }
+    assert_eq!(
+        look(&store, now, now + 1, |_| digest.clone()).await,
+        watches
+    );
+    drop(store);
+    acrtask_store::testing::settle(database).await.unwrap();
+    json!({ "watches": watches })
+}
+
+/// Watches all tags that images stand on, and looks at each once; how many there are. `next`: when they are due again.
+pub(crate) async fn look(
+    store: &Store,
+    now: i64,
+    next: i64,
+    digest_of: impl Fn(&str) -> Digest,
+) -> usize {
     let wanted: BTreeSet<(String, String)> = store
         .wanted_bases()
         .await
@@ -73,27 +89,26 @@ pub(crate) async fn fill(database: &str, registry: &str, watches: usize) -> Valu
         .into_iter()
         .map(|(name, scope, ..)| (name, scope))
         .collect();
-    assert_eq!(wanted.len(), watches);
     store.set_watches(&wanted, now).await.unwrap();
     loop {
         let due = store.claim_watches(now, 60_000, BATCH).await.unwrap();
         if due.is_empty() {
-            break;
+            return wanted.len();
         }
-        let seen = Seen::Digest {
-            digest: digest.clone(),
-            etag: Some(format!("\"{digest}\"")),
-            platforms: Some([("linux/amd64".to_owned(), digest.clone())].into()),
-        };
         let looks: Vec<_> = due
             .into_iter()
-            .map(|watch| (watch, seen.clone(), now + 1))
+            .map(|watch| {
+                let digest = digest_of(&watch.name);
+                let seen = Seen::Digest {
+                    etag: Some(format!("\"{digest}\"")),
+                    platforms: Some([("linux/amd64".to_owned(), digest.clone())].into()),
+                    digest,
+                };
+                (watch, seen, next)
+            })
             .collect();
         store.watched_all(&looks, now).await.unwrap();
     }
-    drop(store);
-    acrtask_store::testing::settle(database).await.unwrap();
-    json!({ "watches": watches })
 }
 
 /// The same image under all tags; its digest.
