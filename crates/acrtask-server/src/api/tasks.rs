@@ -336,16 +336,19 @@ async fn start(
             .help("leave out `context` and `file`, or use a token with the scope `write`"));
         }
     }
+    // What the request itself says; what the task says may be changed between two tries of it.
+    let (set, files) = (asked.set.clone(), asked.context.clone());
     let draft = submit::from_task(&api.app, &task, asked, runs::request(caller, &headers)?)?;
     let new = runs::complete(&api, draft, None).await?;
     let enqueued = runs::enqueue(&api, new).await?;
-    if let Enqueued::Existing(row) = &enqueued
-        && row.task_name.as_ref() != Some(&name)
-    {
-        return Err(
-            ApiError::conflict("the idempotency key was used for another request")
-                .help("use a new key for each new run"),
-        );
+    if let Enqueued::Existing(row) = &enqueued {
+        let same = row.task_name.as_ref() == Some(&name)
+            && row.rerun_of.is_none()
+            && row.spec.set == set
+            && files.is_none_or(|files| row.spec.context == files);
+        if !same {
+            return Err(runs::used_key(row));
+        }
     }
     Ok(runs::enqueued_response(&enqueued))
 }

@@ -161,6 +161,41 @@ async fn a_run_of_a_task_is_what_the_task_says() {
 }
 
 #[tokio::test]
+async fn a_key_stands_for_one_request() {
+    let server = Server::start().await;
+    for name in ["app", "other"] {
+        server.post("/tasks", definition(name)).await;
+    }
+    let start = async |path: &str, body: serde_json::Value| {
+        let mut request = Server::request(Method::POST, path, Some(&server.admin), Some(&body));
+        let key = "k1".parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
+        server.send(request).await
+    };
+    let hi = json!({"set": {"greeting": "hi"}});
+    let first: Run = start("/tasks/app/runs", hi.clone())
+        .await
+        .json(StatusCode::CREATED);
+    let again: Run = start("/tasks/app/runs", hi.clone())
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(again.id, first.id);
+    // A request that would have to be another run is not answered with this one.
+    let bye = json!({"set": {"greeting": "bye"}});
+    let files = json!({"from": "url", "url": "https://git.example.com/other.git"});
+    let files = json!({"set": {"greeting": "hi"}, "context": files});
+    let rerun = format!("/runs/{}/rerun", first.id);
+    for (path, body) in [
+        ("/tasks/app/runs", bye),
+        ("/tasks/app/runs", files),
+        ("/tasks/other/runs", hi),
+        (rerun.as_str(), json!({})),
+    ] {
+        start(path, body).await.problem(StatusCode::CONFLICT);
+    }
+}
+
+#[tokio::test]
 async fn no_run_of_a_task_that_never_pushes_does() {
     let server = Server::start().await;
     let mut quiet = definition("app");
