@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use acrtask_executor::Fence;
-use acrtask_model::ImageRef;
+use acrtask_model::{EventKind, ImageRef};
 use acrtask_registry::{Credentials, Registry, Settings};
 
 use crate::harness::{Engine, engine};
@@ -128,6 +128,11 @@ async fn what_is_granted_is_pushed() {
         let ran = ran.ok();
         assert!(there, "{way}: not in the registry\n{}", ran.story());
         assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}");
+        // And is an image of the run, whose bases are remembered.
+        let pushed = ran.events.iter().any(|event| {
+            matches!(&event.kind, EventKind::ImagePushed { name, .. } if name.ends_with("/fenced:1"))
+        });
+        assert!(pushed, "{way}: not told\n{}", ran.story());
     }
 }
 

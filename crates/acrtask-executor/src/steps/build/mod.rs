@@ -75,7 +75,7 @@ async fn build(
     request.exports = outputs.exports(&ctx.run.builder);
     outputs.redirect_caches(&mut request.cache_exports);
     let makes_image = outputs.is_default() && !names.is_empty();
-    let pushes = pushes && makes_image || !outputs.held_names().is_empty();
+    let pushes = pushes && makes_image || !outputs.pushed_names().is_empty();
     if makes_image {
         request
             .exports
@@ -102,11 +102,12 @@ async fn build(
     };
     outputs.deliver(ctx).await.map_err(Attempt::failed)?;
     let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
-    // What the line's outputs push is an image of the run as well, where it has to be found without its tag.
+    // What the line's outputs push is an image of the run as well. The builder has pushed it, but for what is held back.
+    let by_output = !makes_image && !ctx.run.hold;
     let names = if makes_image {
         names
     } else {
-        outputs.held_names()
+        outputs.pushed_names()
     };
     let makes_image = !names.is_empty();
     if let (Some(digest), true) = (&digest, makes_image) {
@@ -121,8 +122,8 @@ async fn build(
                 .config_digest
                 .as_deref()
                 .and_then(|d| d.parse().ok()),
-            !separate,
-            pushes && separate,
+            !separate && !by_output,
+            pushes && (separate || by_output),
         );
         ctx.run.images.add(built);
         ctx.run

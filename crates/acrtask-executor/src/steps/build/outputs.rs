@@ -24,8 +24,8 @@ pub(crate) struct Outputs {
     /// Of the exported caches of type local, in the line's order.
     caches: Vec<Wanted>,
     images: Vec<ImageExport>,
-    /// The names of those that are pushed without their tags.
-    held: Vec<ImageRef>,
+    /// The names of those that are pushed.
+    pushed: Vec<ImageRef>,
 }
 
 #[derive(Debug)]
@@ -72,12 +72,12 @@ impl Outputs {
                     let names =
                         given.unwrap_or_else(|| names.iter().map(ToString::to_string).collect());
                     let push_by_digest = push && ctx.run.hold;
-                    if push_by_digest {
+                    if push {
                         for name in &names {
                             let name: ImageRef = name
                                 .parse()
                                 .map_err(|error: ReferenceError| chain(&error))?;
-                            out.held.push(name.or_latest());
+                            out.pushed.push(name.or_latest());
                         }
                     }
                     out.images.push(ImageExport {
@@ -128,9 +128,9 @@ impl Outputs {
         self.wanted.is_empty() && self.images.is_empty()
     }
 
-    /// The names of images that are pushed without their tags.
-    pub(crate) fn held_names(&self) -> Vec<ImageRef> {
-        self.held.clone()
+    /// The names of images that are pushed, without their tags where the run holds these back.
+    pub(crate) fn pushed_names(&self) -> Vec<ImageRef> {
+        self.pushed.clone()
     }
 
     /// What the builder is asked for. An engine's own pushes nothing without a tag: what is held back is pushed from
@@ -154,7 +154,7 @@ impl Outputs {
                 }
             } else if image.push_by_digest {
                 Export::Image(ImageExport {
-                    names: super::without_tags(&self.held),
+                    names: super::without_tags(&self.pushed),
                     ..image.clone()
                 })
             } else {
