@@ -258,7 +258,7 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             if result.images.is_empty() {
                 app.cascades.wake();
             } else {
-                app.bases.notify_one();
+                app.watcher.images.notify_one();
                 app.cascades.facts();
             }
             app.wake.notify_one();

@@ -42,6 +42,8 @@ pub(super) type Clients = HashMap<String, Arc<Registry>>;
 pub(crate) struct Watcher {
     budgets: Mutex<HashMap<(String, String), Budget>>,
     clients: tokio::sync::Mutex<HashMap<String, (LoginKey, Arc<Registry>)>>,
+    /// Wakes the task that compares which tags are watched with what images stand on.
+    pub(crate) images: Notify,
     /// Wakes the task that lists tags.
     pub(super) lists: Notify,
 }

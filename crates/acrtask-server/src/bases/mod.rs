@@ -12,10 +12,7 @@ pub(crate) mod known;
 mod look;
 pub(crate) mod tags;
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use acrtask_model::ImageRef;
 use acrtask_store::StoreError;
@@ -34,36 +31,35 @@ const LEASE_MS: i64 = 180_000;
 /// The same in leases of runs, where these are short: a server that was killed in a look costs no more than that.
 const LEASES: i64 = 4;
 
-/// Looks at tags and for newer ones, for ever.
+/// Looks at tags and for newer ones, and compares which are watched, for ever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
-    tokio::try_join!(looks(app), tags::run(app)).map(drop)
+    tokio::try_join!(looks(app), comparisons(app), tags::run(app)).map(drop)
 }
 
 async fn looks(app: &App) -> Result<(), StoreError> {
     let seconds = app.config.base_rate.saturating_mul(BATCH_SECS);
     let batch = seconds.clamp(*BATCH.start(), *BATCH.end());
-    let mut compared: Option<Instant> = None;
-    let mut woken = false;
     loop {
-        // What is due goes first: among very many images the comparison takes longer than a look.
-        let overdue = compared.is_none_or(|at| at.elapsed() >= COMPARE);
-        let due = if overdue {
-            Vec::new()
-        } else {
-            let now = app.clock.now_ms();
-            app.store.claim_watches(now, lease(app), batch).await?
-        };
-        if !due.is_empty() {
-            app.watcher.look_at(app, due).await?;
-        } else if overdue || woken {
-            woken = false;
-            compare(app).await?;
-            compared = Some(Instant::now());
-        } else {
-            woken = tokio::select! {
-                () = app.bases.notified() => true,
-                () = tokio::time::sleep(app.config.poll) => false,
-            };
+        let now = app.clock.now_ms();
+        let due = app.store.claim_watches(now, lease(app), batch).await?;
+        if due.is_empty() {
+            tokio::select! {
+                () = app.bases.notified() => {}
+                () = tokio::time::sleep(app.config.poll) => {}
+            }
+            continue;
+        }
+        app.watcher.look_at(app, due).await?;
+    }
+}
+
+/// Beside the looks: among very many images a comparison takes longer than many of these.
+async fn comparisons(app: &App) -> Result<(), StoreError> {
+    loop {
+        compare(app).await?;
+        tokio::select! {
+            () = app.watcher.images.notified() => {}
+            () = tokio::time::sleep(COMPARE) => {}
         }
     }
 }
@@ -89,6 +85,7 @@ pub(crate) async fn compare(app: &App) -> Result<(), StoreError> {
     let made = app.store.set_watches(&wanted, app.clock.now_ms()).await?;
     if made > 0 {
         tracing::info!(made, "more base tags are watched");
+        app.bases.notify_one();
     }
     Ok(())
 }
