@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub, metrics::Metrics,
-    probe, runners::hub::Hub, vault::Vault, webhooks,
+    bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub, metrics::Metrics, probe,
+    runners::hub::Hub, vault::Vault, webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.

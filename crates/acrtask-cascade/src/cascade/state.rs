@@ -420,7 +420,11 @@ impl Cascade {
                     };
                     (base.image.clone(), digest.clone())
                 });
-                (task.clone(), Key::of(task, &pins.collect()), node.from(task))
+                (
+                    task.clone(),
+                    Key::of(task, &pins.collect()),
+                    node.from(task),
+                )
             })
             .collect()
     }
