@@ -13,7 +13,7 @@ async fn slow_fleet(world: &World) -> Fleet {
     fleet.push("os", "first").await;
     let from = |base: &str| format!("FROM {}\n", fleet.image(base));
     fleet.tasks(&[
-        member("slow", &format!("{}RUN sleep 2\n", from("os"))),
+        member("slow", &fleet.slow("os", 2)),
         member("app", &from("slow")),
     ]);
     fleet.build(&["slow"]);

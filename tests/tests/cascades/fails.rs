@@ -66,7 +66,7 @@ async fn an_update_in_the_middle_joins_or_follows() {
     fleet.push("os", "first").await;
     let from = |base: &str| format!("FROM {}\n", fleet.image(base));
     fleet.tasks(&[
-        member("slow", &format!("{}RUN sleep 6\n", from("os"))),
+        member("slow", &fleet.slow("os", 6)),
         member("app", &from("slow")),
     ]);
     fleet.build(&["slow"]);

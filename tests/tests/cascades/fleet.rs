@@ -123,6 +123,12 @@ impl Fleet {
             .await
     }
 
+    /// A Dockerfile whose build on a new `base` takes so long, also where another run of the test has filled the cache.
+    pub(crate) fn slow(&self, base: &str, seconds: u32) -> String {
+        let base = self.image(base);
+        format!("FROM {base}\nRUN : {base}; sleep {seconds}\n")
+    }
+
     /// Settings for a test's patience, and these.
     pub(crate) fn settings(&self, more: &Value) {
         let mut settings =
