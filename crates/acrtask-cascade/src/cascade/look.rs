@@ -78,27 +78,21 @@ impl Cascades {
         let mut pins = BTreeMap::new();
         let mut waits = false;
         for base in &node.bases {
-            let digest = match &base.pin {
-                NodePin::Digest(digest) => digest,
-                NodePin::Output {
-                    task,
-                    cascade,
-                    otherwise,
-                } => match self.node(*cascade, task).map(|parent| &parent.state) {
+            let mut parent = None;
+            if let NodePin::Output { task, cascade, .. } = &base.pin {
+                parent = self.node(*cascade, task).map(|parent| &parent.state);
+                match parent {
                     Some(state) if state.is_open() => {
                         waits = true;
                         continue;
                     }
-                    Some(NodeState::Succeeded { digests }) => {
-                        digests.get(&base.image).unwrap_or(otherwise)
-                    }
                     Some(state) if state.left_undone() && base.counted => {
                         return Resolved::Below(task.clone());
                     }
-                    _ => otherwise,
-                },
-            };
-            pins.insert(base.image.clone(), digest.clone());
+                    _ => {}
+                }
+            }
+            pins.insert(base.image.clone(), base.fixed_by(parent).clone());
         }
         if waits {
             Resolved::Waits

@@ -231,6 +231,19 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
+impl NodeBase {
+    /// The digest that it comes to, where the task that it waits for, if any, is at rest and stands so.
+    pub fn fixed_by<'b>(&'b self, parent: Option<&'b NodeState>) -> &'b Digest {
+        match (&self.pin, parent) {
+            (NodePin::Digest(digest), _) => digest,
+            (NodePin::Output { otherwise, .. }, Some(NodeState::Succeeded { digests })) => {
+                digests.get(&self.image).unwrap_or(otherwise)
+            }
+            (NodePin::Output { otherwise, .. }, _) => otherwise,
+        }
+    }
+}
+
 impl Gate {
     fn is_open(&self) -> bool {
         *self == Self::Open
@@ -395,6 +408,16 @@ impl Cascade {
         matches!(self.phase, Phase::Over { .. })
     }
 
+    /// Where the task of this cascade stands that a base waits for, if it waits for one.
+    pub fn parent_of(&self, base: &NodeBase) -> Option<&NodeState> {
+        match &base.pin {
+            NodePin::Output { task, cascade, .. } if *cascade == self.id => {
+                self.nodes.get(task).map(|node| &node.state)
+            }
+            _ => None,
+        }
+    }
+
     /// The tasks that it has built: each with the digests that it was built from, and those of before, in one word.
     pub fn built_for(&self) -> Vec<(String, Key, Key)> {
         let built = |node: &&Node| matches!(node.state, NodeState::Succeeded { .. });
@@ -402,22 +425,7 @@ impl Cascade {
         nodes
             .map(|(task, node)| {
                 let pins = node.bases.iter().map(|base| {
-                    let digest = match &base.pin {
-                        NodePin::Digest(digest) => digest,
-                        NodePin::Output {
-                            task,
-                            cascade,
-                            otherwise,
-                        } => {
-                            let parent = self.nodes.get(task).filter(|_| *cascade == self.id);
-                            match parent.map(|parent| &parent.state) {
-                                Some(NodeState::Succeeded { digests }) => {
-                                    digests.get(&base.image).unwrap_or(otherwise)
-                                }
-                                _ => otherwise,
-                            }
-                        }
-                    };
+                    let digest = base.fixed_by(self.parent_of(base));
                     (base.image.clone(), digest.clone())
                 });
                 (

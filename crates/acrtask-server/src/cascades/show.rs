@@ -262,25 +262,17 @@ fn pins(cascade: &Cascade, node: &Node) -> BTreeMap<String, Digest> {
     }
     let mut found = BTreeMap::new();
     for base in &node.bases {
-        let digest = match &base.pin {
-            NodePin::Digest(digest) => digest,
-            NodePin::Output {
-                task,
-                cascade: home,
-                otherwise,
-            } => {
-                let parent = cascade.nodes.get(task).filter(|_| *home == cascade.id);
-                match parent.map(|parent| &parent.state) {
-                    Some(NodeState::Succeeded { digests }) => {
-                        digests.get(&base.image).unwrap_or(otherwise)
-                    }
-                    Some(state) if state.is_open() => continue,
-                    None if node.state.is_open() => continue,
-                    _ => otherwise,
-                }
-            }
+        let parent = cascade.parent_of(base);
+        // Of a task of another cascade it is known once this one is at rest.
+        let waits = match (&base.pin, parent) {
+            (NodePin::Digest(_), _) => false,
+            (NodePin::Output { .. }, Some(state)) => state.is_open(),
+            (NodePin::Output { .. }, None) => node.state.is_open(),
         };
-        found.insert(base.image.to_string(), digest.clone());
+        if !waits {
+            let digest = base.fixed_by(parent).clone();
+            found.insert(base.image.to_string(), digest);
+        }
     }
     found
 }
