@@ -108,6 +108,15 @@ impl TaskLimit {
         }
     }
 
+    /// The one name, and what names begin with: how lists are filtered.
+    pub fn into_names(self) -> (Option<String>, Option<String>) {
+        match self {
+            Self::All => (None, None),
+            Self::Exact(name) => (Some(name), None),
+            Self::Prefix(prefix) => (None, Some(prefix)),
+        }
+    }
+
     /// Whether it takes in `task`; nothing stands for what belongs to no task.
     pub fn allows(&self, task: Option<&str>) -> bool {
         match (self, task) {

@@ -227,17 +227,14 @@ async fn list(
         limit: CHUNK,
         ..ListFilter::default()
     };
-    match runs::both(&by.caller.limit, TaskLimit::parse(asked.task.as_deref())) {
-        None => {
-            return Ok(Json(Page {
-                items: Vec::new(),
-                next: None,
-            }));
-        }
-        Some(TaskLimit::All) => {}
-        Some(TaskLimit::Exact(name)) => filter.task = Some(name),
-        Some(TaskLimit::Prefix(prefix)) => filter.task_prefix = Some(prefix),
-    }
+    let wanted = TaskLimit::parse(asked.task.as_deref());
+    let Some(tasks) = runs::both(&by.caller.limit, wanted) else {
+        return Ok(Json(Page {
+            items: Vec::new(),
+            next: None,
+        }));
+    };
+    (filter.task, filter.task_prefix) = tasks.into_names();
     let mut items = Vec::new();
     // One more tells whether there is another page.
     while items.len() <= limit {

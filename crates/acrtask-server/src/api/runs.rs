@@ -73,17 +73,13 @@ async fn list(
         ..RunFilter::default()
     };
     let wanted = TaskLimit::parse(asked.task.as_deref());
-    match both(&by.caller.limit, wanted) {
-        None => {
-            return Ok(Json(Page {
-                items: Vec::new(),
-                next: None,
-            }));
-        }
-        Some(TaskLimit::All) => {}
-        Some(TaskLimit::Exact(name)) => filter.task = Some(name),
-        Some(TaskLimit::Prefix(prefix)) => filter.task_prefix = Some(prefix),
-    }
+    let Some(limit) = both(&by.caller.limit, wanted) else {
+        return Ok(Json(Page {
+            items: Vec::new(),
+            next: None,
+        }));
+    };
+    (filter.task, filter.task_prefix) = limit.into_names();
     let (rows, next) = api.app.store.runs(filter).await?;
     let mut items: Vec<Run> = rows.iter().map(RunRow::to_api).collect();
     tell_cascades(&api, &mut items).await?;
