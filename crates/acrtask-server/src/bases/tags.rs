@@ -232,6 +232,21 @@ pub(crate) fn give(task: &Task, tags: &BTreeMap<String, String>, spec: &mut RunS
     }
 }
 
+/// Lists of tags, by repository and login, and what was found, as the database has them.
+async fn stored(app: &App) -> Result<(Lists, HashMap<ProposalKey, ProposalRow>), StoreError> {
+    let lists = app.store.tag_lists().await?.into_iter();
+    let found = app.store.proposals().await?.into_iter();
+    Ok((
+        lists
+            .map(|list| ((list.repository.clone(), list.scope.clone()), list))
+            .collect(),
+        found.map(|row| (row.key.clone(), row)).collect(),
+    ))
+}
+
+/// By repository and scope.
+type Lists = HashMap<(String, String), TagListRow>;
+
 /// What the rules of tasks are about: the tags in use of each image that a rule names, and the login that it is looked at
 /// with.
 struct InUse {
@@ -298,20 +313,7 @@ pub(crate) async fn pass(app: &App) -> Result<(), StoreError> {
     }
     let now = app.clock.now_ms();
     app.store.set_tag_lists(&wanted, now).await?;
-    let lists: HashMap<(String, String), TagListRow> = app
-        .store
-        .tag_lists()
-        .await?
-        .into_iter()
-        .map(|list| ((list.repository.clone(), list.scope.clone()), list))
-        .collect();
-    let mut left: HashMap<ProposalKey, ProposalRow> = app
-        .store
-        .proposals()
-        .await?
-        .into_iter()
-        .map(|row| (row.key.clone(), row))
-        .collect();
+    let (lists, mut left) = stored(app).await?;
     let mut known: HashMap<i64, Option<Vec<String>>> = HashMap::new();
     for task in &in_use.tasks {
         for (repository, policy, rule) in rules(&task.definition) {

@@ -1,7 +1,5 @@
 //! How rules for newer tags stand, as people see it.
 
-use std::collections::HashMap;
-
 use acrtask_api::{
     image::{BaseProposal, BaseStatus, NewerTag, TagState},
     task::Task,
@@ -9,7 +7,7 @@ use acrtask_api::{
 use acrtask_model::{ImageRef, RunState};
 use acrtask_store::{ProposalKey, ProposalRow, StoreError, TagListRow, timestamp};
 
-use super::{InUse, rules};
+use super::{InUse, rules, stored};
 use crate::App;
 
 /// How all rules for newer tags stand, of the tasks that `sees` lets through.
@@ -18,20 +16,7 @@ pub(crate) async fn proposals(
     sees: impl Fn(Option<&str>) -> bool,
 ) -> Result<Vec<BaseProposal>, StoreError> {
     let in_use = InUse::read(app).await?;
-    let lists: HashMap<(String, String), TagListRow> = app
-        .store
-        .tag_lists()
-        .await?
-        .into_iter()
-        .map(|list| ((list.repository.clone(), list.scope.clone()), list))
-        .collect();
-    let mut rows: HashMap<ProposalKey, ProposalRow> = app
-        .store
-        .proposals()
-        .await?
-        .into_iter()
-        .map(|row| (row.key.clone(), row))
-        .collect();
+    let (lists, mut rows) = stored(app).await?;
     let mut all = Vec::new();
     for task in &in_use.tasks {
         if !sees(Some(&task.definition.name)) {
