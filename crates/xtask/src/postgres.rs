@@ -136,7 +136,8 @@ fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
         .args(["-c", "jit=off"]);
     let mut child = start_detached(command, &log)?;
     let mut ended = None;
-    wait_until(Duration::from_secs(30), || {
+    // Long: where it was killed, it first goes through what it had not written yet.
+    wait_until(Duration::from_secs(180), || {
         ended = child.try_wait().ok().flatten();
         ended.is_some() || answers(port)
     });
