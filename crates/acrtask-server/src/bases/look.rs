@@ -12,7 +12,7 @@ use acrtask_api::image::BaseStatus;
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{AddressPolicy, Credentials, Looked, Registry, RegistryError};
 use acrtask_store::{Seen, StoreError, WatchRow};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
@@ -28,8 +28,10 @@ const PAST: usize = 4;
 const FIRST_WAIT_MS: i64 = 15_000;
 /// The longest interval after failures is so many usual ones.
 const SLOWEST: i64 = 12;
-/// Looks that are written down together.
+/// Looks that are written down together at most.
 const TOGETHER: usize = 512;
+/// How long what a tag still holds waits for others to be written down with.
+const NO_NEWS: Duration = Duration::from_millis(500);
 
 /// A login for all registries, as far as it is known: scope, host, and when it was set.
 type LoginKey = Vec<(String, String, i64)>;
@@ -64,13 +66,32 @@ pub(super) struct Failure {
 }
 
 impl Watcher {
-    /// Looks at tags and writes down what was seen.
-    pub(super) async fn look_at(&self, app: &App, due: Vec<WatchRow>) -> Result<(), StoreError> {
-        let scopes: BTreeSet<&str> = due.iter().map(|watch| watch.scope.as_str()).collect();
-        let clients = self.clients(app, scopes).await?;
+    /// Looks at tags as they come and writes down what was seen.
+    pub(super) async fn look_at(
+        &self,
+        app: &App,
+        due: impl Stream<Item = Result<Vec<WatchRow>, StoreError>>,
+    ) -> Result<(), StoreError> {
+        let (todo, mut taken) = mpsc::channel(1);
         let (seen, mut came) = mpsc::channel(TOGETHER);
+        let (well, mut past) = mpsc::channel(1);
+        let taking = async {
+            let mut due = std::pin::pin!(due);
+            while let Some(watches) = due.try_next().await? {
+                let scopes: BTreeSet<&str> = watches.iter().map(|watch| &*watch.scope).collect();
+                let clients = Arc::new(self.clients(app, scopes).await?);
+                for watch in watches {
+                    if todo.send((clients.clone(), watch)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            drop(todo);
+            Ok::<_, StoreError>(())
+        };
         let looking = async {
-            let looks = futures::stream::iter(due).map(async |watch| {
+            let taken = futures::stream::poll_fn(|context| taken.poll_recv(context));
+            let looks = taken.map(async |(clients, watch): (Arc<Clients>, WatchRow)| {
                 let came = self.look(app, &clients, &watch).await?;
                 Ok::<_, StoreError>((watch, came))
             });
@@ -81,19 +102,25 @@ impl Watcher {
                 }
             }
             drop(seen);
-            Ok::<_, StoreError>(())
+            Ok(())
         };
         let writing = async {
-            let mut well = Vec::new();
-            let mut some = Vec::new();
-            while came.recv_many(&mut some, TOGETHER).await > 0 {
-                well.extend(write(app, std::mem::take(&mut some)).await?);
+            while let Some(some) = together(&mut came).await {
+                if well.send(write(app, some).await?).await.is_err() {
+                    break;
+                }
             }
-            Ok::<_, StoreError>(well)
+            drop(well);
+            Ok(())
         };
-        // They share this task, so that one goes on while the other waits.
-        let ((), well) = tokio::try_join!(looking, writing)?;
-        self.read_past(app, &clients, &well).await
+        let reading = async {
+            while let Some(well) = past.recv().await {
+                self.read_past(app, &well).await?;
+            }
+            Ok(())
+        };
+        // They share this task, so that each goes on while the others wait.
+        tokio::try_join!(taking, looking, writing, reading).map(drop)
     }
 
     async fn look(
@@ -226,17 +253,14 @@ impl Watcher {
     }
 
     /// Reads the platforms of what images were built from, so that it can be told whether a move concerns them.
-    async fn read_past(
-        &self,
-        app: &App,
-        clients: &Clients,
-        well: &[WatchRow],
-    ) -> Result<(), StoreError> {
+    async fn read_past(&self, app: &App, well: &[WatchRow]) -> Result<(), StoreError> {
         let unread = app.store.unread_digests(well, PAST).await?;
         let unread: Vec<(WatchRow, Digest)> = unread
             .into_iter()
             .map(|(watch, digest)| (watch.clone(), digest))
             .collect();
+        let scopes = unread.iter().map(|(watch, _)| &*watch.scope).collect();
+        let clients = &self.clients(app, scopes).await?;
         let reads = futures::stream::iter(unread).map(async |(watch, digest)| {
             let (Ok(reference), Some(registry)) =
                 (watch.name.parse::<ImageRef>(), clients.get(&watch.scope))
@@ -364,6 +388,23 @@ impl Watcher {
         clients.insert(scope.to_owned(), (key, client.clone()));
         Ok(client)
     }
+}
+
+/// What is written down together: what has come, at once where something of it is news, and after a while where nothing is.
+async fn together(came: &mut mpsc::Receiver<(WatchRow, Came)>) -> Option<Vec<(WatchRow, Came)>> {
+    let mut some = Vec::new();
+    let mut read = came.recv_many(&mut some, TOGETHER).await;
+    let end = tokio::time::Instant::now() + NO_NEWS;
+    let news = |(_, came): &(WatchRow, Came)| !matches!(came, Came::Seen(Seen::Same, _));
+    while read > 0 && some.len() < TOGETHER && !some[some.len() - read..].iter().any(news) {
+        let room = TOGETHER - some.len();
+        let more = came.recv_many(&mut some, room);
+        match tokio::time::timeout_at(end, more).await {
+            Ok(more) => read = more,
+            Err(_) => break,
+        }
+    }
+    (!some.is_empty()).then_some(some)
 }
 
 /// Writes down what was seen. Gives the tags that are well.

@@ -15,14 +15,15 @@ pub(crate) mod tags;
 use std::{collections::BTreeSet, time::Duration};
 
 use acrtask_model::ImageRef;
-use acrtask_store::StoreError;
+use acrtask_store::{StoreError, WatchRow};
+use futures::StreamExt as _;
 
 pub(crate) use self::look::Watcher;
 use crate::{App, recorder::millis};
 
 /// How often what is watched is compared with what images stand on.
 const COMPARE: Duration = Duration::from_secs(30);
-/// Tags that a server takes at once: what it may look at in a few seconds, and within these bounds. What comes due
+/// Tags that a server takes at once: what it may look at in a few seconds, and within these bounds. What becomes due
 /// meanwhile waits that long.
 const BATCH_SECS: u32 = 5;
 const BATCH: std::ops::RangeInclusive<u32> = 256..=2048;
@@ -37,19 +38,25 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
 }
 
 async fn looks(app: &App) -> Result<(), StoreError> {
+    // The next are taken while the last of these are still looked at.
+    let due = futures::stream::try_unfold((), |()| async { Ok(Some((due(app).await?, ()))) });
+    app.watcher.look_at(app, due.boxed()).await
+}
+
+/// Takes tags that are due, as soon as there are some.
+async fn due(app: &App) -> Result<Vec<WatchRow>, StoreError> {
     let seconds = app.config.base_rate.saturating_mul(BATCH_SECS);
     let batch = seconds.clamp(*BATCH.start(), *BATCH.end());
     loop {
         let now = app.clock.now_ms();
         let due = app.store.claim_watches(now, lease(app), batch).await?;
-        if due.is_empty() {
-            tokio::select! {
-                () = app.bases.notified() => {}
-                () = tokio::time::sleep(app.config.poll) => {}
-            }
-            continue;
+        if !due.is_empty() {
+            return Ok(due);
         }
-        app.watcher.look_at(app, due).await?;
+        tokio::select! {
+            () = app.bases.notified() => {}
+            () = tokio::time::sleep(app.config.poll) => {}
+        }
     }
 }
 

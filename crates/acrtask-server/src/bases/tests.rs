@@ -62,7 +62,8 @@ async fn look(server: &Server) {
     app.clock.set(app.clock.now_ms() + 1000);
     let now = app.clock.now_ms();
     app.store.hurry_watches(None, now).await.unwrap();
-    let due = app.store.claim_watches(now, LEASE_MS, 256).await.unwrap();
+    let due = app.store.claim_watches(now, LEASE_MS, 256).await;
+    let due = futures::stream::iter([due]);
     app.watcher.look_at(app, due).await.unwrap();
 }
 
