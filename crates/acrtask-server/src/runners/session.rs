@@ -20,7 +20,7 @@ use futures::{
     future::{BoxFuture, join_all},
     stream::{FuturesOrdered, FuturesUnordered},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Streaming;
 
 use super::{
@@ -38,12 +38,15 @@ use crate::{
 
 /// How long a runner may take to say hello.
 const HELLO: Duration = Duration::from_secs(15);
+/// Runners that this process greets at once, which bounds what a thousand need that come back together.
+static GREETINGS: Semaphore = Semaphore::const_new(32);
 /// Messages of one runner that are under way at once.
 const UNDER_WAY: usize = 64;
 /// The largest chunk of a log that is taken, in bytes.
 const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
 /// Where a log ends at the latest, in bytes.
 const LOG_LIMIT: u64 = 1 << 40;
+
 /// Carries a runner's stream through to its end.
 pub(super) async fn run(
     app: Arc<App>,
@@ -118,10 +121,13 @@ impl Session {
                 .now("the first message of a runner has to be its hello");
             return;
         };
-        if let Err(reason) = self.welcome(runner, hello).await {
+        // What a greeting and a message need is large, and not there while a runner says nothing.
+        let turn = GREETINGS.acquire().await;
+        if let Err(reason) = Box::pin(self.welcome(runner, hello)).await {
             self.end.now(reason);
             return;
         }
+        drop(turn);
         let mut lane = Lane::new();
         let mut replies = Replies::new();
         let mut open = true;
@@ -129,7 +135,7 @@ impl Session {
             let room = lane.len() + replies.len() < UNDER_WAY;
             tokio::select! {
                 Some(prepared) = lane.next(), if !lane.is_empty() => {
-                    let reply = self.submit(prepared).await;
+                    let reply = Box::pin(self.submit(prepared)).await;
                     replies.push(reply);
                 }
                 Some(messages) = replies.next(), if !replies.is_empty() => {
@@ -140,7 +146,7 @@ impl Session {
                 message = inbound.message(), if open && room => match message {
                     Ok(Some(FromRunner { message: Some(message) })) => {
                         self.app.hub.heard(&self.id);
-                        self.hear(message, &mut lane, &mut replies).await;
+                        Box::pin(self.hear(message, &mut lane, &mut replies)).await;
                     }
                     // A message of a newer program.
                     Ok(Some(FromRunner { message: None })) => {}
