@@ -400,9 +400,10 @@ pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<()> {
     )
     .await?;
     tx.exec(
-        "DELETE FROM image_builds WHERE built_at < $1 AND NOT EXISTS (SELECT 1 FROM images i \
-         WHERE i.id = image_builds.image_id AND i.run_id = image_builds.run_id)",
-        args![before],
+        "DELETE FROM image_builds WHERE (image_id, run_id) IN (SELECT b.image_id, b.run_id FROM image_builds b \
+         WHERE b.built_at < $1 AND NOT EXISTS (SELECT 1 FROM images i WHERE i.id = b.image_id AND i.run_id = b.run_id) \
+         ORDER BY b.built_at LIMIT $2)",
+        args![before, limit],
     )
     .await?;
     Ok(())

@@ -127,7 +127,7 @@ fn path_segment(name: &str) -> String {
 
 /// A task that the caller may see; what it may not see does not exist.
 pub(super) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task, ApiError> {
-    let missing = || ApiError::not_found(format!("there is no task `{name}`"));
+    let missing = || no_task(name);
     if !caller.sees(Some(name)) {
         return Err(missing());
     }
@@ -135,6 +135,11 @@ pub(super) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task,
         Err(StoreError::NotFound { .. }) => Err(missing()),
         task => Ok(task?),
     }
+}
+
+fn no_task(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no task `{name}`"))
+        .help("`acrtask task list` shows those that your token may see")
 }
 
 /// Refuses to start a run of a task that is off.
@@ -206,7 +211,7 @@ async fn replace(
             return Ok(created(insert(&api, &definition).await?));
         }
         Err(StoreError::NotFound { .. }) => {
-            return Err(ApiError::not_found(format!("there is no task `{name}`")));
+            return Err(no_task(&name));
         }
         Err(error) => return Err(error.into()),
     };

@@ -172,7 +172,7 @@ async fn remove(
     (status = OK, body = Called, description = "The run of an earlier call with the same key."),
     (status = BAD_REQUEST, body = Problem, description = "What it says cannot be read, or sets what calls may not set."),
     (status = UNAUTHORIZED, body = Problem, description = "There is no such URL any more."),
-    (status = CONFLICT, body = Problem, description = "The task is disabled."),
+    (status = CONFLICT, body = Problem, description = "The task is disabled, or the key was used with other values."),
     (status = PAYLOAD_TOO_LARGE, body = Problem),
     (status = TOO_MANY_REQUESTS, body = Problem, description = "It is called too often; `Retry-After` says how long to wait."),
 ))]
@@ -192,7 +192,13 @@ async fn call(
     let request = Request::from_parts(parts, body);
     match drafted(&api, &url, &task, request).await {
         Ok(new) => {
+            let set = new.spec.set.clone();
             let enqueued = runs::enqueue(&api, new).await?;
+            if let Enqueued::Existing(row) = &enqueued
+                && row.spec.set != set
+            {
+                return Err(runs::used_key(row));
+            }
             let status = match enqueued {
                 Enqueued::New(_) => StatusCode::CREATED,
                 Enqueued::Existing(_) => StatusCode::OK,

@@ -88,6 +88,14 @@ async fn the_same_key_is_the_same_run() {
         .await
         .json(StatusCode::CREATED);
     assert_ne!(first, other);
+    let refused: Problem = called(&server, &path, Some("k"), r#"{"set": {"tag": "v3"}}"#)
+        .await
+        .json(StatusCode::CONFLICT);
+    assert!(
+        refused.message.contains(first.run.as_str()),
+        "{}",
+        refused.message
+    );
     assert_eq!(triggers(&server).await.len(), 2);
 }
 

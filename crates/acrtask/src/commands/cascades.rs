@@ -8,11 +8,13 @@ use acrtask_api::{
 };
 use acrtask_cascade::show::{self, PlanView};
 use acrtask_model::ImageRef;
+use acrtask_spec::{TaskSource, render_diagnostics};
 use jiff::Timestamp;
 
 use super::{
     interrupt::Interrupts,
     remote::{block_on, client, print_json, say},
+    task::terminal_width,
 };
 use crate::{
     args::{
@@ -24,6 +26,7 @@ use crate::{
         server::ListOutput,
     },
     client::{Client, retry::Retry},
+    declare,
     error::CliError,
     exit::Exit,
     render::{cascades as show_as, style::Style, terminal_size, text},
@@ -341,15 +344,16 @@ fn set_settings(args: &SetSettingsArgs) -> Result<Exit, CliError> {
     };
     let text =
         text.map_err(|error| CliError::usage(format!("cannot read {name}")).because(&error))?;
-    let options = serde_yaml::options! {
-        with_snippet: false,
-    };
-    let settings: CascadeSettings =
-        serde_yaml::from_str_with_options(&text, options).map_err(|error| {
-            CliError::usage(format!("{name} holds no settings of cascades"))
-                .because(&error)
-                .help("`acrtask cascade settings` prints those of now; `acrtask cascade settings --help` explains them")
-        })?;
+    let settings = declare::cascade_settings(&text).map_err(|diagnostic| {
+        let source = TaskSource {
+            name: name.clone(),
+            text,
+        };
+        let what = render_diagnostics(&source, &[diagnostic], false, terminal_width());
+        CliError::usage(format!("the settings in {name} cannot be used\n{what}")).help(
+            "`acrtask cascade settings` prints those of now; `acrtask cascade settings --help` explains them",
+        )
+    })?;
     let client = client(&args.server)?;
     block_on(async {
         Ok(client

@@ -1,4 +1,4 @@
-//! Tasks as files: from texts to definitions, and to what is wrong with them, with its place. Pure but for
+//! Tasks and settings as files: from texts to definitions, and to what is wrong with them, with its place. Pure but for
 //! [`folder`], which reads.
 //!
 //! Invariants: a mistake in one document loses none of the others; a name that two documents give is an error of the
@@ -10,8 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use acrtask_api::task::TaskDefinition;
+use acrtask_api::{cascade::CascadeSettings, task::TaskDefinition};
 use acrtask_spec::{Diagnostic, TaskSource};
+use serde::de::DeserializeOwned;
 
 use crate::error::CliError;
 
@@ -184,6 +185,16 @@ pub(crate) fn yaml(definition: &TaskDefinition) -> Result<String, CliError> {
     })
 }
 
+/// The settings that a file holds.
+pub(crate) fn cascade_settings(text: &str) -> Result<CascadeSettings, Diagnostic> {
+    let whole = Document {
+        text,
+        start: 0,
+        line: 1,
+    };
+    whole.holds("settings", "these are no settings of cascades")
+}
+
 /// A document of a file.
 struct Document<'a> {
     /// Its bytes in the file.
@@ -226,16 +237,24 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 
 impl Document<'_> {
     fn task(&self) -> Result<TaskDefinition, Diagnostic> {
+        self.holds("task", "this is no task").map_err(|diagnostic| {
+            diagnostic.help("`acrtask schema task` prints what a task may hold")
+        })
+    }
+
+    fn holds<T: DeserializeOwned>(
+        &self,
+        code: &'static str,
+        is_not: &str,
+    ) -> Result<T, Diagnostic> {
         let options = serde_yaml::options! {
             with_snippet: false,
         };
         serde_yaml::from_str_with_options(self.text, options).map_err(|error| {
-            let diagnostic =
-                Diagnostic::error("task", format!("this is no task: {}", said(&error)))
-                    .help("`acrtask schema task` prints what a task may hold");
+            let diagnostic = Diagnostic::error(code, format!("{is_not}: {}", said(&error)));
             match error.location() {
                 Some(place) => diagnostic.at(self.at(place.line(), place.column()), "here"),
-                None => diagnostic.at(self.first_line(), "in this task"),
+                None => diagnostic.at(self.first_line(), "in what begins here"),
             }
         })
     }
