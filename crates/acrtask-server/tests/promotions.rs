@@ -63,6 +63,8 @@ on_both!(
     what_an_ordinary_cascade_moved_goes_back_too,
     something_newer_is_not_overwritten,
     one_server_works_on_a_cascade,
+    a_tag_that_was_on_its_way_goes_back,
+    what_was_said_last_holds_wherever_a_server_has_ended,
 );
 
 async fn all_tags_move_when_everything_was_built_and_go_back_at_a_word(
@@ -558,5 +560,81 @@ async fn one_server_works_on_a_cascade(place: Place, registry: String) {
         CascadePromotion::RolledBack => assert_eq!(tags, before),
         CascadePromotion::Promoted => assert!(tags[0] != before[0] && tags[1] != before[1]),
         other => panic!("{other:?}: {:?}", said.summary.promotion_note),
+    }
+}
+
+async fn a_tag_that_was_on_its_way_goes_back(place: Place, registry: String) {
+    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
+    let before = fleet.tags().await;
+    fleet.base_moves("new").await;
+    fleet.build("mid", true).await;
+    fleet.build("app", true).await;
+    // A server moves one tag, and ends before it has written that down.
+    let (image, now) = (fleet.shown("app").await, fleet.world.now());
+    let (store, until) = (&fleet.world.app.store, now + 60 * SECOND);
+    let from = ["none", "held"];
+    let set = store
+        .decide_promotion(1, &from, "promoted", None, now)
+        .await;
+    assert!(set.unwrap());
+    let claimed = store.claim_promotion(1, "promoted", until, now).await;
+    assert!(claimed.unwrap());
+    let was = Some(before[1].as_ref());
+    let will = store
+        .will_move(1, &image.name, &image.after, was, until)
+        .await;
+    assert!(will.unwrap());
+    fleet.put("app", &image.after).await;
+    fleet.world.restart().await;
+    gate::rollback(&fleet.world.app, 1, "ann").await.unwrap();
+    fleet.world.wait(61 * SECOND);
+    gate::pass(&fleet.world.app).await.unwrap();
+    assert_eq!(fleet.tags().await, before);
+    let over = fleet.show().await;
+    assert_eq!(over.summary.promotion, CascadePromotion::RolledBack);
+    let states = [CascadeImageState::Dropped, CascadeImageState::RolledBack];
+    for (name, state) in NAMES.iter().zip(states) {
+        assert_eq!(fleet.shown(name).await.state, state, "{name}");
+    }
+}
+
+async fn what_was_said_last_holds_wherever_a_server_has_ended(place: Place, registry: String) {
+    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
+    let before = fleet.tags().await;
+    fleet.base_moves("new").await;
+    fleet.build("mid", true).await;
+    fleet.build("app", true).await;
+    let life = || Duration::from_micros(rand::random_range(0..25_000));
+    for _ in 0..12 {
+        let _ = tokio::time::timeout(life(), gate::promote(&fleet.world.app, 1, "ann")).await;
+        fleet.world.restart().await;
+        if rand::random() {
+            fleet.world.wait(61 * SECOND);
+            let _ = tokio::time::timeout(life(), gate::rollback(&fleet.world.app, 1, "ann")).await;
+            fleet.world.restart().await;
+        }
+        // What the one that has ended had sent may still arrive.
+        while let Err(refused) = gate::rollback(&fleet.world.app, 1, "bob").await {
+            if refused.to_string().contains("nothing to put back") {
+                break;
+            }
+            assert!(refused.to_string().contains("just now"), "{refused}");
+        }
+        for _ in 0..3 {
+            fleet.world.wait(61 * SECOND);
+            gate::pass(&fleet.world.app).await.unwrap();
+        }
+        assert_eq!(fleet.tags().await, before);
+        for name in NAMES {
+            let image = fleet.shown(name).await;
+            assert_ne!(image.state, CascadeImageState::Moved, "{name}");
+        }
+    }
+    gate::promote(&fleet.world.app, 1, "ann").await.unwrap();
+    let after = fleet.tags().await;
+    for (index, name) in NAMES.iter().enumerate() {
+        let image = fleet.shown(name).await;
+        assert_eq!(image.state, CascadeImageState::Moved, "{name}");
+        assert_eq!(Some(image.after), after[index], "{name}");
     }
 }

@@ -102,7 +102,8 @@ impl Store {
     }
 
     /// Writes down that a cascade is to be `to`, if it was one of `from`. False: it was not. What is to be moved is held
-    /// from then on, and what is not to be moved is dropped.
+    /// from then on, and what is not to be moved is dropped. What is on its way counts as having arrived, so that it is
+    /// fetched back.
     pub async fn decide_promotion(
         &self,
         id: u64,
@@ -128,18 +129,21 @@ impl Store {
         if won == 0 {
             return Ok(false);
         }
+        // Of a tag that is on its way, only looking at it tells where it is.
         let sql = match to {
             // One that went back goes forward from here, whatever has been recorded since.
             "promoted" => {
                 "UPDATE cascade_images SET at = CASE WHEN state = 'rolledBack' THEN $2 ELSE at END, state = 'held', \
-                 error = NULL WHERE cascade_id = $1 AND state IN ('dropped', 'rolledBack')"
+                 error = NULL WHERE cascade_id = $1 AND (state IN ('dropped', 'rolledBack') \
+                 OR (state = 'moved' AND moving = 1))"
             }
             "held" => {
                 "UPDATE cascade_images SET state = 'held', error = NULL WHERE cascade_id = $1 AND state = 'dropped' \
                  AND $2 = $2"
             }
             _ => {
-                "UPDATE cascade_images SET state = 'dropped' WHERE cascade_id = $1 AND state = 'held' AND $2 = $2"
+                "UPDATE cascade_images SET state = CASE WHEN moving = 1 THEN 'moved' ELSE 'dropped' END \
+                 WHERE cascade_id = $1 AND state = 'held' AND $2 = $2"
             }
         };
         tx.exec(sql, args![id, now]).await?;
@@ -208,7 +212,7 @@ impl Store {
         let before = before.flatten().map(|digest| digest.as_str().to_owned());
         let there = tx
             .exec(
-                "UPDATE cascade_images SET before_digest = CASE WHEN $5 = 1 THEN before_digest ELSE $4 END \
+                "UPDATE cascade_images SET moving = 1, before_digest = CASE WHEN $5 = 1 THEN before_digest ELSE $4 END \
                  WHERE cascade_id = $1 AND name = $2 AND after_digest = $3 AND state = 'held'",
                 args![id, name, after.as_str(), before, keep],
             )
@@ -234,7 +238,8 @@ impl Store {
             .await?;
         if let Some((run, at)) = held {
             tx.exec(
-                "UPDATE cascade_images SET state = 'moved', at = $3, error = NULL WHERE cascade_id = $1 AND name = $2",
+                "UPDATE cascade_images SET state = 'moved', moving = 0, at = $3, error = NULL WHERE cascade_id = $1 \
+                 AND name = $2",
                 args![id, name, now],
             )
             .await?;
@@ -261,17 +266,28 @@ impl Store {
         tx.commit().await
     }
 
-    /// Says, before a tag goes back, that it still is to. False: it is not.
-    pub async fn will_go_back(&self, id: u64, until: Ms) -> Result<bool> {
-        let won = self
-            .db
+    /// Asks, before tags go back, whether they still are to. `moving`: the one that goes back now.
+    pub async fn will_go_back(&self, id: u64, moving: Option<&str>, until: Ms) -> Result<bool> {
+        let mut tx = self.db.write().await?;
+        let wanted = tx
             .exec(
                 "UPDATE cascades SET promotion_next_at = $2 WHERE id = $1 AND promotion = 'rolledBack' \
                  AND promotion_next_at IS NOT NULL",
                 args![id, until],
             )
             .await?;
-        Ok(won == 1)
+        if let Some(name) = moving {
+            tx.exec(
+                "UPDATE cascade_images SET moving = 1 WHERE cascade_id = $1 AND name = $2 AND state = 'moved'",
+                args![id, name],
+            )
+            .await?;
+        }
+        if wanted == 0 {
+            return Ok(false);
+        }
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// A tag holds again what it held before. The image gets back what was recorded of it then, as far as that run is
@@ -281,7 +297,7 @@ impl Store {
         images::lock(&mut tx).await?;
         let back = tx
             .exec(
-                "UPDATE cascade_images SET state = 'rolledBack', at = $3, error = NULL WHERE cascade_id = $1 \
+                "UPDATE cascade_images SET state = 'rolledBack', moving = 0, at = $3, error = NULL WHERE cascade_id = $1 \
                  AND name = $2 AND state = 'moved'",
                 args![id, name, now],
             )

@@ -265,7 +265,8 @@ pub async fn rollback(app: &App, id: u64, by: &str) -> Result<(), CommandError> 
     let row = settled(app, id).await?;
     let images = app.store.cascade_images(id).await?;
     let any = |state: &str| images.iter().any(|image| image.state == state);
-    if any("moved") || row.promotion == "rolledBack" {
+    let moves = row.promotion == "promoted" && any("held");
+    if any("moved") || moves || row.promotion == "rolledBack" {
         return carry_out(app, &row, "rolledBack", by).await;
     }
     if !any("held") {
@@ -277,13 +278,11 @@ pub async fn rollback(app: &App, id: u64, by: &str) -> Result<(), CommandError> 
         let why = format!("it was given up by {by}");
         app.store.image_error(id, &image.name, Some(&why)).await?;
     }
-    if set(app, &row, "dropped", Some(by)).await? {
-        tracing::info!(cascade = id, by, "what a cascade has held back is given up");
-    }
-    Ok(())
+    say(app, &row, "dropped", by).await
 }
 
-async fn carry_out(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), CommandError> {
+/// Writes down what a person has decided.
+async fn say(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), CommandError> {
     if !set(app, row, to, Some(by)).await? {
         return Err(CommandError::Invalid(format!(
             "something else was decided about cascade {} just now; look at it again: `acrtask cascade show {}`",
@@ -296,6 +295,11 @@ async fn carry_out(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<
         to,
         "somebody decided about the tags of a cascade"
     );
+    Ok(())
+}
+
+async fn carry_out(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), CommandError> {
+    say(app, row, to, by).await?;
     let row = app.store.promotion(row.id).await?;
     // What is not done by then is gone on with by whoever does that for ever.
     match tokio::time::timeout(PATIENCE, work(app, &row)).await {

@@ -102,6 +102,16 @@ impl Fleet {
         self.world.models[name].image.parse().unwrap()
     }
 
+    /// Moves a task's tag.
+    pub(crate) async fn put(&self, name: &str, to: &Digest) {
+        let tag = self.tag(name);
+        let manifest = self.client.manifest(&tag.at(to.clone())).await.unwrap();
+        let put = self
+            .client
+            .put_manifest(&tag, &manifest.media_type, manifest.raw);
+        assert_eq!(put.await.unwrap(), *to);
+    }
+
     async fn count(&self) -> u64 {
         let all = cascades::ListFilter {
             limit: 100,

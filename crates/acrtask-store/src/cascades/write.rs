@@ -58,11 +58,13 @@ const SEE_RUN: Sql = Sql::of(
 const PUT_IMAGE: Sql = Sql::of(
     "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, at) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (cascade_id, name) DO UPDATE SET task = excluded.task, \
-     run_id = excluded.run_id, after_digest = excluded.after_digest, state = excluded.state, at = excluded.at, error = NULL",
+     run_id = excluded.run_id, after_digest = excluded.after_digest, state = excluded.state, moving = 0, \
+     at = excluded.at, error = NULL",
     "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, at) \
      SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
      $8::bigint[]) ON CONFLICT (cascade_id, name) DO UPDATE SET task = excluded.task, run_id = excluded.run_id, \
-     after_digest = excluded.after_digest, state = excluded.state, at = excluded.at, error = NULL",
+     after_digest = excluded.after_digest, state = excluded.state, moving = 0, at = excluded.at, \
+     error = NULL",
 );
 
 impl Store {

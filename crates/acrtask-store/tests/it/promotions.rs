@@ -13,6 +13,7 @@ use crate::{
 on_both!(
     a_run_is_recorded_when_its_last_tag_has_moved,
     an_image_gets_back_what_was_recorded_before,
+    what_is_on_its_way_is_fetched_back,
     of_a_run_that_is_gone_the_digest_comes_back,
     one_works_at_a_time_on_what_is_wanted_last,
     what_was_given_up_can_be_wanted_again,
@@ -207,7 +208,7 @@ async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
             .unwrap()
     );
     for (name, before) in [(A, 'a'), (B, 'b')] {
-        assert!(store.will_go_back(1, now + 60).await.unwrap());
+        assert!(store.will_go_back(1, Some(name), now + 60).await.unwrap());
         store
             .tag_went_back(1, name, &sha(before), now)
             .await
@@ -225,6 +226,48 @@ async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
     // And forward again.
     promoted(fixture, NOW + 40_000).await;
     assert_eq!(recorded(fixture, A).await, ('c', "2".into()));
+}
+
+async fn what_is_on_its_way_is_fetched_back(fixture: &Fixture) {
+    prepared(fixture).await;
+    let store = &fixture.store;
+    let now = NOW + 20_000;
+    let decide = async |from, to, now| {
+        let set = store.decide_promotion(1, &[from], to, None, now).await;
+        assert!(set.unwrap());
+        assert!(store.claim_promotion(1, to, now + 60, now).await.unwrap());
+    };
+    decide("none", "promoted", now).await;
+    let before = Some(sha('a'));
+    let will = store
+        .will_move(1, A, &sha('c'), Some(before.as_ref()), now + 60)
+        .await;
+    assert!(will.unwrap());
+    // Whoever moves it has ended, or is not done yet: nobody can tell where the tag is.
+    decide("promoted", "rolledBack", now + 100).await;
+    assert_eq!(states(fixture).await, ["moved", "dropped"]);
+    store.tag_moved(1, A, &sha('c'), now + 101).await.unwrap();
+    assert_eq!(states(fixture).await, ["moved", "dropped"]);
+    assert_eq!(recorded(fixture, A).await, ('a', "1".into()));
+    // The same on the way back.
+    let will = store.will_go_back(1, Some(A), now + 160).await;
+    assert!(will.unwrap());
+    decide("rolledBack", "promoted", now + 200).await;
+    assert_eq!(states(fixture).await, ["held", "held"]);
+    store
+        .tag_went_back(1, A, &sha('a'), now + 201)
+        .await
+        .unwrap();
+    assert_eq!(states(fixture).await, ["held", "held"]);
+    for (name, after) in [(A, 'c'), (B, 'd')] {
+        store.tag_moved(1, name, &sha(after), now).await.unwrap();
+    }
+    // What has arrived is where it is.
+    let set = store
+        .decide_promotion(1, &["promoted"], "rolledBack", None, now + 300)
+        .await;
+    assert!(set.unwrap());
+    assert_eq!(states(fixture).await, ["moved", "moved"]);
 }
 
 async fn of_a_run_that_is_gone_the_digest_comes_back(fixture: &Fixture) {

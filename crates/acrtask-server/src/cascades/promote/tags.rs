@@ -99,7 +99,8 @@ pub(super) async fn roll_back(app: &App, id: u64) -> Result<Vec<String>, StoreEr
     let moving = ready.into_iter().map(|ready| {
         async move {
             let until = lease(app.clock.now_ms());
-            if !app.store.will_go_back(id, until).await? {
+            let name = Some(&*ready.name);
+            if !app.store.will_go_back(id, name, until).await? {
                 return Ok(None);
             }
             if let Err(why) = put(&ready).await {
@@ -323,7 +324,7 @@ async fn read_back(
     };
     let read = read.await;
     let until = lease(app.clock.now_ms());
-    if !app.store.will_go_back(image.cascade, until).await? {
+    if !app.store.will_go_back(image.cascade, None, until).await? {
         return Ok(Ok(Read::Unwanted));
     }
     Ok(read)
