@@ -30,6 +30,8 @@ const FIRST_WAIT_MS: i64 = 15_000;
 const SLOWEST: i64 = 12;
 /// Looks that are written down together at most.
 const TOGETHER: usize = 512;
+/// Of these, so many wait at most until the past of their tags is read.
+const UNREAD: usize = 16;
 /// How long what a tag still holds waits for others to be written down with.
 const NO_NEWS: Duration = Duration::from_millis(500);
 
@@ -74,7 +76,7 @@ impl Watcher {
     ) -> Result<(), StoreError> {
         let (todo, mut taken) = mpsc::channel(1);
         let (seen, mut came) = mpsc::channel(TOGETHER);
-        let (well, mut past) = mpsc::channel(1);
+        let (well, mut past) = mpsc::channel(UNREAD);
         let taking = async {
             let mut due = std::pin::pin!(due);
             while let Some(watches) = due.try_next().await? {
@@ -106,9 +108,8 @@ impl Watcher {
         };
         let writing = async {
             while let Some(some) = together(&mut came).await {
-                if well.send(write(app, some).await?).await.is_err() {
-                    break;
-                }
+                // A registry that is slow to say what it held keeps nobody from looking; it is asked after the next look.
+                let _ = well.try_send(write(app, some).await?);
             }
             drop(well);
             Ok(())
