@@ -266,8 +266,6 @@ pub(crate) struct Listed {
     /// Without the first component; empty for what was asked for itself.
     pub(crate) path: PathBuf,
     pub(crate) is_folder: bool,
-    /// For a symbolic link, where it points.
-    pub(crate) link: Option<PathBuf>,
 }
 
 /// What an archive holds itself and right below; everything else is read over.
@@ -287,11 +285,6 @@ pub(crate) async fn list(
             out.push(Listed {
                 path,
                 is_folder: kind.is_dir(),
-                link: if kind.is_symlink() {
-                    entry.link_name()?.map(|name| name.into_owned())
-                } else {
-                    None
-                },
             });
         }
         Ok(out)

@@ -111,7 +111,6 @@ async fn lists_and_opens() {
         [Listed {
             path: "f".into(),
             is_folder: false,
-            link: None
         }]
     );
     let Opened::File(mut file) = open_file(replay(chunks)).await.unwrap() else {

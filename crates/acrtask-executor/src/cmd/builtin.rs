@@ -232,7 +232,6 @@ mod tests {
         let entry = |path: &str, is_folder| Listed {
             path: path.into(),
             is_folder,
-            link: None,
         };
         let folder = [
             entry("", true),
