@@ -424,20 +424,23 @@ impl Store {
             .await
     }
 
-    /// Makes tags due that are not paused: all, or those with these names. Says how many.
+    /// Makes tags due that are not paused: all, or those with these names. A look that is under way counts no more, since it
+    /// may have seen what was there before. Says how many.
     pub async fn hurry_watches(&self, names: Option<Vec<String>>, now: Ms) -> Result<u64> {
         match names {
             None => {
                 self.db
                     .exec(
-                        "UPDATE base_watches SET next_check_at = $1 WHERE paused = 0 AND next_check_at > $1",
+                        "UPDATE base_watches SET next_check_at = $1, lease_until = NULL WHERE paused = 0 \
+                         AND (next_check_at > $1 OR lease_until IS NOT NULL)",
                         args![now],
                     )
                     .await
             }
             Some(names) => {
                 let sql = one_of!(
-                    "UPDATE base_watches SET next_check_at = $2 WHERE paused = 0 AND next_check_at > $2 AND name",
+                    "UPDATE base_watches SET next_check_at = $2, lease_until = NULL WHERE paused = 0 \
+                     AND (next_check_at > $2 OR lease_until IS NOT NULL) AND name",
                     "$1",
                     ""
                 );
@@ -446,11 +449,12 @@ impl Store {
         }
     }
 
-    /// Makes every tag of a repository due. Says how many.
+    /// The same for every tag of a repository.
     pub async fn hurry_repository(&self, repository: &str, now: Ms) -> Result<u64> {
         self.db
             .exec(
-                "UPDATE base_watches SET next_check_at = $3 WHERE paused = 0 AND next_check_at > $3 AND name > $1 AND name < $2",
+                "UPDATE base_watches SET next_check_at = $3, lease_until = NULL WHERE paused = 0 \
+                 AND (next_check_at > $3 OR lease_until IS NOT NULL) AND name > $1 AND name < $2",
                 args![format!("{repository}:"), format!("{repository};"), now],
             )
             .await

@@ -300,20 +300,22 @@ impl Store {
             .map(drop)
     }
 
-    /// Makes lists due: all, or those of these repositories. Says how many.
+    /// Makes lists due: all, or those of these repositories. One that is being read counts no more. Says how many.
     pub async fn hurry_tag_lists(&self, repositories: Option<Vec<String>>, now: Ms) -> Result<u64> {
         match repositories {
             None => {
                 self.db
                     .exec(
-                        "UPDATE tag_lists SET next_check_at = $1 WHERE next_check_at > $1",
+                        "UPDATE tag_lists SET next_check_at = $1, lease_until = NULL WHERE next_check_at > $1 \
+                         OR lease_until IS NOT NULL",
                         args![now],
                     )
                     .await
             }
             Some(repositories) => {
                 let sql = one_of!(
-                    "UPDATE tag_lists SET next_check_at = $2 WHERE next_check_at > $2 AND repository",
+                    "UPDATE tag_lists SET next_check_at = $2, lease_until = NULL WHERE (next_check_at > $2 \
+                     OR lease_until IS NOT NULL) AND repository",
                     "$1",
                     ""
                 );
