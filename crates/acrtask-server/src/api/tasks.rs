@@ -127,12 +127,11 @@ fn path_segment(name: &str) -> String {
 
 /// A task that the caller may see; what it may not see does not exist.
 pub(super) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task, ApiError> {
-    let missing = || no_task(name);
     if !caller.sees(Some(name)) {
-        return Err(missing());
+        return Err(no_task(name));
     }
     match api.app.store.task(name).await {
-        Err(StoreError::NotFound { .. }) => Err(missing()),
+        Err(StoreError::NotFound { .. }) => Err(no_task(name)),
         task => Ok(task?),
     }
 }

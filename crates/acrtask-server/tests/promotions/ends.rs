@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use acrtask_api::cascade::{CascadeImageState, CascadePromotion};
 use acrtask_server::cascades::{self, promote as gate};
-use serde_json::json;
 
 use crate::{
     place::Place,
@@ -16,11 +15,7 @@ pub(crate) async fn a_server_that_ends_anywhere_leaves_what_another_can_finish(
     place: Place,
     registry: String,
 ) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
+    let (mut fleet, before) = Fleet::holding(place, &registry).await;
     let kill_until = async |fleet: &mut Fleet, done: CascadePromotion| {
         for round in 0_u64.. {
             assert!(round < 300, "it does not come to an end");
@@ -61,11 +56,7 @@ pub(crate) async fn a_server_that_ends_anywhere_leaves_what_another_can_finish(
 }
 
 pub(crate) async fn one_server_works_on_a_cascade(place: Place, registry: String) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
+    let (fleet, before) = Fleet::holding(place, &registry).await;
     let others = [fleet.world.server().await, fleet.world.server().await];
     let (a, b, c) = tokio::join!(
         gate::pass(&fleet.world.app),
@@ -103,11 +94,7 @@ pub(crate) async fn one_server_works_on_a_cascade(place: Place, registry: String
 }
 
 pub(crate) async fn a_tag_that_was_on_its_way_goes_back(place: Place, registry: String) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
+    let (mut fleet, before) = Fleet::holding(place, &registry).await;
     // A server moves one tag, and ends before it has written that down.
     let (image, now) = (fleet.shown("app").await, fleet.world.now());
     let (store, until) = (&fleet.world.app.store, now + 60 * SECOND);
@@ -141,11 +128,7 @@ pub(crate) async fn what_was_said_last_holds_wherever_a_server_has_ended(
     place: Place,
     registry: String,
 ) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
+    let (mut fleet, before) = Fleet::holding(place, &registry).await;
     let life = || Duration::from_micros(rand::random_range(0..25_000));
     for _ in 0..12 {
         let _ = tokio::time::timeout(life(), gate::promote(&fleet.world.app, 1, "ann")).await;

@@ -98,6 +98,17 @@ impl Fleet {
         fleet
     }
 
+    /// One whose cascade has built everything and holds it back; and what its tags hold.
+    pub(crate) async fn holding(place: Place, registry: &str) -> (Self, [Option<Digest>; 2]) {
+        let mut fleet = Self::new(place, registry, json!({"promotion": {"tasks": "app"}})).await;
+        let before = fleet.tags().await;
+        fleet.base_moves("new").await;
+        for name in NAMES {
+            fleet.build(name, true).await;
+        }
+        (fleet, before)
+    }
+
     fn tag(&self, name: &str) -> ImageRef {
         self.world.models[name].image.parse().unwrap()
     }

@@ -8,13 +8,12 @@ use acrtask_api::{
 };
 use acrtask_cascade::show::{self, PlanView};
 use acrtask_model::ImageRef;
-use acrtask_spec::{TaskSource, render_diagnostics};
 use jiff::Timestamp;
 
 use super::{
     interrupt::Interrupts,
     remote::{block_on, client, print_json, say},
-    task::terminal_width,
+    task::unusable,
 };
 use crate::{
     args::{
@@ -345,12 +344,7 @@ fn set_settings(args: &SetSettingsArgs) -> Result<Exit, CliError> {
     let text =
         text.map_err(|error| CliError::usage(format!("cannot read {name}")).because(&error))?;
     let settings = declare::cascade_settings(&text).map_err(|diagnostic| {
-        let source = TaskSource {
-            name: name.clone(),
-            text,
-        };
-        let what = render_diagnostics(&source, &[diagnostic], false, terminal_width());
-        CliError::usage(format!("the settings in {name} cannot be used\n{what}")).help(
+        unusable("settings", &name, &text, diagnostic).help(
             "`acrtask cascade settings` prints those of now; `acrtask cascade settings --help` explains them",
         )
     })?;

@@ -13,9 +13,9 @@ use acrtask_api::{
 };
 use acrtask_model::Secret;
 use acrtask_source::{ContextSpec, GitTransport};
-use acrtask_spec::{TaskSource, values_from_yaml};
+use acrtask_spec::values_from_yaml;
 
-use super::{remote, task::terminal_width};
+use super::{remote, task::unusable};
 use crate::{
     args::{
         stored::{BaseImages, DefinitionArgs, Schedule, TaskStatus, UpdateArgs},
@@ -265,19 +265,8 @@ fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError>
         let text = std::fs::read_to_string(path).map_err(|error| {
             CliError::usage(format!("cannot read the values in {shown}")).because(&error)
         })?;
-        let values = values_from_yaml(&text).map_err(|diagnostic| {
-            let source = TaskSource {
-                name: shown.clone(),
-                text: text.clone(),
-            };
-            let what = acrtask_spec::render_diagnostics(
-                &source,
-                std::slice::from_ref(&diagnostic),
-                false,
-                terminal_width(),
-            );
-            CliError::usage(format!("the values in {shown} cannot be used\n{what}"))
-        })?;
+        let values = values_from_yaml(&text)
+            .map_err(|diagnostic| unusable("values", &shown, &text, diagnostic))?;
         to.values.extend(values);
     }
     to.values

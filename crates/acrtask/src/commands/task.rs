@@ -4,7 +4,7 @@ use std::io::Write;
 
 use acrtask_spec::{Diagnostic, TaskSource};
 
-use crate::{args::task::FactArgs, render::style::Style};
+use crate::{args::task::FactArgs, error::CliError, render::style::Style};
 
 /// `--registry` as references have it: `https://reg.example.com/` is `reg.example.com`.
 pub(crate) fn registry(args: &FactArgs) -> Option<String> {
@@ -28,6 +28,16 @@ pub(crate) fn tell(source: &TaskSource, diagnostics: &[Diagnostic], style: Style
         // Where standard error is closed, the exit code still tells.
         let _ = std::io::stderr().write_all(text.as_bytes());
     }
+}
+
+/// Of a text of the user's that holds something else than `what`: what is wrong with it, with its place.
+pub(crate) fn unusable(what: &str, name: &str, text: &str, diagnostic: Diagnostic) -> CliError {
+    let source = TaskSource {
+        name: name.into(),
+        text: text.into(),
+    };
+    let shown = acrtask_spec::render_diagnostics(&source, &[diagnostic], false, terminal_width());
+    CliError::usage(format!("the {what} in {name} cannot be used\n{shown}"))
 }
 
 /// Columns to write text in: those of the terminal, or as many as a usual one has.
