@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::{Digest, ImageRef, RunId, Secret, mask::Patterns};
+use acrtask_model::{CacheNamespace, Digest, ImageRef, RunDomain, RunId, Secret, mask::Patterns};
 use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
 use acrtask_spec::plan::{Network, Plan, Step, Volume};
 use tokio::sync::OnceCell;
@@ -34,6 +34,8 @@ const REMOVE_ATTEMPTS: u32 = 5;
 /// What all steps of one run share.
 pub(crate) struct RunContext {
     pub(crate) id: RunId,
+    /// The build caches that the run shares with others of its domain.
+    pub(crate) cache_namespace: CacheNamespace,
     pub(crate) options: Arc<Options>,
     /// Changed by `docker login`.
     registry: Mutex<(Credentials, Registry)>,
@@ -79,6 +81,7 @@ pub(crate) struct NamedContainer {
 /// What a run is made of beside its plan.
 pub(crate) struct Parts {
     pub(crate) id: RunId,
+    pub(crate) cache_namespace: CacheNamespace,
     pub(crate) options: Arc<Options>,
     pub(crate) credentials: Credentials,
     pub(crate) engine: Engine,
@@ -95,14 +98,21 @@ pub(crate) struct Parts {
     pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
-/// What must never be seen of a plan.
-pub(crate) fn patterns(plan: &Plan) -> Patterns {
+/// What must never be seen of a run.
+pub(crate) fn patterns(plan: &Plan, domain: &RunDomain) -> Patterns {
     let credentials = plan
         .credentials
         .iter()
         .map(|credential| &credential.password);
     let files = plan.volumes.iter().flat_map(|volume| volume.files.values());
-    Patterns::new(plan.secrets.iter().chain(credentials).chain(files))
+    let namespace = domain.cache_namespace.as_secret();
+    Patterns::new(
+        plan.secrets
+            .iter()
+            .chain(credentials)
+            .chain(files)
+            .chain([namespace]),
+    )
 }
 
 impl RunContext {
@@ -112,6 +122,7 @@ impl RunContext {
         };
         Self {
             id: parts.id,
+            cache_namespace: parts.cache_namespace,
             options: parts.options,
             registry: Mutex::new((parts.credentials, parts.registry)),
             manifests: Mutex::default(),

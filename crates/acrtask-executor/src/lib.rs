@@ -34,7 +34,7 @@ mod workspace;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use acrtask_model::{
-    Digest, Event, Outcome, RunId, StepId, StepState,
+    Digest, Event, Outcome, RunDomain, RunId, StepId, StepState,
     events::{BaseRole, Evidence},
 };
 use acrtask_registry::{Credentials, Registry, RegistryError, Settings};
@@ -134,6 +134,8 @@ pub struct Allow {
 pub struct RunRequest {
     /// Its id.
     pub id: RunId,
+    /// What it may share with other runs on the engine and the builder.
+    pub domain: RunDomain,
     /// Which attempt at the run this is, from 1. Id and attempt together are unique on the engine: they are what its
     /// containers are labelled with, so that an attempt that was given up elsewhere is not in the way.
     pub attempt: u32,
@@ -178,9 +180,10 @@ impl RunRequest {
     }
 
     /// Without files, with the executor's own credentials, and free to push.
-    pub fn new(id: RunId, plan: Plan) -> Self {
+    pub fn new(id: RunId, plan: Plan, domain: RunDomain) -> Self {
         Self {
             id,
+            domain,
             attempt: 1,
             plan,
             context: None,
@@ -330,6 +333,8 @@ impl Executor {
 
 #[cfg(test)]
 mod tests {
+    use acrtask_model::{CacheNamespace, TrustDomain};
+
     use super::*;
 
     #[test]
@@ -351,7 +356,11 @@ mod tests {
             (&long, 1, long.clone()),
             (&long, 12, format!("{}-a12", "a".repeat(36))),
         ] {
-            let mut request = RunRequest::new(RunId::new(id).unwrap(), plan());
+            let domain = RunDomain {
+                trust: TrustDomain::Local,
+                cache_namespace: CacheNamespace::from_bytes([7; 16]),
+            };
+            let mut request = RunRequest::new(RunId::new(id).unwrap(), plan(), domain);
             request.attempt = attempt;
             assert_eq!(request.scope().as_str(), scope);
         }

@@ -40,7 +40,11 @@ pub(crate) async fn run(
 ) -> Report {
     let (sender, taken) = mpsc::channel(EVENTS);
     let recording = tokio::spawn(record(taken, receiver));
-    let events = Events::new(request.id.clone(), sender, patterns(&request.plan));
+    let events = Events::new(
+        request.id.clone(),
+        sender,
+        patterns(&request.plan, &request.domain),
+    );
     let (outcome, steps, left) = drive(executor, request, &events, cancel).await;
     drop(events);
     let mut report = recording.await.unwrap_or_default();
@@ -140,7 +144,7 @@ async fn drive(
     cancel: CancellationToken,
 ) -> (Outcome, Steps, Vec<String>) {
     let began = Instant::now();
-    let patterns = patterns(&request.plan);
+    let patterns = patterns(&request.plan, &request.domain);
     events
         .send(EventKind::RunStarted {
             steps: request
@@ -250,7 +254,8 @@ fn context(
         engine: executor.engine.clone(),
         builder: executor.builder.clone(),
         registry,
-        patterns: patterns(&request.plan),
+        patterns: patterns(&request.plan, &request.domain),
+        cache_namespace: request.domain.cache_namespace,
         labels,
         events,
         workspace,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use acrtask_api::spec::SharedCache;
-use acrtask_model::ImageRef;
+use acrtask_model::{ImageRef, TrustDomain};
 use acrtask_spec::plan::{Plan, StepCache, StepKind};
 
 /// Longest tag, in characters.
@@ -15,10 +15,10 @@ const PREFIX: &str = "cache_";
 
 /// Gives the shared cache to each build that has a tag and no cache of its own. `registry` is the run's; it may be
 /// empty.
-pub(crate) fn share(plan: &mut Plan, shared: &SharedCache, registry: &str) {
+pub(crate) fn share(plan: &mut Plan, shared: &SharedCache, domain: &TrustDomain, registry: &str) {
     let (name, export) = match shared {
         SharedCache::Off => return,
-        SharedCache::ReadWrite { name } => (name, true),
+        SharedCache::ReadWrite { name } => (name, domain.writes_shared_cache()),
         SharedCache::ReadOnly { name } => (name, false),
     };
     let mut taken = BTreeSet::new();

@@ -123,7 +123,7 @@ mod tests {
 
     use acrtask_api::spec::RunSpec;
     use acrtask_executor::Allow;
-    use acrtask_model::RunId;
+    use acrtask_model::{RunId, TrustDomain};
 
     use super::*;
     use crate::Files;
@@ -151,6 +151,7 @@ mod tests {
         let find = |spec: &RunSpec| {
             let job = Job {
                 id: &id,
+                trust: &TrustDomain::Local,
                 spec,
                 secrets: &BTreeMap::new(),
                 files: Files::None,

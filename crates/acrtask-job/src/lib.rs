@@ -25,7 +25,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use acrtask_api::spec::{Facts, RunSpec, Work};
 use acrtask_executor::Allow;
-use acrtask_model::{RunId, Secret};
+use acrtask_model::{RunId, Secret, TrustDomain};
 use acrtask_source::GitFacts;
 use acrtask_spec::{Diagnostic, Resolution, RunFacts, TaskSource, plan::Plan};
 use jiff::Timestamp;
@@ -40,6 +40,8 @@ pub use problems::{diagnostics_from, file_problems};
 pub struct Job<'a> {
     /// Its id.
     pub id: &'a RunId,
+    /// What it may share with other runs.
+    pub trust: &'a TrustDomain,
     /// What it is to do.
     pub spec: &'a RunSpec,
     /// The values of the names in `spec.secrets`.
@@ -162,7 +164,7 @@ pub fn prepare(job: &Job<'_>) -> Result<Prepared, JobError> {
         platforms::set(plan, &spec.platforms);
         build::give_secrets(plan, &spec.build_secrets, job.secrets);
         diagnostics.extend(pins::apply(plan, &spec.pins));
-        cache::share(plan, &spec.cache, &facts.registry);
+        cache::share(plan, &spec.cache, job.trust, &facts.registry);
         let limit = spec.timeout_secs.map(std::time::Duration::from_secs);
         plan.timeout = match (plan.timeout, limit) {
             (Some(own), Some(limit)) => Some(own.min(limit)),

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use acrtask_api::spec::{BuildSpec, Facts, RunSpec, SharedCache, Work};
 use acrtask_executor::Allow;
 use acrtask_job::{Files, Git, Job, JobError, Prepared, diagnostics_from, file_problems, prepare};
-use acrtask_model::{Digest, RunId, Secret};
+use acrtask_model::{Digest, RunId, Secret, TrustDomain};
 use acrtask_source::GitFacts;
 use acrtask_spec::{
     Diagnostic,
@@ -48,6 +48,7 @@ impl Case {
         let root = self.folder.path().canonicalize().unwrap();
         prepare(&Job {
             id: &RunId::new("r1").unwrap(),
+            trust: &TrustDomain::Local,
             spec,
             secrets: &self.secrets,
             files: if self.own {
@@ -324,6 +325,7 @@ fn what_cannot_be_built() {
     );
     let none = Job {
         id: &RunId::new("r1").unwrap(),
+        trust: &TrustDomain::Local,
         spec: &build("reg.io/app:1", &[]),
         secrets: &BTreeMap::new(),
         files: Files::None,

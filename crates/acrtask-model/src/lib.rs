@@ -10,6 +10,7 @@ pub mod mask;
 pub mod reference;
 pub mod secret;
 pub mod state;
+pub mod trust;
 
 pub use events::{Event, EventKind};
 pub use ids::{RunId, StepId};
@@ -17,3 +18,4 @@ pub use mask::Masker;
 pub use reference::{Digest, ImageRef, ReferenceError};
 pub use secret::Secret;
 pub use state::{Outcome, RunState, SkipReason, StepState};
+pub use trust::{CacheNamespace, Principal, RunDomain, TaskPattern, TrustDomain, TrustPolicy};

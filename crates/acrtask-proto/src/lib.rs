@@ -31,7 +31,8 @@ impl fmt::Debug for runner::Lease {
             .field("traceparent", &self.traceparent)
             .field("context_size", &self.context_size)
             .field("context_digest", &self.context_digest)
-            .finish()
+            .field("trust_domain", &self.trust_domain)
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,6 +74,7 @@ mod tests {
                 username: "ci".into(),
                 password: "hush".into(),
             }],
+            cache_namespace: "hush".into(),
             ..Lease::default()
         };
         let message = ToRunner {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use acrtask_model::TrustPolicy;
 use acrtask_store::Store;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,8 @@ pub struct Config {
     /// Whom a task tells of results may be at an address that is not public, and without TLS; and a repository that is
     /// looked at for a task may be there too.
     pub notify_private: bool,
+    /// Tasks that share a trust domain. By default, each task has its own.
+    pub trust: TrustPolicy,
 }
 
 impl Default for Config {
@@ -75,6 +78,7 @@ impl Default for Config {
             public_url: None,
             webhook_timeout: Duration::from_secs(30),
             notify_private: false,
+            trust: TrustPolicy::default(),
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::{marker::PhantomData, net::IpAddr};
 
 use acrtask_api::{admin::Scope, run::SecretText};
+use acrtask_model::Principal;
 use acrtask_store::{StoreError, TokenRow};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
@@ -135,6 +136,8 @@ pub struct Caller {
     pub token_id: String,
     /// Its name.
     pub name: String,
+    /// Owner of what the caller uploads and starts.
+    pub principal: Principal,
     /// What it may do.
     pub scopes: Vec<Scope>,
     /// Which tasks it may touch, as the token says it.
@@ -147,6 +150,10 @@ impl Caller {
     fn new(row: TokenRow) -> Self {
         Self {
             limit: TaskLimit::parse(row.tasks.as_deref()),
+            principal: match (row.issuer, row.subject) {
+                (Some(issuer), Some(subject)) => Principal::Federation { issuer, subject },
+                _ => Principal::Token { id: row.id.clone() },
+            },
             token_id: row.id,
             name: row.name,
             scopes: row.scopes,
@@ -359,6 +366,7 @@ pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
             expires_at: None,
             last_used_at: None,
             subject: None,
+            issuer: None,
         })
         .await?;
     Ok(Some(minted.text))

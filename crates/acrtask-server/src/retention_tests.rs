@@ -97,6 +97,7 @@ async fn tokens_that_programs_ask_for_every_day_leave_nothing() {
             expires_at: Some(NOW + 60_000),
             last_used_at: None,
             subject: Some("repo:org/app".into()),
+            issuer: Some("https://issuer.example.com".into()),
         };
         app.store.create_token(&token).await.unwrap();
     }

@@ -11,7 +11,7 @@ use acrtask_api::{
     spec::{ContextSource, Facts, RunSpec, SharedCache, Work},
     task::{Concurrency, QueueOptions, Task},
 };
-use acrtask_model::RunId;
+use acrtask_model::{Principal, RunId, TrustDomain};
 use acrtask_registry::credentials::canonical_host;
 use acrtask_store::{NewRun, Origin, RunRow, StoreError};
 use rand::RngCore as _;
@@ -126,6 +126,15 @@ impl Draft {
         Ok(self.run)
     }
 
+    /// Moves the run out of its domain, into that of a contribution to it from `source`.
+    pub(crate) fn contribute(&mut self, source: String) {
+        let run = &mut self.run;
+        run.trust_domain = run.trust_domain.clone().contribution(source);
+        let name = run.task_name.as_deref().unwrap_or_default();
+        run.warm_key = run.trust_domain.affinity_key(name);
+        event::restrict_cache(&mut run.spec, &run.trust_domain);
+    }
+
     /// The same run with the id that its caller chose.
     #[must_use]
     pub fn with_id(mut self, id: Option<RunId>) -> Self {
@@ -150,7 +159,12 @@ impl Draft {
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn from_request(app: &App, request: CreateRun, by: Request) -> Result<Draft, Problems> {
+pub fn from_request(
+    app: &App,
+    request: CreateRun,
+    principal: &Principal,
+    by: Request,
+) -> Result<Draft, Problems> {
     let mut problems = Problems::default();
     let mut spec = request.spec;
     checks::check_spec(&spec, &mut problems);
@@ -189,16 +203,47 @@ pub fn from_request(app: &App, request: CreateRun, by: Request) -> Result<Draft,
         credentials,
         stored,
     };
-    Ok(draft(app, None, spec, request.queue, secrets, "manual", by))
+    let domain = TrustDomain::Principal {
+        by: principal.clone(),
+    };
+    Ok(draft(
+        app,
+        domain,
+        None,
+        spec,
+        request.queue,
+        secrets,
+        "manual",
+        by,
+    ))
 }
 
-/// The run that a stored task asks for. The caller has checked that the task is enabled.
+/// Drafts the run that a stored task asks for. The caller has checked that the task is enabled.
+///
+/// `starter` is the principal that brings files or a task file of its own and may not write the task: its code gets a
+/// domain of its own.
 ///
 /// # Errors
 /// All that is wrong with the request or with the task.
-pub fn from_task(app: &App, task: &Task, start: StartTask, by: Request) -> Result<Draft, Problems> {
+pub fn from_task(
+    app: &App,
+    task: &Task,
+    start: StartTask,
+    starter: Option<&Principal>,
+    by: Request,
+) -> Result<Draft, Problems> {
     let problems = check_task(&task.definition);
-    of_task(app, task, start, by, problems)
+    let brought = start.context.is_some() || start.file.is_some();
+    let mut draft = of_task(app, task, start, by, problems)?;
+    if let Some(starter) = starter.filter(|_| brought) {
+        draft.contribute(starter.key());
+    }
+    Ok(draft)
+}
+
+/// Returns the domain of the task's own code.
+pub(crate) fn domain_of(app: &App, task: &Task) -> TrustDomain {
+    app.config.trust.domain_of(&task.id, &task.definition.name)
 }
 
 fn of_task(
@@ -281,12 +326,14 @@ fn of_task(
         stored,
     };
     let owner = Some((task.id.clone(), definition.name.clone()));
-    let mut draft = draft(app, owner, spec, queue, secrets, "task", by);
+    let domain = domain_of(app, task);
+    let mut draft = draft(app, domain, owner, spec, queue, secrets, "task", by);
     draft.run.origin.notify = !definition.notify.is_empty();
     Ok(draft)
 }
 
 /// The run that does once more what `run` did: the same files, values and secrets, and the bases that were used then.
+/// Whoever asks for it, it stays in the domain of `run`, whose code it is and who alone can have changed that.
 ///
 /// # Errors
 /// When its secrets cannot be decrypted.
@@ -319,7 +366,16 @@ pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> 
         }
     }
     let owner = run.task_id.clone().zip(run.task_name.clone());
-    let mut draft = draft(app, owner, spec, run.queue.clone(), secrets, "rerun", by);
+    let mut draft = draft(
+        app,
+        run.trust_domain.clone(),
+        owner,
+        spec,
+        run.queue.clone(),
+        secrets,
+        "rerun",
+        by,
+    );
     draft.run.rerun_of = Some(run.id.clone());
     // A stranger's commit that nobody has approved stays one.
     draft.run.origin.needs_approval = run.approval == Some(Approval::Pending);
@@ -346,8 +402,13 @@ fn at_commit(url: &str, commit: &str) -> Option<String> {
     })
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each of them decides, and none has a default"
+)]
 fn draft(
     app: &App,
+    domain: TrustDomain,
     owner: Option<(String, String)>,
     spec: RunSpec,
     mut queue: QueueOptions,
@@ -363,9 +424,10 @@ fn draft(
     {
         group.clone_from(&task_name);
     }
-    let warm_key = task_name
-        .clone()
-        .unwrap_or_else(|| format!("{} {}", spec.facts.registry, context_key(&spec)));
+    let warm_key = match &task_name {
+        Some(name) => domain.affinity_key(name),
+        None => domain.affinity_key(&format!("{} {}", spec.facts.registry, context_key(&spec))),
+    };
     Draft {
         run: NewRun {
             id: new_run_id(),
@@ -390,6 +452,7 @@ fn draft(
             warm_key,
             max_attempts: app.config.max_attempts.max(1),
             origin: Origin::default(),
+            trust_domain: domain,
             spec,
         },
         secrets,

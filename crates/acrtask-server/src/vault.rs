@@ -7,12 +7,13 @@
 
 use std::{fmt, io::Write as _, path::Path};
 
-use acrtask_model::Secret;
+use acrtask_model::{CacheNamespace, Secret, TrustDomain};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
 };
+use hmac::{Hmac, Mac};
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 
@@ -68,6 +69,8 @@ pub enum VaultError {
 struct Key {
     id: [u8; KEY_ID],
     cipher: XChaCha20Poly1305,
+    /// Keyed with a key of its own, which says nothing of the one that encrypts.
+    namespaces: Hmac<Sha256>,
 }
 
 impl Key {
@@ -78,11 +81,20 @@ impl Key {
             .finalize();
         let mut id = [0; KEY_ID];
         id.copy_from_slice(&digest[..KEY_ID]);
+        let derived = keyed(bytes)
+            .chain_update(b"acrtask cache namespaces")
+            .finalize()
+            .into_bytes();
         Self {
             id,
+            namespaces: keyed(&derived),
             cipher: XChaCha20Poly1305::new(bytes.into()),
         }
     }
+}
+
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
 /// Seals and opens.
@@ -186,6 +198,20 @@ impl Vault {
         out.extend_from_slice(&nonce);
         out.extend_from_slice(&sealed);
         out
+    }
+
+    /// Returns the name of a domain's build caches: the same on all servers with this first key. A new first key leaves
+    /// the caches of before behind.
+    pub fn cache_namespace(&self, domain: &TrustDomain) -> CacheNamespace {
+        let code = self.keys[0]
+            .namespaces
+            .clone()
+            .chain_update(domain.key())
+            .finalize()
+            .into_bytes();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&code[..16]);
+        CacheNamespace::from_bytes(bytes)
     }
 
     /// Decrypts what [`Self::seal`] gave for the same `aad`.

@@ -120,3 +120,21 @@ proptest! {
         prop_assert!(vault(&key(3)).open("a", &bytes).is_err());
     }
 }
+
+#[test]
+fn cache_namespaces_differ_by_domain_and_by_key() {
+    let task = |id: &str| TrustDomain::Task { id: id.into() };
+    let vault = |byte: u8| Vault {
+        keys: vec![Key::new(&[byte; 32])],
+    };
+    let text =
+        |vault: &Vault, domain: &TrustDomain| vault.cache_namespace(domain).expose().to_owned();
+    let one = vault(1);
+    assert_eq!(text(&one, &task("a")), text(&vault(1), &task("a")));
+    let others = [
+        text(&one, &task("b")),
+        text(&one, &task("a").contribution("pull request 1")),
+        text(&vault(2), &task("a")),
+    ];
+    assert!(!others.contains(&text(&one, &task("a"))), "{others:?}");
+}

@@ -63,14 +63,14 @@ const TRIGGER: Sql = Sql::of(
 const RUN: Sql = Sql::of(
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)",
+     approval, notify, trust_domain) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify) \
+     approval, notify, trust_domain) \
      SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
      $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
-     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[])",
+     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[])",
 );
 
 /// The concurrency group of a new run. What waits for an approval and has none is in one alone: a run is held by its
@@ -168,6 +168,7 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         origin.commit.as_deref(),
         origin.needs_approval.then_some("pending"),
         origin.notify,
+        new.trust_domain.key(),
     ])
 }
 

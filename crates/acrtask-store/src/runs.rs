@@ -8,7 +8,7 @@ use acrtask_api::{
     spec::RunSpec,
     task::QueueOptions,
 };
-use acrtask_model::{RunId, RunState};
+use acrtask_model::{RunId, RunState, TrustDomain};
 use sqlx::FromRow;
 
 use crate::{
@@ -56,6 +56,8 @@ pub struct NewRun {
     pub max_attempts: u32,
     /// What it comes from.
     pub origin: Origin,
+    /// What it may share with other runs.
+    pub trust_domain: TrustDomain,
 }
 
 /// What a run comes from, as far as that decides about it.
@@ -160,6 +162,8 @@ pub struct RunRow {
     pub approval: Option<Approval>,
     /// Who approved it.
     pub approved_by: Option<String>,
+    /// What it may share with other runs.
+    pub trust_domain: TrustDomain,
 }
 
 impl RunRow {
@@ -213,7 +217,7 @@ macro_rules! select_runs {
          r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.warm_key, r.max_attempts, r.losses, \
          r.state, r.reason, r.group_name, r.held, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
          r.order_key, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
-         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by \
+         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by, r.trust_domain \
          FROM runs r JOIN classes c ON c.id = r.class_id LEFT JOIN runners n ON n.id = r.runner_id "
     };
 }
@@ -261,6 +265,7 @@ struct RawRun {
     commit_id: Option<String>,
     approval: Option<String>,
     approved_by: Option<String>,
+    trust_domain: String,
 }
 
 impl TryFrom<RawRun> for RunRow {
@@ -309,6 +314,7 @@ impl TryFrom<RawRun> for RunRow {
             commit: raw.commit_id,
             approval: raw.approval.as_deref().map(approval).transpose()?,
             approved_by: raw.approved_by,
+            trust_domain: TrustDomain::parse(&raw.trust_domain).map_err(StoreError::corrupt)?,
         })
     }
 }

@@ -27,12 +27,14 @@ pub struct TokenRow {
     pub last_used_at: Option<Ms>,
     /// The subject of the identity token that it was exchanged for.
     pub subject: Option<String>,
+    /// The issuer of that identity token.
+    pub issuer: Option<String>,
 }
 
 /// The columns of [`RawToken`].
 macro_rules! select_tokens {
     () => {
-        "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject FROM tokens "
+        "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer FROM tokens "
     };
 }
 
@@ -47,6 +49,7 @@ struct RawToken {
     expires_at: Option<i64>,
     last_used_at: Option<i64>,
     subject: Option<String>,
+    issuer: Option<String>,
 }
 
 impl TryFrom<RawToken> for TokenRow {
@@ -63,6 +66,7 @@ impl TryFrom<RawToken> for TokenRow {
             expires_at: raw.expires_at,
             last_used_at: raw.last_used_at,
             subject: raw.subject,
+            issuer: raw.issuer,
         })
     }
 }
@@ -72,8 +76,8 @@ impl Store {
     pub async fn create_token(&self, token: &TokenRow) -> Result<()> {
         self.db
             .exec(
-                "INSERT INTO tokens (id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "INSERT INTO tokens (id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                 args![
                     token.id.as_str(),
                     token.name.as_str(),
@@ -84,6 +88,7 @@ impl Store {
                     token.expires_at,
                     token.last_used_at,
                     token.subject.as_deref(),
+                    token.issuer.as_deref(),
                 ],
             )
             .await

@@ -226,7 +226,7 @@ impl Engine {
             },
             fence: Some(job.fence),
             attempt: job.attempt,
-            ..RunRequest::new(job.id, plan)
+            ..RunRequest::new(job.id, plan, job.domain)
         };
         self.executor.run(request, events, cancel).await;
         // What was fetched is removed only now.
@@ -250,6 +250,7 @@ impl Engine {
             };
             let prepared = acrtask_job::prepare(&acrtask_job::Job {
                 id: &job.id,
+                trust: &job.domain.trust,
                 spec: &job.spec,
                 secrets: &job.secrets,
                 files: root.map_or(Files::None, Files::FromElsewhere),

@@ -10,7 +10,10 @@ use std::{
 };
 
 use acrtask_api::spec::{Facts, RunSpec};
-use acrtask_model::{Event, EventKind, Outcome, RunState, Secret, mask::Patterns};
+use acrtask_model::{
+    CacheNamespace, Event, EventKind, Outcome, RunDomain, RunState, Secret, TrustDomain,
+    mask::Patterns,
+};
 use acrtask_proto::runner::Lease;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -210,6 +213,16 @@ impl Attempt {
                 ));
             }
         };
+        let domain = match domain_of(&lease) {
+            Ok(domain) => domain,
+            Err(reason) => {
+                return Ended::NotBegun(format!(
+                    "this runner, which is version {}, cannot isolate the run: {reason}; give it the control plane's \
+                     version",
+                    env!("CARGO_PKG_VERSION")
+                ));
+            }
+        };
         let wanted = Wanted {
             size: lease.context_size,
             digest: lease.context_digest,
@@ -236,6 +249,7 @@ impl Attempt {
         let job = Job {
             id: id.run.clone(),
             attempt: id.attempt,
+            domain,
             spec,
             secrets: secrets
                 .map(|(name, value)| (name, Secret::new(value)))
@@ -251,12 +265,22 @@ impl Attempt {
     }
 }
 
+/// Reads the run's domain from its lease. Without one a run does not begin.
+fn domain_of(lease: &Lease) -> Result<RunDomain, String> {
+    Ok(RunDomain {
+        trust: TrustDomain::parse(&lease.trust_domain).map_err(|error| error.to_string())?,
+        cache_namespace: CacheNamespace::new(lease.cache_namespace.as_str())
+            .map_err(|error| error.to_string())?,
+    })
+}
+
 fn secrets_of(lease: &Lease) -> Vec<Secret> {
     let passwords = lease.credentials.iter().map(|login| &login.password);
     lease
         .secrets
         .values()
         .chain(passwords)
+        .chain([&lease.cache_namespace])
         .map(Secret::new)
         .collect()
 }

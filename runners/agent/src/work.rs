@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use acrtask_api::spec::{Facts, RunSpec};
 use acrtask_executor::Fence;
-use acrtask_model::{Event, RunId, Secret};
+use acrtask_model::{Event, RunDomain, RunId, Secret};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,7 @@ pub(crate) struct Login {
 pub(crate) struct Job {
     pub(crate) id: RunId,
     pub(crate) attempt: u32,
+    pub(crate) domain: RunDomain,
     pub(crate) spec: RunSpec,
     pub(crate) secrets: BTreeMap<String, Secret>,
     pub(crate) logins: Vec<Login>,

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use acrtask_executor::{DockerEndpoint, Executor, Fence, Options, Report, RunRequest};
-use acrtask_model::{Digest, Event, EventKind, ImageRef, RunId, RunState, StepId, StepState};
+use acrtask_model::{
+    CacheNamespace, Digest, Event, EventKind, ImageRef, RunDomain, RunId, RunState, StepId,
+    StepState, TrustDomain,
+};
 use acrtask_registry::Credentials;
 use acrtask_spec::{
     Lookup, RunFacts, SecretDeclaration, TaskSource,
@@ -81,6 +84,18 @@ pub(crate) struct Extra {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) cache: Option<StepCache>,
     pub(crate) hold: bool,
+    /// The cache namespace; by default that of all tests.
+    pub(crate) namespace: Option<CacheNamespace>,
+}
+
+impl Extra {
+    fn domain(&self) -> RunDomain {
+        let namespace = self.namespace.clone();
+        RunDomain {
+            trust: TrustDomain::Local,
+            cache_namespace: namespace.unwrap_or(CacheNamespace::from_bytes([7; 16])),
+        }
+    }
 }
 
 /// A finished run.
@@ -171,7 +186,7 @@ impl Task {
             fence: self.extra.fence.clone(),
             credentials: self.extra.credentials.clone(),
             hold: self.extra.hold,
-            ..RunRequest::new(self.id.clone(), plan)
+            ..RunRequest::new(self.id.clone(), plan, self.extra.domain())
         }
     }
 

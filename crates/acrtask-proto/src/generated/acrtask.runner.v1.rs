@@ -220,6 +220,12 @@ pub struct Lease {
     /// sha256:... of the context; empty where there is none to fetch from the control plane.
     #[prost(string, tag = "7")]
     pub context_digest: ::prost::alloc::string::String,
+    /// The key of acrtask-model's TrustDomain: what the run may share with other runs.
+    #[prost(string, tag = "8")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// The name of the domain's build caches. A secret: it keeps other domains out of them.
+    #[prost(string, tag = "9")]
+    pub cache_namespace: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

@@ -183,6 +183,7 @@ async fn exchange(
         expires_at: Some(now + i64::try_from(ttl * 1000).unwrap_or(i64::MAX)),
         last_used_at: None,
         subject: Some(granted.subject),
+        issuer: Some(federation.issuer.clone()),
     };
     app.store.create_token(&row).await?;
     tracing::info!(

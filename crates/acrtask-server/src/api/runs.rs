@@ -168,7 +168,12 @@ async fn create(
     let caller = &by.caller;
     caller.need_task(None)?;
     let id = asked.id.clone();
-    let draft = submit::from_request(&api.app, asked, request(caller, &headers)?)?;
+    let draft = submit::from_request(
+        &api.app,
+        asked,
+        &caller.principal,
+        request(caller, &headers)?,
+    )?;
     if draft.stored().1.next().is_some() && !caller.has(Scope::Write) {
         return Err(ApiError::forbidden(
             "the run asks for stored secrets, and whoever writes its steps can read them",

@@ -34,7 +34,10 @@ async fn a_run_is_asked_for_and_shown() {
     // The limit of the server holds for a run that says none.
     let row = server.app.store.run(&run.id).await.unwrap();
     assert_eq!(row.timeout_secs, Some(8 * 3600));
-    assert_eq!(row.warm_key, "reg.example.com alpine true");
+    assert_eq!(
+        row.warm_key,
+        row.trust_domain.affinity_key("reg.example.com alpine true")
+    );
     for path in ["/runs/rnothere", "/runs/NO-ID", "/runs/a%2Fb"] {
         let problem = server.get(path).await.problem(StatusCode::NOT_FOUND);
         assert_eq!(problem.code, "not-found");

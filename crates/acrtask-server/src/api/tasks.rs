@@ -342,7 +342,9 @@ async fn start(
     }
     // What the request itself says; what the task says may be changed between two tries of it.
     let (set, files) = (asked.set.clone(), asked.context.clone());
-    let draft = submit::from_task(&api.app, &task, asked, runs::request(caller, &headers)?)?;
+    let starter = (!caller.has(Scope::Write)).then_some(&caller.principal);
+    let by = runs::request(caller, &headers)?;
+    let draft = submit::from_task(&api.app, &task, asked, starter, by)?;
     let new = runs::complete(&api, draft, None).await?;
     let enqueued = runs::enqueue(&api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {

@@ -1,5 +1,6 @@
 //! Tests of `tasks.rs`.
 
+use acrtask_model::TrustDomain;
 use axum::http::Method;
 use serde_json::json;
 
@@ -146,7 +147,10 @@ async fn a_run_of_a_task_is_what_the_task_says() {
     assert_eq!(row.task_id, Some(task.id));
     assert_eq!(row.timeout_secs, Some(600));
     assert_eq!(row.platform, "linux/amd64");
-    assert_eq!(row.warm_key, "team/app");
+    let id = row.task_id.clone().unwrap();
+    let domain = TrustDomain::Task { id };
+    assert_eq!(row.trust_domain, domain);
+    assert_eq!(row.warm_key, domain.affinity_key("team/app"));
     // Without a body, and it takes its turn in the task's own group.
     let second: Run = server
         .ask(Method::POST, "/tasks/team%2Fapp/runs", &server.admin, None)

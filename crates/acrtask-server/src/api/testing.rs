@@ -99,6 +99,7 @@ impl Server {
             expires_at: None,
             last_used_at: None,
             subject: None,
+            issuer: None,
         };
         self.app.store.create_token(&row).await.unwrap();
         minted.text.0

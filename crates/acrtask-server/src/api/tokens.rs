@@ -113,6 +113,7 @@ async fn create(
             .map(|ttl| now.saturating_add(i64::try_from(ttl * 1000).unwrap_or(i64::MAX))),
         last_used_at: None,
         subject: None,
+        issuer: None,
     };
     app.store.create_token(&row).await?;
     tracing::info!(

@@ -169,6 +169,12 @@ async fn lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
         traceparent: run.traceparent.clone(),
         context_size,
         context_digest,
+        trust_domain: run.trust_domain.key(),
+        cache_namespace: app
+            .vault
+            .cache_namespace(&run.trust_domain)
+            .expose()
+            .to_owned(),
     };
     let size = lease.encoded_len();
     if size > MAX_MESSAGE - 1024 {

@@ -11,6 +11,8 @@ use acrtask_api::{
     task::{Concurrency, Task},
 };
 
+use acrtask_model::TrustDomain;
+
 use super::{Draft, Problems, Request, of_task};
 use crate::App;
 
@@ -59,6 +61,11 @@ pub(crate) fn from_event(
         ..StartTask::default()
     };
     let mut draft = of_task(app, task, start, by, Problems::default())?;
+    if happening.stranger {
+        // Approved or not, it is foreign code: it shares nothing with the task. All commits of one pull request share.
+        let source = happening.lane.as_ref().unwrap_or(&happening.commit);
+        draft.contribute(source.clone());
+    }
     let run = &mut draft.run;
     happening.trigger.clone_into(&mut run.trigger);
     let facts = std::mem::take(&mut run.spec.facts);
@@ -92,28 +99,34 @@ pub(crate) fn from_event(
     Ok(draft)
 }
 
-/// Takes away what a stranger's commit must not do.
+/// Takes away what a stranger's commit must not do before it is approved.
 fn restrict(spec: &mut RunSpec) {
     spec.no_push = true;
+}
+
+/// Keeps a run whose domain must not write the shared cache from doing so.
+pub(super) fn restrict_cache(spec: &mut RunSpec, domain: &TrustDomain) {
+    if domain.writes_shared_cache() {
+        return;
+    }
     if let SharedCache::ReadWrite { name } = &spec.cache {
         spec.cache = SharedCache::ReadOnly { name: name.clone() };
     }
 }
 
-/// The spec of a stranger's run once it is approved. `no_push`: the task never pushes.
+/// Returns the spec of a stranger's run once it is approved. The shared cache of the task stays closed to it. `no_push`:
+/// the task never pushes.
 pub(crate) fn approved(spec: &RunSpec, no_push: bool) -> RunSpec {
     let mut spec = spec.clone();
     spec.no_push = no_push;
-    if let SharedCache::ReadOnly { name } = &spec.cache {
-        spec.cache = SharedCache::ReadWrite { name: name.clone() };
-    }
     spec
 }
 
 /// The spec of a stranger's run, as a runner would get it before it is approved: without the names of secrets too.
-pub(super) fn untrusted(spec: &RunSpec) -> RunSpec {
+pub(super) fn untrusted(spec: &RunSpec, domain: &TrustDomain) -> RunSpec {
     let mut spec = spec.clone();
     restrict(&mut spec);
+    restrict_cache(&mut spec, domain);
     spec.secrets.clear();
     spec.build_secrets.clear();
     spec
@@ -125,6 +138,7 @@ mod tests {
 
     #[test]
     fn an_approval_gives_back_what_was_taken() {
+        let task = TrustDomain::Task { id: "t1".into() };
         let whole = RunSpec {
             secrets: vec!["a".into()],
             build_secrets: vec!["a".into()],
@@ -134,10 +148,15 @@ mod tests {
         let mut held = whole.clone();
         restrict(&mut held);
         assert!(held.no_push);
-        assert_eq!(held.cache, SharedCache::ReadOnly { name: "x".into() });
         assert_eq!(approved(&held, false), whole);
         assert!(approved(&held, true).no_push);
-        let given = untrusted(&whole);
+        restrict_cache(&mut held, &task);
+        assert_eq!(held.cache, SharedCache::ReadWrite { name: "x".into() });
+        let contribution = task.contribution("pull request 1");
+        restrict_cache(&mut held, &contribution);
+        let foreign = approved(&held, false);
+        assert_eq!(foreign.cache, SharedCache::ReadOnly { name: "x".into() });
+        let given = untrusted(&whole, &contribution);
         assert!(given.no_push && given.secrets.is_empty() && given.build_secrets.is_empty());
         assert_eq!(given.cache, SharedCache::ReadOnly { name: "x".into() });
     }

@@ -44,7 +44,7 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
     };
     // It is not handed out before somebody has approved it. Should it ever be, it gets nothing.
     if run.approval == Some(Approval::Pending) {
-        let spec = event::untrusted(&run.spec);
+        let spec = event::untrusted(&run.spec, &run.trust_domain);
         return Ok(LeasePayload {
             spec_json: write_spec(&spec)?,
             secrets: BTreeMap::new(),

@@ -5,7 +5,7 @@ use acrtask_api::{
     spec::{ContextSource, SharedCache},
     webhook::{Delivery, OutcomeKind, Receipt},
 };
-use acrtask_model::RunState;
+use acrtask_model::{RunState, TrustDomain};
 use serde_json::json;
 
 use super::testing::{GITHUB, Sent, World, commit, github_pull_request, github_push};
@@ -116,10 +116,18 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     assert!(!approved.spec.no_push);
     let ready = world.run(&held.id).await;
     assert!(!ready.held);
+    // An approved commit is still foreign code: it shares no cache with the task.
     assert_eq!(
         ready.spec.cache,
-        SharedCache::ReadWrite { name: "app".into() }
+        SharedCache::ReadOnly { name: "app".into() }
     );
+    assert_eq!(
+        ready.trust_domain.owner(),
+        &TrustDomain::Task {
+            id: ready.task_id.clone().unwrap()
+        }
+    );
+    assert_ne!(ready.trust_domain.owner(), &ready.trust_domain);
     let payload = submit::lease_payload(app, &ready).await.unwrap();
     assert_eq!(payload.secrets["token"].expose(), "hush");
     assert_eq!(payload.credentials.len(), 1);

@@ -13,7 +13,7 @@ use acrtask_api::{
 };
 use acrtask_cascade::cascade::Event;
 use acrtask_model::{
-    Digest, RunId, RunState, StepId,
+    Digest, RunId, RunState, StepId, TrustDomain,
     events::{BaseRole, Evidence},
 };
 use acrtask_server::{
@@ -195,6 +195,9 @@ impl World {
         let task = self.app.store.task(name).await.unwrap();
         NewRun {
             id: RunId::from_random(rand::random()),
+            trust_domain: TrustDomain::Task {
+                id: task.id.clone(),
+            },
             task_id: Some(task.id),
             task_name: Some(name.to_owned()),
             spec: Default::default(),

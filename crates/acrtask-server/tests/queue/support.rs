@@ -8,7 +8,7 @@ use std::{
 };
 
 use acrtask_api::{run::RunResult, spec::RunSpec, task::QueueOptions};
-use acrtask_model::{RunId, RunState};
+use acrtask_model::{RunId, RunState, TrustDomain};
 use acrtask_proto::{
     MAX_MESSAGE,
     runner::{
@@ -94,6 +94,7 @@ pub(crate) fn new_run(name: &str) -> NewRun {
         warm_key: String::new(),
         max_attempts: 3,
         origin: Default::default(),
+        trust_domain: TrustDomain::Local,
     }
 }
 

@@ -319,6 +319,7 @@ async fn tokens_are_there_until_revoked(fixture: &Fixture) {
         expires_at: Some(NOW + 9),
         last_used_at: None,
         subject: Some("repo:a/b".into()),
+        issuer: Some("https://issuer".into()),
     };
     store.create_token(&token).await.unwrap();
     assert_eq!(store.token_by_id("k1").await.unwrap(), Some(token.clone()));

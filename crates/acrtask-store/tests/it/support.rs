@@ -5,7 +5,7 @@ use acrtask_api::{
     spec::RunSpec,
     task::{Concurrency, QueueOptions},
 };
-use acrtask_model::{RunId, RunState};
+use acrtask_model::{RunId, RunState, TrustDomain};
 use acrtask_store::{
     Claim, Ms, NewRun, NewRunner, Report, Reported, RunRow, RunnerTokenRow, Store, Verdict,
 };
@@ -260,6 +260,7 @@ pub(crate) fn new_run(id: &str) -> NewRun {
         warm_key: "warm".into(),
         max_attempts: 3,
         origin: Default::default(),
+        trust_domain: TrustDomain::Local,
     }
 }
 

@@ -104,6 +104,16 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) allow_private_addresses: bool,
 
+    /// Let the tasks whose names begin so share build caches and warm runners: 'team/*'. By default, each
+    /// task has its own. May be repeated; the longest match wins
+    #[arg(
+        long,
+        env = "ACRTASK_TRUST_DOMAIN",
+        value_name = "PATTERN",
+        value_delimiter = ','
+    )]
+    pub(crate) trust_domain: Vec<acrtask_model::TaskPattern>,
+
     /// Runs that the runner inside carries out at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) slots: u32,

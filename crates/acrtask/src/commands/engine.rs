@@ -13,7 +13,7 @@ use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::interrupt::Interrupts;
+use super::{interrupt::Interrupts, local_domain::local_domain};
 use crate::{
     args::{
         HowArgs,
@@ -214,7 +214,7 @@ impl Session {
         let request = RunRequest {
             context: files.context,
             stdin: files.stdin,
-            ..RunRequest::new(id, plan)
+            ..RunRequest::new(id, plan, local_domain())
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;
         // Stopped by nobody but the program itself, which says why.

@@ -12,6 +12,7 @@ mod engine;
 mod follow;
 pub(crate) mod images;
 mod interrupt;
+mod local_domain;
 mod log;
 pub(crate) mod login;
 pub(crate) mod plan;

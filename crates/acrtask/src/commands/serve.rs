@@ -126,6 +126,7 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             insecure_registries: args.insecure_registry.clone(),
             public_url: args.public_url.clone(),
             notify_private: args.allow_private_addresses,
+            trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
             ..Config::default()
         },
         clock: Clock::real(),

@@ -12,7 +12,7 @@ use std::{
 use acrtask_api::spec::{BuildSpec, Facts, RunSpec, Work};
 use acrtask_executor::Allow;
 use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
-use acrtask_model::{RunId, Secret};
+use acrtask_model::{RunId, Secret, TrustDomain};
 use acrtask_spec::{TaskSource, values_from_yaml};
 
 use super::{context::Context, task::terminal_width};
@@ -191,6 +191,7 @@ pub(crate) fn job<'a>(
     let (files, git) = context.files()?;
     Ok(Job {
         id,
+        trust: &TrustDomain::Local,
         spec: &asked.spec,
         secrets: &asked.secrets,
         files,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use acrtask_api::spec::RunSpec;
 use acrtask_executor::{DockerEndpoint, Options};
-use acrtask_model::{RunId, Secret};
+use acrtask_model::{RunId, Secret, TrustDomain};
 use acrtask_proto::runner::{Credential, Lease};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -153,6 +153,8 @@ pub(super) fn lease() -> Lease {
             username: "ci".into(),
             password: "pass-word".into(),
         }],
+        trust_domain: TrustDomain::Local.key(),
+        cache_namespace: "0".repeat(32),
         ..Lease::default()
     }
 }

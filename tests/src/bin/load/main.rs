@@ -22,7 +22,7 @@ use acrtask_api::{
     spec::{RunSpec, Work},
     task::QueueOptions,
 };
-use acrtask_model::RunId;
+use acrtask_model::{RunId, TrustDomain};
 use acrtask_store::{NewRun, Store};
 use clap::{Parser, Subcommand};
 use serde_json::json;
@@ -282,6 +282,7 @@ fn new_run(number: u64) -> NewRun {
         // As many tasks as a fleet has.
         warm_key: format!("task-{}", number % 500),
         max_attempts: 3,
+        trust_domain: TrustDomain::Local,
         origin: Default::default(),
     }
 }

@@ -1,0 +1,366 @@
+//! Trust domains: the sets of runs that may share state.
+//!
+//! Invariants: the control plane decides the domain of a run when it makes the run, and no client chooses one; two
+//! domains share nothing that one of them can write; a [`CacheNamespace`] cannot be printed. Left out: access to runs
+//! and tasks, which the scopes and limits of tokens decide.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Secret;
+
+/// The set of runs that a run may share state with: build caches, warm runners, uploaded files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
+pub enum TrustDomain {
+    /// All runs of one user on the user's own machine.
+    Local,
+    /// All runs of one stored task. The default.
+    Task {
+        /// The task's id: a deleted task leaves nothing to a later one of its name.
+        id: String,
+    },
+    /// All runs of the tasks whose names match, as the operator decided.
+    Prefix {
+        /// The operator's pattern.
+        pattern: TaskPattern,
+    },
+    /// Runs without a stored task that one principal asked for.
+    Principal {
+        /// Who asked.
+        by: Principal,
+    },
+    /// Runs of code that does not come from whoever may write the task: a fork's pull request, approved or not, or
+    /// files that the starter of a run brought.
+    Contribution {
+        /// The domain that the code was contributed to, and shares nothing with.
+        of: Box<Self>,
+        /// Identity of the contribution in that domain.
+        source: String,
+    },
+}
+
+impl TrustDomain {
+    /// Returns the domain of a contribution to this one.
+    #[must_use]
+    pub fn contribution(self, source: impl Into<String>) -> Self {
+        Self::Contribution {
+            of: Box::new(self),
+            source: source.into(),
+        }
+    }
+
+    /// Returns the domain whose owner answers for the run: for a contribution, the one that it was made to.
+    pub fn owner(&self) -> &Self {
+        match self {
+            Self::Contribution { of, .. } => of.owner(),
+            Self::Local | Self::Task { .. } | Self::Prefix { .. } | Self::Principal { .. } => self,
+        }
+    }
+
+    /// Returns `false` for contributions, whose layers must not reach the caches that later runs of a task import.
+    pub fn writes_shared_cache(&self) -> bool {
+        !matches!(self, Self::Contribution { .. })
+    }
+
+    /// Returns the affinity key of a run of this domain that works on `subject`.
+    pub fn affinity_key(&self, subject: &str) -> String {
+        format!("{} {subject}", self.key())
+    }
+
+    /// Returns the canonical text: different for different domains, and the input of [`Self::parse`].
+    pub fn key(&self) -> String {
+        serde_json::to_string(self).expect("texts and enums without maps are always JSON")
+    }
+
+    /// Parses the output of [`Self::key`].
+    ///
+    /// # Errors
+    /// [`TrustDomainError`].
+    pub fn parse(text: &str) -> Result<Self, TrustDomainError> {
+        serde_json::from_str(text).map_err(|error| TrustDomainError(error.to_string()))
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("this machine's own runs"),
+            Self::Task { id } => write!(f, "the task {id}"),
+            Self::Prefix { pattern } => write!(f, "the tasks {pattern}"),
+            Self::Principal { by } => write!(f, "the runs of {by}"),
+            Self::Contribution { of, source } => write!(f, "the contribution {source} to {of}"),
+        }
+    }
+}
+
+/// An error for a text that [`TrustDomain::key`] cannot have written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the trust domain cannot be read: {0}")]
+pub struct TrustDomainError(String);
+
+/// The identity of a caller, which a change of its name does not change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Principal {
+    /// A stored token.
+    Token {
+        /// The token's id.
+        id: String,
+    },
+    /// An identity of another issuer, whatever token it was exchanged for.
+    Federation {
+        /// The issuer of the identity token.
+        issuer: String,
+        /// The subject of the identity token.
+        subject: String,
+    },
+}
+
+impl Principal {
+    /// Returns the canonical text: different for different principals.
+    pub fn key(&self) -> String {
+        serde_json::to_string(self).expect("texts and enums without maps are always JSON")
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token { id } => write!(f, "the token {id}"),
+            Self::Federation { issuer, subject } => {
+                write!(f, "{} of {}", subject.escape_debug(), issuer.escape_debug())
+            }
+        }
+    }
+}
+
+/// A pattern of task names: the beginning of a name with `*` behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskPattern(String);
+
+impl TaskPattern {
+    /// Returns `true` if the task's name begins as the pattern does.
+    pub fn matches(&self, task: &str) -> bool {
+        task.starts_with(self.prefix())
+    }
+
+    fn prefix(&self) -> &str {
+        self.0.trim_end_matches('*')
+    }
+}
+
+impl FromStr for TaskPattern {
+    type Err = TaskPatternError;
+
+    fn from_str(text: &str) -> Result<Self, TaskPatternError> {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+        match text.strip_suffix('*') {
+            Some(prefix) if prefix.chars().all(good) => Ok(Self(text.to_owned())),
+            _ => Err(TaskPatternError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for TaskPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TaskPattern {
+    type Error = TaskPatternError;
+    fn try_from(text: String) -> Result<Self, TaskPatternError> {
+        text.parse()
+    }
+}
+
+impl From<TaskPattern> for String {
+    fn from(pattern: TaskPattern) -> Self {
+        pattern.0
+    }
+}
+
+/// An error for a text that is not a [`TaskPattern`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a pattern of task names; write the beginning of the names and `*`, as in `team/*`"
+)]
+pub struct TaskPatternError(String);
+
+/// The operator's decision which tasks share a domain. By default, none do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustPolicy {
+    patterns: Vec<TaskPattern>,
+}
+
+impl TrustPolicy {
+    /// Makes one domain of the tasks of each pattern. Of several that match a task, the longest wins.
+    pub fn new(patterns: impl IntoIterator<Item = TaskPattern>) -> Self {
+        Self {
+            patterns: patterns.into_iter().collect(),
+        }
+    }
+
+    /// Returns the domain of a stored task.
+    pub fn domain_of(&self, task_id: &str, task_name: &str) -> TrustDomain {
+        let matching = self.patterns.iter().filter(|one| one.matches(task_name));
+        match matching.max_by_key(|one| one.prefix().len()) {
+            Some(pattern) => TrustDomain::Prefix {
+                pattern: pattern.clone(),
+            },
+            None => TrustDomain::Task { id: task_id.into() },
+        }
+    }
+}
+
+/// The name of a domain's build caches. Other domains cannot guess it: it separates them in a shared BuildKit.
+#[derive(Debug, Clone)]
+pub struct CacheNamespace(Secret);
+
+impl CacheNamespace {
+    /// Shortest namespace, in characters: 128 bits in hexadecimal.
+    const MIN_LEN: usize = 32;
+    /// Longest namespace, in characters: a DNS label.
+    const MAX_LEN: usize = 63;
+
+    /// Checks a namespace: 32 to 63 lower-case letters and digits.
+    ///
+    /// # Errors
+    /// [`CacheNamespaceError`].
+    pub fn new(text: impl Into<String>) -> Result<Self, CacheNamespaceError> {
+        let text = text.into();
+        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        if (Self::MIN_LEN..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(good) {
+            Ok(Self(Secret::new(text)))
+        } else {
+            Err(CacheNamespaceError)
+        }
+    }
+
+    /// Writes random or keyed bytes as a namespace.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(Secret::new(text))
+    }
+
+    /// Returns the text, which must reach no other domain.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    /// Returns the same as a secret, so that output can be masked.
+    pub fn as_secret(&self) -> &Secret {
+        &self.0
+    }
+}
+
+/// An error for a text that is not a [`CacheNamespace`]. The text is left out: it may be close to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cache namespace is not 32 to 63 lower-case letters and digits")]
+pub struct CacheNamespaceError;
+
+/// The domain of a run, and its key to the caches of that domain: what a runner receives with a lease.
+#[derive(Debug, Clone)]
+pub struct RunDomain {
+    /// The domain.
+    pub trust: TrustDomain,
+    /// The name of its build caches.
+    pub cache_namespace: CacheNamespace,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn task(id: &str) -> TrustDomain {
+        TrustDomain::Task { id: id.into() }
+    }
+
+    #[test]
+    fn the_longest_pattern_wins() {
+        let policy = TrustPolicy::new(["team/*", "team/web/*", "x*"].map(|p| p.parse().unwrap()));
+        for (name, pattern) in [
+            ("team/app", Some("team/*")),
+            ("team/web/app", Some("team/web/*")),
+            ("team", None),
+            ("xy", Some("x*")),
+            ("other/team/app", None),
+        ] {
+            let expected = pattern.map_or_else(
+                || task("id"),
+                |pattern| TrustDomain::Prefix {
+                    pattern: pattern.parse().unwrap(),
+                },
+            );
+            assert_eq!(policy.domain_of("id", name), expected, "{name}");
+        }
+        assert_eq!(TrustPolicy::default().domain_of("id", "a"), task("id"));
+    }
+
+    #[test]
+    fn patterns_are_prefixes() {
+        for bad in ["", "team/", "te*am", "team/**", "a b*", "{a,b}*"] {
+            let error = bad.parse::<TaskPattern>().unwrap_err().to_string();
+            assert!(error.contains("team/*"), "{error}");
+        }
+        assert!("*".parse::<TaskPattern>().unwrap().matches("any/task"));
+    }
+
+    #[test]
+    fn contributions_write_no_shared_cache() {
+        let domain = task("a").contribution("pr 1").contribution("token");
+        assert!(!domain.writes_shared_cache());
+        assert!(task("a").writes_shared_cache());
+        assert_eq!(domain.owner(), &task("a"));
+    }
+
+    #[test]
+    fn namespaces_cannot_be_printed() {
+        let namespace = CacheNamespace::from_bytes([0xab; 16]);
+        assert_eq!(namespace.expose(), "ab".repeat(16));
+        assert!(!format!("{namespace:?}").contains("abab"));
+        for bad in [
+            "",
+            "short",
+            &"A".repeat(32),
+            &"a".repeat(64),
+            &format!("{}/", "a".repeat(32)),
+        ] {
+            assert!(CacheNamespace::new(bad).is_err(), "{bad}");
+        }
+        assert!(CacheNamespace::new("a".repeat(32)).is_ok());
+    }
+
+    fn domain() -> impl Strategy<Value = TrustDomain> {
+        let text = || "[ -~é\n]{0,6}";
+        let leaf = prop_oneof![
+            Just(TrustDomain::Local),
+            text().prop_map(|id| TrustDomain::Task { id }),
+            "[a-z/]{0,3}".prop_map(|prefix| TrustDomain::Prefix {
+                pattern: format!("{prefix}*").parse().unwrap()
+            }),
+            text().prop_map(|id| TrustDomain::Principal {
+                by: Principal::Token { id }
+            }),
+            (text(), text()).prop_map(|(issuer, subject)| TrustDomain::Principal {
+                by: Principal::Federation { issuer, subject }
+            }),
+        ];
+        leaf.prop_recursive(2, 4, 1, move |inner| {
+            (inner, text()).prop_map(|(of, source)| of.contribution(source))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_parsed_back_and_differ(a in domain(), b in domain()) {
+            prop_assert_eq!(&TrustDomain::parse(&a.key()).unwrap(), &a);
+            prop_assert_eq!(a.key() == b.key(), a == b);
+        }
+    }
+}
