@@ -32,6 +32,9 @@ pub struct TaskTimer {
     /// Why it never ticks, though it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// A remark on how the schedule is read. `None` if it reads the same in every dialect of cron.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
 }
 
 /// A tick that was handled, and what it led to.

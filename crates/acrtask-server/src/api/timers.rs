@@ -74,7 +74,9 @@ fn show(
     last: Option<&TickRow>,
 ) -> TaskTimer {
     let (mut next, mut next_start, mut problem) = (None, None, None);
-    match Schedule::new(&task.id, name, timer) {
+    let schedule = Schedule::new(&task.id, name, timer);
+    let remark = schedule.as_ref().ok().and_then(Schedule::remark);
+    match schedule {
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             problem = Some(errors.join("; "));
@@ -99,6 +101,7 @@ fn show(
         next_start,
         last: last.map(last_tick),
         problem,
+        remark: remark.map(str::to_owned),
     }
 }
 

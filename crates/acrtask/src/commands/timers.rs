@@ -4,6 +4,7 @@ use acrtask_api::{
     task::{MissedTicks, Timer, UrlTrigger},
     timer::{NewTriggerUrl, TaskTimer, TriggerUrl},
 };
+use acrtask_trigger::timer::Schedule;
 use jiff::Timestamp;
 
 use super::{
@@ -87,8 +88,17 @@ fn add(args: &AddTimerArgs) -> Result<Exit, CliError> {
             .put(&["tasks", task, "timers", &name], None, &timer)
             .await?;
         say(&format!("added the timer {name} to the task {task}"));
+        print_remark(task, &name, &timer);
         Ok(Exit::Succeeded)
     })
+}
+
+/// Prints how the server reads the schedule, where dialects of cron differ.
+fn print_remark(task: &str, name: &str, timer: &Timer) {
+    let schedule = Schedule::new(task, name, timer).ok();
+    if let Some(remark) = schedule.and_then(|schedule| schedule.remark()) {
+        say(&format!("note: {remark}"));
+    }
 }
 
 fn update(args: &UpdateTimerArgs) -> Result<Exit, CliError> {
@@ -120,6 +130,7 @@ fn update(args: &UpdateTimerArgs) -> Result<Exit, CliError> {
             .put(&["tasks", task, "timers", name], None, &timer)
             .await?;
         say(&format!("updated the timer {name} of the task {task}"));
+        print_remark(task, name, &timer);
         Ok(Exit::Succeeded)
     })
 }
