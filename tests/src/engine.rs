@@ -49,3 +49,27 @@ async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {
     things.sort();
     Ok(things)
 }
+
+/// Docker's own client against the engine of the tests; returns what it prints.
+///
+/// # Panics
+///
+/// If there is no client, or the command fails.
+pub fn docker(args: &[&str]) -> String {
+    let output = docker_output(args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "docker {args:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The same for a command that may fail.
+///
+/// # Panics
+///
+/// If there is no client.
+pub fn docker_output(args: &[&str]) -> std::process::Output {
+    let client = std::env::var_os("ACRTASK_TEST_DOCKER")
+        .expect("ACRTASK_TEST_DOCKER names no docker client: run `cargo xtask test`");
+    let output = std::process::Command::new(client).args(args).output();
+    output.expect("the docker client can be started")
+}

@@ -31,6 +31,9 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(1);
 /// Attempts at removing one thing at the end of a run.
 const REMOVE_ATTEMPTS: u32 = 5;
 
+/// Ends the description of a container that stays because its task keeps it.
+pub(crate) const KEPT: &str = "(kept)";
+
 /// What all steps of one run share.
 pub(crate) struct RunContext {
     pub(crate) id: RunId,
@@ -236,9 +239,9 @@ impl RunContext {
         of_step.or_else(of_run).map(|(_, value)| value)
     }
 
-    /// The engine's name for a network or a volume of this run.
-    pub(crate) fn scoped(&self, name: &str) -> String {
-        format!("acrtask_{}_{name}", self.labels.run)
+    /// Returns the engine's name for the volume `name` of the task. It is always a volume of this run.
+    pub(crate) fn volume_name(&self, name: &str) -> String {
+        self.labels.scope.object(name)
     }
 
     /// Makes the network `name` of the plan, once.
@@ -268,7 +271,7 @@ impl RunContext {
         if network.skip_creation {
             network.name.clone()
         } else {
-            self.scoped(&network.name)
+            self.labels.scope.object(&network.name)
         }
     }
 
@@ -397,12 +400,12 @@ pub(crate) async fn remove_all(
             .map_or(id.clone(), |name| name.trim_start_matches('/').to_owned());
         let keep = container
             .labels
-            .is_some_and(|labels| labels.contains_key(crate::owner::KEEP_LABEL));
+            .is_some_and(|labels| crate::owner::is_kept(&labels));
         if keep {
             if let Err(error) = engine.stop_container(&id, STOP_GRACE).await {
                 tracing::warn!(container = %name, error = %crate::error::chain(&error), "could not be stopped");
             }
-            left.push(format!("container {name} (kept)"));
+            left.push(format!("container {name} {KEPT}"));
         } else if engine.remove_container(&id).await.is_err() {
             left.push(format!("container {name}"));
         }

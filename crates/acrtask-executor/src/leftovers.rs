@@ -8,12 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use acrtask_model::RunId;
-
 use crate::{
     context::remove_all,
     engine::{Engine, Labels, label_filter},
-    owner::{Judgement, KEEP_LABEL, OWNER_LABEL, Owner, RUN_LABEL},
+    owner::{Judgement, OWNER_LABEL, Owner, RUN_LABEL, is_kept},
+    scope::RunScope,
     workspace::{OWNER_FILE, SCRATCH_PREFIX, keeper_image},
 };
 
@@ -24,7 +23,6 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
         engine.list_networks(RUN_LABEL),
         engine.list_volumes(RUN_LABEL),
     );
-    let kept = |labels: &HashMap<String, String>| labels.contains_key(KEEP_LABEL);
     let containers = containers
         .unwrap_or_default()
         .into_iter()
@@ -32,7 +30,7 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
     let networks = networks.unwrap_or_default().into_iter().map(|n| n.labels);
     let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.labels);
     let all = containers
-        .filter(|labels| !kept(labels))
+        .filter(|labels| !is_kept(labels))
         .chain(networks)
         .chain(volumes);
     let mut dead: BTreeMap<String, (Labels, usize)> = BTreeMap::new();
@@ -45,7 +43,7 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
     let mut removed = Vec::new();
     for (run, (labels, count)) in dead {
         // Looked for by its name: a list of all images takes an engine with many of them half a second.
-        let image = Some(keeper_image(&labels.run));
+        let image = Some(keeper_image(&labels.scope));
         let left = remove_all(engine, &labels, image).await;
         if left.len() < count {
             let things = if count == 1 { "object" } else { "objects" };
@@ -76,8 +74,8 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
 }
 
 /// The run and the owner that labels name, if that owner is dead.
-fn dead_owner(labels: &HashMap<String, String>, me: &Owner) -> Option<(RunId, Owner)> {
-    let run = RunId::new(labels.get(RUN_LABEL)?).ok()?;
+fn dead_owner(labels: &HashMap<String, String>, me: &Owner) -> Option<(RunScope, Owner)> {
+    let run: RunScope = labels.get(RUN_LABEL)?.parse().ok()?;
     let owner: Owner = labels.get(OWNER_LABEL)?.parse().ok()?;
     (owner.judge_here(me) == Judgement::Dead).then_some((run, owner))
 }
@@ -110,13 +108,13 @@ mod tests {
     fn folders_of_the_living_stay() {
         let root = tempfile::tempdir().unwrap();
         let me = Owner::this_process();
-        let run = RunId::new("r1").unwrap();
+        let run: RunScope = "r1".parse().unwrap();
         let mine = Scratch::new(root.path(), &run, &me).unwrap();
         // A process with this one's id that started at another time: it is gone.
         let mut label = me.to_string();
         label.push('0');
         let dead: Owner = label.parse().unwrap();
-        let theirs = Scratch::new(root.path(), &RunId::new("r2").unwrap(), &dead).unwrap();
+        let theirs = Scratch::new(root.path(), &"r2".parse().unwrap(), &dead).unwrap();
         std::fs::create_dir(root.path().join("acrtask-run-without-owner")).unwrap();
         let removed = remove_folders(root.path(), &me);
         assert_eq!(removed.len(), 1, "{removed:?}");

@@ -28,6 +28,7 @@ mod output;
 pub mod owner;
 mod policy;
 mod run;
+mod scope;
 mod steps;
 mod workspace;
 
@@ -167,18 +168,6 @@ pub struct GitAccess {
 }
 
 impl RunRequest {
-    /// What the engine knows the attempt by: the run's id; for a later attempt with its number behind it.
-    pub(crate) fn scope(&self) -> RunId {
-        if self.attempt <= 1 {
-            return self.id.clone();
-        }
-        let number = format!("-a{}", self.attempt);
-        let room = RunId::MAX_LEN.saturating_sub(number.len());
-        let id = self.id.as_str();
-        let cut = id[..id.len().min(room)].trim_end_matches('-');
-        RunId::new(format!("{cut}{number}")).unwrap_or_else(|_| self.id.clone())
-    }
-
     /// Without files, with the executor's own credentials, and free to push.
     pub fn new(id: RunId, plan: Plan, domain: RunDomain) -> Self {
         Self {
@@ -328,41 +317,5 @@ impl Executor {
         cancel: CancellationToken,
     ) -> Report {
         run::run(self, request, events, cancel).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use acrtask_model::{CacheNamespace, TrustDomain};
-
-    use super::*;
-
-    #[test]
-    fn each_attempt_has_a_name_of_its_own_on_the_engine() {
-        let plan = || Plan {
-            version: acrtask_spec::plan::Version::V1_1_0,
-            networks: Vec::new(),
-            volumes: Vec::new(),
-            credentials: Vec::new(),
-            steps: Vec::new(),
-            secrets: Vec::new(),
-            timeout: None,
-            pins: std::collections::BTreeMap::new(),
-        };
-        let long = format!("{}-x", "a".repeat(RunId::MAX_LEN - 2));
-        for (id, attempt, scope) in [
-            ("r1", 1, "r1".to_owned()),
-            ("r1", 2, "r1-a2".to_owned()),
-            (&long, 1, long.clone()),
-            (&long, 12, format!("{}-a12", "a".repeat(36))),
-        ] {
-            let domain = RunDomain {
-                trust: TrustDomain::Local,
-                cache_namespace: CacheNamespace::from_bytes([7; 16]),
-            };
-            let mut request = RunRequest::new(RunId::new(id).unwrap(), plan(), domain);
-            request.attempt = attempt;
-            assert_eq!(request.scope().as_str(), scope);
-        }
     }
 }

@@ -5,7 +5,7 @@
 //! [`Judgement::Unknown`], and what it made is left alone. A process id that was given out again has
 //! another start time.
 
-use std::{fmt, fs, str::FromStr};
+use std::{collections::HashMap, fmt, fs, str::FromStr};
 
 /// The label that carries the run's id, on everything that a run makes.
 pub const RUN_LABEL: &str = "io.acrtask.run";
@@ -13,8 +13,18 @@ pub const RUN_LABEL: &str = "io.acrtask.run";
 pub const OWNER_LABEL: &str = "io.acrtask.owner";
 /// The label that carries the step's id, on containers.
 pub const STEP_LABEL: &str = "io.acrtask.step";
-/// The label of a container that the task asked to keep.
+/// The label of every container of a step: `true` if the task asked to keep it, else `false`.
 pub const KEEP_LABEL: &str = "io.acrtask.keep";
+/// The beginning of the labels that a line gave its container with `--label`. Programs of the machine act on labels of
+/// containers, so a task cannot choose a whole one.
+pub const TASK_LABEL: &str = "io.acrtask.label.";
+/// Beginnings of labels that a task cannot give: acrtask's own, and those that Docker reserves.
+pub const RESERVED_LABELS: [&str; 4] = [
+    "io.acrtask.",
+    "com.docker.",
+    "io.docker.",
+    "org.dockerproject.",
+];
 /// The label that carries the name that a line gave its container with `--name`.
 pub const NAME_LABEL: &str = "io.acrtask.name";
 
@@ -27,6 +37,11 @@ pub struct Owner {
     pid: u32,
     /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`.
     start: u64,
+}
+
+/// Returns `true` for the labels of a container that its task asked to keep.
+pub(crate) fn is_kept(labels: &HashMap<String, String>) -> bool {
+    labels.get(KEEP_LABEL).is_some_and(|keep| keep == "true")
 }
 
 /// Whether the maker of a thing still lives.

@@ -7,7 +7,7 @@ use acrtask_model::{
     mask::Patterns,
 };
 use acrtask_registry::Credentials;
-use acrtask_spec::plan::{Plan, Step, StepKind};
+use acrtask_spec::plan::{Network, Plan, Step, StepKind};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -18,12 +18,13 @@ use tracing::Instrument;
 
 use crate::{
     Base, BuiltImage, Executor, PushedImage, Report, RunRequest,
-    context::{Parts, RunContext, StepContext, patterns, remove_all},
+    context::{KEPT, Parts, RunContext, StepContext, patterns, remove_all},
     engine::Labels,
     error::chain,
     graph::{Action, End, Graph, Input, Node},
     output::{Events, StepOutput},
     policy::reach::only_unreachable,
+    scope::RunScope,
     steps::{self, Trace},
     workspace::Workspace,
 };
@@ -130,7 +131,12 @@ impl Drop for Guard {
         {
             let (engine, labels) = (run.engine.clone(), run.labels.clone());
             let image = run.workspace.keeper_image_if_made();
-            runtime.spawn(async move { remove_all(&engine, &labels, image).await });
+            run.background.close();
+            runtime.spawn(async move {
+                // Volumes and networks that are being made now are removed, too.
+                run.background.wait().await;
+                remove_all(&engine, &labels, image).await
+            });
         }
     }
 }
@@ -181,6 +187,7 @@ async fn drive(
             }
             let left = run.clean_up().await;
             guard.run = None;
+            retry_removal(&run, &left);
             (outcome, steps, left)
         }
         Err(reason) => {
@@ -192,6 +199,29 @@ async fn drive(
         }
     };
     finish(events, began, outcome, steps, left).await
+}
+
+/// Waits between attempts at removing what the engine still held when a run ended, in seconds.
+const REMOVAL_DELAYS: [u64; 8] = [2, 5, 15, 60, 300, 900, 1800, 3600];
+
+/// Goes on removing what could not be removed at the end of a run, for as long as this process lives. What is left
+/// then is removed by the next start. A container that the task keeps also keeps its volumes.
+fn retry_removal(run: &RunContext, left: &[String]) {
+    if left.is_empty() || left.iter().any(|thing| thing.ends_with(KEPT)) {
+        return;
+    }
+    let (engine, labels) = (run.engine.clone(), run.labels.clone());
+    let image = run.workspace.keeper_image_if_made();
+    tokio::spawn(async move {
+        for delay in REMOVAL_DELAYS {
+            tokio::time::sleep(Duration::from_secs(delay)).await;
+            let left = remove_all(&engine, &labels, image.clone()).await;
+            if left.is_empty() {
+                return;
+            }
+            tracing::warn!(run = %labels.scope, ?left, "could not remove what a run left on the engine");
+        }
+    });
 }
 
 async fn finish(
@@ -211,9 +241,16 @@ async fn finish(
     (outcome, steps, left)
 }
 
-/// What the builder cannot do of what the plan asks for, found before anything runs: the first of it.
+/// Returns why the run is refused before anything starts: the first thing that the operator does not allow or that
+/// the builder cannot do.
 async fn refuse(run: &RunContext) -> Option<String> {
     let mut first = None;
+    if !run.options.allow.host_network {
+        let refused = run.plan.networks.iter().find_map(Network::needs_operator);
+        if let Some(refused) = refused {
+            return Some(format!("{refused}; {}", Network::OPERATOR_HELP));
+        }
+    }
     for step in &run.plan.steps {
         let StepKind::Build(build) = &step.kind else {
             continue;
@@ -237,7 +274,7 @@ fn context(
         .options
         .registry(&credentials)
         .map_err(|error| chain(&error))?;
-    let scope = request.scope();
+    let scope = RunScope::new(request.id.clone(), request.attempt);
     let labels = Labels::new(scope.clone(), executor.owner.clone());
     let workspace = Arc::new(Workspace::new(
         executor.engine.clone(),
@@ -386,6 +423,15 @@ async fn carry_out(
 
 /// Begins what steps will need, beside the first of them: a network takes as long as a cached build.
 fn prepare(run: &Arc<RunContext>) {
+    let is_cmd = |step: &Step| matches!(step.kind, StepKind::Cmd(_));
+    if run.plan.steps.iter().any(is_cmd) {
+        let run = Arc::clone(run);
+        let tracker = run.background.clone();
+        tracker.spawn(async move {
+            // The step that needs them reports the error.
+            let _ = run.workspace.ensure_volumes().await;
+        });
+    }
     let needs_network = run.plan.steps.iter().find_map(|step| match &step.kind {
         StepKind::Cmd(_) => step.network.clone(),
         _ => None,

@@ -29,16 +29,19 @@ use std::{
     },
 };
 
-use acrtask_model::RunId;
 use bollard::models::{ContainerCreateBody, HostConfig, Mount};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
     archive::{self, Opened, Pack},
-    engine::{Engine, Labels, volumes::mount},
+    engine::{
+        Engine, Labels,
+        volumes::{OwnVolumes, VolumeError, mount},
+    },
     error::{EngineError, chain},
     owner::Owner,
+    scope::RunScope,
 };
 
 /// Where the workspace is mounted.
@@ -57,6 +60,8 @@ pub(crate) const OWNER_FILE: &str = ".acrtask-owner";
 pub(crate) enum WorkspaceError {
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("could not {attempted}")]
     Io {
         attempted: String,
@@ -77,7 +82,7 @@ fn io_error(attempted: impl Into<String>) -> impl FnOnce(io::Error) -> Workspace
 pub(crate) struct Scratch(TempDir);
 
 impl Scratch {
-    pub(crate) fn new(root: &Path, run: &RunId, owner: &Owner) -> io::Result<Self> {
+    pub(crate) fn new(root: &Path, run: &RunScope, owner: &Owner) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("{SCRATCH_PREFIX}{run}-"))
@@ -98,11 +103,12 @@ impl Scratch {
 pub(crate) struct Workspace {
     engine: Engine,
     labels: Labels,
-    run: RunId,
+    run: RunScope,
     owner: Owner,
     scratch_root: PathBuf,
     /// The user's folder; only ever read. Nothing for a run without a context.
     context: Option<PathBuf>,
+    volumes: OwnVolumes,
     filled: OnceCell<()>,
     keeper: OnceCell<String>,
     /// Containers that may be writing now.
@@ -134,12 +140,13 @@ impl Workspace {
     pub(crate) fn new(
         engine: Engine,
         labels: Labels,
-        run: RunId,
+        run: RunScope,
         owner: Owner,
         scratch_root: PathBuf,
         context: Option<PathBuf>,
     ) -> Self {
         Self {
+            volumes: OwnVolumes::new(engine.clone(), labels.clone()),
             engine,
             labels,
             run,
@@ -164,16 +171,30 @@ impl Workspace {
 
     /// The name of the volume.
     pub(crate) fn volume(&self) -> String {
-        format!("acrtask_{}_workspace", self.run)
+        self.run.object("workspace")
     }
 
     /// The mounts of every container that shares the workspace.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
-        let home = format!("acrtask_{}_home", self.run);
+        let home = self.run.object("home");
         vec![
             mount(&self.volume(), WORKSPACE, false, None, &self.labels),
             mount(&home, HOME, false, None, &self.labels),
         ]
+    }
+
+    /// Creates the volumes that every container of the run mounts.
+    pub(crate) async fn ensure_volumes(&self) -> Result<(), VolumeError> {
+        let host = HostConfig {
+            mounts: Some(self.mounts()),
+            ..Default::default()
+        };
+        self.volumes.ensure_mounted(&host).await
+    }
+
+    /// The volumes of the run, the workspace's among them.
+    pub(crate) fn own_volumes(&self) -> &OwnVolumes {
+        &self.volumes
     }
 
     /// Puts the context into the volume, once, through a container that mounts it and has not been started.
@@ -294,19 +315,22 @@ impl Workspace {
                     .engine
                     .import_empty_image(&self.keeper_image(), &self.labels)
                     .await?;
+                let host = HostConfig {
+                    mounts: Some(self.mounts()),
+                    network_mode: Some("none".into()),
+                    ..Default::default()
+                };
+                self.ensure_volumes().await?;
                 let body = ContainerCreateBody {
                     image: Some(image),
                     cmd: Some(vec!["never-started".into()]),
                     labels: Some(self.labels.map()),
-                    host_config: Some(HostConfig {
-                        mounts: Some(self.mounts()),
-                        network_mode: Some("none".into()),
-                        ..Default::default()
-                    }),
+                    host_config: Some(host),
                     ..Default::default()
                 };
-                let name = format!("acrtask_{}_keeper", self.run);
-                self.engine.create_container(&name, None, body).await
+                let name = self.run.object("keeper");
+                let made = self.engine.create_container(&name, None, body).await?;
+                Ok::<_, WorkspaceError>(made)
             })
             .await?
             .clone();
@@ -325,7 +349,7 @@ impl Workspace {
 }
 
 /// The name of the empty image that a run's keeper is made of.
-pub(crate) fn keeper_image(run: &RunId) -> String {
+pub(crate) fn keeper_image(run: &RunScope) -> String {
     format!("acrtask/keeper-{run}")
 }
 
@@ -394,7 +418,7 @@ mod tests {
     fn a_scratch_folder_says_whose_it_is_and_goes_away() {
         let root = tempfile::tempdir().unwrap();
         let me = Owner::this_process();
-        let scratch = Scratch::new(root.path(), &RunId::new("r1").unwrap(), &me).unwrap();
+        let scratch = Scratch::new(root.path(), &"r1".parse().unwrap(), &me).unwrap();
         let folder = scratch.path().parent().unwrap().to_owned();
         let owner = std::fs::read_to_string(folder.join(OWNER_FILE)).unwrap();
         assert_eq!(owner.parse(), Ok(me));

@@ -6,12 +6,25 @@ use acrtask_executor::Allow;
 use acrtask_spec::{
     Diagnostic, TaskSource,
     cmd_line::{CmdLine, Command, CommandKind, ContainerLine, Word, docker_word_supported},
-    plan::{Plan, Step, StepKind},
+    plan::{Network, Plan, Step, StepKind},
 };
 
 /// An error for each step of `plan` that asks for more than `allow`.
 pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Diagnostic> {
-    plan.steps
+    let networks = plan.networks.iter().filter(|_| !allow.host_network);
+    let networks = networks.filter_map(|network| {
+        let line = network
+            .line
+            .map_or(0..0, |line| first_line(&source.text, line));
+        let refusal = Diagnostic::error("not-allowed", network.needs_operator()?);
+        Some(
+            refusal
+                .at(line, "this network")
+                .help(Network::OPERATOR_HELP),
+        )
+    });
+    let steps = plan
+        .steps
         .iter()
         .flat_map(|step| {
             let privileged = !allow.privileged && is_privileged(step);
@@ -41,8 +54,8 @@ pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Di
                 )
             });
             privileged.into_iter().chain(network).chain(socket)
-        })
-        .collect()
+        });
+    networks.chain(steps).collect()
 }
 
 fn is_privileged(step: &Step) -> bool {

@@ -58,7 +58,7 @@ pub(crate) fn plan(
     let version = check_version(task, context, report);
     let mut refusals = Vec::new();
     let volumes = volumes(&task.volumes, report, &mut refusals);
-    let (networks, default_network) = networks(task, report);
+    let (networks, default_network) = networks(task, context, report, &mut refusals);
     let mut task_env = task.env.clone();
     merge_env(&mut task_env, &from_flags(&context.facts.env), report);
 
@@ -96,8 +96,6 @@ pub(crate) fn plan(
                 .map(|text| text.value.clone())
                 .collect::<Vec<_>>()
         };
-        let start = report.author_span(raw.span.clone()).start;
-        let line = 1 + context.line_breaks.partition_point(|at| *at < start);
         steps.push(Step {
             id,
             kind,
@@ -115,7 +113,7 @@ pub(crate) fn plan(
             repeat: count(raw.repeat.as_ref()),
             ignore_errors: raw.ignore_errors,
             network: text(&raw.network).or_else(|| default_network.clone()),
-            line,
+            line: line(&raw.span, context, report),
             container: ContainerOptions {
                 detach: raw.detach,
                 keep: raw.keep,
@@ -169,6 +167,12 @@ fn check_handed_down(task: &RawTask, env: &[Text], report: &mut Report<'_>) -> b
         );
     }
     bytes <= MAX_HANDED_DOWN
+}
+
+/// Returns the position of a span's first line in the author's text, from 1.
+fn line(span: &Range<usize>, context: &Context<'_>, report: &Report<'_>) -> usize {
+    let start = report.author_span(span.clone()).start;
+    1 + context.line_breaks.partition_point(|at| *at < start)
 }
 
 fn line_of(span: &Range<usize>) -> Range<usize> {

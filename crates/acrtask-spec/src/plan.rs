@@ -57,10 +57,35 @@ pub struct Network {
     pub driver: String,
     /// Whether it carries IPv6.
     pub ipv6: bool,
-    /// Whether containers on it are cut off from outside (kept only where the file says so).
+    /// The engine had it before the run; the run neither creates nor removes it.
     pub skip_creation: bool,
     /// Whether steps that name no network join this one.
     pub is_default: bool,
+    /// Position of its first line in the file, from 1. `None` for the network that a file without any gets.
+    #[serde(skip)]
+    pub line: Option<usize>,
+}
+
+impl Network {
+    /// Returns why only the operator of the machine can allow this network. `None` if the run creates a bridge of its
+    /// own, which leads to no other container and no device of the machine.
+    pub fn needs_operator(&self) -> Option<String> {
+        let Self { name, driver, .. } = self;
+        if self.skip_creation {
+            return Some(format!(
+                "the network `{name}` is declared with `skipCreation`: it is this machine's and not the run's"
+            ));
+        }
+        (!matches!(driver.as_str(), "" | "bridge")).then(|| {
+            format!(
+                "the network `{name}` has the driver `{driver}`, which can reach devices of this machine"
+            )
+        })
+    }
+
+    /// The help for [`Self::needs_operator`].
+    pub const OPERATOR_HELP: &str = "declare it with its name alone, for a network of the run; an operator who trusts \
+                                     this task allows it with `--allow host-network`";
 }
 
 /// A volume with files from secrets.

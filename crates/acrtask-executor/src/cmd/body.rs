@@ -16,7 +16,7 @@ use super::{flags, words};
 use crate::{
     Allow,
     engine::Labels,
-    owner::{KEEP_LABEL, NAME_LABEL, STEP_LABEL},
+    owner::{KEEP_LABEL, NAME_LABEL, RESERVED_LABELS, STEP_LABEL, TASK_LABEL},
     workspace::{HOME, WORKSPACE},
 };
 
@@ -34,8 +34,10 @@ pub(crate) struct Setting<'a> {
     pub(crate) workspace_name: &'a str,
     /// Names of the task's volumes.
     pub(crate) volumes: Vec<&'a str>,
-    /// The engine's name for a network or a volume of the run.
-    pub(crate) scoped: &'a dyn Fn(&str) -> String,
+    /// Returns the engine's name for a volume of the run.
+    pub(crate) volume_name: &'a dyn Fn(&str) -> String,
+    /// Returns the engine's name for a declared network.
+    pub(crate) network_name: &'a dyn Fn(&str) -> String,
     /// The network that the step joins; nothing: the engine's own.
     pub(crate) network: Option<&'a str>,
     /// The networks of the task.
@@ -115,7 +117,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
     let mut mounts = setting.workspace_mounts.clone();
     let mut needs_volumes = Vec::new();
     for wanted in &options.volume_mounts {
-        let name = (setting.scoped)(&wanted.name);
+        let name = (setting.volume_name)(&wanted.name);
         mounts.push(crate::engine::volumes::mount(
             &name,
             &wanted.mount_path,
@@ -147,6 +149,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
             .map(Ok)
             .chain(line.flags.ports.iter().map(text))
             .collect::<Result<Vec<_>, _>>()?,
+        setting.allow.host_network,
     )?;
     for port in options
         .expose
@@ -193,21 +196,21 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
 
     let mut labels = setting.labels.map();
     labels.insert(STEP_LABEL.into(), step.id.to_string());
-    if options.keep {
-        labels.insert(KEEP_LABEL.into(), "true".into());
-    }
-    if let Some(name) = &name {
-        labels.insert(NAME_LABEL.into(), name.clone());
-    }
+    // Set in any case: a label that the container does not have it gets from its image.
+    labels.insert(KEEP_LABEL.into(), options.keep.to_string());
+    labels.insert(NAME_LABEL.into(), name.clone().unwrap_or_default());
     for word in &line.flags.labels {
         let label = text(word)?;
         let (key, value) = label.split_once('=').unwrap_or((&label, ""));
-        if key.starts_with("io.acrtask.") {
+        if let Some(reserved) = RESERVED_LABELS
+            .iter()
+            .find(|prefix| key.starts_with(**prefix))
+        {
             return Err(format!(
-                "labels that begin with io.acrtask. are acrtask's own: {key}"
+                "the label `{key}` is reserved: a step's labels do not begin with `{reserved}`"
             ));
         }
-        labels.insert(key.into(), value.into());
+        labels.insert(format!("{TASK_LABEL}{key}"), value.into());
     }
 
     let working_dir = match flag(&line.flags.workdir)? {
@@ -292,7 +295,7 @@ fn network(
     let declared = setting.networks.contains(&name);
     let of_the_machine = setting.of_the_machine.contains(&name);
     if declared && !of_the_machine {
-        return Ok(((setting.scoped)(name), Some(name.into())));
+        return Ok(((setting.network_name)(name), Some(name.into())));
     }
     match name {
         "none" => Ok(("none".into(), None)),
@@ -304,7 +307,7 @@ fn network(
                 .into(),
         ),
         name if of_the_machine && setting.allow.host_network => {
-            Ok(((setting.scoped)(name), Some(name.into())))
+            Ok(((setting.network_name)(name), Some(name.into())))
         }
         name if of_the_machine => Err(format!(
             "the network `{name}` is this machine's and not the run's, which is not allowed here: take `skipCreation` \

@@ -89,9 +89,10 @@ fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<De
             workspace_volume: &run.workspace.volume(),
             workspace_name: &format!("acrtask_{}_workspace", run.id),
             volumes: run.plan.volumes.iter().map(|v| v.name.as_str()).collect(),
-            scoped: &|name| match run.plan.networks.iter().find(|n| n.name == name) {
+            volume_name: &|name| run.volume_name(name),
+            network_name: &|name| match run.plan.networks.iter().find(|n| n.name == name) {
                 Some(network) => run.network_name(network),
-                None => run.scoped(name),
+                None => run.labels.scope.object(name),
             },
             network: ctx.step.network.as_deref(),
             networks: run.plan.networks.iter().map(|n| n.name.as_str()).collect(),
@@ -155,7 +156,15 @@ async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Fail
             None => Ok(()),
         }
     };
-    let ((), image) = tokio::try_join!(network, prepare_image(ctx, definition))?;
+    let volumes = async {
+        let Some(host) = &definition.body.host_config else {
+            return Ok(());
+        };
+        let own = run.workspace.own_volumes();
+        let ensured = own.ensure_mounted(host).await;
+        ensured.map_err(|error| Failure::Other(chain(&error)))
+    };
+    let ((), (), image) = tokio::try_join!(network, volumes, prepare_image(ctx, definition))?;
     let id = create(ctx, definition, image).await?;
     run.remember(NamedContainer {
         id: id.clone(),
@@ -219,7 +228,7 @@ fn mounted_volumes(definition: &Definition, ctx: &StepContext) -> Vec<(String, S
         .needs_volumes
         .iter()
         .filter_map(|name| {
-            let scoped = ctx.run.scoped(name);
+            let scoped = ctx.run.volume_name(name);
             let mount = mounts.iter().find(|m| m.source.as_ref() == Some(&scoped))?;
             Some((name.clone(), mount.target.clone()?))
         })
@@ -271,7 +280,7 @@ async fn create(
 ) -> Result<String, Failure> {
     let run = &ctx.run;
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let name = container_name(&run.scoped(ctx.step.id.as_str()), serial);
+    let name = container_name(&run.labels.scope.object(ctx.step.id.as_str()), serial);
     let platform = definition.platform.as_deref();
     let mut body = definition.body.clone();
     let (Image::Built(text) | Image::Named(text)) = &image;

@@ -35,8 +35,8 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
             return Ok(());
         }
         Err(format!(
-            "`--{what}` would let the container out of its box; an operator who trusts this task \
-             allows it with `--allow privileged`"
+            "`--{what} {value}` would let the container reach other processes of the machine; an operator who trusts \
+             this task allows it with `--allow privileged`"
         ))
     };
     match name {
@@ -48,16 +48,32 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
         "memory-swap" => host.memory_swap = Some(bytes(name, value)?),
         "shm-size" => host.shm_size = Some(bytes(name, value)?),
         "cpus" => host.nano_cpus = Some(nano_cpus(value)?),
-        "c" | "cpu-shares" => host.cpu_shares = Some(number(name, value)?),
+        "c" | "cpu-shares" => {
+            let shares = number(name, value)?;
+            if shares > DEFAULT_CPU_SHARES {
+                needs_privileged(name)?;
+            }
+            host.cpu_shares = Some(shares);
+        }
         "cpu-period" => host.cpu_period = Some(number(name, value)?),
         "cpu-quota" => host.cpu_quota = Some(number(name, value)?),
         "cpuset-cpus" => host.cpuset_cpus = Some(value.into()),
         "cpuset-mems" => host.cpuset_mems = Some(value.into()),
         "pids-limit" => host.pids_limit = Some(number(name, value)?),
-        "oom-score-adj" => host.oom_score_adj = Some(number(name, value)?),
+        "oom-score-adj" => {
+            needs_privileged(name)?;
+            host.oom_score_adj = Some(number(name, value)?);
+        }
         "init" => host.init = Some(value != "false"),
         "read-only" => host.readonly_rootfs = Some(value != "false"),
-        "P" | "publish-all" => host.publish_all_ports = Some(value != "false"),
+        "P" | "publish-all" if value == "false" => {}
+        "P" | "publish-all" if setting.allow.host_network => host.publish_all_ports = Some(true),
+        "P" | "publish-all" => {
+            return Err(format!(
+                "`--{name}` publishes ports on all addresses of the machine: name them with `-p PORT`, which publishes \
+                 them on {LOOPBACK}; an operator who trusts this task allows it with `--allow host-network`"
+            ));
+        }
         "add-host" => host
             .extra_hosts
             .get_or_insert_default()
@@ -77,7 +93,13 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
             let (key, value) = pair(name, value)?;
             host.sysctls.get_or_insert_default().insert(key, value);
         }
-        "ulimit" => host.ulimits.get_or_insert_default().push(ulimit(value)?),
+        "ulimit" => {
+            let limit = ulimit(value)?;
+            if limit.name.as_deref().is_some_and(is_machine_wide_limit) {
+                needs_privileged(name)?;
+            }
+            host.ulimits.get_or_insert_default().push(limit);
+        }
         // All others are the engine's own connections, from the machine's network, to sockets and files of the machine too.
         "log-driver" => {
             if !matches!(value, "none" | "local" | "json-file") {
@@ -222,6 +244,30 @@ fn ulimit(value: &str) -> Result<ResourcesUlimits, String> {
     })
 }
 
+/// The engine's default weight of a container's CPU time. More would take CPU time from other containers.
+const DEFAULT_CPU_SHARES: i64 = 1024;
+
+/// Returns `true` for a resource limit that decides whether a process runs before all others of the machine.
+pub(crate) fn is_machine_wide_limit(name: &str) -> bool {
+    matches!(name, "rtprio" | "nice" | "rttime")
+}
+
+/// The address that ports are published on, unless the operator allows the machine's network.
+const LOOPBACK: &str = "127.0.0.1";
+
+/// Options of `-v` that concern the mount alone. Only `ro` has an effect: volumes of a run are neither relabelled
+/// nor filled from the image.
+const VOLUME_OPTIONS: [&str; 8] = [
+    "ro",
+    "rw",
+    "z",
+    "Z",
+    "nocopy",
+    "cached",
+    "delegated",
+    "consistent",
+];
+
 /// What `-v` asks for.
 #[derive(Debug)]
 pub(crate) enum VolumeFlag {
@@ -253,7 +299,14 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
         }
         _ => return Err(format!("-v takes SOURCE:/TARGET[:ro], not `{value}`")),
     };
-    let read_only = options.is_some_and(|o| o.split(',').any(|o| o == "ro"));
+    let options: Vec<&str> = options.into_iter().flat_map(|o| o.split(',')).collect();
+    if let Some(unknown) = options.iter().find(|o| !VOLUME_OPTIONS.contains(o)) {
+        return Err(format!(
+            "-v {value}: the option `{unknown}` is not supported; it is one of {}",
+            VOLUME_OPTIONS.join(", ")
+        ));
+    }
+    let read_only = options.contains(&"ro");
     if matches!(source, SOCKET | "/run/docker.sock") {
         if setting.allow.docker_socket {
             return Ok(VolumeFlag::Bind(format!("{source}:{target}")));
@@ -277,7 +330,7 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
             })?
         };
         let (volume, root) = if path == HOME || path.starts_with(&format!("{HOME}/")) {
-            ((setting.scoped)("home"), HOME)
+            ((setting.volume_name)("home"), HOME)
         } else {
             (setting.workspace_volume.to_owned(), WORKSPACE)
         };
@@ -297,7 +350,7 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
     let of_task = setting.volumes.contains(&source).then(|| source.to_owned());
     Ok(VolumeFlag::Mount {
         mount: Box::new(mount(
-            &(setting.scoped)(source),
+            &(setting.volume_name)(source),
             target,
             read_only,
             None,
@@ -308,7 +361,12 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
 }
 
 /// Published ports, `[[IP:]HOST:]CONTAINER[/PROTOCOL]` with ranges, and what they expose.
-pub(crate) fn ports(specs: Vec<String>) -> Result<(Bindings, Vec<String>), String> {
+///
+/// A port without an address is published on [`LOOPBACK`], and another address is refused, unless `any_address`.
+pub(crate) fn ports(
+    specs: Vec<String>,
+    any_address: bool,
+) -> Result<(Bindings, Vec<String>), String> {
     let mut bindings: Bindings = HashMap::new();
     let mut exposed = Vec::new();
     for spec in specs {
@@ -324,6 +382,16 @@ pub(crate) fn ports(specs: Vec<String>) -> Result<(Bindings, Vec<String>), Strin
                 None => (None, Some(host)),
             },
             None => (None, None),
+        };
+        let ip = match ip {
+            Some(ip) if !any_address && !matches!(ip, LOOPBACK | "::1") => {
+                return Err(format!(
+                    "a port is published on {LOOPBACK} only, and `{spec}` names another address: write it without the \
+                     address; an operator who trusts this task allows it with `--allow host-network`"
+                ));
+            }
+            None if !any_address => Some(LOOPBACK),
+            ip => ip,
         };
         let containers = range(container).ok_or_else(error)?;
         let hosts = match host {

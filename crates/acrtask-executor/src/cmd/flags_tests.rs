@@ -1,4 +1,4 @@
-use acrtask_model::{RunId, StepId};
+use acrtask_model::StepId;
 use acrtask_spec::{
     cmd_line::{self, ContainerLine, WordPart},
     plan::{CmdStep, ContainerOptions, Step, StepKind},
@@ -61,7 +61,7 @@ fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, S
         .collect();
     let line = cmd_line::container_from_words(&words).map_err(|refusal| refusal.message)?;
     let step = step();
-    let labels = Labels::new(RunId::new("r1").unwrap(), Owner::this_process());
+    let labels = Labels::new("r1".parse().unwrap(), Owner::this_process());
     define(
         &line,
         Setting {
@@ -72,8 +72,12 @@ fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, S
             workspace_mounts: Vec::new(),
             workspace_volume: "acrtask_r1_workspace",
             workspace_name: "acrtask_r1_workspace",
-            volumes: vec!["creds"],
-            scoped: &|name| format!("acrtask_r1_{name}"),
+            volumes: vec!["creds", "shared"],
+            volume_name: &|name| format!("acrtask_r1_{name}"),
+            network_name: &|name| match name {
+                "shared" => name.to_owned(),
+                _ => format!("acrtask_r1_{name}"),
+            },
             network: Some("net"),
             networks: vec!["net", "shared"],
             of_the_machine: vec!["shared"],
@@ -90,9 +94,17 @@ fn denied(line: &str) -> String {
 
 #[test]
 fn a_plain_container() {
-    let made = made("-e B=line alpine echo a", Allow::default()).unwrap();
+    let made = made(
+        "-e B=line -l traefik.enable=true alpine echo a",
+        Allow::default(),
+    )
+    .unwrap();
     assert_eq!(made.image, "alpine");
     let body = made.body;
+    let labels = body.labels.unwrap();
+    assert_eq!(labels["io.acrtask.keep"], "false");
+    assert_eq!(labels["io.acrtask.name"], "");
+    assert_eq!(labels["io.acrtask.label.traefik.enable"], "true");
     assert_eq!(body.env.unwrap(), ["A=step", "B=line", "HOME=/acb/home"]);
     assert_eq!(body.working_dir.as_deref(), Some("/workspace/sub"));
     assert_eq!(body.hostname.as_deref(), Some("web-1"));
@@ -125,6 +137,11 @@ fn volumes_are_the_runs_own() {
     assert_eq!(
         mounts("-v creds:/c:ro alpine"),
         ("acrtask_r1_creds".into(), "/c".into(), None, true)
+    );
+    // A network of the machine with the same name makes no difference.
+    assert_eq!(
+        mounts("-v shared:/c alpine"),
+        ("acrtask_r1_shared".into(), "/c".into(), None, false)
     );
     assert_eq!(
         mounts("-v cache:/c alpine"),
@@ -170,6 +187,10 @@ fn a_way_out_needs_the_operator() {
         "--ipc host alpine",
         "--log-driver syslog --log-opt syslog-address=unix:///run/x alpine",
         "--log-opt fluentd-address=169.254.169.254:80 alpine",
+        "--oom-score-adj -1000 alpine",
+        "--cpu-shares 262144 alpine",
+        "--ulimit rtprio=99 alpine",
+        "--ulimit nice=40:40 alpine",
     ] {
         assert!(
             denied(line).contains("--allow privileged"),
@@ -193,7 +214,19 @@ fn a_way_out_needs_the_operator() {
         .is_ok()
     );
     assert!(denied("--device /dev/kvm alpine").contains("not supported"));
-    assert!(denied("-l io.acrtask.run=x alpine").contains("acrtask's own"));
+    for label in [
+        "io.acrtask.run=x",
+        "io.acrtask.keep",
+        "com.docker.compose.project=x",
+    ] {
+        assert!(denied(&format!("-l {label} alpine")).contains("is reserved"));
+    }
+    for line in ["-P alpine", "--publish-all alpine"] {
+        assert!(denied(line).contains("--allow host-network"), "{line}");
+    }
+    for line in ["-v a:/b:rshared alpine", "-v a:/b:ro,exec alpine"] {
+        assert!(denied(line).contains("is not supported"), "{line}");
+    }
 }
 
 #[test]
@@ -208,7 +241,7 @@ fn networks_that_are_none_of_the_runs() {
     };
     assert_eq!(mode("--network none alpine"), "none");
     assert_eq!(mode("--network host alpine"), "host");
-    assert_eq!(mode("--network shared alpine"), "acrtask_r1_shared");
+    assert_eq!(mode("--network shared alpine"), "shared");
     assert_eq!(mode("--network bridge alpine"), "acrtask_r1_net");
 }
 
@@ -235,8 +268,8 @@ fn sizes_and_numbers() {
 
 #[test]
 fn published_ports() {
-    let show = |spec: &str| {
-        let (bindings, exposed) = ports(vec![spec.into()])?;
+    let show = |spec: &str, any_address| {
+        let (bindings, exposed) = ports(vec![spec.into()], any_address)?;
         let mut out: Vec<String> = bindings
             .into_iter()
             .flat_map(|(port, to)| {
@@ -254,17 +287,35 @@ fn published_ports() {
         Ok::<_, String>(out.join(" "))
     };
     for (spec, expected) in [
-        ("80", ":->80/tcp"),
-        ("8080:80", ":8080->80/tcp"),
+        ("80", "127.0.0.1:->80/tcp"),
+        ("8080:80", "127.0.0.1:8080->80/tcp"),
         ("127.0.0.1:8080:80/udp", "127.0.0.1:8080->80/udp"),
         ("127.0.0.1::80", "127.0.0.1:->80/tcp"),
         ("[::1]:1:2", "::1:1->2/tcp"),
-        ("8000-8001:80-81", ":8000->80/tcp :8001->81/tcp"),
+        (
+            "8000-8001:80-81",
+            "127.0.0.1:8000->80/tcp 127.0.0.1:8001->81/tcp",
+        ),
     ] {
-        assert_eq!(show(spec).unwrap(), expected, "{spec}");
+        assert_eq!(show(spec, false).unwrap(), expected, "{spec}");
+    }
+    assert_eq!(show("8080:80", true).unwrap(), ":8080->80/tcp");
+    for spec in [
+        "0.0.0.0:80:80",
+        "10.0.0.1::80",
+        "[::]:80:80",
+        "127.0.0.2:80:80",
+        ":80:80",
+    ] {
+        let refused = show(spec, false).unwrap_err();
+        assert!(
+            refused.contains("--allow host-network"),
+            "{spec}: {refused}"
+        );
+        assert!(show(spec, true).is_ok(), "{spec}");
     }
     for bad in ["", "x", "0", "80:", "1-3:1-2", "9-8", "70000"] {
-        assert!(show(bad).is_err(), "{bad}");
+        assert!(show(bad, false).is_err(), "{bad}");
     }
     assert_eq!(exposed("53/udp").unwrap(), ["53/udp"]);
 }

@@ -10,12 +10,12 @@ pub(crate) mod volumes;
 
 use std::{collections::HashMap, path::PathBuf};
 
-use acrtask_model::RunId;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use crate::{
     error::{ConnectError, EngineError},
     owner::{OWNER_LABEL, Owner, RUN_LABEL},
+    scope::RunScope,
 };
 
 /// Limit of one request's answer, in seconds. Long, because an upload of a large workspace is one
@@ -150,26 +150,33 @@ impl Engine {
 /// The labels of everything that a run makes.
 #[derive(Debug, Clone)]
 pub(crate) struct Labels {
-    pub(crate) run: RunId,
+    pub(crate) scope: RunScope,
     owner: Owner,
 }
 
 impl Labels {
-    pub(crate) fn new(run: RunId, owner: Owner) -> Self {
-        Self { run, owner }
+    pub(crate) fn new(scope: RunScope, owner: Owner) -> Self {
+        Self { scope, owner }
     }
 
     /// As the engine takes them.
     pub(crate) fn map(&self) -> HashMap<String, String> {
         HashMap::from([
-            (RUN_LABEL.into(), self.run.to_string()),
+            (RUN_LABEL.into(), self.scope.to_string()),
             (OWNER_LABEL.into(), self.owner.to_string()),
         ])
     }
 
     /// `key=value` of the run's label.
     pub(crate) fn run_label(&self) -> String {
-        format!("{RUN_LABEL}={}", self.run)
+        format!("{RUN_LABEL}={}", self.scope)
+    }
+
+    /// Returns `true` if `labels` are those of an object of this run, made by this process.
+    pub(crate) fn own(&self, labels: &HashMap<String, String>) -> bool {
+        self.map()
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
     }
 
     /// A filter that finds what this run made.

@@ -1,12 +1,76 @@
-//! The volumes of a run. They come into being with the first container that mounts them.
+//! The volumes of a run.
+//!
+//! Invariant: a container mounts a volume only after [`OwnVolumes::ensure`] has confirmed that the volume carries the
+//! labels of its run. A volume that the engine had before, or that another run made, is refused.
 
-use bollard::{
-    models::{Mount, MountType, MountVolumeOptions},
-    query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions},
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
 };
 
+use bollard::{
+    models::{HostConfig, Mount, MountType, MountVolumeOptions, VolumeCreateRequest},
+    query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions},
+};
+use tokio::sync::OnceCell;
+
 use super::{Engine, Labels, gone_is_fine, label_filter, networks::Listed};
-use crate::error::EngineError;
+use crate::{error::EngineError, output::lock};
+
+/// The volumes that one run has made, each created and checked once.
+#[derive(Debug)]
+pub(crate) struct OwnVolumes {
+    engine: Engine,
+    labels: Labels,
+    made: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
+}
+
+impl OwnVolumes {
+    pub(crate) fn new(engine: Engine, labels: Labels) -> Self {
+        Self {
+            engine,
+            labels,
+            made: Mutex::default(),
+        }
+    }
+
+    /// Creates the volume `name` unless this run did before. Refuses a volume of anyone else.
+    pub(crate) async fn ensure(&self, name: &str) -> Result<(), VolumeError> {
+        let cell = Arc::clone(lock(&self.made).entry(name.to_owned()).or_default());
+        cell.get_or_try_init(|| async {
+            // For a name that exists, the engine returns the volume that it has, with the labels of its maker.
+            let found = self.engine.create_volume(name, &self.labels).await?;
+            if self.labels.own(&found) {
+                Ok(())
+            } else {
+                Err(VolumeError::NotOwn(name.to_owned()))
+            }
+        })
+        .await
+        .copied()
+    }
+
+    /// Creates and checks every volume that a container with this configuration mounts by name.
+    pub(crate) async fn ensure_mounted(&self, host: &HostConfig) -> Result<(), VolumeError> {
+        let mounts = host.mounts.iter().flatten();
+        let named = mounts.filter(|mount| mount.typ == Some(MountType::VOLUME));
+        let names = named.filter_map(|mount| mount.source.as_deref());
+        futures::future::try_join_all(names.map(|name| self.ensure(name))).await?;
+        Ok(())
+    }
+}
+
+/// A volume that a container of the run cannot mount.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(
+        "the engine has a volume {0} that this run did not make; a run mounts only its own volumes. Remove it with \
+         `docker volume rm {0}`, or give the run another id"
+    )]
+    NotOwn(String),
+}
 
 /// A mount of the volume `name`, which the engine makes where it does not exist.
 pub(crate) fn mount(
@@ -33,6 +97,24 @@ pub(crate) fn mount(
 }
 
 impl Engine {
+    /// Creates a volume with the labels of a run. Returns the labels that the engine has for that name.
+    async fn create_volume(
+        &self,
+        name: &str,
+        labels: &Labels,
+    ) -> Result<HashMap<String, String>, EngineError> {
+        let request = VolumeCreateRequest {
+            name: Some(name.into()),
+            driver: Some("local".into()),
+            labels: Some(labels.map()),
+            ..Default::default()
+        };
+        let made = self.docker.create_volume(request).await;
+        Ok(made
+            .map_err(EngineError::on(format!("create volume {name}")))?
+            .labels)
+    }
+
     /// Removes a volume; one that is gone already is fine.
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), EngineError> {
         gone_is_fine(

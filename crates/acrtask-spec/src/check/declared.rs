@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use acrtask_model::Secret;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{DEFAULT_NETWORK, line_of};
+use super::{Context, DEFAULT_NETWORK, line, line_of};
 use crate::{
     diagnostic::{Diagnostic, nearest},
     plan::{Network, Volume, VolumeMount},
@@ -79,7 +79,13 @@ fn is_uuid(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
-pub(super) fn networks(task: &RawTask, report: &mut Report<'_>) -> (Vec<Network>, Option<String>) {
+/// Reads the networks of a task, and which of them is the default. A name that the engine cannot have is a refusal.
+pub(super) fn networks(
+    task: &RawTask,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+    refusals: &mut Vec<Diagnostic>,
+) -> (Vec<Network>, Option<String>) {
     let mut networks: Vec<Network> = Vec::new();
     for raw in &task.networks {
         let Some(name) = &raw.name else {
@@ -100,7 +106,22 @@ pub(super) fn networks(task: &RawTask, report: &mut Report<'_>) -> (Vec<Network>
                 .help("give one of them another name"),
             );
         }
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.value.is_empty() || name.value.contains(|c: char| !is_allowed(c)) {
+            let refusal = Diagnostic::error(
+                "network",
+                format!("`{}` is not a name for a network", name.value),
+            );
+            let refusal = refusal
+                .at(name.span.clone(), "letters, digits, `-`, `_` and `.` only")
+                .help(format!(
+                    "write `name: {}`",
+                    name.value.replace(|c: char| !is_allowed(c), "-")
+                ));
+            refusals.push(report.placed(refusal));
+        }
         networks.push(Network {
+            line: Some(line(&raw.span, context, report)),
             name: name.value.clone(),
             driver: raw
                 .driver
@@ -114,6 +135,7 @@ pub(super) fn networks(task: &RawTask, report: &mut Report<'_>) -> (Vec<Network>
     }
     if task.networks.is_empty() {
         networks.push(Network {
+            line: None,
             name: DEFAULT_NETWORK.to_owned(),
             driver: "bridge".to_owned(),
             ipv6: false,

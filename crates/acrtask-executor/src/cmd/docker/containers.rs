@@ -172,7 +172,8 @@ async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> Done {
             text.push_str(&format!("{id}\n"));
             continue;
         }
-        let name = labels.get(NAME_LABEL).unwrap_or(step);
+        let name = labels.get(NAME_LABEL).filter(|name| !name.is_empty());
+        let name = name.unwrap_or(step);
         let image = container.image.unwrap_or_default();
         text.push_str(&row([
             id,

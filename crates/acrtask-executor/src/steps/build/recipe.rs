@@ -20,7 +20,7 @@ use acrtask_spec::build_line::{BuildLine, ContextRef};
 use super::{git, input};
 use crate::{
     builder::ForBuilder,
-    cmd::body::working_folder,
+    cmd::{body::working_folder, flags::is_machine_wide_limit},
     context::StepContext,
     error::chain,
     workspace::{BuildFolder, WORKSPACE, resolve_path},
@@ -145,7 +145,7 @@ impl Recipe {
             .collect::<Result<_, _>>()?;
         request.network = network(ctx, line.network.as_deref())?;
         request.shm_size = line.shm_size;
-        request.ulimits = line.ulimits.clone();
+        request.ulimits = ulimits(ctx, line)?;
         request.pins = self.pins.clone();
         request.named_contexts = self.named_contexts.clone();
         request.secrets = self.secrets.clone();
@@ -435,6 +435,19 @@ async fn exported_caches(
         ctx.output.say(Stream::Stderr, text).await;
     }
     Ok(wanted)
+}
+
+/// `--ulimit`. A limit that lets a process run before all others of the machine needs the operator.
+fn ulimits(ctx: &StepContext, line: &BuildLine) -> Result<Vec<String>, String> {
+    let mut limits = line.ulimits.iter().flat_map(|text| text.split(','));
+    let name = |text: &str| text.split('=').next().unwrap_or("").trim().to_owned();
+    match limits.find(|text| is_machine_wide_limit(&name(text))) {
+        Some(refused) if !ctx.run.options.allow.privileged => Err(format!(
+            "`--ulimit {refused}` would let the build reach other processes of the machine; an operator who trusts this \
+             task allows it with `--allow privileged`"
+        )),
+        _ => Ok(line.ulimits.clone()),
+    }
 }
 
 /// `--add-host HOST:IP` or `HOST=IP`.

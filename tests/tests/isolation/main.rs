@@ -1,0 +1,6 @@
+//! Attacks of SECURITY.md, carried out against the program: none of them reaches what belongs to others.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod container_flags;
+mod volumes;
