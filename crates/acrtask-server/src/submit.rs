@@ -13,7 +13,7 @@ use acrtask_api::{
 };
 use acrtask_model::{Principal, RunId, TrustDomain};
 use acrtask_registry::credentials::canonical_host;
-use acrtask_store::{NewRun, Origin, RunRow, StoreError};
+use acrtask_store::{NewRun, Origin, RunGroup, RunRow, StoreError};
 use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -379,6 +379,7 @@ pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> 
     draft.run.rerun_of = Some(run.id.clone());
     // A stranger's commit that nobody has approved stays one.
     draft.run.origin.needs_approval = run.approval == Some(Approval::Pending);
+    draft.run.origin.one_at_a_time = matches!(run.group, Some(RunGroup::Ref(_)));
     draft.run.origin.lane.clone_from(&run.lane);
     draft.run.origin.commit.clone_from(&run.commit);
     draft.run.platform.clone_from(&run.platform);

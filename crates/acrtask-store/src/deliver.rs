@@ -17,6 +17,7 @@ use crate::{
     Delivered, Ms, NewRun, Result, Store, StoreError, StoredBody,
     db::{Arg, Sql, Tx, args, one_of},
     enqueue,
+    groups::membership,
     lives::{self, Change},
     runs,
 };
@@ -301,8 +302,8 @@ async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives
     let new: Vec<&NewRun> = looked.iter().copied().filter_map(new_run).collect();
     let groups = new
         .iter()
-        .filter_map(|new| enqueue::group(new))
-        .map(|(name, ..)| name.into_owned());
+        .filter_map(|new| membership(new))
+        .map(|group| group.key);
     let groups: BTreeSet<String> = groups
         .chain(ending.iter().filter_map(|run| run.group_name.clone()))
         .collect();
@@ -313,9 +314,9 @@ async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives
     }
     let superseding: Vec<String> = new
         .iter()
-        .filter_map(|new| enqueue::group(new))
-        .filter(|(.., supersedes)| *supersedes)
-        .map(|(name, ..)| name.into_owned())
+        .filter_map(|new| membership(new))
+        .filter(|group| group.supersedes)
+        .map(|group| group.key)
         .collect();
     if tx.is_postgres() && !superseding.is_empty() {
         let members: Vec<(String,)> = tx
@@ -424,10 +425,10 @@ impl Led {
     fn concerns(&self) -> HashSet<String> {
         let lanes = self.looked.iter().filter_map(|one| one.leads_to.lane());
         let new = self.looked.iter().filter_map(new_run);
-        let groups = new.filter_map(enqueue::group);
+        let groups = new.filter_map(membership);
         lanes
             .map(|lane| format!("lane {lane}"))
-            .chain(groups.map(|(name, ..)| format!("group {name}")))
+            .chain(groups.map(|group| format!("group {}", group.key)))
             .chain(self.signs_something().then(|| self.body()))
             .collect()
     }
@@ -498,6 +499,11 @@ async fn lead(
         }
     }
     lives::save(tx, &changes, "canceled", now).await?;
+    for (lane, by) in &plan.newer {
+        let older = canceled.iter().filter(|(_, canceled)| canceled == lane);
+        let older = older.map(|(id, _)| id.to_string()).collect();
+        enqueue::mark_superseded(tx, older, by).await?;
+    }
     enqueue::insert(tx, &plan.new, now).await?;
     if !plan.triggers.is_empty() {
         tx.each(OUTCOME, plan.triggers).await?;

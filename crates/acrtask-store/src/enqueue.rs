@@ -1,17 +1,15 @@
 //! How runs come in: the accepted trigger, the run and its concurrency group, in one transaction. And the conservation
 //! law, which finds triggers that are accounted for by nothing.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeSet, HashMap},
-};
+use std::collections::{BTreeSet, HashMap};
 
 use acrtask_model::RunId;
 use sqlx::FromRow;
 
 use crate::{
     DEFAULT_POOL, Ms, NewRun, PRIORITY_MS, Result, RunRow, Store, StoreError,
-    db::{Arg, Sql, Tx, args},
+    db::{Arg, Sql, Tx, args, one_of},
+    groups::membership,
     lives::{self, Change},
     runs, to_json,
 };
@@ -73,22 +71,6 @@ const RUN: Sql = Sql::of(
      $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[])",
 );
 
-/// The concurrency group of a new run. What waits for an approval and has none is in one alone: a run is held by its
-/// group.
-pub(crate) fn group(new: &NewRun) -> Option<(Cow<'_, str>, u32, bool)> {
-    let named = new.queue.concurrency.as_ref().and_then(|concurrency| {
-        let name = concurrency.group.as_deref().or(new.task_name.as_deref())?;
-        Some((name, concurrency.max.max(1), concurrency.cancel_superseded))
-    });
-    match named {
-        Some((name, max, supersedes)) => Some((Cow::Borrowed(name), max, supersedes)),
-        None if new.origin.needs_approval => {
-            Some((Cow::Owned(format!("approval of {}", new.id)), 1, false))
-        }
-        None => None,
-    }
-}
-
 /// Its class: pool, platform, labels as JSON.
 fn class(new: &NewRun) -> Result<(String, String, String)> {
     Ok((
@@ -139,7 +121,7 @@ fn trigger_row(new: &NewRun, now: Ms) -> Vec<Arg> {
 }
 
 fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
-    let group = group(new);
+    let group = membership(new);
     let origin = &new.origin;
     let head_start = i64::from(new.queue.priority) * PRIORITY_MS;
     Ok(args![
@@ -158,8 +140,8 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         new.traceparent.as_str(),
         new.warm_key.as_str(),
         new.max_attempts.max(1),
-        group.as_ref().map(|(name, ..)| name.as_ref()),
-        group.as_ref().map(|(_, max, _)| *max),
+        group.as_ref().map(|group| group.key.as_str()),
+        group.as_ref().map(|group| group.max),
         now - head_start,
         now,
         // Held until its group says that there is room, which it does in the same transaction.
@@ -192,15 +174,33 @@ async fn accept(tx: &mut Tx, new: &NewRun, now: Ms) -> Result<Option<RunId>> {
     }
 }
 
-/// Ends what came before it in its group.
-async fn supersede(tx: &mut Tx, group: &str, by: &RunId, now: Ms) -> Result<()> {
+/// Cancels the runs that came before `new` in its group.
+async fn supersede(tx: &mut Tx, group: &str, new: &NewRun, now: Ms) -> Result<()> {
     let members = lives::members(tx, group).await?;
     let mut changes: Vec<Change> = members.into_iter().map(Change::of).collect();
-    let reason = format!("superseded by {by}");
+    let mut canceled = Vec::new();
     for change in &mut changes {
-        change.run.life.cancel(&reason, now);
+        // The reason is shown to whom the run is shown: it names no run of another task.
+        let reason = if change.run.task == new.task_name {
+            format!("superseded by {}", new.id)
+        } else {
+            "superseded by a newer run of its group".to_owned()
+        };
+        if change.run.life.cancel(&reason, now) {
+            canceled.push(change.run.id.to_string());
+        }
     }
-    lives::save(tx, &changes, "canceled", now).await
+    lives::save(tx, &changes, "canceled", now).await?;
+    mark_superseded(tx, canceled, &new.id).await
+}
+
+/// Stores which run canceled these because it is newer.
+pub(crate) async fn mark_superseded(tx: &mut Tx, runs: Vec<String>, by: &RunId) -> Result<()> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let sql = one_of!("UPDATE runs SET superseded_by = $2 WHERE id", "$1", "");
+    tx.exec(sql, args![runs, by]).await.map(drop)
 }
 
 async fn check_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
@@ -243,14 +243,9 @@ impl Store {
     /// The same for many, in one transaction.
     pub async fn enqueue_many(&self, new: Vec<NewRun>, now: Ms) -> Result<Vec<Enqueued>> {
         let mut tx = self.db.write().await?;
-        let groups = new.iter().filter_map(group);
-        lives::lock_groups(
-            &mut tx,
-            groups.map(|(name, ..)| name.into_owned()).collect(),
-        )
-        .await?;
-        let superseding: Vec<Cow<'_, str>> = superseding(&new).collect();
-        lives::lock_members(&mut tx, superseding.iter().map(Cow::as_ref).collect()).await?;
+        let groups = new.iter().filter_map(membership);
+        lives::lock_groups(&mut tx, groups.map(|group| group.key).collect()).await?;
+        lives::lock_members(&mut tx, superseding(&new)).await?;
         let ids = insert(&mut tx, &new, now).await?;
         let wanted = ids.iter().map(|(id, _)| id.to_string()).collect();
         let rows = runs::find_all(&mut tx, wanted).await?;
@@ -305,12 +300,13 @@ impl Store {
     }
 }
 
-/// The groups whose earlier runs new ones end.
-pub(crate) fn superseding(new: &[NewRun]) -> impl Iterator<Item = Cow<'_, str>> {
+/// Returns the groups whose earlier runs are canceled by new ones.
+pub(crate) fn superseding(new: &[NewRun]) -> BTreeSet<String> {
     new.iter()
-        .filter_map(group)
-        .filter(|(.., supersedes)| *supersedes)
-        .map(|(name, ..)| name)
+        .filter_map(membership)
+        .filter(|group| group.supersedes)
+        .map(|group| group.key)
+        .collect()
 }
 
 /// Writes triggers and runs, in order. The groups of the runs are locked, and the members of those that supersede. Gives
@@ -331,7 +327,7 @@ pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(
                 id
             }
         };
-        let group = group(new);
+        let group = membership(new);
         if group.is_none() && new.idempotency_key.is_none() {
             plain.0.push(trigger_row(new, now));
             plain.1.push(run_row(new, class, now)?);
@@ -343,12 +339,12 @@ pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(
             ids.push((earlier, false));
             continue;
         }
-        if let Some((name, _, true)) = &group {
-            supersede(tx, name, &new.id, now).await?;
+        if let Some(group) = group.as_ref().filter(|group| group.supersedes) {
+            supersede(tx, &group.key, new, now).await?;
         }
         tx.each(RUN, vec![run_row(new, class, now)?]).await?;
-        if let Some((name, ..)) = &group {
-            lives::release(tx, name).await?;
+        if let Some(group) = &group {
+            lives::release(tx, &group.key).await?;
         }
         ids.push((new.id.clone(), true));
     }
@@ -359,10 +355,9 @@ pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(
 /// Writes one with all locks that it needs. Gives its run, and whether it is new.
 pub(crate) async fn start(tx: &mut Tx, run: NewRun, now: Ms) -> Result<(RunId, bool)> {
     let new = [run];
-    let group = group(&new[0]).map(|(name, ..)| name.into_owned());
+    let group = membership(&new[0]).map(|group| group.key);
     lives::lock_groups(tx, group.into_iter().collect()).await?;
-    let superseding: Vec<Cow<'_, str>> = superseding(&new).collect();
-    lives::lock_members(tx, superseding.iter().map(AsRef::as_ref).collect()).await?;
+    lives::lock_members(tx, superseding(&new)).await?;
     let started = insert(tx, &new, now).await?.pop();
     started.ok_or_else(|| StoreError::corrupt("a run that was just stored is not there"))
 }

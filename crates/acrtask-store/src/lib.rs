@@ -15,6 +15,7 @@ mod deliver;
 mod deliveries;
 mod enqueue;
 mod error;
+mod groups;
 mod hints;
 mod images;
 mod lives;
@@ -50,6 +51,7 @@ pub use deliver::{LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
 pub use error::{Result, StoreError};
+pub use groups::RunGroup;
 pub use hints::{Hint, Hints};
 pub use images::{ImageBaseRow, ImageBuildRow, ImageFilter, ImageRow};
 pub use logs::{ChunkRow, LogState};
@@ -68,7 +70,7 @@ pub use timers::{NewTick, NewTicks, TickLeadsTo, TickRow, TimerPlace, TimerRow};
 pub use tokens::TokenRow;
 pub use trigger_urls::TriggerUrlRow;
 pub use triggers::TriggerRow;
-pub use waiting::{CancelRow, Depth, Position};
+pub use waiting::{Blocker, CancelRow, Depth, Position};
 pub use webhooks::WebhookRow;
 
 /// Milliseconds since 1970 in UTC.

@@ -16,7 +16,7 @@ use crate::{
 /// The columns of [`RawLife`].
 macro_rules! life_columns {
     () => {
-        "id, seq, order_key, class_id, warm_key, group_name, timeout_secs, max_attempts, state, held, reason, attempt, losses, \
+        "id, seq, order_key, class_id, warm_key, task_name, group_name, timeout_secs, max_attempts, state, held, reason, attempt, losses, \
          runner_id, lease_until, accept_by, run_until, leased_at, started_at, finished_at, cancel_requested_at, cancel_reason, \
          log_length, log_sha256, result"
     };
@@ -30,6 +30,7 @@ pub(crate) struct RawLife {
     order_key: i64,
     class_id: i64,
     warm_key: String,
+    task_name: Option<String>,
     group_name: Option<String>,
     timeout_secs: Option<i64>,
     max_attempts: i64,
@@ -60,6 +61,8 @@ pub(crate) struct Living {
     pub(crate) order_key: i64,
     pub(crate) class: i64,
     pub(crate) warm_key: String,
+    /// The name of its task.
+    pub(crate) task: Option<String>,
     pub(crate) group: Option<String>,
     pub(crate) life: Life,
 }
@@ -76,6 +79,7 @@ impl TryFrom<RawLife> for Living {
             order_key: raw.order_key,
             class: raw.class_id,
             warm_key: raw.warm_key,
+            task: raw.task_name,
             group: raw.group_name,
             life: Life {
                 state,
@@ -155,9 +159,9 @@ pub(crate) async fn groups_of(tx: &mut Tx, ids: &BTreeSet<&RunId>) -> Result<BTr
 
 /// Locks the runs of these groups that are not final, all of them in one order: whoever waits for a run holds only runs
 /// before it, so that no two wait for each other.
-pub(crate) async fn lock_members(tx: &mut Tx, groups: BTreeSet<&str>) -> Result<()> {
+pub(crate) async fn lock_members(tx: &mut Tx, groups: BTreeSet<String>) -> Result<()> {
     if tx.is_postgres() && !groups.is_empty() {
-        let groups: Vec<String> = groups.into_iter().map(str::to_owned).collect();
+        let groups: Vec<String> = groups.into_iter().collect();
         tx.exec(
             "SELECT id FROM runs WHERE group_name = ANY($1) AND state IN ('queued', 'leased', 'running') \
              ORDER BY id FOR UPDATE",

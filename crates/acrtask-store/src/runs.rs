@@ -12,7 +12,7 @@ use acrtask_model::{RunId, RunState, TrustDomain};
 use sqlx::FromRow;
 
 use crate::{
-    Ms, Result, Store, StoreError,
+    Ms, Result, RunGroup, Store, StoreError,
     db::{Arg, Sql, Tx, args, one_of},
     from_json,
     lives::{self, Change},
@@ -67,6 +67,8 @@ pub struct Origin {
     pub lane: Option<String>,
     /// The commit.
     pub commit: Option<String>,
+    /// Runs of the lane take turns, unless the task has a concurrency group.
+    pub one_at_a_time: bool,
     /// It may not begin before somebody has approved it.
     pub needs_approval: bool,
     /// Somebody wants to be told of its result.
@@ -121,7 +123,7 @@ pub struct RunRow {
     /// Why it ended as it did, or why it is queued again.
     pub reason: Option<String>,
     /// The group whose runs take turns.
-    pub group: Option<String>,
+    pub group: Option<RunGroup>,
     /// Queued, but not ready: its group has no room.
     pub held: bool,
     /// The attempt that counts, from 1; 0 while it has not been leased.
@@ -164,6 +166,8 @@ pub struct RunRow {
     pub approved_by: Option<String>,
     /// What it may share with other runs.
     pub trust_domain: TrustDomain,
+    /// The run that canceled it because it is newer.
+    pub superseded_by: Option<RunId>,
 }
 
 impl RunRow {
@@ -217,7 +221,7 @@ macro_rules! select_runs {
          r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.warm_key, r.max_attempts, r.losses, \
          r.state, r.reason, r.group_name, r.held, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
          r.order_key, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
-         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by, r.trust_domain \
+         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by, r.superseded_by, r.trust_domain \
          FROM runs r JOIN classes c ON c.id = r.class_id LEFT JOIN runners n ON n.id = r.runner_id "
     };
 }
@@ -266,6 +270,7 @@ struct RawRun {
     approval: Option<String>,
     approved_by: Option<String>,
     trust_domain: String,
+    superseded_by: Option<String>,
 }
 
 impl TryFrom<RawRun> for RunRow {
@@ -294,7 +299,8 @@ impl TryFrom<RawRun> for RunRow {
             losses: lives::small(raw.losses)?,
             state: lives::state(&raw.state)?,
             reason: raw.reason,
-            group: raw.group_name,
+            group: raw.group_name.as_deref().map(RunGroup::parse).transpose()?,
+            superseded_by: raw.superseded_by.map(id).transpose()?,
             held: raw.held != 0,
             attempt: lives::small(raw.attempt)?,
             runner_id: raw.runner_id,

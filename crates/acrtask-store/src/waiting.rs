@@ -16,7 +16,18 @@ pub struct Position {
     /// Ready runs of its class that come before it.
     pub ahead: u64,
     /// The run that its group waits for.
-    pub behind: Option<RunId>,
+    pub behind: Option<Blocker>,
+}
+
+/// A run that another run of its group waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// The first run of the group in the order of the queue.
+    pub run: RunId,
+    /// The name of its task. A caller that may not see the task may not see the run.
+    pub task: Option<String>,
+    /// Runs of the group that take its places.
+    pub count: u64,
 }
 
 /// A run that somebody wants to end, and the runner that holds it.
@@ -125,15 +136,21 @@ impl Store {
             .await?;
         position.ahead = lives::size(ahead.map_or(0, |(count,)| count))?;
         if place.held != 0 {
-            let behind: Option<(String,)> = self
+            let behind: Option<(String, Option<String>, i64)> = self
                 .db
                 .row(
-                    "SELECT id FROM runs WHERE group_name = $1 AND state IN ('queued', 'leased', 'running') AND held = 0 \
-                     ORDER BY order_key, seq LIMIT 1",
+                    "SELECT id, task_name, COUNT(*) OVER () FROM runs WHERE group_name = $1 \
+                     AND state IN ('queued', 'leased', 'running') AND held = 0 ORDER BY order_key, seq LIMIT 1",
                     args![place.group_name],
                 )
                 .await?;
-            position.behind = behind.map(|(id,)| run_id(id)).transpose()?;
+            if let Some((id, task, count)) = behind {
+                position.behind = Some(Blocker {
+                    run: run_id(id)?,
+                    task,
+                    count: lives::size(count)?,
+                });
+            }
         }
         Ok(position)
     }

@@ -3,4 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod container_flags;
+mod groups;
+mod requests;
 mod volumes;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use acrtask_api::{
     admin::Problem,
     cascade::{
-        CascadeCounts, CascadeDetail, CascadeNodeState, CascadePromotion, CascadeSettings,
+        CascadeCounts, CascadeDetail, CascadeMode, CascadeNodeState, CascadePromotion, CascadeSettings,
         CascadeSummary, PlanRequest, Rebuild,
     },
     run::Page,
@@ -319,14 +319,42 @@ async fn plan(
     Ok(Json(plan))
 }
 
-/// How cascades are carried out.
+/// Returns the settings without the names of tasks that the caller may not see.
+fn seen_settings(caller: &Caller, mut settings: CascadeSettings) -> CascadeSettings {
+    if caller.tasks.is_none() {
+        return settings;
+    }
+    let concerns = |tasks: &str| {
+        let tasks = TaskLimit::Prefix(tasks.to_owned());
+        runs::both(&caller.limit, tasks).is_some()
+    };
+    settings.rules.retain(|rule| concerns(&rule.tasks));
+    for rule in &mut settings.rules {
+        if let CascadeMode::Canary { first } = &mut rule.mode {
+            first.retain(|task| caller.sees(Some(task)));
+        }
+    }
+    settings.promotion = settings.promotion.filter(|it| concerns(&it.tasks));
+    if let Some(promotion) = &mut settings.promotion {
+        // A test is a task, or a task and a step.
+        promotion.tests.retain(|test| {
+            let task = test.rsplit_once('/').map(|(task, _)| task);
+            caller.sees(Some(test)) || task.is_some_and(|task| caller.sees(Some(task)))
+        });
+    }
+    settings
+}
+
+/// How cascades are carried out. A token that is limited to tasks gets the rules that concern them, without the names of
+/// other tasks.
 #[utoipa::path(get, path = "/cascades/settings", tag = "cascades", security(("token" = ["read"])),
     responses((status = OK, body = CascadeSettings)))]
 async fn settings(
-    _: By<auth::Read>,
+    by: By<auth::Read>,
     State(api): State<Api>,
 ) -> Result<Json<CascadeSettings>, ApiError> {
-    Ok(Json(cascades::settings(&api.app).await?))
+    let settings = cascades::settings(&api.app).await?;
+    Ok(Json(seen_settings(&by.caller, settings)))
 }
 
 /// Sets how cascades are carried out. What is left out is as it is by default.

@@ -92,6 +92,7 @@ async fn create(
     Json(definition): Json<TaskDefinition>,
 ) -> Result<Response, ApiError> {
     by.caller.need_task(Some(&definition.name))?;
+    need_queue(&by.caller, &definition, None)?;
     submit::check_task(&definition).into_result()?;
     let task = insert(&api, &definition).await?;
     Ok(created(task))
@@ -151,6 +152,35 @@ pub(super) fn need_enabled(task: &Task) -> Result<(), ApiError> {
         .help(format!("`acrtask task enable {name}`")))
 }
 
+/// Refuses a concurrency group outside of the limit of the caller's token: the runs of the task would block and cancel
+/// those of others. A group that the task has already, with the same settings, stays allowed.
+fn need_queue(
+    caller: &Caller,
+    definition: &TaskDefinition,
+    existing: Option<&TaskDefinition>,
+) -> Result<(), ApiError> {
+    let concurrency = &definition.queue.concurrency;
+    let group = concurrency.as_ref().and_then(|it| it.group.as_deref());
+    let is_unchanged = existing.is_some_and(|task| task.queue.concurrency == *concurrency);
+    if let Some(group) = group
+        && !is_unchanged
+        && group != definition.name
+        && !caller.sees(Some(group))
+    {
+        let limit = caller.tasks.as_deref().unwrap_or_default();
+        return Err(ApiError::forbidden(format!(
+            "the token `{}` is for the tasks `{limit}`, and the concurrency group `{group}` is \
+             outside of that",
+            caller.name
+        ))
+        .help(format!(
+            "leave out `queue.concurrency.group`, name a group like `{limit}`, or use a token \
+             without a limit to tasks"
+        )));
+    }
+    Ok(())
+}
+
 /// Refuses to change a task that a file decides.
 pub(super) fn need_own(task: &Task) -> Result<(), ApiError> {
     match &task.source {
@@ -207,6 +237,7 @@ async fn replace(
     let existing = match app.store.task(&name).await {
         Ok(task) => task,
         Err(StoreError::NotFound { .. }) if expected.is_none() && name == definition.name => {
+            need_queue(&by.caller, &definition, None)?;
             return Ok(created(insert(&api, &definition).await?));
         }
         Err(StoreError::NotFound { .. }) => {
@@ -215,6 +246,7 @@ async fn replace(
         Err(error) => return Err(error.into()),
     };
     need_own(&existing)?;
+    need_queue(&by.caller, &definition, Some(&existing.definition))?;
     let task = app
         .store
         .update_task(&name, &definition, None, expected, app.clock.now_ms())

@@ -38,7 +38,7 @@ async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Waiting>, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
-    let (position, seen) = if row.state == RunState::Queued {
+    let (mut position, seen) = if row.state == RunState::Queued {
         (
             api.app.store.position(&row.id).await?,
             runners::seen(&api.app).await?,
@@ -46,7 +46,27 @@ async fn why(
     } else {
         (Position::default(), Vec::new())
     };
-    Ok(Json(explain(&row, &position, &seen)))
+    let hidden = position
+        .behind
+        .take_if(|blocker| !by.caller.sees(blocker.task.as_deref()));
+    let mut waiting = explain(&row, &position, &seen);
+    if let Some(blocker) = hidden {
+        waiting.summary = behind_hidden(&row, blocker.count);
+    }
+    Ok(Json(waiting))
+}
+
+/// Returns why a run waits for runs of its group that the caller may not see: their number, not their ids.
+fn behind_hidden(run: &RunRow, count: u64) -> String {
+    let runs = match count {
+        1 => "one run".to_owned(),
+        count => format!("{count} runs"),
+    };
+    let group = run.group.as_ref().map(ToString::to_string);
+    format!(
+        "it waits for {runs} of tasks that this token may not see: runs of {} take turns",
+        group.unwrap_or_default()
+    )
 }
 
 /// Why `run` waits.
@@ -102,8 +122,12 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
             run.id
         )
     } else if let Some(behind) = &position.behind {
-        let group = run.group.as_deref().unwrap_or_default();
-        format!("it waits for the run {behind}: runs of the group `{group}` take turns")
+        let group = run.group.as_ref().map(ToString::to_string);
+        format!(
+            "it waits for the run {}: runs of {} take turns",
+            behind.run,
+            group.unwrap_or_default()
+        )
     } else if runners.is_empty() {
         "there is no runner: start one with `acrtask runner`".into()
     } else if suiting.is_empty() {
@@ -138,7 +162,7 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
         ahead: Some(position.ahead),
         summary,
         runners: verdicts,
-        behind: position.behind.clone(),
+        behind: position.behind.as_ref().map(|behind| behind.run.clone()),
     }
 }
 

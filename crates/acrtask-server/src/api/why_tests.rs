@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use acrtask_api::admin::Runner;
 use acrtask_model::RunId;
+use acrtask_store::{Blocker, RunGroup};
 use serde_json::json;
 
 use super::*;
@@ -73,11 +74,15 @@ async fn a_waiting_run_says_why() {
     arm.pool = "big".into();
     arm.platforms = vec!["linux/arm64".into()];
     let mut held = plain.clone();
-    held.group = Some("deploy".into());
+    held.group = Some(RunGroup::Named("deploy".into()));
     held.held = true;
     let behind = Position {
         ahead: 0,
-        behind: Some(RunId::new("rother").unwrap()),
+        behind: Some(Blocker {
+            run: RunId::new("rother").unwrap(),
+            task: None,
+            count: 1,
+        }),
     };
     let mut text = String::new();
     for (what, run, position, runners) in [

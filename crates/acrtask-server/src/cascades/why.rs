@@ -7,7 +7,6 @@ use acrtask_cascade::cascade::{
 use acrtask_store::CascadeRunRow;
 use jiff::Timestamp;
 
-use super::work::superseded_by;
 
 /// What it is told from.
 pub(super) struct Around<'a> {
@@ -139,10 +138,11 @@ impl Around<'_> {
     }
 }
 
-/// That another run took the place of this one.
+/// Returns why a newer run replaces this one. A run of another task is not named.
 fn superseded(run: &CascadeRunRow) -> Option<String> {
-    let by = superseded_by(run.reason.as_deref())?;
-    Some(format!("its run {} was superseded by {by}", run.run))
+    run.superseded_by.as_ref()?;
+    let reason = run.reason.as_deref().unwrap_or("superseded by a newer run");
+    Some(format!("its run {} was {reason}", run.run))
 }
 
 fn stale(because: &StaleBecause) -> String {

@@ -28,8 +28,6 @@ use crate::App;
 
 /// A cascade that is over can go on for so long when somebody retries it.
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
-/// How a run that a newer one of its group has ended begins its reason.
-const SUPERSEDED: &str = "superseded by ";
 /// Runs that took each other's place are followed so far.
 const FOLLOWED: usize = 64;
 /// How the reason of a run begins that somebody has canceled without one.
@@ -452,11 +450,6 @@ fn reason(cascade: CascadeId, moved: &[MovedBase]) -> String {
     }
 }
 
-/// The run that took the place of one that ended with this reason.
-pub(super) fn superseded_by(reason: Option<&str>) -> Option<RunId> {
-    RunId::new(reason?.strip_prefix(SUPERSEDED)?).ok()
-}
-
 /// A run that a newer one of its group has ended counts as under way until that one is over: it may build the task. Nobody
 /// waits for that in a cascade that was canceled.
 async fn wait_for_successors(
@@ -469,8 +462,8 @@ async fn wait_for_successors(
         let waits = cascade.is_some_and(|cascade| matches!(cascade.phase, Phase::Active));
         if run.state == Some(RunState::Canceled)
             && waits
-            && let Some(by) = superseded_by(run.reason.as_deref())
-            && is_under_way(app, by).await?
+            && let Some(by) = &run.superseded_by
+            && is_under_way(app, by.clone()).await?
         {
             run.state = Some(RunState::Running);
         }
@@ -490,7 +483,7 @@ async fn is_under_way(app: &App, mut id: RunId) -> Result<bool, StoreError> {
         if !run.state.is_final() {
             return Ok(run.approval != Some(Approval::Pending));
         }
-        match superseded_by(run.reason.as_deref()) {
+        match run.superseded_by {
             Some(by) if run.state == RunState::Canceled => id = by,
             _ => return Ok(false),
         }
@@ -516,7 +509,7 @@ fn end(run: &CascadeRunRow) -> Option<End> {
         RunState::Succeeded => End::Succeeded {
             digests: pushed(run),
         },
-        RunState::Canceled if superseded_by(run.reason.as_deref()).is_some() => End::Superseded,
+        RunState::Canceled if run.superseded_by.is_some() => End::Superseded,
         RunState::Canceled => End::Canceled {
             by: reason.strip_prefix(CANCELED).unwrap_or(&reason).to_owned(),
         },

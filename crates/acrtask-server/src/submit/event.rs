@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use acrtask_api::{
     run::StartTask,
     spec::{ContextSource, Facts, RunSpec, SharedCache},
-    task::{Concurrency, Task},
+    task::Task,
 };
 
 use acrtask_model::TrustDomain;
@@ -82,17 +82,7 @@ pub(crate) fn from_event(
     if happening.stranger {
         restrict(&mut run.spec);
     }
-    if let (true, None, Some(lane)) = (
-        happening.newest_wins,
-        &run.queue.concurrency,
-        &happening.lane,
-    ) {
-        run.queue.concurrency = Some(Concurrency {
-            group: Some(lane.clone()),
-            max: 1,
-            cancel_superseded: false,
-        });
-    }
+    run.origin.one_at_a_time = happening.newest_wins;
     run.origin.lane = happening.lane;
     run.origin.commit = (!happening.commit.is_empty()).then_some(happening.commit);
     run.origin.needs_approval = happening.stranger;

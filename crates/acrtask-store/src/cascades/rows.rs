@@ -71,6 +71,8 @@ pub struct CascadeRunRow {
     pub state: Option<RunState>,
     /// Why it ended as it did.
     pub reason: Option<String>,
+    /// The run that canceled it because it is newer.
+    pub superseded_by: Option<RunId>,
     /// When it was asked for.
     pub created_at: Option<Ms>,
     /// When its first step could start.
@@ -271,7 +273,7 @@ pub(super) use cascade_columns;
 macro_rules! select_runs {
     ($result:literal) => {
         concat!(
-            "SELECT c.cascade_id, c.task, c.attempt, c.run_id, c.held, c.seen, r.state, r.reason, r.created_at, \
+            "SELECT c.cascade_id, c.task, c.attempt, c.run_id, c.held, c.seen, r.state, r.reason, r.superseded_by, r.created_at, \
              r.started_at, r.finished_at, ",
             $result,
             " AS result FROM cascade_runs c LEFT JOIN runs r ON r.id = c.run_id "
@@ -291,6 +293,7 @@ pub(super) struct RawRun {
     seen: i64,
     state: Option<String>,
     reason: Option<String>,
+    superseded_by: Option<String>,
     created_at: Option<i64>,
     started_at: Option<i64>,
     finished_at: Option<i64>,
@@ -310,6 +313,7 @@ impl TryFrom<RawRun> for CascadeRunRow {
             seen: raw.seen != 0,
             state: raw.state.as_deref().map(lives::state).transpose()?,
             reason: raw.reason,
+            superseded_by: raw.superseded_by.map(runs::id).transpose()?,
             created_at: raw.created_at,
             started_at: raw.started_at,
             finished_at: raw.finished_at,

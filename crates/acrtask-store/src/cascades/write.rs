@@ -10,6 +10,7 @@ use crate::{
     Ms, NewRun, Result, Store,
     db::{Sql, Tx, args, one_of},
     enqueue,
+    groups::membership,
     lives::{self, Change},
     runs, to_json,
 };
@@ -167,8 +168,8 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
     let mut groups = lives::groups_of(tx, &ids).await?;
     groups.extend(
         new.iter()
-            .filter_map(enqueue::group)
-            .map(|(name, ..)| name.into_owned()),
+            .filter_map(membership)
+            .map(|group| group.key),
     );
     lives::lock_groups(tx, groups).await?;
     if !stopping.is_empty() {
@@ -188,8 +189,7 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
     if new.is_empty() {
         return Ok(());
     }
-    let superseding: Vec<_> = enqueue::superseding(&new).collect();
-    lives::lock_members(tx, superseding.iter().map(AsRef::as_ref).collect()).await?;
+    lives::lock_members(tx, enqueue::superseding(&new)).await?;
     let started = enqueue::insert(tx, &new, now).await?;
     let rows = change
         .runs

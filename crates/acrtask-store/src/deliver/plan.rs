@@ -19,6 +19,8 @@ pub(super) struct Plan {
     pub(super) triggers: Vec<Vec<Arg>>,
     /// Lanes whose live runs end, and what ends them.
     pub(super) ends: HashMap<String, String>,
+    /// The new run of each lane whose older runs end because of it.
+    pub(super) newer: HashMap<String, RunId>,
 }
 
 impl Plan {
@@ -60,6 +62,7 @@ impl Plan {
                         [one] => format!("{reason}, so its run {one} ends"),
                         ended => format!("{reason}, so its runs {} end", ended.join(", ")),
                     };
+                    self.newer.remove(&lane);
                     self.ends.insert(lane, reason.clone());
                 }
                 LeadsTo::Run {
@@ -82,6 +85,7 @@ impl Plan {
                         if let (true, Some(lane)) = (newest_wins, &new.origin.lane) {
                             self.ends
                                 .insert(lane.clone(), format!("superseded by {}", new.id));
+                            self.newer.insert(lane.clone(), new.id.clone());
                         }
                         if let Some(target) = status {
                             self.statuses.push(args![&new.id, target, now]);

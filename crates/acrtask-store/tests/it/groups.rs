@@ -1,7 +1,7 @@
 //! Concurrency groups: who waits for whom.
 
 use acrtask_model::RunState;
-use acrtask_store::{Report, Store};
+use acrtask_store::{Report, RunGroup, Store};
 
 use crate::support::{Fixture, LEASE, NOW, finished, grouped, ids, new_run, on_both, run_id};
 
@@ -13,6 +13,8 @@ on_both!(
     the_task_is_the_group_where_none_is_named,
     what_was_left_over_is_released,
     asked_for_at_once_only_one_may_run,
+    a_chosen_name_reaches_no_group_of_the_server,
+    a_superseded_run_names_no_run_of_another_task,
 );
 
 async fn held(fixture: &Fixture, ids: &[&str]) -> Vec<bool> {
@@ -49,7 +51,8 @@ async fn a_group_runs_as_many_as_it_may(fixture: &Fixture) {
         ["one", "two", "other"]
     );
     let position = fixture.store.position(&run_id("four")).await.unwrap();
-    assert_eq!(position.behind, Some(run_id("one")));
+    let behind = position.behind.unwrap();
+    assert_eq!((behind.run, behind.count), (run_id("one"), 2));
     assert_eq!(fixture.store.release_groups(NOW).await.unwrap(), 0);
     assert_eq!(fixture.claim("a", 9, NOW).await, []);
     assert_eq!(fixture.store.unaccounted(NOW + 1, 0).await.unwrap(), []);
@@ -146,7 +149,8 @@ async fn the_task_is_the_group_where_none_is_named(fixture: &Fixture) {
         fixture.store.enqueue(new, NOW).await.unwrap();
     }
     let row = fixture.store.run(&run_id("two")).await.unwrap();
-    assert_eq!((row.group.as_deref(), row.held), (Some("web"), true));
+    let web = Some(RunGroup::Named("web".into()));
+    assert_eq!((row.group, row.held), (web, true));
     // Without a task there is no group, either.
     let mut new = grouped("three", "", 1, false);
     new.queue.concurrency.as_mut().unwrap().group = None;
@@ -209,4 +213,59 @@ async fn asked_for_at_once_only_one_may_run(fixture: &Fixture) {
     assert!(ended >= 1);
     let depth = fixture.store.queue_depth().await.unwrap();
     assert_eq!(depth, []);
+}
+
+/// Whatever a group is called, the runs that the server itself groups are neither canceled nor blocked by its runs.
+async fn a_chosen_name_reaches_no_group_of_the_server(fixture: &Fixture) {
+    let mut waiting = new_run("waiting");
+    waiting.origin.needs_approval = true;
+    let mut in_lane = new_run("lane");
+    in_lane.origin.lane = Some("t1 branch main".into());
+    in_lane.origin.one_at_a_time = true;
+    for new in [waiting, in_lane] {
+        fixture.store.enqueue(new, NOW).await.unwrap();
+    }
+    let row = fixture.store.run(&run_id("waiting")).await.unwrap();
+    assert_eq!(row.group, Some(RunGroup::Approval(run_id("waiting"))));
+    let row = fixture.store.run(&run_id("lane")).await.unwrap();
+    assert_eq!(row.group, Some(RunGroup::Ref("t1 branch main".into())));
+    let names = [
+        "approval of waiting",
+        "approval waiting",
+        "t1 branch main",
+        "ref t1 branch main",
+        "named approval waiting",
+    ];
+    for (number, name) in names.into_iter().enumerate() {
+        let id = format!("attack{number}");
+        fixture
+            .store
+            .enqueue(grouped(&id, name, 1, true), NOW)
+            .await
+            .unwrap();
+        for victim in ["waiting", "lane"] {
+            assert_eq!(fixture.state(victim).await, RunState::Queued, "{name}");
+        }
+        assert_eq!(held(fixture, &["lane", &id]).await, [false, false], "{name}");
+    }
+}
+
+async fn a_superseded_run_names_no_run_of_another_task(fixture: &Fixture) {
+    let of = |id: &str, task: &str| {
+        let mut new = grouped(id, "shared", 1, true);
+        new.task_name = Some(task.into());
+        new
+    };
+    for (id, task) in [("a1", "team/a"), ("a2", "team/a"), ("b1", "prod/b")] {
+        fixture.store.enqueue(of(id, task), NOW).await.unwrap();
+    }
+    let first = fixture.store.run(&run_id("a1")).await.unwrap();
+    assert_eq!(first.reason.as_deref(), Some("superseded by a2"));
+    let second = fixture.store.run(&run_id("a2")).await.unwrap();
+    assert_eq!(
+        second.reason.as_deref(),
+        Some("superseded by a newer run of its group")
+    );
+    assert_eq!(first.superseded_by, Some(run_id("a2")));
+    assert_eq!(second.superseded_by, Some(run_id("b1")));
 }

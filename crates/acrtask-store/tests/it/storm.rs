@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use acrtask_model::RunState;
-use acrtask_store::{Claim, NewRun, Report, Reported, RunFilter, RunRow, Store};
+use acrtask_store::{RunGroup, Claim, NewRun, Report, Reported, RunFilter, RunRow, Store};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{
@@ -142,7 +142,7 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
         for group in 0..GROUPS {
             let name = format!("g{group}");
             let busy = live.iter().filter(|run| {
-                run.group.as_ref() == Some(&name)
+                run.group == Some(RunGroup::Named(name.clone()))
                     && matches!(run.state, RunState::Leased | RunState::Running)
             });
             assert!(busy.count() <= 2, "{name} runs more than two");

@@ -1,0 +1,47 @@
+//! Requests to the API of a server as a holder of some token.
+
+use acrtask_tests::service::Server;
+use serde_json::Value;
+
+/// Creates a token with these scopes that is limited to the tasks of `pattern`.
+pub(crate) fn limited_token(server: &Server, name: &str, scopes: &[&str], pattern: &str) -> String {
+    let mut args = vec!["token", "create", name, "--tasks", pattern, "-o", "json"];
+    for scope in scopes {
+        args.extend(["--scope", scope]);
+    }
+    let token = server.json(&args);
+    token["secret"].as_str().unwrap().to_owned()
+}
+
+/// Sends a request, and returns the status and the body of the answer.
+pub(crate) async fn request(
+    server: &Server,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: Value,
+) -> (u16, Value) {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let url = format!("{}/api/v1{path}", server.url);
+    let mut request = reqwest::Client::new().request(method, url).bearer_auth(token);
+    if !body.is_null() {
+        request = request.json(&body);
+    }
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    let text = answer.text().await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+}
+
+/// Sends a request that must succeed, and returns the body of the answer.
+pub(crate) async fn done(
+    server: &Server,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: Value,
+) -> Value {
+    let (status, answer) = request(server, token, method, path, body).await;
+    assert!((200..300).contains(&status), "{method} {path}: {status} {answer:#}");
+    answer
+}
