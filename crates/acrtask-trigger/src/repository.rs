@@ -73,6 +73,24 @@ impl Repository {
             .strip_suffix(name.as_str())
             .is_some_and(|before| before.is_empty() || before.ends_with('/'))
     }
+
+    /// Returns the first of its URLs that belongs to none of `limits`, or its name where it has no URL. `None`: all of
+    /// them are allowed.
+    ///
+    /// One host may serve HTTPS and SSH at ports of their own, so ports are not compared: which task runs has to be
+    /// decided by [`RepositoryUrl`] as a whole.
+    pub fn outside(&self, limits: &[RepositoryUrl]) -> Option<&str> {
+        if self.urls.is_empty() {
+            let is_allowed = limits.iter().any(|limit| self.is(limit));
+            return (!is_allowed).then_some(&self.full_name);
+        }
+        let is_allowed = |url: &&String| {
+            let url = RepositoryUrl::parse(url);
+            url.is_some_and(|url| limits.iter().any(|limit| limit.is_beside(&url)))
+        };
+        let mut urls = self.urls.iter();
+        urls.find(|url| !is_allowed(url)).map(String::as_str)
+    }
 }
 
 /// A repository's URL in the one spelling that is compared.
@@ -124,6 +142,13 @@ impl RepositoryUrl {
     /// The path, in lower case, without `.git`: `owner/name`.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Returns `true` for the same path on the same host, whatever the port. Bitbucket Server puts `scm/` before the path
+    /// of HTTPS only.
+    fn is_beside(&self, other: &Self) -> bool {
+        let bare = |url: &Self| url.path.strip_prefix("scm/").unwrap_or(&url.path).to_owned();
+        self.host == other.host && bare(self) == bare(other)
     }
 
     /// Hosts that forges have for the same repositories.
@@ -277,6 +302,41 @@ mod tests {
         assert!(is("Org/repo", &[]));
         assert!(!is("repo", &[]));
         assert!(!is("rg/repo", &[]));
+    }
+
+    #[test]
+    fn every_url_has_to_be_allowed() {
+        let limits = [RepositoryUrl::parse("https://git.example.com/team/app.git").unwrap()];
+        let outside = |urls: &[&str]| {
+            let repository = Repository::new("team/app").with_urls(urls.iter().map(|url| Some(*url)));
+            repository.outside(&limits).map(str::to_owned)
+        };
+        for urls in [
+            &["https://git.example.com/team/app.git"][..],
+            &["https://u:p@GIT.example.com:443/Team/App", "git@git.example.com:team/app.git"],
+            &["https://git.example.com:3000/team/app", "ssh://git@git.example.com:7999/team/app"],
+            &["https://git.example.com/scm/team/app.git"],
+            &[],
+        ] {
+            assert_eq!(outside(urls), None, "{urls:?}");
+        }
+        let own = "https://git.example.com/team/app.git";
+        for wrong in [
+            "https://git.example.com/prod/app.git",
+            "git@git.example.com:prod/app.git",
+            "ssh://git@elsewhere.example.com/team/app.git",
+            "https://git.example.com@evil.example.com/team/app.git",
+            "https://git.example.com/team/app.git/../../prod/app",
+            "https://git.example.com/team%2F..%2Fprod/app.git",
+            "file:///team/app.git",
+            "not a url",
+        ] {
+            for urls in [[own, wrong], [wrong, own]] {
+                assert_eq!(outside(&urls).as_deref(), Some(wrong), "{urls:?}");
+            }
+        }
+        assert!(Repository::new("prod/app").outside(&limits).is_some());
+        assert!(Repository::new("app").outside(&limits).is_some());
     }
 
     proptest! {

@@ -24,7 +24,8 @@ pub(crate) struct Entry {
     pub(crate) commits: Option<Result<TriggerRules, String>>,
     /// Nothing: it does not run for images.
     pub(crate) images: Option<Result<ImageRules, String>>,
-    repository: Option<RepositoryUrl>,
+    /// The repository of its context.
+    pub(crate) repository: Option<RepositoryUrl>,
 }
 
 impl Entry {

@@ -81,15 +81,29 @@ fn at_event(came: Came<'_>, provider: Provider, event: &Event) -> Look {
         return look;
     };
     look.repository = Some(name_of(repository));
-    if !allowed(came.definition, repository) {
+    let limits: Vec<RepositoryUrl> = came
+        .definition
+        .repositories
+        .iter()
+        .filter_map(|url| RepositoryUrl::parse(url))
+        .collect();
+    let is_limited = !came.definition.repositories.is_empty();
+    if is_limited && let Some(outside) = repository.outside(&limits) {
+        // In the one spelling, which holds no login.
+        let outside = RepositoryUrl::parse(outside)
+            .map_or_else(|| outside.escape_debug().to_string(), |url| url.to_string());
         look.note = Some(format!(
-            "the webhook `{}` may not speak of {}",
-            came.webhook,
-            name_of(repository)
+            "the webhook `{}` may not speak of {outside}",
+            came.webhook
         ));
         return look;
     }
-    let entries = came.tasks.of(repository);
+    let mut entries = came.tasks.of(repository);
+    // A name without a URL, or another port, may be that of a repository beyond the limit.
+    entries.retain(|entry| {
+        let own = entry.repository.as_ref();
+        !is_limited || own.is_some_and(|own| limits.contains(own))
+    });
     let of_repository = entries.len();
     for entry in entries {
         if let Some(rules) = &entry.commits {
@@ -123,15 +137,6 @@ fn name_of(repository: &Repository) -> String {
         .iter()
         .find_map(|url| RepositoryUrl::parse(url));
     url.map_or_else(|| repository.full_name.clone(), |url| url.to_string())
-}
-
-fn allowed(definition: &WebhookDefinition, repository: &Repository) -> bool {
-    let limits = &definition.repositories;
-    limits.is_empty()
-        || limits
-            .iter()
-            .filter_map(|url| RepositoryUrl::parse(url))
-            .any(|url| repository.is(&url))
 }
 
 fn described(event: &Event) -> (&'static str, String) {

@@ -361,6 +361,8 @@ impl Accepted {
 #[cfg(test)]
 mod lanes_tests;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
