@@ -118,6 +118,8 @@ pub struct App {
     pub cascades: cascades::Driver,
     /// How many may look at the hosts of tasks at once.
     pub(crate) probes: Semaphore,
+    /// Which callers with a limit to tasks had their turn at that.
+    pub(crate) probe_turns: probe::Turns,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -144,6 +146,7 @@ impl App {
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),
             probes: Semaphore::new(probe::AT_ONCE),
+            probe_turns: probe::Turns::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

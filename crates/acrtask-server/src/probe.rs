@@ -3,9 +3,15 @@
 //!
 //! Invariants: a host gets the login that a run would use there, and no other; what a host answers is repeated without
 //! the logins; the rules for addresses are those for the files of a run, and for registries those for base images.
-//! Nothing is changed, and nothing is fetched. Left out: whether a login may push, which only a push shows.
+//! Nothing is changed, and nothing is fetched. A caller with a limit to tasks chose the hosts itself and must not learn
+//! of the server's network: it gets one answer for all hosts that cannot be used, after one time, and no host at a private
+//! address is connected to. Left out: whether a login may push, which only a push shows.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use acrtask_api::{
     probe::{Probe, ProbeLogin, ProbeOutcome, TaskProbe},
@@ -29,6 +35,29 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Hosts that are asked at once for one task, and in all.
 const PARALLEL: usize = 8;
 const HOSTS: usize = 50;
+/// Longest time of one question for a caller with a limit to tasks. The answer comes after it where a host fails.
+const LIMITED: Duration = Duration::from_secs(5);
+/// The shortest time between two questions of such a caller.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Callers with a limit to tasks, and when each of them asked.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<HashMap<String, Instant>>);
+
+impl Turns {
+    /// Takes the turn of a caller. Returns the seconds to wait where it asked a moment ago.
+    pub(crate) fn take(&self, token: &str) -> Result<(), u32> {
+        let now = Instant::now();
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, at| now.duration_since(*at) < PAUSE);
+        if let Some(at) = asked.get(token) {
+            let left = PAUSE.saturating_sub(now.duration_since(*at));
+            return Err(u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
+        }
+        asked.insert(token.to_owned(), now);
+        Ok(())
+    }
+}
 
 /// A login that runs of a task get.
 struct Login {
@@ -46,8 +75,9 @@ impl Login {
 }
 
 /// Looks at all that `task` needs. `all`: also at the hosts of logins that are all tasks' and that nothing of the task
-/// names.
+/// names. Without it the caller is limited to tasks.
 pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe, StoreError> {
+    let begun = Instant::now();
     let logins = logins(app, &task.id).await?;
     let patterns = Patterns::new(logins.iter().filter_map(|login| login.password.as_ref()));
     let context = task.definition.context.as_deref();
@@ -59,6 +89,7 @@ pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe,
         app,
         task: &task.definition.name,
         logins: &logins,
+        limited: !all,
     };
     let hosts = hosts(task, &logins, git.as_ref(), all);
     let registries = futures::stream::iter(hosts)
@@ -72,11 +103,45 @@ pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe,
         }
     };
     let (mut source, mut logins) = tokio::join!(source, registries);
+    if !all {
+        let probes = source.iter_mut().chain(&mut logins);
+        if probes.fold(false, |any, probe| blur(probe) || any) {
+            tokio::time::sleep_until((begun + LIMITED).into()).await;
+        }
+    }
     for probe in source.iter_mut().chain(&mut logins) {
         probe.message = patterns.mask(&probe.message);
         probe.help = probe.help.as_deref().map(|help| patterns.mask(help));
     }
     Ok(TaskProbe { source, logins })
+}
+
+/// Replaces what tells how a host fails by one answer for all of them. Returns `true` if the host fails.
+fn blur(probe: &mut Probe) -> bool {
+    match probe.outcome {
+        ProbeOutcome::Works
+        | ProbeOutcome::Open
+        | ProbeOutcome::NoLogin
+        | ProbeOutcome::Missing
+        | ProbeOutcome::NotTried => false,
+        ProbeOutcome::Denied
+        | ProbeOutcome::Unreachable
+        | ProbeOutcome::Refused
+        | ProbeOutcome::PrivateAddress
+        | ProbeOutcome::NoRegistry => {
+            *probe = Probe {
+                host: std::mem::take(&mut probe.host),
+                login: probe.login,
+                outcome: ProbeOutcome::Unreachable,
+                message: "it cannot be used: it does not answer, or does not take the login".into(),
+                help: Some(
+                    "compare its name and its login; a token without a limit to tasks is shown more".into(),
+                ),
+                clock_ahead: None,
+            };
+            true
+        }
+    }
 }
 
 /// What runs of a task are given: its own logins, and those of all for other hosts.
@@ -114,7 +179,9 @@ fn hosts(task: &Task, logins: &[Login], git: Option<&GitUrl>, all: bool) -> BTre
         .filter(|login| all || login.whose == ProbeLogin::Task)
         .filter(|login| !login.is_key() && source.as_ref() != Some(&login.host))
         .map(|login| login.host.clone());
-    own.into_iter().chain(stored).take(HOSTS).collect()
+    // A limited caller must not see by the time how many hosts had to wait for others.
+    let most = if all { HOSTS } else { PARALLEL };
+    own.into_iter().chain(stored).take(most).collect()
 }
 
 /// The host of a repository as a login for it is stored: by HTTP with its port.
@@ -131,9 +198,29 @@ struct Looks<'a> {
     app: &'a App,
     task: &'a str,
     logins: &'a [Login],
+    /// The caller is limited to tasks.
+    limited: bool,
 }
 
 impl Looks<'_> {
+    /// Returns the longest time of one question.
+    fn limit(&self) -> Duration {
+        if self.limited { LIMITED } else { LIMIT }
+    }
+
+    /// Returns the rules for the address of a registry. A limited caller reaches only public ones and those that the
+    /// operator or an administrator has named.
+    fn addresses(&self, host: &str, login: Option<ProbeLogin>) -> AddressPolicy {
+        let config = &self.app.config;
+        let is_named = login == Some(ProbeLogin::All)
+            || config.insecure_registries.iter().any(|named| named == host);
+        if self.limited && !config.notify_private && !is_named {
+            AddressPolicy::PublicOnly
+        } else {
+            AddressPolicy::NoMetadata
+        }
+    }
+
     /// The logins as those get them who ask.
     fn credentials(&self) -> Credentials {
         let passwords = self.logins.iter().filter(|login| !login.is_key());
@@ -204,7 +291,7 @@ impl Looks<'_> {
             credentials: self.credentials(),
             ssh_keys: keys.collect(),
             limits: Limits {
-                time: LIMIT,
+                time: self.limit(),
                 ..Limits::default()
             },
             ..acrtask_source::Options::default()
@@ -277,7 +364,7 @@ impl Looks<'_> {
             host,
         };
         let asking = self.ask_registry(&mut probe);
-        match tokio::time::timeout(LIMIT, asking).await {
+        match tokio::time::timeout(self.limit(), asking).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.failed(&mut probe, &error),
             Err(_) => {
@@ -293,7 +380,7 @@ impl Looks<'_> {
     async fn ask_registry(&self, probe: &mut Probe) -> Result<(), RegistryError> {
         let settings = Settings {
             insecure: self.app.config.insecure_registries.clone(),
-            addresses: AddressPolicy::NoMetadata,
+            addresses: self.addresses(&probe.host, probe.login),
         };
         let registry = Registry::new(self.credentials(), settings)?;
         let host = probe.host.clone();

@@ -38,6 +38,12 @@ async fn probe(
 ) -> Result<Json<TaskProbe>, ApiError> {
     let caller = &by.caller;
     let task = tasks::find(&api, caller, &name).await?;
+    if caller.tasks.is_some() {
+        let taken = api.app.probe_turns.take(&caller.token_id);
+        taken.map_err(|seconds| {
+            ApiError::too_many("this token has just let the server look at hosts", seconds)
+        })?;
+    }
     let Ok(_turn) = api.app.probes.try_acquire() else {
         return Err(ApiError::too_many(
             "the server is looking at the hosts of other tasks",

@@ -172,11 +172,16 @@ async fn logins_are_tried_where_they_belong_and_clocks_are_compared() {
 
 #[tokio::test]
 async fn whoever_sees_one_task_alone_is_told_of_no_login_that_is_not_its() {
-    let server = Server::start().await;
     let (own, all) = (
         registry("ci", PASSWORD, 0).await,
         registry("ci", PASSWORD, 0).await,
     );
+    // It is at a private address, and named by the operator.
+    let server = Server::with(Config {
+        insecure_registries: vec![host(&own)],
+        ..Config::default()
+    })
+    .await;
     task(&server, json!({ "name": "app", "cmd": "alpine true" })).await;
     store(&server, &host(&own), Some("app"), PASSWORD).await;
     store(&server, &host(&all), None, PASSWORD).await;
@@ -332,4 +337,51 @@ async fn a_login_that_cannot_be_decrypted_is_told() {
     let broken = of(&found, "reg.example.com");
     assert_eq!(broken.outcome, ProbeOutcome::Refused);
     assert!(broken.message.contains("decrypted"), "{broken:#?}");
+}
+
+/// A closed port, a port that talks something else, a page and a private address look the same, after the same time.
+#[tokio::test]
+async fn a_limited_token_learns_nothing_of_the_ports_of_a_host() {
+    let server = Server::start().await;
+    let page = MockServer::start().await;
+    Mock::given(method("GET"))
+        .respond_with(ResponseTemplate::new(200).set_body_raw("<html>", "text/html"))
+        .mount(&page)
+        .await;
+    let locked = registry("nobody", "another", 0).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let hosts = [
+        host(&page),
+        host(&locked),
+        silent.local_addr().unwrap().to_string(),
+        closed.to_string(),
+        "169.254.169.254".to_owned(),
+    ];
+    let mut answers = Vec::new();
+    for (number, host) in hosts.iter().enumerate() {
+        let name = format!("team/t{number}");
+        let scopes = [Scope::Read, Scope::Run, Scope::Write];
+        let token = server.token(&scopes, Some("team/*")).await;
+        let body = json!({ "name": name, "cmd": "alpine true", "registry": host });
+        let made = server.ask(Method::POST, "/tasks", &token, Some(&body)).await;
+        assert_eq!(made.status, StatusCode::CREATED);
+        let path = format!("/tasks/team%2Ft{number}/probe");
+        let begun = std::time::Instant::now();
+        let answer = server.ask(Method::POST, &path, &token, None).await;
+        let took = begun.elapsed().as_millis();
+        assert!((5_000..7_000).contains(&took), "{host}: {took} ms");
+        let text = answer.text();
+        assert!(text.contains(host.as_str()), "{text}");
+        answers.push(text.replace(host.as_str(), "HOST"));
+        let again = server.ask(Method::POST, &path, &token, None).await;
+        assert_eq!(again.status, StatusCode::TOO_MANY_REQUESTS, "{}", again.text());
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    assert!(answers[0].contains("it cannot be used"), "{}", answers[0]);
+    let received = page.received_requests().await.unwrap();
+    assert_eq!(received.len(), 0, "a private address was connected to");
 }
