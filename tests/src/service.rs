@@ -340,6 +340,11 @@ impl Runner {
         Self::start_at(server, &server.url, name, flags, &[])
     }
 
+    /// Starts one whose registration token is made with these flags.
+    pub fn start_granted(server: &Server, name: &str, grant: &[&str]) -> Self {
+        Self::start_with(server, &server.url, name, grant, &[], &[])
+    }
+
     /// The same by another address of the server (a proxy), and with these variables.
     pub fn start_at(
         server: &Server,
@@ -348,9 +353,31 @@ impl Runner {
         flags: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
+        // What a runner says of itself has to be what its token allows.
+        let mut grant = Vec::new();
+        for pair in flags.windows(2) {
+            match pair {
+                ["--pool" | "--label", _] => grant.extend(pair),
+                ["--slots", slots] => grant.extend(["--max-slots", *slots]),
+                _ => {}
+            }
+        }
+        Self::start_with(server, url, name, &grant, flags, environment)
+    }
+
+    fn start_with(
+        server: &Server,
+        url: &str,
+        name: &str,
+        grant: &[&str],
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let state = folder.path().join("state");
-        let token = server.json(&["runner", "token", "-o", "json"]);
+        let mut request = vec!["runner", "token", "-o", "json"];
+        request.extend(grant);
+        let token = server.json(&request);
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, token["secret"].as_str().expect("a token"))
             .expect("a file can be written");

@@ -37,6 +37,9 @@ pub struct Token {
     /// Only tasks with this name, or, where it ends in `*`, with names that begin so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
+    /// The pools that its tasks may name beside the default one, where it has `tasks`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
     /// When it was made.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
@@ -61,6 +64,9 @@ pub struct CreateToken {
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
+    /// As in [`Token`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
     /// Seconds that it holds for; nothing: until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u64>,
@@ -94,6 +100,9 @@ pub struct Federation {
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
+    /// As in [`Token`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
     /// Seconds that the token holds for; at most 3600.
     #[serde(default = "quarter_hour")]
     pub ttl_secs: u64,
@@ -230,6 +239,9 @@ pub struct Runner {
     pub platforms: Vec<String>,
     /// Runs that it carries out at once.
     pub slots: u32,
+    /// The only tasks whose runs it gets: a name, or a prefix with `*`. Absent: all runs of its pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
     /// Runs that it holds now.
     pub busy: u32,
     /// What its engine and builder are, and can do.
@@ -263,9 +275,15 @@ pub struct CreateRunnerToken {
     /// The pool that the runner will be in; nothing: `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// Labels that the runner will have whatever it says.
+    /// Labels of the runner. It can have no others.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Most slots of the runner, 1 to 4096; 16 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_slots: Option<u32>,
+    /// The only tasks whose runs and secrets the runner gets: a name, or a prefix with `*`. Absent: all runs of its pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
     /// Seconds that the token holds for; nothing: an hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u64>,

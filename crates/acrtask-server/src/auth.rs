@@ -87,9 +87,10 @@ pub fn random_id() -> String {
 }
 
 /// Which tasks a token may touch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum TaskLimit {
     /// All, and runs that belong to none.
+    #[default]
     All,
     /// The one with this name.
     Exact(String),
@@ -144,6 +145,8 @@ pub struct Caller {
     pub tasks: Option<String>,
     /// The same, parsed.
     pub limit: TaskLimit,
+    /// The pools that its tasks may name beside the default one, where it has a limit.
+    pub pools: Vec<String>,
 }
 
 impl Caller {
@@ -158,6 +161,7 @@ impl Caller {
             name: row.name,
             scopes: row.scopes,
             tasks: row.tasks,
+            pools: row.pools,
         }
     }
 
@@ -367,6 +371,7 @@ pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
             last_used_at: None,
             subject: None,
             issuer: None,
+            pools: Vec::new(),
         })
         .await?;
     Ok(Some(minted.text))

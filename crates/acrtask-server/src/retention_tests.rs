@@ -98,11 +98,12 @@ async fn tokens_that_programs_ask_for_every_day_leave_nothing() {
             last_used_at: None,
             subject: Some("repo:org/app".into()),
             issuer: Some("https://issuer.example.com".into()),
+            pools: Vec::new(),
         };
         app.store.create_token(&token).await.unwrap();
     }
     let hour = Duration::from_secs(3600);
-    crate::runners::new_runner_token(app, None, BTreeMap::new(), hour)
+    crate::runners::new_runner_token(app, Default::default(), hour)
         .await
         .unwrap();
     let there = app.store.count_tokens().await.unwrap();

@@ -57,7 +57,7 @@ pub use images::{ImageBaseRow, ImageBuildRow, ImageFilter, ImageRow};
 pub use logs::{ChunkRow, LogState};
 pub use outbox::{Due, Told, Untold};
 pub use promotions::PromotionRow;
-pub use queue::{Candidate, Claim, Class, PRIORITY_MS};
+pub use queue::{Candidate, Claim, Claimable, Class, PRIORITY_MS, TaskPatterns};
 pub use reports::{AttemptRow, Reaped, Report, Reported, Verdict};
 pub use retention::Expired;
 pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};

@@ -38,6 +38,8 @@ pub struct Candidate {
     pub id: RunId,
     /// Its class.
     pub class: i64,
+    /// The name of its task.
+    pub task: Option<String>,
     /// Runs with the same key are warm on the same runner.
     pub warm_key: String,
     /// Its place in the queue.
@@ -53,19 +55,59 @@ pub struct Claim {
     pub runner_id: String,
 }
 
-/// The head of a class, without what another server is giving away now.
-const READY: Sql = {
-    macro_rules! text {
-        () => {
-            concat!(
-                "SELECT ",
-                life_columns!(),
-                " FROM runs WHERE class_id = $1 AND state = 'queued' AND held = 0 ORDER BY order_key, seq LIMIT $2"
-            )
-        };
+/// A class whose ready runs may be claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimable {
+    /// The id of the class.
+    pub class: i64,
+    /// Only runs of tasks that one of these names or prefixes takes in. `None`: all runs of the class.
+    pub tasks: Option<TaskPatterns>,
+}
+
+/// Names of tasks, and what names begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TaskPatterns {
+    /// Whole names.
+    pub names: Vec<String>,
+    /// Prefixes.
+    pub prefixes: Vec<String>,
+}
+
+impl From<i64> for Claimable {
+    fn from(class: i64) -> Self {
+        Self { class, tasks: None }
     }
-    Sql::of(text!(), concat!(text!(), " FOR UPDATE SKIP LOCKED"))
-};
+}
+
+macro_rules! ready {
+    ($condition:literal) => {
+        concat!(
+            "SELECT ",
+            life_columns!(),
+            " FROM runs WHERE class_id = $1 AND state = 'queued' AND held = 0 ",
+            $condition,
+            "ORDER BY order_key, seq LIMIT $2"
+        )
+    };
+}
+
+/// The head of a class, without what another server is giving away now.
+const READY: Sql = Sql::of(ready!(""), concat!(ready!(""), " FOR UPDATE SKIP LOCKED"));
+
+/// The same of some tasks alone.
+const READY_OF_TASKS: Sql = Sql::of(
+    ready!(
+        "AND (task_name IN (SELECT value FROM json_each($3)) OR EXISTS (SELECT 1 FROM json_each($4) AS prefix \
+         WHERE substr(task_name, 1, length(prefix.value)) = prefix.value)) "
+    ),
+    concat!(
+        ready!(
+            "AND (task_name = ANY($3) OR EXISTS (SELECT 1 FROM UNNEST($4::text[]) AS prefix \
+             WHERE starts_with(task_name, prefix))) "
+        ),
+        " FOR UPDATE SKIP LOCKED"
+    ),
+);
 
 #[derive(Debug, FromRow)]
 struct RawClass {
@@ -120,7 +162,7 @@ impl Store {
     /// `lease_ms`; a runner has to accept within `accept_ms`. One transaction.
     pub async fn claim(
         &self,
-        classes: &[i64],
+        classes: &[impl Clone + Into<Claimable> + Sync],
         limit: u32,
         now: Ms,
         lease_ms: i64,
@@ -133,7 +175,14 @@ impl Store {
         let mut tx = self.db.write().await?;
         let mut ready = Vec::new();
         for class in classes {
-            let raw: Vec<RawLife> = tx.rows(READY, args![*class, limit]).await?;
+            let Claimable { class, tasks } = class.clone().into();
+            let raw: Vec<RawLife> = match tasks {
+                None => tx.rows(READY, args![class, limit]).await?,
+                Some(TaskPatterns { names, prefixes }) => {
+                    tx.rows(READY_OF_TASKS, args![class, limit, names, prefixes])
+                        .await?
+                }
+            };
             for raw in raw {
                 ready.push(Living::try_from(raw)?);
             }
@@ -145,6 +194,7 @@ impl Store {
             .map(|run| Candidate {
                 id: run.id.clone(),
                 class: run.class,
+                task: run.task.clone(),
                 warm_key: run.warm_key.clone(),
                 order_key: run.order_key,
             })

@@ -20,8 +20,12 @@ pub struct RunnerTokenRow {
     pub hash: Vec<u8>,
     /// The pool that the runner will be in.
     pub pool: Option<String>,
-    /// Labels that the runner will have whatever it says.
+    /// The labels of the runner.
     pub labels: BTreeMap<String, String>,
+    /// Most slots of the runner. `None`: as many as any runner may have.
+    pub max_slots: Option<u32>,
+    /// The only tasks whose runs the runner gets: a name, or a prefix with `*`. `None`: all runs of its pool.
+    pub tasks: Option<String>,
     /// When it was made.
     pub created_at: Ms,
     /// When it ends.
@@ -42,9 +46,9 @@ pub struct NewRunner {
 /// What a runner says of itself when it connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelloFacts {
-    /// Its pool: what its token said, else what it says, else `default`; decided by the caller.
+    /// Its pool: that of its registration token, else `default`; decided by the caller.
     pub pool: String,
-    /// Its labels, those of its token among them; decided by the caller.
+    /// Its labels: those of its registration token; decided by the caller.
     pub labels: BTreeMap<String, String>,
     /// `linux/amd64` ...
     pub platforms: Vec<String>,
@@ -71,6 +75,10 @@ pub struct RunnerRow {
     pub token_pool: Option<String>,
     /// The labels that its registration token said.
     pub token_labels: BTreeMap<String, String>,
+    /// Most slots that its registration token allows.
+    pub max_slots: Option<u32>,
+    /// The only tasks whose runs it gets, as in [`RunnerTokenRow`].
+    pub tasks: Option<String>,
     /// Its pool.
     pub pool: String,
     /// Its labels.
@@ -102,7 +110,7 @@ pub struct RunnerRow {
 /// The columns of [`RawToken`].
 macro_rules! select_tokens {
     () => {
-        "SELECT id, hash, pool, labels, created_at, expires_at FROM runner_tokens WHERE id = $1 AND used_at IS NULL"
+        "SELECT id, hash, pool, labels, max_slots, tasks, created_at, expires_at FROM runner_tokens WHERE id = $1 AND used_at IS NULL"
     };
 }
 
@@ -112,6 +120,8 @@ struct RawToken {
     hash: Vec<u8>,
     pool: Option<String>,
     labels: String,
+    max_slots: Option<i64>,
+    tasks: Option<String>,
     created_at: i64,
     expires_at: i64,
 }
@@ -119,7 +129,7 @@ struct RawToken {
 /// The columns of [`RawRunner`]; to be followed by conditions.
 macro_rules! select_runners {
     () => {
-        "SELECT id, name, key_hash, token_pool, token_labels, pool, labels, platforms, slots, features, version, draining, \
+        "SELECT id, name, key_hash, token_pool, token_labels, max_slots, tasks, pool, labels, platforms, slots, features, version, draining, \
          free_disk, last_seen_at, server_id, registered_at, removed_at, \
          (SELECT COUNT(*) FROM runs r WHERE r.runner_id = runners.id AND r.state IN ('leased', 'running')) AS busy \
          FROM runners "
@@ -133,6 +143,8 @@ struct RawRunner {
     key_hash: Vec<u8>,
     token_pool: Option<String>,
     token_labels: String,
+    max_slots: Option<i64>,
+    tasks: Option<String>,
     pool: String,
     labels: String,
     platforms: String,
@@ -158,6 +170,8 @@ impl TryFrom<RawRunner> for RunnerRow {
             key_hash: raw.key_hash,
             token_pool: raw.token_pool,
             token_labels: from_json(&raw.token_labels)?,
+            max_slots: raw.max_slots.map(lives::small).transpose()?,
+            tasks: raw.tasks,
             pool: raw.pool,
             labels: from_json(&raw.labels)?,
             platforms: from_json(&raw.platforms)?,
@@ -181,6 +195,8 @@ fn token(raw: RawToken) -> Result<RunnerTokenRow> {
         id: raw.id,
         hash: raw.hash,
         pool: raw.pool,
+        max_slots: raw.max_slots.map(lives::small).transpose()?,
+        tasks: raw.tasks,
         created_at: raw.created_at,
         expires_at: raw.expires_at,
     })
@@ -201,7 +217,8 @@ impl Store {
     pub async fn create_runner_token(&self, token: &RunnerTokenRow) -> Result<()> {
         self.db
             .exec(
-                "INSERT INTO runner_tokens (id, hash, pool, labels, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+                "INSERT INTO runner_tokens (id, hash, pool, labels, created_at, expires_at, max_slots, tasks) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
                 args![
                     token.id.as_str(),
                     token.hash.as_slice(),
@@ -209,6 +226,8 @@ impl Store {
                     to_json(&token.labels)?,
                     token.created_at,
                     token.expires_at,
+                    token.max_slots,
+                    token.tasks.as_deref(),
                 ],
             )
             .await
@@ -248,8 +267,8 @@ impl Store {
         let labels = to_json(&token.labels)?;
         let written = tx
             .exec(
-                "INSERT INTO runners (id, name, key_hash, token_pool, token_labels, pool, labels, registered_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $5, $7)",
+                "INSERT INTO runners (id, name, key_hash, token_pool, token_labels, pool, labels, registered_at, max_slots, \
+                 tasks) VALUES ($1, $2, $3, $4, $5, $6, $5, $7, $8, $9)",
                 args![
                     runner.id.as_str(),
                     runner.name.as_str(),
@@ -258,6 +277,8 @@ impl Store {
                     labels,
                     token.pool.as_deref().unwrap_or(DEFAULT_POOL),
                     now,
+                    token.max_slots,
+                    token.tasks.as_deref(),
                 ],
             )
             .await;

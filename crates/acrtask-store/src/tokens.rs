@@ -29,12 +29,14 @@ pub struct TokenRow {
     pub subject: Option<String>,
     /// The issuer of that identity token.
     pub issuer: Option<String>,
+    /// The pools that tasks may name beside the default one, where the token is limited to tasks.
+    pub pools: Vec<String>,
 }
 
 /// The columns of [`RawToken`].
 macro_rules! select_tokens {
     () => {
-        "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer FROM tokens "
+        "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer, pools FROM tokens "
     };
 }
 
@@ -50,6 +52,7 @@ struct RawToken {
     last_used_at: Option<i64>,
     subject: Option<String>,
     issuer: Option<String>,
+    pools: String,
 }
 
 impl TryFrom<RawToken> for TokenRow {
@@ -67,6 +70,7 @@ impl TryFrom<RawToken> for TokenRow {
             last_used_at: raw.last_used_at,
             subject: raw.subject,
             issuer: raw.issuer,
+            pools: from_json(&raw.pools)?,
         })
     }
 }
@@ -76,8 +80,8 @@ impl Store {
     pub async fn create_token(&self, token: &TokenRow) -> Result<()> {
         self.db
             .exec(
-                "INSERT INTO tokens (id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                "INSERT INTO tokens (id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer, pools) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 args![
                     token.id.as_str(),
                     token.name.as_str(),
@@ -89,6 +93,7 @@ impl Store {
                     token.last_used_at,
                     token.subject.as_deref(),
                     token.issuer.as_deref(),
+                    to_json(&token.pools)?,
                 ],
             )
             .await

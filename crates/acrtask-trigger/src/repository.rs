@@ -147,7 +147,12 @@ impl RepositoryUrl {
     /// Returns `true` for the same path on the same host, whatever the port. Bitbucket Server puts `scm/` before the path
     /// of HTTPS only.
     fn is_beside(&self, other: &Self) -> bool {
-        let bare = |url: &Self| url.path.strip_prefix("scm/").unwrap_or(&url.path).to_owned();
+        let bare = |url: &Self| {
+            url.path
+                .strip_prefix("scm/")
+                .unwrap_or(&url.path)
+                .to_owned()
+        };
         self.host == other.host && bare(self) == bare(other)
     }
 
@@ -308,13 +313,20 @@ mod tests {
     fn every_url_has_to_be_allowed() {
         let limits = [RepositoryUrl::parse("https://git.example.com/team/app.git").unwrap()];
         let outside = |urls: &[&str]| {
-            let repository = Repository::new("team/app").with_urls(urls.iter().map(|url| Some(*url)));
+            let repository =
+                Repository::new("team/app").with_urls(urls.iter().map(|url| Some(*url)));
             repository.outside(&limits).map(str::to_owned)
         };
         for urls in [
             &["https://git.example.com/team/app.git"][..],
-            &["https://u:p@GIT.example.com:443/Team/App", "git@git.example.com:team/app.git"],
-            &["https://git.example.com:3000/team/app", "ssh://git@git.example.com:7999/team/app"],
+            &[
+                "https://u:p@GIT.example.com:443/Team/App",
+                "git@git.example.com:team/app.git",
+            ],
+            &[
+                "https://git.example.com:3000/team/app",
+                "ssh://git@git.example.com:7999/team/app",
+            ],
             &["https://git.example.com/scm/team/app.git"],
             &[],
         ] {

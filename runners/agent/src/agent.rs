@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::transport::Endpoint;
+use tonic::{Code, Status, transport::Endpoint};
 use tracing::Instrument as _;
 
 use crate::{
@@ -169,7 +169,7 @@ impl Agent {
     }
 
     /// Takes in what the link tells; returns why the key was refused, if it was.
-    fn told(&mut self, told: Told) -> Option<String> {
+    fn told(&mut self, told: Told) -> Option<Status> {
         match told {
             Told::Opening(answer) => {
                 let _ = answer.send(self.hello());
@@ -180,7 +180,7 @@ impl Agent {
                 self.held.disconnect();
             }
             Told::Message(message) => self.message(message),
-            Told::Refused(message) => return Some(message),
+            Told::Refused(status) => return Some(status),
         }
         None
     }
@@ -545,16 +545,26 @@ impl Agent {
     }
 
     /// The control plane does not know this runner: what it held is not its any more.
-    async fn refused(mut self, message: String) -> Result<(), AgentError> {
+    async fn refused(mut self, status: Status) -> Result<(), AgentError> {
         for id in self.held.all(Phase::Offered) {
             self.abandon(&id, "the runner was removed");
         }
         let stopping = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOPPING, stopping).await;
-        Err(AgentError::KeyRefused {
-            server: self.config.server.to_string(),
-            message,
-            path: self.state.key_path(),
+        let server = self.config.server.to_string();
+        let message = status.message().to_owned();
+        let path = self.state.key_path();
+        Err(match status.code() {
+            Code::PermissionDenied => AgentError::NotRegisteredFor {
+                server,
+                message,
+                path,
+            },
+            _ => AgentError::KeyRefused {
+                server,
+                message,
+                path,
+            },
         })
     }
 }

@@ -74,6 +74,16 @@ pub enum AgentError {
         /// The key's file.
         path: PathBuf,
     },
+    /// The runner's registration does not allow the pool, labels or slots that the runner was started with.
+    #[error("{server} refuses this runner: {message}; to register again, remove {}", path.display())]
+    NotRegisteredFor {
+        /// The server.
+        server: String,
+        /// The reason of the server.
+        message: String,
+        /// The key's file.
+        path: PathBuf,
+    },
     /// The connection cannot be set up as it was asked for.
     #[error("cannot set up TLS to {server}")]
     Tls {

@@ -39,7 +39,7 @@ pub(crate) enum Told {
     /// The stream is gone; another one is tried.
     Closed,
     /// The control plane does not know the key; no other stream is tried.
-    Refused(String),
+    Refused(tonic::Status),
 }
 
 /// An open stream.
@@ -90,8 +90,7 @@ impl Link {
                     status.code(),
                     Code::Unauthenticated | Code::PermissionDenied
                 ) {
-                    let refused = Told::Refused(status.message().to_owned());
-                    let _ = self.told.send(refused).await;
+                    let _ = self.told.send(Told::Refused(status)).await;
                     return;
                 }
                 let error = status.message();

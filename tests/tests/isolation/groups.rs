@@ -27,7 +27,14 @@ async fn start(server: &Server, token: &str, name: &str) -> String {
 }
 
 async fn state(server: &Server, run: &str) -> Value {
-    let run = done(server, &server.token, "GET", &format!("/runs/{run}"), Value::Null).await;
+    let run = done(
+        server,
+        &server.token,
+        "GET",
+        &format!("/runs/{run}"),
+        Value::Null,
+    )
+    .await;
     run["state"].clone()
 }
 
@@ -55,23 +62,51 @@ async fn a_limited_token_names_no_group_of_others() {
         let (status, answer) = put(&server, &team, "team/app", Some(group)).await;
         assert_eq!(status, 403, "{group}: {answer}");
         let message = answer["message"].as_str().unwrap();
-        assert!(message.contains(group) && message.contains("`team/*`"), "{message}");
-        let created = request(&server, &team, "POST", "/tasks", task("team/app", Some(group)));
+        assert!(
+            message.contains(group) && message.contains("`team/*`"),
+            "{message}"
+        );
+        let created = request(
+            &server,
+            &team,
+            "POST",
+            "/tasks",
+            task("team/app", Some(group)),
+        );
         assert_eq!(created.await.0, 403, "{group}");
     }
     // A name below its limit is its own, also where it looks like a path to elsewhere.
-    for group in ["team/app", "team/other", "team/../prod/deploy", "team/prod/deploy"] {
+    for group in [
+        "team/app",
+        "team/other",
+        "team/../prod/deploy",
+        "team/prod/deploy",
+    ] {
         let (status, answer) = put(&server, &team, "team/app", Some(group)).await;
         assert!((200..300).contains(&status), "{group}: {answer}");
         start(&server, &team, "team/app").await;
         assert_eq!(state(&server, &victim).await, "queued", "{group}");
     }
     assert_eq!(put(&server, &one, "team/one", None).await.0, 201);
-    assert_eq!(put(&server, &one, "team/one", Some("team/one")).await.0, 200);
-    assert_eq!(put(&server, &one, "team/one", Some("team/app")).await.0, 403);
+    assert_eq!(
+        put(&server, &one, "team/one", Some("team/one")).await.0,
+        200
+    );
+    assert_eq!(
+        put(&server, &one, "team/one", Some("team/app")).await.0,
+        403
+    );
     // What an administrator has shared stays as it is, and only as it is.
-    assert_eq!(put(&server, &admin, "team/app", Some("prod/deploy")).await.0, 200);
-    assert_eq!(put(&server, &team, "team/app", Some("prod/deploy")).await.0, 200);
+    assert_eq!(
+        put(&server, &admin, "team/app", Some("prod/deploy"))
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        put(&server, &team, "team/app", Some("prod/deploy")).await.0,
+        200
+    );
     let mut raised = task("team/app", Some("prod/deploy"));
     raised["queue"]["concurrency"]["max"] = 9.into();
     let (status, _) = request(&server, &team, "PUT", "/tasks/team%2Fapp", raised).await;
@@ -101,9 +136,19 @@ async fn a_shared_group_names_no_run_of_others() {
     let seen = done(&server, &team, "GET", &why, Value::Null).await;
     assert!(seen["behind"].is_null(), "{seen:#}");
     let summary = seen["summary"].as_str().unwrap();
-    assert!(summary.contains("one run of tasks that this token may not see"), "{summary}");
+    assert!(
+        summary.contains("one run of tasks that this token may not see"),
+        "{summary}"
+    );
     // The run that replaces it is named to its own people only.
-    done(&server, &admin, "PUT", "/tasks/prod%2Fdeploy", task("prod/deploy", Some("shared"))).await;
+    done(
+        &server,
+        &admin,
+        "PUT",
+        "/tasks/prod%2Fdeploy",
+        task("prod/deploy", Some("shared")),
+    )
+    .await;
     let newer = start(&server, &admin, "prod/deploy").await;
     assert_eq!(state(&server, &blocked).await, "canceled");
     for path in [
@@ -112,7 +157,9 @@ async fn a_shared_group_names_no_run_of_others() {
         format!("/runs/{blocked}/why"),
         "/tasks/team%2Fapp/triggers".to_owned(),
     ] {
-        let seen = done(&server, &team, "GET", &path, Value::Null).await.to_string();
+        let seen = done(&server, &team, "GET", &path, Value::Null)
+            .await
+            .to_string();
         for hidden in [&secret, &newer] {
             assert!(!seen.contains(hidden.as_str()), "{path}: {seen}");
         }

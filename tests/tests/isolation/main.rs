@@ -5,4 +5,5 @@
 mod container_flags;
 mod groups;
 mod requests;
+mod runners;
 mod volumes;

@@ -23,7 +23,9 @@ pub(crate) async fn request(
 ) -> (u16, Value) {
     let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
     let url = format!("{}/api/v1{path}", server.url);
-    let mut request = reqwest::Client::new().request(method, url).bearer_auth(token);
+    let mut request = reqwest::Client::new()
+        .request(method, url)
+        .bearer_auth(token);
     if !body.is_null() {
         request = request.json(&body);
     }
@@ -42,6 +44,9 @@ pub(crate) async fn done(
     body: Value,
 ) -> Value {
     let (status, answer) = request(server, token, method, path, body).await;
-    assert!((200..300).contains(&status), "{method} {path}: {status} {answer:#}");
+    assert!(
+        (200..300).contains(&status),
+        "{method} {path}: {status} {answer:#}"
+    );
     answer
 }

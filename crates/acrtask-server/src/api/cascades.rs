@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use acrtask_api::{
     admin::Problem,
     cascade::{
-        CascadeCounts, CascadeDetail, CascadeMode, CascadeNodeState, CascadePromotion, CascadeSettings,
-        CascadeSummary, PlanRequest, Rebuild,
+        CascadeCounts, CascadeDetail, CascadeMode, CascadeNodeState, CascadePromotion,
+        CascadeSettings, CascadeSummary, PlanRequest, Rebuild,
     },
     run::Page,
 };

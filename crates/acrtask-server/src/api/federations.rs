@@ -91,6 +91,7 @@ fn check(name: &str, asked: &Federation) -> Problems {
         );
     }
     tokens::check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
+    tokens::check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
     if asked.scopes.contains(&Scope::Admin) {
         problems.add("`scopes` has `admin`, which no exchanged token may have");
     }
@@ -184,6 +185,7 @@ async fn exchange(
         last_used_at: None,
         subject: Some(granted.subject),
         issuer: Some(federation.issuer.clone()),
+        pools: federation.pools.clone(),
     };
     app.store.create_token(&row).await?;
     tracing::info!(

@@ -367,7 +367,9 @@ async fn a_limited_token_learns_nothing_of_the_ports_of_a_host() {
         let scopes = [Scope::Read, Scope::Run, Scope::Write];
         let token = server.token(&scopes, Some("team/*")).await;
         let body = json!({ "name": name, "cmd": "alpine true", "registry": host });
-        let made = server.ask(Method::POST, "/tasks", &token, Some(&body)).await;
+        let made = server
+            .ask(Method::POST, "/tasks", &token, Some(&body))
+            .await;
         assert_eq!(made.status, StatusCode::CREATED);
         let path = format!("/tasks/team%2Ft{number}/probe");
         let begun = std::time::Instant::now();
@@ -378,9 +380,17 @@ async fn a_limited_token_learns_nothing_of_the_ports_of_a_host() {
         assert!(text.contains(host.as_str()), "{text}");
         answers.push(text.replace(host.as_str(), "HOST"));
         let again = server.ask(Method::POST, &path, &token, None).await;
-        assert_eq!(again.status, StatusCode::TOO_MANY_REQUESTS, "{}", again.text());
+        assert_eq!(
+            again.status,
+            StatusCode::TOO_MANY_REQUESTS,
+            "{}",
+            again.text()
+        );
     }
-    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    assert!(
+        answers.iter().all(|answer| *answer == answers[0]),
+        "{answers:#?}"
+    );
     assert!(answers[0].contains("it cannot be used"), "{}", answers[0]);
     let received = page.received_requests().await.unwrap();
     assert_eq!(received.len(), 0, "a private address was connected to");

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     App,
     auth::{self, By},
+    runners::{MOST_SLOTS, RunnerGrant},
     scheduler::place::Profile,
     submit::Problems,
 };
@@ -25,6 +26,8 @@ use crate::{
 const DEFAULT_TTL: u64 = 3600;
 /// The longest, in seconds: a month.
 const MAX_TTL: u64 = 30 * 24 * 3600;
+/// Slots of a runner whose token names no limit.
+const DEFAULT_MAX_SLOTS: u32 = 16;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -80,6 +83,7 @@ fn to_api(app: &App, row: RunnerRow) -> Runner {
         labels: row.labels,
         platforms: row.platforms,
         slots: row.slots,
+        tasks: row.tasks,
         features: row.features,
         version: row.version,
         last_seen_at: row.last_seen_at.map(acrtask_store::timestamp),
@@ -163,7 +167,8 @@ async fn set_draining(api: &Api, name: &str, draining: bool) -> Result<Json<Runn
     Ok(Json(to_api(app, row)))
 }
 
-/// Makes a token that registers one runner, once.
+/// Makes a token that registers one runner, once. It fixes the pool, the labels, the slots and the tasks of the runner:
+/// what the runner itself says beyond that is refused.
 #[utoipa::path(post, path = "/runner-tokens", tag = "runners", request_body = CreateRunnerToken,
     security(("token" = ["admin"])), responses(
     (status = CREATED, body = RunnerToken),
@@ -181,6 +186,13 @@ async fn create_token(
         problems.add(format!("`pool`: {reason}"));
     }
     crate::submit::check_labels("labels", &asked.labels, &mut problems);
+    let max_slots = asked.max_slots.unwrap_or(DEFAULT_MAX_SLOTS);
+    if !(1..=MOST_SLOTS).contains(&max_slots) {
+        problems.add(format!("`maxSlots` must be 1 to {MOST_SLOTS}"));
+    }
+    if let Some(tasks) = &asked.tasks {
+        super::tokens::check_pattern(tasks, &mut problems);
+    }
     let ttl = asked.ttl_secs.unwrap_or(DEFAULT_TTL);
     if !(1..=MAX_TTL).contains(&ttl) {
         problems.add("`ttlSecs` must be a second to 30 days");
@@ -190,7 +202,13 @@ async fn create_token(
     let now = app.clock.now_ms();
     let ttl = Duration::from_secs(ttl);
     let expires_at = now + i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-    let secret = crate::runners::new_runner_token(app, asked.pool, asked.labels, ttl).await?;
+    let grant = RunnerGrant {
+        pool: asked.pool,
+        labels: asked.labels,
+        max_slots: Some(max_slots),
+        tasks: asked.tasks,
+    };
+    let secret = crate::runners::new_runner_token(app, grant, ttl).await?;
     tracing::info!(by = by.caller.name, "a token for a runner was made");
     Ok((
         StatusCode::CREATED,

@@ -6,7 +6,7 @@ use acrtask_api::{
     run::{Page, Run, StartTask},
     task::{Task, TaskDefinition},
 };
-use acrtask_store::{Enqueued, Hint, StoreError, TaskFilter};
+use acrtask_store::{DEFAULT_POOL, Enqueued, Hint, StoreError, TaskFilter};
 use axum::{
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -152,8 +152,8 @@ pub(super) fn need_enabled(task: &Task) -> Result<(), ApiError> {
         .help(format!("`acrtask task enable {name}`")))
 }
 
-/// Refuses a concurrency group outside of the limit of the caller's token: the runs of the task would block and cancel
-/// those of others. A group that the task has already, with the same settings, stays allowed.
+/// Refuses what the limit of the caller's token does not take in. A concurrency group of others: the runs of the task would
+/// block and cancel theirs. A pool: its runners have secrets and caches of others. What the task has already stays allowed.
 fn need_queue(
     caller: &Caller,
     definition: &TaskDefinition,
@@ -176,6 +176,24 @@ fn need_queue(
         .help(format!(
             "leave out `queue.concurrency.group`, name a group like `{limit}`, or use a token \
              without a limit to tasks"
+        )));
+    }
+    let pool = definition.queue.pool.as_deref();
+    if let Some(pool) = pool
+        && caller.tasks.is_some()
+        && pool != DEFAULT_POOL
+        && existing.is_none_or(|task| task.queue.pool.as_deref() != Some(pool))
+        && !caller.pools.iter().any(|allowed| allowed == pool)
+    {
+        let mut allowed = vec![DEFAULT_POOL];
+        allowed.extend(caller.pools.iter().map(String::as_str));
+        return Err(ApiError::forbidden(format!(
+            "the tasks of the token `{}` may not use the pool `{pool}`, but `{}`",
+            caller.name,
+            allowed.join("`, `")
+        ))
+        .help(format!(
+            "use a token that allows it: `acrtask token create --tasks PATTERN --pool {pool}`"
         )));
     }
     Ok(())

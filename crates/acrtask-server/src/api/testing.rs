@@ -100,6 +100,7 @@ impl Server {
             last_used_at: None,
             subject: None,
             issuer: None,
+            pools: Vec::new(),
         };
         self.app.store.create_token(&row).await.unwrap();
         minted.text.0
@@ -181,6 +182,8 @@ impl Server {
             hash: vec![1],
             pool: None,
             labels: std::collections::BTreeMap::new(),
+            max_slots: None,
+            tasks: None,
             created_at: NOW,
             expires_at: NOW + 1000,
         };

@@ -32,6 +32,7 @@ pub(super) fn to_api(row: TokenRow) -> Token {
         name: row.name,
         scopes: row.scopes,
         tasks: row.tasks,
+        pools: row.pools,
         created_at: acrtask_store::timestamp(row.created_at),
         expires_at: row.expires_at.map(acrtask_store::timestamp),
         last_used_at: row.last_used_at.map(acrtask_store::timestamp),
@@ -62,6 +63,14 @@ pub(super) fn check_rights(scopes: &[Scope], tasks: Option<&str>, problems: &mut
         problems.add("`scopes` is empty: a token that may do nothing is of no use");
     }
     let Some(tasks) = tasks else { return };
+    check_pattern(tasks, problems);
+    if scopes.contains(&Scope::Admin) {
+        problems.add("`tasks` limits nothing of what `admin` allows: leave out one of them");
+    }
+}
+
+/// Checks a name of tasks, or a prefix with `*`.
+pub(super) fn check_pattern(tasks: &str, problems: &mut Problems) {
     let name = tasks.strip_suffix('*').unwrap_or(tasks);
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     if tasks.is_empty() || name.len() > MAX_NAME || !name.chars().all(good) {
@@ -69,8 +78,18 @@ pub(super) fn check_rights(scopes: &[Scope], tasks: Option<&str>, problems: &mut
             "`tasks` is `{tasks}`: write the name of one task, or the beginning of several with `*` behind it"
         ));
     }
-    if scopes.contains(&Scope::Admin) {
-        problems.add("`tasks` limits nothing of what `admin` allows: leave out one of them");
+}
+
+/// Checks the pools that the tasks of a limited token may name.
+pub(super) fn check_pools(pools: &[String], tasks: Option<&str>, problems: &mut Problems) {
+    if !pools.is_empty() && tasks.is_none() {
+        problems
+            .add("`pools` is for a token with `tasks`: one without a limit may name every pool");
+    }
+    for pool in pools {
+        if let Err(reason) = crate::submit::word(pool) {
+            problems.add(format!("`pools`: {reason}"));
+        }
     }
 }
 
@@ -89,6 +108,7 @@ async fn create(
         problems.add(format!("`name` must have 1 to {MAX_NAME} characters"));
     }
     check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
+    check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
     if asked
         .ttl_secs
         .is_some_and(|ttl| !(1..=MAX_TTL).contains(&ttl))
@@ -114,6 +134,7 @@ async fn create(
         last_used_at: None,
         subject: None,
         issuer: None,
+        pools: asked.pools,
     };
     app.store.create_token(&row).await?;
     tracing::info!(

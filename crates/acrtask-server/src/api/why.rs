@@ -18,7 +18,7 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By},
+    auth::{self, By, TaskLimit},
     scheduler::place::Profile,
 };
 
@@ -103,10 +103,12 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
         platform: run.platform.clone(),
         labels: run.queue.labels.clone(),
     };
-    let verdicts: Vec<RunnerVerdict> = runners.iter().map(|seen| verdict(seen, &class)).collect();
+    let task = run.task_name.as_deref();
+    let verdicts = runners.iter().map(|seen| verdict(seen, &class, task));
+    let verdicts: Vec<RunnerVerdict> = verdicts.collect();
     let suiting: Vec<&Seen> = runners
         .iter()
-        .filter(|seen| seen.profile.suits(&class))
+        .filter(|seen| seen.profile.suits(&class) && seen.profile.tasks.allows(task))
         .collect();
     let online: Vec<&&Seen> = suiting
         .iter()
@@ -166,8 +168,12 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
     }
 }
 
-fn verdict(seen: &Seen, class: &Class) -> RunnerVerdict {
-    let lack = seen.profile.lacks(class).map(|lack| lack.to_string());
+fn verdict(seen: &Seen, class: &Class, task: Option<&str>) -> RunnerVerdict {
+    let profile = &seen.profile;
+    let lack = profile.lacks(class).map(|lack| lack.to_string());
+    let lack = lack.or_else(|| {
+        (!profile.tasks.allows(task)).then(|| "is registered for other tasks".to_owned())
+    });
     let not_now = match seen.runner.state {
         RunnerState::Offline => Some("offline".to_owned()),
         RunnerState::Draining => Some("draining".to_owned()),
@@ -216,6 +222,7 @@ impl Seen {
                 pool: runner.pool.clone(),
                 platforms: runner.platforms.clone(),
                 labels: runner.labels.clone(),
+                tasks: TaskLimit::parse(runner.tasks.as_deref()),
             }),
             runner,
         }

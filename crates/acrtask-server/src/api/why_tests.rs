@@ -19,6 +19,7 @@ fn runner(name: &str, state: RunnerState, busy: u32) -> Runner {
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
         platforms: vec!["linux/amd64".into()],
         slots: 2,
+        tasks: None,
         busy,
         features: BTreeMap::new(),
         free_disk: 1 << 30,

@@ -7,7 +7,6 @@ use acrtask_cascade::cascade::{
 use acrtask_store::CascadeRunRow;
 use jiff::Timestamp;
 
-
 /// What it is told from.
 pub(super) struct Around<'a> {
     /// With its tasks.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use acrtask_proto::runner::Hello;
-use acrtask_store::{HelloFacts, RunnerRow};
+use acrtask_store::{DEFAULT_POOL, HelloFacts, RunnerRow};
 
 /// The longest reason that is kept, in bytes.
 const REASON_LIMIT: usize = 4096;
 /// Most platforms, labels and features of a runner.
 const MOST_FACTS: usize = 256;
 /// Most slots of a runner.
-const MOST_SLOTS: u32 = 4096;
+pub(crate) const MOST_SLOTS: u32 = 4096;
 
 /// Without the one character that PostgreSQL does not store.
 pub(super) fn printable(text: String) -> String {
@@ -35,7 +35,7 @@ pub(super) fn bytes(count: u64) -> u64 {
     count.min(i64::MAX.unsigned_abs())
 }
 
-/// What a runner is: what its registration said wins over what it says.
+/// Returns what a runner is. Its registration fixes the pool, the labels and the slots: a runner that says more is refused.
 pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, String> {
     if hello.platforms.len() > MOST_FACTS
         || hello.labels.len() > MOST_FACTS
@@ -48,21 +48,40 @@ pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, Str
     if hello.slots > MOST_SLOTS {
         return Err(format!("a runner has at most {MOST_SLOTS} slots"));
     }
-    let pool = match (&runner.token_pool, hello.pool.as_str()) {
-        (Some(pool), _) => pool.clone(),
-        (None, "") => "default".to_owned(),
-        (None, pool) => printable(pool.to_owned()),
-    };
+    let pool = runner.token_pool.as_deref().unwrap_or(DEFAULT_POOL);
+    if !hello.pool.is_empty() && hello.pool != pool {
+        return Err(format!(
+            "this runner is registered for the pool `{pool}`, and not for `{0}`; leave out --pool, or register it \
+             with a token of `acrtask runner token --pool {0}`",
+            hello.pool.escape_debug()
+        ));
+    }
+    let mut beyond = hello.labels.iter();
+    if let Some((name, value)) =
+        beyond.find(|(name, value)| runner.token_labels.get(*name) != Some(*value))
+    {
+        return Err(format!(
+            "this runner is not registered for the label {0}={1}; leave out --label, or register it with a token of \
+             `acrtask runner token --label {0}={1}`",
+            name.escape_debug(),
+            value.escape_debug()
+        ));
+    }
+    if let Some(max) = runner.max_slots.filter(|max| hello.slots > *max) {
+        return Err(format!(
+            "this runner is registered for at most {max} slots, and has {0}; give --slots {max}, or register it with \
+             a token of `acrtask runner token --max-slots {0}`",
+            hello.slots
+        ));
+    }
     let texts = |map: &HashMap<String, String>| -> BTreeMap<String, String> {
         map.iter()
             .map(|(name, value)| (printable(name.clone()), printable(value.clone())))
             .collect()
     };
-    let mut labels = texts(&hello.labels);
-    labels.extend(runner.token_labels.clone());
     Ok(HelloFacts {
-        pool,
-        labels,
+        pool: pool.to_owned(),
+        labels: runner.token_labels.clone(),
         platforms: hello.platforms.iter().cloned().map(printable).collect(),
         slots: hello.slots,
         features: texts(&hello.features),

@@ -78,12 +78,21 @@ pub(crate) struct Connection {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct End {
     token: CancellationToken,
-    reason: Arc<OnceLock<String>>,
+    status: Arc<OnceLock<tonic::Status>>,
 }
 
 impl End {
     pub(crate) fn now(&self, reason: impl Into<String>) {
-        let _ = self.reason.set(reason.into());
+        self.with(tonic::Status::unavailable(reason));
+    }
+
+    /// Ends it because the runner is not what its registration allows. The runner does not connect again.
+    pub(crate) fn refuse(&self, reason: impl Into<String>) {
+        self.with(tonic::Status::permission_denied(reason));
+    }
+
+    fn with(&self, status: tonic::Status) {
+        let _ = self.status.set(status);
         self.token.cancel();
     }
 
@@ -93,7 +102,7 @@ impl End {
 
     /// The reason, as the last thing that the runner hears; nothing while the connection goes on.
     pub(crate) fn status(&self) -> Option<tonic::Status> {
-        self.reason.get().map(tonic::Status::unavailable)
+        self.status.get().cloned()
     }
 }
 

@@ -38,14 +38,28 @@ use crate::{
 /// Longest name of a runner.
 const MAX_NAME: usize = 63;
 
-/// A token that registers one runner, within `ttl`; its pool and labels win over what the runner says.
+pub(crate) use facts::MOST_SLOTS;
+
+/// What a registration token fixes for its runner.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunnerGrant {
+    /// The pool. `None`: the default one.
+    pub pool: Option<String>,
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+    /// Most slots. `None`: as many as any runner may have.
+    pub max_slots: Option<u32>,
+    /// The only tasks whose runs it gets: a name, or a prefix with `*`. `None`: all runs of its pool.
+    pub tasks: Option<String>,
+}
+
+/// Makes a token that registers one runner within `ttl`, which then is what `grant` says.
 ///
 /// # Errors
 /// When the database cannot be used.
 pub async fn new_runner_token(
     app: &App,
-    pool: Option<String>,
-    labels: BTreeMap<String, String>,
+    grant: RunnerGrant,
     ttl: Duration,
 ) -> Result<Secret, StoreError> {
     let id = keys::new_id('t');
@@ -55,8 +69,10 @@ pub async fn new_runner_token(
         .create_runner_token(&RunnerTokenRow {
             id,
             hash,
-            pool,
-            labels,
+            pool: grant.pool,
+            labels: grant.labels,
+            max_slots: grant.max_slots,
+            tasks: grant.tasks,
             created_at: now,
             expires_at: now.saturating_add(millis(ttl)),
         })

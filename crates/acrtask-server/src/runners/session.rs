@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     App,
+    auth::TaskLimit,
     recorder::{Receipt, Recorder, millis},
     scheduler::place::Profile,
 };
@@ -163,7 +164,8 @@ impl Session {
     /// Greets a runner: what it is, what of its leases it keeps, and only then may it be given new ones.
     async fn welcome(&self, runner: RunnerRow, hello: Hello) -> Result<(), String> {
         let app = &*self.app;
-        let facts = facts(&runner, &hello)?;
+        let facts =
+            facts(&runner, &hello).inspect_err(|reason| self.end.refuse(reason.as_str()))?;
         let pause = |error| {
             failed(error);
             "the database cannot be reached; connect again".to_owned()
@@ -233,6 +235,7 @@ impl Session {
                     pool: facts.pool,
                     platforms: facts.platforms,
                     labels: facts.labels,
+                    tasks: TaskLimit::parse(runner.tasks.as_deref()),
                 }),
                 slots: facts.slots,
                 features: facts.features,

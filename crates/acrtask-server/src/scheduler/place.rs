@@ -13,7 +13,9 @@ use std::{
     sync::Arc,
 };
 
-use acrtask_store::{Candidate, Claim, Class};
+use acrtask_store::{Candidate, Claim, Claimable, Class, TaskPatterns};
+
+use crate::auth::TaskLimit;
 
 /// What decides which runs a runner may take.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -24,6 +26,8 @@ pub struct Profile {
     pub platforms: Vec<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The tasks whose runs it may take.
+    pub tasks: TaskLimit,
 }
 
 /// What a runner lacks for a run.
@@ -162,11 +166,36 @@ impl Board {
         Self { runners, suiting }
     }
 
-    /// The classes that some free runner may take, in order.
-    pub fn classes(&self) -> Vec<i64> {
-        let mut classes: Vec<i64> = self.suiting.keys().copied().collect();
-        classes.sort_unstable();
+    /// Returns the classes that some free runner may take, in order. Where all these runners are for some tasks alone,
+    /// only runs of these tasks are asked for: others at the head of the queue must not hide them.
+    pub fn classes(&self) -> Vec<Claimable> {
+        let mut classes: Vec<Claimable> = self
+            .suiting
+            .iter()
+            .map(|(class, members)| Claimable {
+                class: *class,
+                tasks: self.patterns(members),
+            })
+            .collect();
+        classes.sort_unstable_by_key(|claimable| claimable.class);
         classes
+    }
+
+    /// Returns the tasks of all these runners. `None`: one of them takes all runs.
+    fn patterns(&self, members: &[usize]) -> Option<TaskPatterns> {
+        let mut patterns = TaskPatterns::default();
+        for at in members {
+            match &self.runners[*at].profile.tasks {
+                TaskLimit::All => return None,
+                TaskLimit::Exact(name) => patterns.names.push(name.clone()),
+                TaskLimit::Prefix(prefix) => patterns.prefixes.push(prefix.clone()),
+            }
+        }
+        for list in [&mut patterns.names, &mut patterns.prefixes] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        Some(patterns)
     }
 
     /// Free slots of all runners that may take something.
@@ -183,33 +212,40 @@ impl Board {
 
     /// Who takes which of `candidates`, which are in the order of the queue. What nobody may take now is left out.
     pub fn place(mut self, candidates: &[Candidate]) -> Vec<Claim> {
-        let mut warm: HashMap<(i64, &str), BinaryHeap<(u64, usize)>> = HashMap::new();
-        let mut even: HashMap<i64, BinaryHeap<(u32, Reverse<usize>)>> = HashMap::new();
+        type Key<'c> = (i64, Option<&'c str>);
+        let mut warm: HashMap<(Key<'_>, &str), BinaryHeap<(u64, usize)>> = HashMap::new();
+        let mut even: HashMap<Key<'_>, BinaryHeap<(u32, Reverse<usize>)>> = HashMap::new();
         let mut claims = Vec::new();
         for candidate in candidates {
             let Some(members) = self.suiting.get(&candidate.class) else {
                 continue;
             };
             let runners = &self.runners;
+            let task = candidate.task.as_deref();
+            let allowed = || {
+                let members = members.iter().copied();
+                members.filter(move |at| runners[*at].profile.tasks.allows(task))
+            };
+            let queue = (candidate.class, task);
             let chosen = if candidate.warm_key.is_empty() {
-                let heap = even.entry(candidate.class).or_insert_with(|| {
-                    let entries = members.iter().map(|at| (runners[*at].free, Reverse(*at)));
+                let heap = even.entry(queue).or_insert_with(|| {
+                    let entries = allowed().map(|at| (runners[at].free, Reverse(at)));
                     entries.collect()
                 });
                 emptiest(heap, runners)
             } else {
-                let key = (candidate.class, candidate.warm_key.as_str());
+                let key = (queue, candidate.warm_key.as_str());
                 let heap = warm.entry(key).or_insert_with(|| {
                     let key = fnv(candidate.warm_key.as_bytes());
-                    let entries = members
-                        .iter()
-                        .map(|at| (weight(key, runners[*at].seed), *at));
+                    let entries = allowed().map(|at| (weight(key, runners[at].seed), at));
                     entries.collect()
                 });
                 warmest(heap, runners)
             };
             let Some(at) = chosen else {
-                self.suiting.remove(&candidate.class);
+                if members.iter().all(|at| runners[*at].free == 0) {
+                    self.suiting.remove(&candidate.class);
+                }
                 continue;
             };
             let runner = &mut self.runners[at];

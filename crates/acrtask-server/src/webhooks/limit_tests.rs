@@ -65,7 +65,10 @@ const CASES: [Case; 6] = [
     Case {
         provider: "azure-devops",
         own: "https://dev.azure.com/fabrikam/Web/_git/app",
-        fields: &["/resource/repository/remoteUrl", "/resource/repository/sshUrl"],
+        fields: &[
+            "/resource/repository/remoteUrl",
+            "/resource/repository/sshUrl",
+        ],
         victim: "https://dev.azure.com/fabrikam/Web/_git/site",
         spellings: &[
             "https://fabrikam.visualstudio.com/Web/_git/site",

@@ -1,20 +1,25 @@
 //! Who may speak: registration tokens, keys, and what a registration says of a runner.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use acrtask_proto::runner::{Attempt, FetchContextRequest, RegisterRequest};
-use acrtask_server::{Config, runners::new_runner_token};
+use acrtask_server::{
+    Config,
+    runners::{RunnerGrant, new_runner_token},
+};
 use tonic::{Code, Request};
 
 use crate::{
     place::Place,
-    support::{FakeRunner, client, enqueue, eventually, new_run, on_both, token},
+    support::{FakeRunner, client, enqueue, eventually, granted, labels, new_run, on_both, token},
 };
 
 on_both!(
     a_registration_token_works_once,
     a_key_is_checked,
-    what_the_token_says_wins,
+    a_runner_is_what_its_token_says,
+    a_runner_that_says_more_than_its_token_is_refused,
+    a_runner_gets_runs_of_its_tasks_alone,
     a_removed_runner_is_sent_away,
     every_call_wants_a_key,
 );
@@ -46,7 +51,7 @@ async fn a_registration_token_works_once(place: Place) {
     FakeRunner::register_with(&server, "two", &second)
         .await
         .unwrap();
-    let ended = new_runner_token(server.app(), None, BTreeMap::new(), Duration::ZERO).await;
+    let ended = new_runner_token(server.app(), RunnerGrant::default(), Duration::ZERO).await;
     let ended = ended.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
     let refused = FakeRunner::register_with(&server, "three", ended.expose()).await;
@@ -81,14 +86,13 @@ async fn a_key_is_checked(place: Place) {
     );
 }
 
-async fn what_the_token_says_wins(place: Place) {
+async fn a_runner_is_what_its_token_says(place: Place) {
     let server = place.server(Config::default()).await;
     let token = token(&server, Some("gpu"), &[("zone", "a")]).await;
     let mut runner = FakeRunner::register_with(&server, "one", &token)
         .await
         .unwrap();
-    runner.hello.pool = "other".into();
-    runner.hello.labels = crate::support::labels(&[("zone", "b"), ("big", "yes")]);
+    runner.hello.pool = "gpu".into();
     let _line = runner.connect(&server).await;
     let known = server.app().hub.runner(&runner.id).unwrap();
     assert_eq!(known.profile.pool, "gpu");
@@ -98,7 +102,7 @@ async fn what_the_token_says_wins(place: Place) {
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
-    assert_eq!(labels, [("big", "yes"), ("zone", "a")]);
+    assert_eq!(labels, [("zone", "a")]);
     let row = server
         .app()
         .store
@@ -108,6 +112,115 @@ async fn what_the_token_says_wins(place: Place) {
         .unwrap();
     assert_eq!((row.pool.as_str(), row.slots), ("gpu", 1));
     assert_eq!(row.labels, known.profile.labels);
+}
+
+async fn a_runner_that_says_more_than_its_token_is_refused(place: Place) {
+    let server = place.server(Config::default()).await;
+    let grant = RunnerGrant {
+        pool: None,
+        labels: [("zone".to_owned(), "a".to_owned())].into(),
+        max_slots: Some(2),
+        tasks: None,
+    };
+    let token = granted(&server, grant).await;
+    let honest = FakeRunner::register_with(&server, "one", &token)
+        .await
+        .unwrap();
+    type Lie = fn(&mut FakeRunner);
+    let lies: [(&str, Lie); 6] = [
+        ("pool `default`", |runner| runner.hello.pool = "prod".into()),
+        ("label zone=b", |runner| {
+            runner.hello.labels = labels(&[("zone", "b")])
+        }),
+        ("label gpu=yes", |runner| {
+            runner.hello.labels = labels(&[("zone", "a"), ("gpu", "yes")]);
+        }),
+        ("label Zone=a", |runner| {
+            runner.hello.labels = labels(&[("Zone", "a")])
+        }),
+        ("at most 2 slots", |runner| runner.hello.slots = 3),
+        ("at most 2 slots", |runner| {
+            runner.hello.slots = u32::MAX - 1
+        }),
+    ];
+    // At the first connection, and at each one after a good one.
+    for round in 0..2 {
+        for (names, lie) in lies {
+            let mut runner = honest.clone();
+            lie(&mut runner);
+            let mut line = runner.dial(&server).await.unwrap();
+            line.hello(&runner).await;
+            let status = line.end().await;
+            let message = status.message();
+            let is_limit = message.contains("4096 slots");
+            assert!(
+                message.contains(names) || is_limit,
+                "round {round}: {message}"
+            );
+            assert!(server.app().hub.is_empty(), "{message}");
+            let row = server.app().store.runner_by_name("one").await.unwrap();
+            let row = row.unwrap();
+            assert_eq!((row.pool.as_str(), row.slots), ("default", round * 2));
+            assert_eq!(row.labels, honest_labels());
+        }
+        let good = honest.clone().slots(2);
+        let line = good.connect(&server).await;
+        drop(line);
+        eventually("it is gone", || async {
+            server.app().hub.is_empty().then_some(())
+        })
+        .await;
+    }
+}
+
+fn honest_labels() -> std::collections::BTreeMap<String, String> {
+    [("zone".to_owned(), "a".to_owned())].into()
+}
+
+/// Others are at the head of the queue, more than are claimed at once.
+async fn a_runner_gets_runs_of_its_tasks_alone(place: Place) {
+    let server = place.server(Config::default()).await;
+    let app = server.app();
+    let run = |id: String, task: Option<&str>| {
+        let mut run = new_run(&id);
+        run.task_name = task.map(str::to_owned);
+        run.warm_key = task.unwrap_or_default().to_owned();
+        run
+    };
+    let mut others = Vec::new();
+    for number in 0..300 {
+        let task = [None, Some("prod/app"), Some("team"), Some("other/team/app")][number % 4];
+        others.push(run(format!("rother{number}"), task));
+    }
+    let now = app.clock.now_ms();
+    app.store.enqueue_many(others, now).await.unwrap();
+    for (id, task) in [("rmine1", "team/app"), ("rmine2", "team/web")] {
+        enqueue(app, run(id.into(), Some(task))).await;
+    }
+    let grant = |tasks: &str| RunnerGrant {
+        tasks: Some(tasks.to_owned()),
+        ..RunnerGrant::default()
+    };
+    let mut leases = Vec::new();
+    for (name, tasks, wanted) in [("one", "team/app", "rmine1"), ("all", "team/*", "rmine2")] {
+        let token = granted(&server, grant(tasks)).await;
+        let runner = FakeRunner::register_with(&server, name, &token).await;
+        let runner = runner.unwrap().slots(50);
+        let mut line = runner.connect(&server).await;
+        let of = line.lease().await.of.unwrap();
+        assert_eq!(of.run, wanted);
+        leases.push(line);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let filter = acrtask_store::RunFilter {
+        states: vec![acrtask_model::RunState::Leased],
+        limit: 400,
+        ..Default::default()
+    };
+    let (leased, _) = app.store.runs(filter).await.unwrap();
+    let mut leased: Vec<&str> = leased.iter().map(|run| run.id.as_str()).collect();
+    leased.sort_unstable();
+    assert_eq!(leased, ["rmine1", "rmine2"]);
 }
 
 async fn a_removed_runner_is_sent_away(place: Place) {

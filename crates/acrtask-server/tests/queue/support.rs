@@ -17,7 +17,11 @@ use acrtask_proto::{
         runners_client::RunnersClient, to_runner::Message,
     },
 };
-use acrtask_server::{App, Config, runners::new_runner_token, serve::Server};
+use acrtask_server::{
+    App, Config,
+    runners::{RunnerGrant, new_runner_token},
+    serve::Server,
+};
 use acrtask_store::{NewRun, RunRow, Store};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -130,8 +134,17 @@ pub(crate) async fn token(server: &Server, pool: Option<&str>, labels: &[(&str, 
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
+    let grant = RunnerGrant {
+        pool: pool.map(str::to_owned),
+        labels,
+        ..RunnerGrant::default()
+    };
+    granted(server, grant).await
+}
+
+pub(crate) async fn granted(server: &Server, grant: RunnerGrant) -> String {
     let ttl = Duration::from_secs(60);
-    let token = new_runner_token(server.app(), pool.map(str::to_owned), labels, ttl).await;
+    let token = new_runner_token(server.app(), grant, ttl).await;
     token.unwrap().expose().to_owned()
 }
 
@@ -239,6 +252,11 @@ impl Drop for Line {
 }
 
 impl Line {
+    /// Says hello as `runner`.
+    pub(crate) async fn hello(&mut self, runner: &FakeRunner) {
+        self.say(From::Hello(runner.hello.clone())).await;
+    }
+
     pub(crate) async fn say(&self, message: From) {
         let message = Some(message);
         let _ = self.out.send(FromRunner { message }).await;

@@ -166,11 +166,7 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
     let new: Vec<NewRun> = change.runs.iter().map(|start| start.run.clone()).collect();
     let ids: BTreeSet<&RunId> = stopping.iter().map(|(run, _)| run).collect();
     let mut groups = lives::groups_of(tx, &ids).await?;
-    groups.extend(
-        new.iter()
-            .filter_map(membership)
-            .map(|group| group.key),
-    );
+    groups.extend(new.iter().filter_map(membership).map(|group| group.key));
     lives::lock_groups(tx, groups).await?;
     if !stopping.is_empty() {
         let mut changes: Vec<Change> = lives::lock_runs(tx, &ids)

@@ -320,6 +320,7 @@ async fn tokens_are_there_until_revoked(fixture: &Fixture) {
         last_used_at: None,
         subject: Some("repo:a/b".into()),
         issuer: Some("https://issuer".into()),
+        pools: vec!["gpu".into()],
     };
     store.create_token(&token).await.unwrap();
     assert_eq!(store.token_by_id("k1").await.unwrap(), Some(token.clone()));
@@ -345,6 +346,7 @@ async fn federations_are_replaced_by_name(fixture: &Fixture) {
         subject: "repo:org/*".into(),
         scopes: vec![Scope::Run],
         tasks: None,
+        pools: Vec::new(),
         ttl_secs: 900,
     };
     store.put_federation(&federation, NOW).await.unwrap();
@@ -361,6 +363,8 @@ fn registration(id: &str, expires_at: i64) -> RunnerTokenRow {
         hash: vec![9],
         pool: Some("big".into()),
         labels: BTreeMap::from([("zone".into(), "x".into())]),
+        max_slots: Some(4),
+        tasks: Some("team/*".into()),
         created_at: NOW,
         expires_at,
     }

@@ -246,7 +246,11 @@ async fn a_chosen_name_reaches_no_group_of_the_server(fixture: &Fixture) {
         for victim in ["waiting", "lane"] {
             assert_eq!(fixture.state(victim).await, RunState::Queued, "{name}");
         }
-        assert_eq!(held(fixture, &["lane", &id]).await, [false, false], "{name}");
+        assert_eq!(
+            held(fixture, &["lane", &id]).await,
+            [false, false],
+            "{name}"
+        );
     }
 }
 

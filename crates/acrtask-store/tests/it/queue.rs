@@ -309,7 +309,7 @@ async fn a_place_that_makes_things_up_gets_nothing(fixture: &Fixture) {
 
 async fn nothing_is_ready_of_no_class(fixture: &Fixture) {
     fixture.queued("one", NOW).await;
-    for (classes, limit) in [(&[][..], 5), (&[1][..], 0), (&[99][..], 5)] {
+    for (classes, limit) in [(&[][..], 5), (&[1_i64][..], 0), (&[99][..], 5)] {
         let claimed = fixture
             .store
             .claim(classes, limit, NOW, LEASE, ACCEPT, |_| {

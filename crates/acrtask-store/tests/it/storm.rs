@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use acrtask_model::RunState;
-use acrtask_store::{RunGroup, Claim, NewRun, Report, Reported, RunFilter, RunRow, Store};
+use acrtask_store::{Claim, NewRun, Report, Reported, RunFilter, RunGroup, RunRow, Store};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{

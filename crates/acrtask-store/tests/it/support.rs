@@ -221,6 +221,8 @@ impl Fixture {
             hash: vec![1],
             pool: None,
             labels: Default::default(),
+            max_slots: None,
+            tasks: None,
             created_at: NOW,
             expires_at: NOW + 1000,
         };

@@ -180,7 +180,7 @@ pub(crate) enum RunnerCommand {
     /// Print a token that registers one runner
     #[command(after_long_help = "\
 Examples:
-  acrtask runner token --pool gpu --label zone=a > token
+  acrtask runner token --pool gpu --label zone=a --max-slots 4 --tasks 'team/*' > token
   acrtask runner start --server https://ci.example.com --token-file token   on the other machine")]
     Token(RunnerTokenArgs),
 }
@@ -188,7 +188,7 @@ Examples:
 const START_EXAMPLES: &str = "\
 Examples:
   acrtask runner start --server https://ci.example.com --token-file token
-  acrtask runner start --server https://ci.example.com --slots 4 --pool gpu --label zone=a
+  acrtask runner start --server https://ci.example.com --slots 4
 
 The token is needed once: the runner gets a key of its own for it, which stands in the state folder.
 SIGTERM drains: the runs that it holds go on for as long as --drain-timeout says.";
@@ -212,11 +212,11 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) slots: u32,
 
-    /// The pool that it is in [default: what the token says, else default]
+    /// The pool that it is registered for, to be sure [default: the one of its token]
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<String>,
 
-    /// A label of it; may be repeated
+    /// A label that it is registered for, to be sure; may be repeated [default: those of its token]
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<Pair>,
 
@@ -300,9 +300,15 @@ pub(crate) struct RunnerTokenArgs {
     /// The pool that the runner will be in [default: default]
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<String>,
-    /// A label that the runner will have whatever it says; may be repeated
+    /// A label of the runner, which can have no others; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<Pair>,
+    /// Most slots of the runner [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) max_slots: Option<u32>,
+    /// Give the runner only runs of this task, or, with `*` at the end, of tasks whose names begin so
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tasks: Option<String>,
     /// How long the token holds: 10m, 1h30m, or a number of seconds [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = ttl)]
     pub(crate) ttl: Option<u64>,
@@ -421,6 +427,9 @@ pub(crate) struct CreateTokenArgs {
     /// Only this task, or, with `*` at the end, tasks whose names begin so
     #[arg(long, value_name = "NAME")]
     pub(crate) tasks: Option<String>,
+    /// A pool that its tasks may use beside the default one; may be repeated
+    #[arg(long, value_name = "NAME", requires = "tasks")]
+    pub(crate) pool: Vec<String>,
     /// How long it holds: 12h, 720h, or a number of seconds [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = ttl)]
     pub(crate) ttl: Option<u64>,
@@ -488,6 +497,9 @@ pub(crate) struct FederationArgs {
     /// Only this task, or, with `*` at the end, tasks whose names begin so
     #[arg(long, value_name = "NAME")]
     pub(crate) tasks: Option<String>,
+    /// A pool that their tasks may use beside the default one; may be repeated
+    #[arg(long, value_name = "NAME", requires = "tasks")]
+    pub(crate) pool: Vec<String>,
     /// How long the tokens hold; at most an hour
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = ttl)]
     pub(crate) ttl: u64,

@@ -99,7 +99,9 @@ pub(super) async fn run(config: AgentConfig, stop: CancellationToken) -> Result<
 /// Whether another registration would help: the server has forgotten this runner.
 pub(super) fn is_forgotten(error: &AgentError) -> Option<PathBuf> {
     match error {
-        AgentError::KeyRefused { path, .. } => Some(path.clone()),
+        AgentError::KeyRefused { path, .. } | AgentError::NotRegisteredFor { path, .. } => {
+            Some(path.clone())
+        }
         _ => None,
     }
 }

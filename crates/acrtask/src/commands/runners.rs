@@ -62,6 +62,8 @@ pub(crate) fn token(args: &RunnerTokenArgs) -> Result<Exit, CliError> {
             .iter()
             .map(|label| (label.key.clone(), label.value.clone()))
             .collect(),
+        max_slots: args.max_slots,
+        tasks: args.tasks.clone(),
         ttl_secs: args.ttl,
     };
     let new: RunnerToken = block_on(async { Ok(client.post(&["runner-tokens"], &body).await?) })?;

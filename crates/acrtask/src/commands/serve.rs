@@ -15,7 +15,7 @@ use acrtask_agent::AgentConfig;
 use acrtask_server::{
     App, Config, auth,
     clock::Clock,
-    runners::new_runner_token,
+    runners::{RunnerGrant, new_runner_token},
     serve::{ServeError, ServeOptions, Server, TlsFiles, start},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -239,7 +239,7 @@ impl Inside {
         let token = if self.state.join(RUNNER_KEY).exists() {
             None
         } else {
-            let made = new_runner_token(&self.server, None, Default::default(), REGISTRATION).await;
+            let made = new_runner_token(&self.server, RunnerGrant::default(), REGISTRATION).await;
             Some(made.map_err(|error| {
                 CliError::unreachable("a token for the runner inside could not be made")
                     .because(&error)

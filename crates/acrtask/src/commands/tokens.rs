@@ -70,6 +70,7 @@ fn create(args: &CreateTokenArgs) -> Result<Exit, CliError> {
         name: args.name.clone(),
         scopes: scopes(&args.scope),
         tasks: args.tasks.clone(),
+        pools: args.pool.clone(),
         ttl_secs: args.ttl,
     };
     let new: NewToken = block_on(async { Ok(client.post(&["tokens"], &body).await?) })?;
@@ -124,6 +125,7 @@ fn federate(args: &FederationArgs) -> Result<Exit, CliError> {
         subject: args.subject.clone(),
         scopes: scopes(&args.scope),
         tasks: args.tasks.clone(),
+        pools: args.pool.clone(),
         ttl_secs: args.ttl,
     };
     block_on(async {

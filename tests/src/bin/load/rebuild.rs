@@ -139,6 +139,8 @@ pub(crate) async fn runner(store: &Store) -> String {
         hash: vec![1],
         pool: None,
         labels: Default::default(),
+        max_slots: None,
+        tasks: None,
         created_at: now,
         expires_at: now + 60_000,
     };

@@ -28,6 +28,7 @@ fn profile(pool: &str, platforms: &[&str], has: &[(&str, &str)]) -> Arc<Profile>
         pool: pool.into(),
         platforms: platforms.iter().map(ToString::to_string).collect(),
         labels: labels(has),
+        tasks: TaskLimit::All,
     })
 }
 
@@ -44,6 +45,7 @@ fn candidate(number: usize, class: i64, warm_key: &str) -> Candidate {
     Candidate {
         id: RunId::new(format!("r{number}")).unwrap(),
         class,
+        task: None,
         warm_key: warm_key.into(),
         order_key: i64::try_from(number).unwrap(),
     }
@@ -130,7 +132,10 @@ fn slots_of_runners_that_may_take_nothing_do_not_count() {
             class(2, "default", "linux/arm64", &[]),
         ],
     );
-    assert_eq!((board.slots(), board.classes()), (1, vec![1]));
+    assert_eq!(
+        (board.slots(), board.classes()),
+        (1, vec![Claimable::from(1)])
+    );
 }
 
 /// Pools, platforms and labels, each of which some have and some want.
@@ -276,7 +281,7 @@ proptest! {
                 let (asked, limit) = (board.classes(), board.slots().min(3));
                 let batch: Vec<Candidate> = queue
                     .iter()
-                    .filter(|(_, n)| asked.contains(&runs[*n].class))
+                    .filter(|(_, n)| asked.contains(&Claimable::from(runs[*n].class)))
                     .take(limit as usize)
                     .map(|(_, n)| candidate(*n, runs[*n].class, &runs[*n].warm_key))
                     .collect();
