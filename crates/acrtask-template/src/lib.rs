@@ -48,13 +48,17 @@ mod limits;
 mod literal;
 mod parse;
 mod source_map;
+mod untrusted;
 mod value;
+
+use std::ops::Range;
 
 pub use crate::{
     error::{TemplateError, TemplateErrorKind},
     funcs::{LEFT_OUT, function_names},
     limits::Limits,
     source_map::SourceMap,
+    untrusted::{Sources, Untrusted},
 };
 
 /// A parsed template.
@@ -72,6 +76,8 @@ pub struct Rendered {
     pub text: String,
     /// From offsets in `text` to offsets in the template.
     pub map: SourceMap,
+    /// Byte ranges of `text` that were computed from untrusted input, in order. May be empty ranges.
+    pub untrusted: Vec<(Range<usize>, Sources)>,
 }
 
 impl Template {
@@ -115,10 +121,25 @@ impl Template {
         data: &serde_json::Value,
         limits: &Limits,
     ) -> Result<Rendered, TemplateError> {
-        let output = exec::execute(&self.text, &self.trees, &self.name, data, limits)?;
+        self.render_untrusted(data, &Untrusted::default(), limits)
+    }
+
+    /// Renders the template over `data`, and records which output was computed from `untrusted` input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::render`].
+    pub fn render_untrusted(
+        &self,
+        data: &serde_json::Value,
+        untrusted: &Untrusted,
+        limits: &Limits,
+    ) -> Result<Rendered, TemplateError> {
+        let output = exec::execute(&self.text, &self.trees, &self.name, data, untrusted, limits)?;
         Ok(Rendered {
             text: output.text,
             map: output.map,
+            untrusted: output.untrusted,
         })
     }
 }

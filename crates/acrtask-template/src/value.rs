@@ -12,6 +12,7 @@ use crate::{
     error::Fault,
     funcs::{date::Time, semver::Version},
     limits::Meter,
+    untrusted::MapSources,
 };
 
 /// How deep lists may nest in lists.
@@ -168,6 +169,10 @@ impl MapRef {
     pub(crate) fn is_same(self, other: Self) -> bool {
         self.index == other.index
     }
+
+    pub(crate) fn index(self) -> usize {
+        self.index
+    }
 }
 
 pub(crate) type Entries = BTreeMap<Arc<str>, Value>;
@@ -176,6 +181,8 @@ pub(crate) type Entries = BTreeMap<Arc<str>, Value>;
 #[derive(Debug, Default)]
 pub(crate) struct Heap {
     maps: Vec<Entries>,
+    /// The untrusted sources of their entries.
+    pub(crate) sources: MapSources,
 }
 
 /// What a map entry costs beyond its key's text.
@@ -195,6 +202,10 @@ impl Heap {
             index: self.maps.len() - 1,
             element,
         })
+    }
+
+    pub(crate) fn maps(&self) -> &[Entries] {
+        &self.maps
     }
 
     pub(crate) fn get(&self, map: MapRef) -> &Entries {

@@ -2,25 +2,33 @@
 
 use std::sync::Arc;
 
-use super::{Executed, Executor, error, located};
+use super::{Executed, Executor, Variable, error, located};
 use crate::{
     ast::{Command, Expr, ExprKind, Ideal, Number, Pipeline, Span},
     error::{Fault, FaultKind},
     funcs::{self, Body, Function, Param},
+    untrusted::Sources,
     value::{Element, Value},
 };
 
 impl Executor<'_> {
-    pub(super) fn assign(&mut self, name: &str, span: Span, value: Value) -> Executed<()> {
+    pub(super) fn assign(
+        &mut self,
+        name: &str,
+        span: Span,
+        value: Value,
+        sources: Sources,
+    ) -> Executed<()> {
         let index = self.index_of(name, span)?;
-        self.variables[index].1 = value;
+        self.variables[index].value = value;
+        self.variables[index].sources = sources;
         Ok(())
     }
 
     /// Where the innermost variable of this name is. Charged: it is looked for among all in scope.
     fn index_of(&mut self, name: &str, span: Span) -> Executed<usize> {
         let mut inward = self.variables.iter().rev();
-        let Some(distance) = inward.position(|(present, _)| &**present == name) else {
+        let Some(distance) = inward.position(|variable| &*variable.name == name) else {
             return error(span, format!("undefined variable: {name}"));
         };
         self.env
@@ -31,18 +39,37 @@ impl Executor<'_> {
     }
 
     pub(super) fn pipeline(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<Value> {
+        let outer = std::mem::take(&mut self.read);
+        let outer_piped = self.piped;
         let mut value = None;
+        let mut sources = Sources::NONE;
         for command in &pipeline.commands {
-            value = Some(self.command(dot, command, value)?.settled());
+            self.piped = sources;
+            let result = self.command(dot, command, value)?.settled();
+            let read = std::mem::take(&mut self.read);
+            sources = match result {
+                Value::Bool(_) => Sources::NONE,
+                // `set` gives the map itself, whose entries have sources of their own.
+                Value::Map(_) if is_set(command) => read,
+                _ => sources | read,
+            };
+            value = Some(result);
         }
         let value = value.unwrap_or(Value::Nil);
+        sources |= self.untrusted.of_template(&pipeline.span.range());
         for variable in &pipeline.variables {
             if pipeline.assigns {
-                self.assign(&variable.name, variable.span, value.clone())?;
+                self.assign(&variable.name, variable.span, value.clone(), sources)?;
             } else {
-                self.variables.push((variable.name.clone(), value.clone()));
+                self.variables.push(Variable {
+                    name: variable.name.clone(),
+                    value: value.clone(),
+                    sources,
+                });
             }
         }
+        self.read = outer | sources;
+        self.piped = outer_piped;
         Ok(value)
     }
 
@@ -55,6 +82,7 @@ impl Executor<'_> {
         match &first.kind {
             ExprKind::Field(path) => {
                 let receiver = dot.clone();
+                self.read |= self.dot;
                 self.field_chain(dot, receiver, path, first.span, arguments, last)
             }
             ExprKind::Chain(inner, path) => {
@@ -94,19 +122,26 @@ impl Executor<'_> {
 
     fn variable(&mut self, name: &str, span: Span) -> Executed<Value> {
         let index = self.index_of(name, span)?;
-        Ok(self.variables[index].1.clone())
+        self.read |= self.variables[index].sources;
+        Ok(self.variables[index].value.clone())
     }
 
     /// The value of an expression that is an argument of any type, or stands alone.
     fn operand(&mut self, dot: &Value, expr: &Expr) -> Executed<Value> {
         self.step(expr.span)?;
         match &expr.kind {
-            ExprKind::Dot => Ok(dot.clone()),
+            ExprKind::Dot => {
+                self.read |= self.dot;
+                Ok(dot.clone())
+            }
             ExprKind::Nil => Ok(Value::Nil),
             ExprKind::Bool(value) => Ok(Value::Bool(*value)),
             ExprKind::Number(number) => ideal(*number, expr.span, self.text),
             ExprKind::Text(text) => Ok(Value::Text(text.clone())),
-            ExprKind::Field(path) => self.field_chain(dot, dot.clone(), path, expr.span, &[], None),
+            ExprKind::Field(path) => {
+                self.read |= self.dot;
+                self.field_chain(dot, dot.clone(), path, expr.span, &[], None)
+            }
             ExprKind::Variable(name, path) => {
                 let value = self.variable(name, expr.span)?;
                 if path.is_empty() {
@@ -167,6 +202,7 @@ impl Executor<'_> {
                 if !arguments.is_empty() || last.is_some() {
                     return error(span, format!("{name} is not a method but has arguments"));
                 }
+                self.read |= self.env.heap.sources.of_entry(*map, name);
                 return Ok(match self.env.heap.get(*map).get(name) {
                     Some(value) => value.as_field(),
                     None if map.element == Element::Text => Value::text(""),
@@ -210,7 +246,7 @@ impl Executor<'_> {
         span: Span,
         receiver: Option<Value>,
         arguments: &[Expr],
-        last: Option<Value>,
+        mut last: Option<Value>,
     ) -> Executed<Value> {
         let offset = usize::from(receiver.is_some());
         let count = arguments.len() + usize::from(last.is_some());
@@ -237,6 +273,8 @@ impl Executor<'_> {
                 .or(function.rest)
                 .unwrap_or(Param::Any)
         };
+        let outer = std::mem::take(&mut self.read);
+        let piped = self.piped;
         let body = match function.body {
             Body::Plain(body) => body,
             Body::ShortCircuit { stops_at } => {
@@ -244,19 +282,29 @@ impl Executor<'_> {
                 for argument in arguments {
                     value = self.operand(dot, argument)?;
                     if value.truth(&self.env.heap) == stops_at {
-                        return Ok(value);
+                        last = None;
+                        break;
                     }
                 }
-                return Ok(last.unwrap_or(value));
+                let value = last.unwrap_or(value);
+                self.read = match value {
+                    Value::Bool(_) => outer,
+                    _ => outer | self.read,
+                };
+                return Ok(value);
             }
         };
         let mut values = Vec::with_capacity(count + offset);
+        let mut sources = Vec::with_capacity(count + offset);
+        sources.extend(receiver.as_ref().map(|_| Sources::NONE));
         values.extend(receiver);
         for (index, argument) in arguments.iter().enumerate() {
             values.push(self.argument(dot, param(index), argument)?);
+            sources.push(std::mem::take(&mut self.read));
         }
         if let Some(last) = last {
             values.push(self.checked(last, param(count - 1), span)?.settled());
+            sources.push(piped);
         }
         let bytes = values
             .iter()
@@ -266,13 +314,22 @@ impl Executor<'_> {
             .meter
             .read(bytes)
             .map_err(|fault| located(fault, span))?;
-        body(&mut self.env, &values).map_err(|fault| match fault.kind {
+        let result = body(&mut self.env, &values).map_err(|fault| match fault.kind {
             FaultKind::Limit => located(fault, span),
             FaultKind::Call => {
                 let message = format!("error calling {}: {}", function.name, fault.message);
                 located(Fault { message, ..fault }, span)
             }
-        })
+        })?;
+        let own = match result {
+            Value::Bool(_) => Sources::NONE,
+            _ => self
+                .env
+                .sources_of_call(function.name, &values, &sources)
+                .map_err(|fault| located(fault, span))?,
+        };
+        self.read = outer | own;
+        Ok(result)
     }
 
     /// An argument for a parameter of type `param`: literals take that type, other values must have it.
@@ -356,6 +413,12 @@ impl Executor<'_> {
         };
         Err(located(fault, span))
     }
+}
+
+fn is_set(command: &Command) -> bool {
+    command.words.first().is_some_and(
+        |first| matches!(&first.kind, ExprKind::Function(function) if function.name == "set"),
+    )
 }
 
 fn missing_help(param: Param) -> String {

@@ -5,7 +5,7 @@
 
 mod eval;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::{
     ast::{Conditional, Node, Pipeline, RangeLoop, Span},
@@ -15,6 +15,7 @@ use crate::{
     limits::{Limits, Meter},
     parse::Trees,
     source_map::SourceMap,
+    untrusted::{Sources, Untrusted},
     value::{Heap, Value},
 };
 
@@ -32,6 +33,14 @@ enum Flow {
 pub(crate) struct Output {
     pub(crate) text: String,
     pub(crate) map: SourceMap,
+    pub(crate) untrusted: Vec<(Range<usize>, Sources)>,
+}
+
+/// A variable in scope.
+struct Variable {
+    name: Arc<str>,
+    value: Value,
+    sources: Sources,
 }
 
 pub(crate) fn execute(
@@ -39,6 +48,7 @@ pub(crate) fn execute(
     trees: &Trees,
     name: &str,
     data: &serde_json::Value,
+    untrusted: &Untrusted,
     limits: &Limits,
 ) -> Executed<Output> {
     let mut env = Env {
@@ -50,17 +60,23 @@ pub(crate) fn execute(
         .heap
         .import(&mut env.meter, data)
         .map_err(|fault| located(fault, Span::default()))?;
+    env.heap.mark(&root, untrusted);
     let mut executor = Executor {
         text,
         trees,
         env,
-        variables: vec![("$".into(), root.clone())],
+        variables: vec![root_variable(&root, Sources::NONE)],
+        untrusted,
+        read: Sources::NONE,
+        piped: Sources::NONE,
+        dot: Sources::NONE,
         depth: 0,
         max_depth: limits.depth,
         output_bytes: limits.output_bytes,
         output: Output {
             text: String::new(),
             map: SourceMap::default(),
+            untrusted: Vec::new(),
         },
     };
     if let Some(body) = trees.get(name) {
@@ -69,12 +85,28 @@ pub(crate) fn execute(
     Ok(executor.output)
 }
 
+/// The variable `$` of a template that is called with `dot`.
+fn root_variable(dot: &Value, sources: Sources) -> Variable {
+    Variable {
+        name: "$".into(),
+        value: dot.clone(),
+        sources,
+    }
+}
+
 struct Executor<'a> {
     text: &'a str,
     trees: &'a Trees,
     env: Env,
     /// The variables in scope, innermost last.
-    variables: Vec<(Arc<str>, Value)>,
+    variables: Vec<Variable>,
+    untrusted: &'a Untrusted,
+    /// The sources of all that was read for the value that is being evaluated.
+    read: Sources,
+    /// The sources of the value that a pipeline hands to its next command.
+    piped: Sources,
+    /// The sources of dot.
+    dot: Sources,
     depth: usize,
     max_depth: usize,
     output_bytes: usize,
@@ -122,6 +154,34 @@ impl Executor<'_> {
         result
     }
 
+    /// Runs `inner` one level deeper, with a dot from these sources.
+    fn nested_with_dot<T>(
+        &mut self,
+        span: Span,
+        dot: Sources,
+        inner: impl FnOnce(&mut Self) -> Executed<T>,
+    ) -> Executed<T> {
+        let outer = std::mem::replace(&mut self.dot, dot);
+        let result = self.nested(span, inner);
+        self.dot = outer;
+        result
+    }
+
+    /// Evaluates the pipeline of a node; returns its value and the sources of that.
+    fn pipeline_of_node(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<(Value, Sources)> {
+        self.read = Sources::NONE;
+        let value = self.pipeline(dot, pipeline)?;
+        Ok((value, std::mem::take(&mut self.read)))
+    }
+
+    /// Returns the sources of everything inside `value`.
+    fn sources_in(&mut self, value: &Value, span: Span) -> Executed<Sources> {
+        self.env
+            .heap
+            .sources_in(&mut self.env.meter, value)
+            .map_err(|fault| located(fault, span))
+    }
+
     fn write(&mut self, text: &str, span: Span) -> Executed<()> {
         if text.len() > self.output_bytes - self.output.text.len() {
             let fault = Fault::limit(format!(
@@ -155,12 +215,19 @@ impl Executor<'_> {
                 self.output
                     .map
                     .push_literal(self.output.text.len(), span.start as usize);
+                let start = self.output.text.len();
                 self.write(span.of(self.text), *span)?;
+                self.note_untrusted_text(start, &span.range());
                 Ok(Flow::Next)
             }
             Node::Action { at, pipeline } => {
-                let value = self.pipeline(dot, pipeline)?;
+                let (value, mut sources) = self.pipeline_of_node(dot, pipeline)?;
                 if pipeline.variables.is_empty() && !value.is_nil() {
+                    sources |= self.sources_in(&value, pipeline.span)?;
+                    let start = self.output.text.len();
+                    if !sources.is_empty() && !matches!(value, Value::Bool(_)) {
+                        self.output.untrusted.push((start..start, sources));
+                    }
                     let text = format::display(&mut self.env, &value)
                         .map_err(|fault| located(fault, pipeline.span))?;
                     if !text.is_empty() {
@@ -168,6 +235,12 @@ impl Executor<'_> {
                             .map
                             .push_action(self.output.text.len(), *at as usize);
                         self.write(&text, pipeline.span)?;
+                    }
+                    if let Some((range, _)) = self.output.untrusted.last_mut()
+                        && range.start == start
+                        && !sources.is_empty()
+                    {
+                        range.end = self.output.text.len();
                     }
                 }
                 Ok(Flow::Next)
@@ -185,6 +258,17 @@ impl Executor<'_> {
         }
     }
 
+    /// Records the untrusted parts of template text that was written at `start`.
+    fn note_untrusted_text(&mut self, start: usize, span: &Range<usize>) {
+        for (part, sources) in &self.untrusted.template {
+            let (from, to) = (part.start.max(span.start), part.end.min(span.end));
+            if from < to {
+                let at = start + (from - span.start);
+                self.output.untrusted.push((at..at + (to - from), *sources));
+            }
+        }
+    }
+
     fn conditional(
         &mut self,
         dot: &Value,
@@ -194,14 +278,21 @@ impl Executor<'_> {
         let mark = self.variables.len();
         let mut chosen = None;
         for (pipeline, body) in &conditional.branches {
-            let value = self.pipeline(dot, pipeline)?;
+            let (value, sources) = self.pipeline_of_node(dot, pipeline)?;
             if value.truth(&self.env.heap) {
-                chosen = Some((if with { value } else { dot.clone() }, body, pipeline.span));
+                let (dot, sources) = if with {
+                    (value, sources)
+                } else {
+                    (dot.clone(), self.dot)
+                };
+                chosen = Some((dot, sources, body, pipeline.span));
                 break;
             }
         }
         let flow = match chosen {
-            Some((dot, body, span)) => self.nested(span, |executor| executor.list(&dot, body))?,
+            Some((dot, sources, body, span)) => {
+                self.nested_with_dot(span, sources, |executor| executor.list(&dot, body))?
+            }
             None => self.list(dot, &conditional.otherwise)?,
         };
         self.variables.truncate(mark);
@@ -211,7 +302,7 @@ impl Executor<'_> {
     fn range(&mut self, dot: &Value, range: &RangeLoop) -> Executed<Flow> {
         let mark = self.variables.len();
         let span = range.pipeline.span;
-        let value = self.pipeline(dot, &range.pipeline)?;
+        let (value, sources) = self.pipeline_of_node(dot, &range.pipeline)?;
         let two = range.pipeline.variables.len() > 1;
         let mut ran = false;
         match &value {
@@ -225,7 +316,7 @@ impl Executor<'_> {
                         Value::Duration(_) => Value::Duration(index),
                         _ => Value::Int(index),
                     };
-                    if self.iterate(range, Value::Nil, item)? == Flow::Break {
+                    if self.iterate(range, Value::Nil, item, sources)? == Flow::Break {
                         break;
                     }
                 }
@@ -234,7 +325,8 @@ impl Executor<'_> {
                 self.check_one_variable(range, &value)?;
                 for index in 0..*count {
                     ran = true;
-                    if self.iterate(range, Value::Nil, Value::Uint8(index))? == Flow::Break {
+                    if self.iterate(range, Value::Nil, Value::Uint8(index), sources)? == Flow::Break
+                    {
                         break;
                     }
                 }
@@ -243,7 +335,9 @@ impl Executor<'_> {
                 self.check_one_variable(range, &value)?;
                 for index in 0..*count {
                     ran = true;
-                    if self.iterate(range, Value::Nil, Value::Uint64(index))? == Flow::Break {
+                    if self.iterate(range, Value::Nil, Value::Uint64(index), sources)?
+                        == Flow::Break
+                    {
                         break;
                     }
                 }
@@ -252,7 +346,7 @@ impl Executor<'_> {
                 for (index, item) in list.items().iter().enumerate() {
                     ran = true;
                     let index = if two { funcs::int(index) } else { Value::Nil };
-                    if self.iterate(range, index, item.as_field())? == Flow::Break {
+                    if self.iterate(range, index, item.as_field(), sources)? == Flow::Break {
                         break;
                     }
                 }
@@ -264,7 +358,9 @@ impl Executor<'_> {
                     .map_err(|fault| located(fault, span))?;
                 for (key, item) in entries {
                     ran = true;
-                    if self.iterate(range, Value::Text(key), item.as_field())? == Flow::Break {
+                    let sources = sources | self.env.heap.sources.of_entry(*map, &key);
+                    let key = Value::Text(key);
+                    if self.iterate(range, key, item.as_field(), sources)? == Flow::Break {
                         break;
                     }
                 }
@@ -297,7 +393,13 @@ impl Executor<'_> {
     }
 
     /// Runs the body of a loop once; `Continue` is its own affair.
-    fn iterate(&mut self, range: &RangeLoop, index: Value, item: Value) -> Executed<Flow> {
+    fn iterate(
+        &mut self,
+        range: &RangeLoop,
+        index: Value,
+        item: Value,
+        sources: Sources,
+    ) -> Executed<Flow> {
         let span = range.pipeline.span;
         self.step(span)?;
         let variables = &range.pipeline.variables;
@@ -312,15 +414,17 @@ impl Executor<'_> {
                 continue;
             };
             if range.pipeline.assigns {
-                self.assign(&variable.name, variable.span, (*value).clone())?;
+                self.assign(&variable.name, variable.span, (*value).clone(), sources)?;
             } else {
                 let from_top = variables.len() - position;
                 let slot = self.variables.len() - from_top;
-                self.variables[slot].1 = (*value).clone();
+                self.variables[slot].value = (*value).clone();
+                self.variables[slot].sources = sources;
             }
         }
         let mark = self.variables.len();
-        let flow = self.nested(span, |executor| executor.list(&item, &range.body))?;
+        let flow =
+            self.nested_with_dot(span, sources, |executor| executor.list(&item, &range.body))?;
         self.variables.truncate(mark);
         Ok(if flow == Flow::Break {
             Flow::Break
@@ -341,13 +445,14 @@ impl Executor<'_> {
             return error(span, format!("template {} not defined", quote(name)));
         };
         let mark = self.variables.len();
-        let dot = match pipeline {
-            Some(pipeline) => self.pipeline(dot, pipeline)?,
-            None => Value::Nil,
+        let (dot, sources) = match pipeline {
+            Some(pipeline) => self.pipeline_of_node(dot, pipeline)?,
+            None => (Value::Nil, Sources::NONE),
         };
         self.variables.truncate(mark);
-        let outer = std::mem::replace(&mut self.variables, vec![("$".into(), dot.clone())]);
-        let result = self.nested(span, |executor| executor.list(&dot, body));
+        let own = vec![root_variable(&dot, sources)];
+        let outer = std::mem::replace(&mut self.variables, own);
+        let result = self.nested_with_dot(span, sources, |executor| executor.list(&dot, body));
         self.variables = outer;
         result?;
         Ok(Flow::Next)
