@@ -66,7 +66,7 @@ pub(crate) fn understand(job: &Job<'_>, build: &BuildSpec) -> Result<Understood,
 
 /// The whole name: its templates filled in, and the run's registry before one that has none of its own.
 fn image(name: &str, facts: &RunFacts, no_push: bool) -> Result<ImageRef, JobError> {
-    let text = acrtask_spec::render_text(name, facts).map_err(|diagnostic| {
+    let text = acrtask_spec::render_image(name, facts).map_err(|diagnostic| {
         let error = JobError::new(format!(
             "the image's name `{name}` cannot be used: {}",
             diagnostic.message

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use acrtask_template::Sources;
+
 use crate::{
     diagnostic::Diagnostic,
     facts::{BUILTIN_IMAGES, Lookup, RunFacts},
@@ -33,6 +35,8 @@ pub(crate) const PREDEFINED: [&str; 9] = [
 pub(crate) struct Aliases {
     directive: char,
     values: BTreeMap<String, String>,
+    /// The untrusted ranges of the values, by the name of the alias.
+    pub(crate) untrusted: BTreeMap<String, Vec<(Range<usize>, Sources)>>,
 }
 
 impl Aliases {
@@ -52,6 +56,7 @@ impl Aliases {
             directive: '$',
             // Of two with one name the later one is kept.
             values: builtin.chain(images).chain(run_facts).collect(),
+            untrusted: BTreeMap::new(),
         }
     }
 
@@ -121,6 +126,7 @@ pub(crate) fn read(
     let mut aliases = Aliases {
         directive: '$',
         values: BTreeMap::new(),
+        untrusted: BTreeMap::new(),
     };
     match yaml::parse(block) {
         Err(diagnostic) => report.push(diagnostic),
@@ -274,7 +280,13 @@ pub(crate) fn replace(text: &str, aliases: &Aliases) -> Result<Patched, Diagnost
         let span: Range<usize> = start..end;
         if let Some(value) = aliases.values.get(&text[name_start..end]) {
             out.copy(text, copied..start);
+            let out_start = out.text.len();
             out.replace(span.clone(), value);
+            let untrusted = aliases.untrusted.get(&text[name_start..end]);
+            for (range, sources) in untrusted.into_iter().flatten() {
+                let range = out_start + range.start..out_start + range.end;
+                out.untrusted.push((range, *sources));
+            }
             copied = end;
             if out.text.len() > MAX_FILE {
                 return Err(Diagnostic::error(
@@ -322,6 +334,7 @@ mod tests {
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
+            untrusted: BTreeMap::new(),
         }
     }
 

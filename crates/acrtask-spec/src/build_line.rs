@@ -8,6 +8,7 @@ use std::time::Duration;
 
 mod parse;
 
+pub(crate) use parse::{context_ref, flags};
 pub use parse::{from_words, parse};
 
 /// Where a build's files come from, as the line names it.

@@ -16,6 +16,7 @@ mod parse;
 pub(crate) use docker::docker_word_name;
 pub use docker::docker_word_supported;
 pub use parse::{BUILTINS, container_from_words, parse};
+pub(crate) use parse::{container_from_words_unchecked, is_script_flag, parse_unchecked};
 
 /// A whole line.
 #[derive(Debug, Clone, PartialEq, Eq)]

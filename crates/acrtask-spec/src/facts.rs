@@ -1,12 +1,16 @@
 //! What a run knows before its task file is read, and what it may ask for while it is.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use acrtask_model::Secret;
+use acrtask_template::{Sources, Untrusted};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
-use crate::diagnostic::Diagnostic;
+use crate::{diagnostic::Diagnostic, untrusted::Names};
 
 /// The facts of a run: what `.Run`, `.Values` and `.Secrets` hold.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +52,17 @@ pub struct RunFacts {
     pub env: Vec<String>,
     /// Images behind the names `acr az bash curl cssc`, where others are wanted than [`BUILTIN_IMAGES`].
     pub images: BTreeMap<String, String>,
+    /// The facts and values that the author of the task does not vouch for.
+    pub untrusted: UntrustedFacts,
+}
+
+/// The facts and values of a run that may be any text, and must not change what a task does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UntrustedFacts {
+    /// Names in `values`, `set` and `secrets`.
+    pub values: BTreeSet<String>,
+    /// `commit`, `branch` and `git_tag`, which the author of a commit chooses.
+    pub git: bool,
 }
 
 /// The images that the reference executor runs for these words at the beginning of a cmd.
@@ -102,7 +117,64 @@ pub enum SecretSource {
     File(String),
 }
 
+/// Returns `true` if the value cannot end its text in JSON, nor the quotes around the JSON.
+fn is_plain(text: &str) -> bool {
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || "._/@:+,=-".contains(c))
+}
+
 impl RunFacts {
+    /// Returns what is untrusted in the data of a template, and the names of its sources.
+    pub(crate) fn untrusted_data(&self) -> (Untrusted, Names) {
+        let mut untrusted = Untrusted::default();
+        let mut names = Names::default();
+        let mut in_json = BTreeMap::new();
+        let git = [
+            ("Commit", &self.commit),
+            ("Branch", &self.branch),
+            ("GitTag", &self.git_tag),
+        ];
+        let git = git
+            .into_iter()
+            .filter(|(_, text)| self.untrusted.git && !text.is_empty())
+            .map(|(name, text)| (["Run", "RunJSON"], name, Cow::Borrowed(text.as_str())));
+        let values = self
+            .untrusted
+            .values
+            .iter()
+            .map(|name| (["Values", "ValuesJSON"], name.as_str(), self.value(name)));
+        for ([map, json], name, text) in git.chain(values) {
+            let sources = Sources::of(names.0.len());
+            names.0.push(format!(".{map}.{name}"));
+            let path = |map: &str| vec![map.to_owned(), name.to_owned()];
+            untrusted.data.push((path(map), sources));
+            if map == "Values" {
+                untrusted.data.push((path("Secrets"), sources));
+            }
+            if !is_plain(&text) || !is_plain(name) {
+                *in_json.entry(json).or_insert(Sources::NONE) |= sources;
+            }
+        }
+        for (json, sources) in in_json {
+            untrusted.data.push((vec![json.to_owned()], sources));
+        }
+        (untrusted, names)
+    }
+
+    /// Returns `.Values.NAME` as a text.
+    fn value(&self, name: &str) -> Cow<'_, str> {
+        let set = self.set.iter().rfind(|(set, _)| set == name);
+        let secret = self.secrets.iter().rfind(|(secret, _)| secret == name);
+        match (set, secret) {
+            (Some((_, text)), _) => text.into(),
+            (None, Some((_, secret))) => secret.expose().into(),
+            (None, None) => self
+                .values
+                .get(name)
+                .map_or("".into(), |value| value.to_string().into()),
+        }
+    }
+
     /// What a template sees. Each call exposes `secrets` to the text that is rendered with it.
     pub(crate) fn template_data<'a>(
         &self,

@@ -6,7 +6,7 @@
 //! [`Diagnostic::to_json`] data for programs.
 //!
 //! Invariants: no I/O, no clock, no environment: what a file may ask for comes through [`Lookup`], and time
-//! through [`RunFacts`]. Every place in a diagnostic is one of the author's text. Work and memory are
+//! through [`RunFacts`]. What [`UntrustedFacts`] names never becomes structure of the plan. Every place in a diagnostic is one of the author's text. Work and memory are
 //! bounded, whatever the text.
 
 pub mod build_line;
@@ -26,6 +26,7 @@ mod read;
 mod render;
 mod resolve;
 mod task;
+mod untrusted;
 mod version;
 mod words;
 mod yaml;
@@ -33,12 +34,13 @@ mod yaml;
 pub use check::DEFAULT_NETWORK;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
 pub use facts::{
-    BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, values_from_yaml,
+    BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, UntrustedFacts,
+    values_from_yaml,
 };
 pub use json::plan_json;
 pub use picture::plan_text;
 pub use render::render_diagnostics;
-pub use resolve::{MAX_FILE, Resolution, render_text, resolve};
+pub use resolve::{MAX_FILE, Resolution, render_image, resolve};
 
 /// The JSON Schema of `acr-task.yaml`, for editors: its keys, and what they hold.
 pub const FILE_SCHEMA: &str = include_str!("acr-task.schema.json");

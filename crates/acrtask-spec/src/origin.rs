@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use acrtask_template::SourceMap;
+use acrtask_template::{SourceMap, Sources};
 
 /// A piece of a text that was put together from pieces of another one.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,8 @@ struct Piece {
 pub(crate) struct Patched {
     pub(crate) text: String,
     pieces: Vec<Piece>,
+    /// The ranges of `text` that came from untrusted input, in order.
+    pub(crate) untrusted: Vec<(Range<usize>, Sources)>,
 }
 
 impl Patched {

@@ -1,9 +1,9 @@
 //! The whole way from the text of a task file to a [`Plan`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use acrtask_model::{Secret, mask::Patterns};
-use acrtask_template::{Limits, Rendered, Template};
+use acrtask_template::{Limits, Rendered, Sources, Template, Untrusted};
 
 use crate::{
     TaskSource,
@@ -15,6 +15,7 @@ use crate::{
     plan::Plan,
     read::Report,
     task::{self, RawTask},
+    untrusted::{self, Names, Rendering},
     version, yaml,
 };
 
@@ -168,6 +169,7 @@ fn run(
     if !version::find(&whole.text).is_some_and(version::has_aliases) {
         let task = Task {
             template: &whole.text,
+            untrusted: &whole.untrusted,
             origin: &origin,
             aliases: None,
             author: &source.text,
@@ -177,16 +179,23 @@ fn run(
     let separated = alias::separate(&whole.text);
     let block_origin = origin.patched(&separated.block);
     let aliases = {
-        let data = secrets.data(facts);
-        let (text, map) = rendered(
+        let input = Input::new(facts, secrets, Vec::new());
+        let rendered = rendered(
             &separated.block.text,
-            &data,
+            &input,
             &limits(facts),
             &block_origin,
             problems,
         )?;
-        let mut report = Report::new(block_origin.rendered(&separated.block.text, &map));
-        let aliases = alias::read(&text, facts, lookup, &mut report);
+        let origin = block_origin.rendered(&separated.block.text, &rendered.map);
+        let mut report = Report::new(origin);
+        let untrusted = untrusted::check_aliases(&input.rendering(&rendered), &mut report);
+        if report.has_errors() {
+            problems.append(&mut report.diagnostics);
+            return None;
+        }
+        let mut aliases = alias::read(&rendered.text, facts, lookup, &mut report);
+        aliases.untrusted = untrusted;
         problems.append(&mut report.diagnostics);
         aliases
     };
@@ -201,6 +210,7 @@ fn run(
     let origin = rest_origin.patched(&replaced);
     let task = Task {
         template: &replaced.text,
+        untrusted: &replaced.untrusted,
         origin: &origin,
         aliases: Some(&aliases),
         author: &source.text,
@@ -208,29 +218,45 @@ fn run(
     task.resolve(facts, lookup, secrets, problems)
 }
 
-/// A text that stands in no file, like the name of the image of a stored task, with the templates and the
-/// predefined aliases of task files filled in.
+/// Renders the name of an image that stands in no task file, such as the image of a stored task, with the
+/// templates and predefined aliases of task files.
 ///
 /// # Errors
 ///
-/// What is wrong with its template.
-pub fn render_text(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> {
-    let secrets = facts
-        .secrets
-        .iter()
-        .map(|(id, secret)| (id.as_str(), secret));
-    let data = facts.template_data(secrets);
+/// What is wrong with its template, or with an untrusted value in it.
+pub fn render_image(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> {
+    let secrets = Secrets {
+        known: facts.secrets.iter().cloned().collect(),
+        missing: Vec::new(),
+        order: Vec::new(),
+    };
     let replaced = alias::replace(text, &Aliases::predefined(facts))?;
-    let rendered = Template::parse("text", &replaced.text)
-        .and_then(|parsed| parsed.render(&data, &limits(facts)));
-    rendered.map_err(|error| {
-        let patterns = Patterns::new(facts.secrets.iter().map(|(_, secret)| secret));
-        Diagnostic {
-            help: error.help,
-            ..Diagnostic::error("template", error.message)
+    let input = Input::new(facts, &secrets, Vec::new());
+    let mut problems = Vec::new();
+    let origin = Origin::of(text);
+    let rendered = rendered(
+        &replaced.text,
+        &input,
+        &limits(facts),
+        &origin,
+        &mut problems,
+    );
+    if let Some(rendered) = &rendered {
+        problems.extend(untrusted::check_image(&input.rendering(rendered)));
+    }
+    match (rendered, problems.pop()) {
+        (Some(rendered), None) => Ok(rendered.text),
+        (_, problem) => {
+            let patterns = Patterns::new(secrets.known.values());
+            let problem =
+                problem.unwrap_or_else(|| Diagnostic::error("template", "it cannot be rendered"));
+            Err(Diagnostic {
+                labels: Vec::new(),
+                ..problem
+            }
+            .map_texts(|text| shortened(patterns.mask(text))))
         }
-        .map_texts(|text| shortened(patterns.mask(text)))
-    })
+    }
 }
 
 fn limits(facts: &RunFacts) -> Limits {
@@ -244,6 +270,8 @@ fn limits(facts: &RunFacts) -> Limits {
 /// The text of a task once its aliases are replaced.
 struct Task<'t> {
     template: &'t str,
+    /// The ranges of `template` that came from untrusted values of aliases.
+    untrusted: &'t [(Range<usize>, Sources)],
     origin: &'t Origin<'t>,
     aliases: Option<&'t Aliases>,
     author: &'t str,
@@ -260,10 +288,15 @@ impl Task<'_> {
         let limits = limits(facts);
         // A file that declares secrets is rendered once to find them, and again with their values.
         if self.template.contains("secrets") {
-            let data = secrets.data(facts);
-            let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
-            let mut report = Report::new(self.origin.rendered(self.template, &map));
-            let found = read(&text, &mut report);
+            let input = Input::new(facts, secrets, self.untrusted.to_vec());
+            let rendered = rendered(self.template, &input, &limits, self.origin, problems)?;
+            let mut report = Report::new(self.origin.rendered(self.template, &rendered.map));
+            untrusted::check_task(&input.rendering(&rendered), self.aliases, &mut report);
+            if report.has_errors() {
+                problems.append(&mut report.diagnostics);
+                return None;
+            }
+            let found = read(&rendered.text, &mut report);
             let Some(found) = found else {
                 problems.append(&mut report.diagnostics);
                 return None;
@@ -276,9 +309,10 @@ impl Task<'_> {
             }
             problems.append(&mut report.diagnostics);
         }
-        let data = secrets.data(facts);
-        let (text, map) = rendered(self.template, &data, &limits, self.origin, problems)?;
-        let mut report = Report::new(self.origin.rendered(self.template, &map));
+        let input = Input::new(facts, secrets, self.untrusted.to_vec());
+        let rendered = rendered(self.template, &input, &limits, self.origin, problems)?;
+        let text = &rendered.text;
+        let mut report = Report::new(self.origin.rendered(self.template, &rendered.map));
         if text.is_empty() && !self.template.is_empty() {
             problems.push(
                 Diagnostic::error(
@@ -290,17 +324,21 @@ impl Task<'_> {
             );
             return None;
         }
+        untrusted::check_task(&input.rendering(&rendered), self.aliases, &mut report);
+        if report.has_errors() {
+            problems.append(&mut report.diagnostics);
+            return None;
+        }
         let values = secrets.values();
         let line_breaks: Vec<usize> = self.author.match_indices('\n').map(|(at, _)| at).collect();
         let context = check::Context {
             facts,
             aliases: self.aliases,
-            source: &text,
+            source: text,
             line_breaks: &line_breaks,
             secrets: &values,
         };
-        let planned =
-            read(&text, &mut report).map(|task| check::plan(&task, &context, &mut report));
+        let planned = read(text, &mut report).map(|task| check::plan(&task, &context, &mut report));
         problems.append(&mut report.diagnostics);
         planned
     }
@@ -339,18 +377,46 @@ fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut 
     }
 }
 
+/// What a template is rendered over.
+struct Input {
+    data: serde_json::Value,
+    untrusted: Untrusted,
+    names: Names,
+}
+
+impl Input {
+    /// `template`: the untrusted ranges of the template itself.
+    fn new(facts: &RunFacts, secrets: &Secrets, template: Vec<(Range<usize>, Sources)>) -> Self {
+        let (mut untrusted, names) = facts.untrusted_data();
+        untrusted.template = template;
+        Self {
+            data: secrets.data(facts),
+            untrusted,
+            names,
+        }
+    }
+
+    fn rendering<'r>(&'r self, rendered: &'r Rendered) -> Rendering<'r> {
+        Rendering {
+            text: &rendered.text,
+            untrusted: &rendered.untrusted,
+            names: &self.names,
+        }
+    }
+}
+
 /// Renders `template`; `origin` is the way from it to the author's text.
 fn rendered(
     template: &str,
-    data: &serde_json::Value,
+    input: &Input,
     limits: &Limits,
     origin: &Origin<'_>,
     problems: &mut Vec<Diagnostic>,
-) -> Option<(String, acrtask_template::SourceMap)> {
-    let result =
-        Template::parse("task", template).and_then(|parsed| parsed.render_mapped(data, limits));
+) -> Option<Rendered> {
+    let result = Template::parse("task", template)
+        .and_then(|parsed| parsed.render_untrusted(&input.data, &input.untrusted, limits));
     match result {
-        Ok(Rendered { text, map, .. }) => Some((text, map)),
+        Ok(rendered) => Some(rendered),
         Err(error) => {
             let diagnostic = Diagnostic {
                 help: error.help,

@@ -120,7 +120,7 @@ fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
             span.clone(),
         )));
     }
-    let (given, others) = flags::read("docker build", &FLAGS, words, FlagsEnd::Anywhere)?;
+    let (given, others) = self::flags(words)?;
     let mut line = BuildLine {
         context: context(
             &others,
@@ -132,6 +132,11 @@ fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
         apply(&mut line, flag)?;
     }
     Ok(line)
+}
+
+/// Separates the flags of `docker build` from the other words.
+pub(crate) fn flags(words: &[Placed]) -> Result<(Vec<Given>, Vec<Placed>), LineRefusal> {
+    flags::read("docker build", &FLAGS, words, FlagsEnd::Anywhere)
 }
 
 fn helped(mut refused: LineRefusal) -> LineRefusal {
@@ -221,7 +226,7 @@ fn context(others: &[Placed], place: Range<usize>) -> Result<ContextRef, LineRef
 }
 
 /// What kind of context `text` names, as `docker build` decides it.
-fn context_ref(text: String) -> ContextRef {
+pub(crate) fn context_ref(text: String) -> ContextRef {
     let lower = text.to_lowercase();
     let is_http = lower.starts_with("http://") || lower.starts_with("https://");
     let before_fragment = lower.split('#').next().unwrap_or_default();

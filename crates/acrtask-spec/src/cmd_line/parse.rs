@@ -138,12 +138,36 @@ pub fn parse(
     line: &str,
     image_alias: &dyn Fn(&str) -> Option<String>,
 ) -> Result<CmdLine, LineRefusal> {
+    parse_with(line, image_alias, Images::Checked)
+}
+
+/// Reads a line with placeholders, which need not be image references.
+pub(crate) fn parse_unchecked(
+    line: &str,
+    image_alias: &dyn Fn(&str) -> Option<String>,
+) -> Result<CmdLine, LineRefusal> {
+    parse_with(line, image_alias, Images::Unchecked)
+}
+
+/// Returns an error if an image is not a reference, or does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Images {
+    Checked,
+    Unchecked,
+}
+
+fn parse_with(
+    line: &str,
+    image_alias: &dyn Fn(&str) -> Option<String>,
+    images: Images,
+) -> Result<CmdLine, LineRefusal> {
     let tokens = words::split(line).map_err(|refused| rewritten(line, refused))?;
     let mut parser = Parser {
         line,
         image_alias,
         tokens: &tokens,
         at: 0,
+        images,
     };
     parser.line().map_err(|refused| rewritten(line, refused))
 }
@@ -155,10 +179,16 @@ pub fn parse(
 /// For an unknown flag, a missing value, a missing image, or an image that is no reference.
 pub fn container_from_words(words: &[Word]) -> Result<ContainerLine, LineRefusal> {
     let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
-    parse_container(&placed)
+    parse_container(&placed, Images::Checked)
 }
 
-fn parse_container(words: &[Placed]) -> Result<ContainerLine, LineRefusal> {
+/// Reads words with placeholders, which need not be image references.
+pub(crate) fn container_from_words_unchecked(words: &[Word]) -> Result<ContainerLine, LineRefusal> {
+    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    parse_container(&placed, Images::Unchecked)
+}
+
+fn parse_container(words: &[Placed], images: Images) -> Result<ContainerLine, LineRefusal> {
     let (given, mut others) = flags::read("docker run", &RUN_FLAGS, words, FlagsEnd::AtFirstWord)?;
     if others.is_empty() {
         return Err(LineRefusal {
@@ -168,7 +198,9 @@ fn parse_container(words: &[Placed]) -> Result<ContainerLine, LineRefusal> {
         });
     }
     let (image, span) = others.remove(0);
-    if let Some(text) = image.literal() {
+    if let Some(text) = image.literal()
+        && images == Images::Checked
+    {
         check_image(&text, &span)?;
     }
     let mut flags = RunFlags::default();
@@ -234,6 +266,7 @@ struct Parser<'a> {
     image_alias: &'a dyn Fn(&str) -> Option<String>,
     tokens: &'a [Token],
     at: usize,
+    images: Images,
 }
 
 impl Parser<'_> {
@@ -362,7 +395,8 @@ impl Parser<'_> {
                 words.into_iter().skip(1).map(|(word, _)| word).collect(),
             ));
         }
-        parse_container(&words).map(|container| CommandKind::Container(Box::new(container)))
+        parse_container(&words, self.images)
+            .map(|container| CommandKind::Container(Box::new(container)))
     }
 
     /// Refuses what begins a later command and is neither an image nor a builtin.
@@ -455,7 +489,7 @@ fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
 }
 
 /// `-c`, `-ec`, `-Command`: what follows is a script.
-fn is_script_flag(word: Option<&str>) -> bool {
+pub(crate) fn is_script_flag(word: Option<&str>) -> bool {
     word.is_some_and(|word| {
         word == "-Command"
             || (word.starts_with('-') && !word.starts_with("--") && word.ends_with('c'))
