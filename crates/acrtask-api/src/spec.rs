@@ -3,7 +3,7 @@
 //! The client or the control plane writes it, it is stored with the run, and the runner (or `acrtask run` on the
 //! user's own machine) makes a plan of it. Invariant: a spec holds names of secrets and never a value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_model::Digest;
 use schemars::JsonSchema;
@@ -62,6 +62,10 @@ pub struct RunSpec {
     /// New tags of base images that this run tries, by image. Where it succeeds, later runs of its task get them too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub base_tags: BTreeMap<String, String>,
+    /// Names of values and secrets whose text may not change what the task does: its author does not vouch for them. The
+    /// server decides it; in a request it has no effect.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub untrusted_values: BTreeSet<String>,
     /// The layer cache that the runs of a task share.
     #[serde(default)]
     pub cache: SharedCache,
@@ -204,6 +208,33 @@ pub struct Facts {
     /// What `{{.Run.SharedVolume}}` gives.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub shared_volume: String,
+}
+
+impl Facts {
+    /// Returns the branch and the tag of the commit as a text for people. Characters that could change how a terminal or
+    /// a page shows it are escaped, because the author of the commit chose both names.
+    pub fn revision(&self) -> Option<String> {
+        let named = [("branch", &self.branch), ("tag", &self.git_tag)];
+        let named: Vec<String> = named
+            .into_iter()
+            .filter(|(_, name)| !name.is_empty())
+            .map(|(kind, name)| format!("{kind} `{}`", escaped(name)))
+            .collect();
+        (!named.is_empty()).then(|| named.join(", "))
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || is_format {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// The layer cache in the registry that the runs of one task share, beside each image: `IMAGE:cache_<name>`.

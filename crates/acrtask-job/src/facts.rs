@@ -2,7 +2,7 @@
 
 use acrtask_api::spec::Facts;
 use acrtask_source::GitFacts;
-use acrtask_spec::RunFacts;
+use acrtask_spec::{RunFacts, UntrustedFacts};
 
 use crate::{Git, Job};
 
@@ -40,6 +40,11 @@ pub(crate) fn of(job: &Job<'_>, text: &str) -> (RunFacts, Facts) {
             .collect(),
         env: spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
         images: spec.alias_images.clone(),
+        untrusted: UntrustedFacts {
+            values: spec.untrusted_values.clone(),
+            // A commit, its branch and its tag are named by whoever made them, also in a folder of one's own.
+            git: true,
+        },
     };
     (facts, found)
 }

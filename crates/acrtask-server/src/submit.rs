@@ -4,7 +4,7 @@
 //! is decided when it is asked for and written down with it, their values are looked up when it is handed out; all
 //! problems of a request are told at once. Left out: what the task file itself says, which the runner finds out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_api::{
     run::{Approval, CreateRun, RunCredential, SecretText, StartTask},
@@ -167,6 +167,8 @@ pub fn from_request(
 ) -> Result<Draft, Problems> {
     let mut problems = Problems::default();
     let mut spec = request.spec;
+    // Who writes the task itself may set its values to anything.
+    spec.untrusted_values.clear();
     checks::check_spec(&spec, &mut problems);
     checks::check_queue(&request.queue, &mut problems);
     checks::check_names(request.secrets.keys(), &mut problems);
@@ -234,7 +236,11 @@ pub fn from_task(
 ) -> Result<Draft, Problems> {
     let problems = check_task(&task.definition);
     let brought = start.context.is_some() || start.file.is_some();
-    let mut draft = of_task(app, task, start, by, problems)?;
+    let values = match starter {
+        None => Values::Trusted,
+        Some(_) => Values::Untrusted,
+    };
+    let mut draft = of_task(app, task, start, values, by, problems)?;
     if let Some(starter) = starter.filter(|_| brought) {
         draft.contribute(starter.key());
     }
@@ -246,13 +252,32 @@ pub(crate) fn domain_of(app: &App, task: &Task) -> TrustDomain {
     app.config.trust.domain_of(&task.id, &task.definition.name)
 }
 
+/// How far the author of a task vouches for the values and secrets of a [`StartTask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// Someone who may write the task chose them.
+    Trusted,
+    /// Anyone else did: the sender of a webhook, the caller of a trigger URL, a token that may only run the task.
+    Untrusted,
+}
+
 fn of_task(
     app: &App,
     task: &Task,
     start: StartTask,
+    values: Values,
     by: Request,
     mut problems: Problems,
 ) -> Result<Draft, Problems> {
+    let untrusted_values = match values {
+        Values::Trusted => BTreeSet::new(),
+        Values::Untrusted => start
+            .set
+            .keys()
+            .chain(start.secrets.keys())
+            .cloned()
+            .collect(),
+    };
     let definition = &task.definition;
     checks::check_names(start.secrets.keys(), &mut problems);
     let context = match start.context {
@@ -303,6 +328,7 @@ fn of_task(
         no_push: start.no_push || definition.no_push,
         pins: BTreeMap::new(),
         base_tags: BTreeMap::new(),
+        untrusted_values,
         hold: false,
         cache: if definition.cache {
             SharedCache::ReadWrite {

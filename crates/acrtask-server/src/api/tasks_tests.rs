@@ -165,6 +165,37 @@ async fn a_run_of_a_task_is_what_the_task_says() {
 }
 
 #[tokio::test]
+async fn values_of_a_token_without_write_are_untrusted() {
+    let server = Server::start().await;
+    server.post("/tasks", definition("team/app")).await;
+    let body = json!({"set": {"greeting": "hi"}, "secrets": {"own": "x"}});
+    let scopes = [Scope::Read, Scope::Run, Scope::Write];
+    for (scopes, expected) in [
+        (&scopes[..2], vec!["greeting", "own"]),
+        (&scopes[..], Vec::new()),
+    ] {
+        let token = server.token(scopes, Some("team/*")).await;
+        let run: Run = server
+            .ask(Method::POST, "/tasks/team%2Fapp/runs", &token, Some(&body))
+            .await
+            .json(StatusCode::CREATED);
+        let untrusted: Vec<&str> = run
+            .spec
+            .untrusted_values
+            .iter()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(untrusted, expected);
+        // A rerun by an administrator has the same values.
+        let rerun: Run = server
+            .post(&format!("/runs/{}/rerun", run.id), json!({}))
+            .await
+            .json(StatusCode::CREATED);
+        assert_eq!(rerun.spec.untrusted_values, run.spec.untrusted_values);
+    }
+}
+
+#[tokio::test]
 async fn a_key_stands_for_one_request() {
     let server = Server::start().await;
     for name in ["app", "other"] {

@@ -59,6 +59,7 @@ async fn a_call_starts_a_run_of_that_task() {
     assert_eq!(run.trigger, "url");
     assert_eq!(run.spec.facts.triggered_by, "Url");
     assert_eq!(run.spec.set["tag"], "v2");
+    assert_eq!(run.spec.untrusted_values, ["tag".to_owned()].into());
     let url: TriggerUrl = server
         .get("/tasks/app/trigger-url")
         .await

@@ -228,6 +228,8 @@ pub(crate) fn give(task: &Task, tags: &BTreeMap<String, String>, spec: &mut RunS
         if let Some(value) = &rule.value {
             let tag = newer(spec.values.get(value).and_then(|own| own.as_str()));
             spec.values.insert(value.clone(), tag.into());
+            // A registry chose it.
+            spec.untrusted_values.insert(value.clone());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! From what happened to a repository or a registry to a run of a task.
 //!
 //! Invariants: the run has the exact commit, and its task file comes from there; a stranger's commit pushes nothing, gets
-//! no secret, and leaves nothing in the shared cache before somebody has approved that commit.
+//! no secret, and leaves nothing in the shared cache before somebody has approved that commit; values that the event
+//! brings are untrusted.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use acrtask_api::{
 
 use acrtask_model::TrustDomain;
 
-use super::{Draft, Problems, Request, of_task};
+use super::{Draft, Problems, Request, Values, of_task};
 use crate::App;
 
 /// What happened, as a run has to know it.
@@ -60,7 +61,7 @@ pub(crate) fn from_event(
         context: happening.context,
         ..StartTask::default()
     };
-    let mut draft = of_task(app, task, start, by, Problems::default())?;
+    let mut draft = of_task(app, task, start, Values::Untrusted, by, Problems::default())?;
     if happening.stranger {
         // Approved or not, it is foreign code: it shares nothing with the task. All commits of one pull request share.
         let source = happening.lane.as_ref().unwrap_or(&happening.commit);
