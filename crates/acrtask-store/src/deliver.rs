@@ -73,7 +73,7 @@ pub enum LeadsTo {
     Run {
         /// The run; its origin's delivery and reason are filled in here.
         new: Box<NewRun>,
-        /// Live runs of its lane are ended.
+        /// Live runs of its lane are ended. If the run needs an approval, only those that need one too.
         newest_wins: bool,
         /// A live run of the same lane and commit stands for it.
         may_join: bool,
@@ -84,9 +84,20 @@ pub enum LeadsTo {
     Cancel {
         /// The lane.
         lane: String,
+        /// Runs that it ends.
+        ends: Ends,
     },
     /// Nothing.
     Nothing,
+}
+
+/// The live runs of a lane that a delivery ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// All of them.
+    All,
+    /// Those that wait for an approval: a stranger ends nothing that a maintainer let run.
+    Unapproved,
 }
 
 const DELIVERY: Sql = Sql::of(
@@ -120,13 +131,20 @@ struct InLane {
     commit_id: Option<String>,
     group_name: Option<String>,
     cancel_requested_at: Option<i64>,
+    approval: Option<String>,
+}
+
+impl InLane {
+    fn is_ended_by(&self, ends: Ends) -> bool {
+        ends == Ends::All || self.approval.as_deref() == Some("pending")
+    }
 }
 
 impl LeadsTo {
     fn lane(&self) -> Option<&str> {
         match self {
             Self::Run { new, .. } => new.origin.lane.as_deref(),
-            Self::Cancel { lane } => Some(lane),
+            Self::Cancel { lane, .. } => Some(lane),
             Self::Nothing => None,
         }
     }
@@ -227,7 +245,7 @@ const LIVE: Sql = {
     macro_rules! columns {
         ($runs:literal) => {
             concat!(
-                "SELECT id, lane, commit_id, group_name, cancel_requested_at FROM ",
+                "SELECT id, lane, commit_id, group_name, cancel_requested_at, approval FROM ",
                 $runs,
                 " WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
             )
@@ -462,10 +480,7 @@ async fn lead(
 ) -> Result<Vec<(usize, Delivered)>> {
     let looked: Vec<&Looked> = round.iter().flat_map(|one| &one.looked).collect();
     let (live, locked) = lock(tx, &looked).await?;
-    let lane_of: HashMap<&str, &str> = live
-        .iter()
-        .map(|run| (run.id.as_str(), run.lane.as_str()))
-        .collect();
+    let in_lane: HashMap<&str, &InLane> = live.iter().map(|run| (run.id.as_str(), run)).collect();
     let mut plan = Plan::default();
     let mut done = Vec::with_capacity(round.len());
     for one in round {
@@ -491,11 +506,12 @@ async fn lead(
     let mut changes: Vec<Change> = locked.into_iter().map(Change::of).collect();
     for change in &mut changes {
         let id = &change.run.id;
-        if let Some(lane) = lane_of.get(id.as_str())
-            && let Some(reason) = plan.ends.get(*lane)
+        if let Some(run) = in_lane.get(id.as_str())
+            && let Some((ends, reason)) = plan.ends.get(&run.lane)
+            && run.is_ended_by(*ends)
             && change.run.life.cancel(reason, now)
         {
-            canceled.push((id.clone(), *lane));
+            canceled.push((id.clone(), &run.lane));
         }
     }
     lives::save(tx, &changes, "canceled", now).await?;

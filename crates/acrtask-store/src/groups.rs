@@ -71,14 +71,17 @@ pub(crate) struct Membership {
     pub(crate) supersedes: bool,
 }
 
-/// Returns the group of a new run. A run that waits for an approval always has one: its group blocks it.
+/// Returns the group of a new run.
+///
+/// A run that waits for an approval always has one: its group blocks it. It supersedes no other run,
+/// because the author of a pull request asked for it.
 pub(crate) fn membership(new: &NewRun) -> Option<Membership> {
     let named = new.queue.concurrency.as_ref().and_then(|concurrency| {
         let name = concurrency.group.as_ref().or(new.task_name.as_ref())?;
         Some(Membership {
             key: RunGroup::Named(name.clone()).key(),
             max: concurrency.max.max(1),
-            supersedes: concurrency.cancel_superseded,
+            supersedes: concurrency.cancel_superseded && !new.origin.needs_approval,
         })
     });
     let alone = |group: RunGroup| Membership {

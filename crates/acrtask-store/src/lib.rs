@@ -47,7 +47,7 @@ pub use cascades::{
     CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 pub use contexts::{ContextRow, Part};
-pub use deliver::{LeadsTo, Looked, NewDelivery};
+pub use deliver::{Ends, LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
 pub use error::{Result, StoreError};

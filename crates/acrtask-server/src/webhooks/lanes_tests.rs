@@ -237,3 +237,59 @@ async fn a_signed_body_that_comes_again_under_another_id_starts_nothing() {
         .await;
     assert_eq!(delivery.redelivery_of, Some(first.delivery));
 }
+
+#[tokio::test]
+async fn a_strangers_pull_request_cancels_no_run() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world
+        .put(
+            "/tasks/app",
+            json!({
+                "name": "app", "context": GITHUB, "file": "acr-task.yaml",
+                "queue": {"concurrency": {"max": 1, "cancelSuperseded": true}},
+                "triggers": {"commit": {"events": ["push", "pullRequest"], "branches": ["main"], "newestWins": true}},
+            }),
+        )
+        .await;
+    let trusted: Run =
+        serde_json::from_value(world.post("/tasks/app/runs", json!({})).await).unwrap();
+    let is_untouched = async |when: &str| {
+        let row = world.run(&trusted.id).await;
+        assert_eq!(
+            (row.state, row.cancel_reason),
+            (RunState::Queued, None),
+            "{when}"
+        );
+        assert!(!row.held, "{when}: the run has its place");
+    };
+    let send = async |n: u32, action: &str, name: &str| {
+        let mut sent = Sent::changed("github", "pr_from_fork", |body| {
+            body["pull_request"]["head"]["sha"] = commit(n).into();
+            body["action"] = action.into();
+        });
+        sent.set("x-github-delivery", name);
+        world.taken("forge", &sent).await
+    };
+    let first = send(1, "opened", "p1").await.runs[0].clone();
+    is_untouched("opened").await;
+    let second = send(2, "synchronize", "p2").await.runs[0].clone();
+    is_untouched("updated").await;
+    // A newer commit of the stranger replaces the one that waits.
+    assert_eq!(world.run(&first).await.state, RunState::Canceled);
+    world
+        .post(&format!("/runs/{second}/approve"), json!({}))
+        .await;
+    is_untouched("approved").await;
+    send(3, "synchronize", "p3").await;
+    send(3, "closed", "p4").await;
+    send(3, "reopened", "p5").await;
+    is_untouched("closed and reopened").await;
+    // Nor does the stranger end what a maintainer approved.
+    let approved = world.run(&second).await;
+    assert_eq!(
+        (approved.state, approved.cancel_reason),
+        (RunState::Queued, None)
+    );
+    assert!(approved.held, "it waits for its place in the group");
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use acrtask_api::{spec::ContextSource, task::Forks, webhook::WebhookDefinition};
-use acrtask_store::{LeadsTo, Looked};
+use acrtask_store::{Ends, LeadsTo, Looked};
 use acrtask_trigger::{
     Decision, Event, Lane, Provider, RegistryEvent, RegistryPush, Repository, RepositoryUrl, decide,
 };
@@ -192,7 +192,11 @@ fn leads_to(
         Decision::Suppressed { reason } => nothing(reason),
         Decision::CancelPullRequest { number, reason } => {
             let lane = lane_name(&task.id, &Lane::PullRequest(number));
-            (reason, LeadsTo::Cancel { lane })
+            let ends = match event {
+                Event::PullRequest(request) if request.from_fork => Ends::Unapproved,
+                _ => Ends::All,
+            };
+            (reason, LeadsTo::Cancel { lane, ends })
         }
         Decision::Run {
             commit,

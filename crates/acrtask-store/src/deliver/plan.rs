@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use acrtask_api::webhook::OutcomeKind;
 use acrtask_model::RunId;
 
-use super::{InLane, LeadsTo, Looked, NewDelivery};
+use super::{Ends, InLane, LeadsTo, Looked, NewDelivery};
 use crate::{
     Ms, NewRun, OutcomeRow,
     db::{Arg, args},
@@ -17,8 +17,8 @@ pub(super) struct Plan {
     pub(super) new: Vec<NewRun>,
     pub(super) statuses: Vec<Vec<Arg>>,
     pub(super) triggers: Vec<Vec<Arg>>,
-    /// Lanes whose live runs end, and what ends them.
-    pub(super) ends: HashMap<String, String>,
+    /// Lanes whose live runs end: which of them, and the reason.
+    pub(super) ends: HashMap<String, (Ends, String)>,
     /// The new run of each lane whose older runs end because of it.
     pub(super) newer: HashMap<String, RunId>,
 }
@@ -51,10 +51,10 @@ impl Plan {
                         same_body.unwrap_or_default()
                     );
                 }
-                LeadsTo::Cancel { lane } => {
+                LeadsTo::Cancel { lane, ends } => {
                     let ended: Vec<&str> = live
                         .iter()
-                        .filter(|run| run.lane == lane)
+                        .filter(|run| run.lane == lane && run.is_ended_by(ends))
                         .map(|run| run.id.as_str())
                         .collect();
                     reason = match ended.as_slice() {
@@ -63,7 +63,7 @@ impl Plan {
                         ended => format!("{reason}, so its runs {} end", ended.join(", ")),
                     };
                     self.newer.remove(&lane);
-                    self.ends.insert(lane, reason.clone());
+                    self.ends.insert(lane, (ends, reason.clone()));
                 }
                 LeadsTo::Run {
                     mut new,
@@ -83,8 +83,13 @@ impl Plan {
                         .map(|run| run.id.clone());
                     if joined.is_none() {
                         if let (true, Some(lane)) = (newest_wins, &new.origin.lane) {
-                            self.ends
-                                .insert(lane.clone(), format!("superseded by {}", new.id));
+                            let ends = if new.origin.needs_approval {
+                                Ends::Unapproved
+                            } else {
+                                Ends::All
+                            };
+                            let reason = format!("superseded by {}", new.id);
+                            self.ends.insert(lane.clone(), (ends, reason));
                             self.newer.insert(lane.clone(), new.id.clone());
                         }
                         if let Some(target) = status {
