@@ -40,7 +40,10 @@ impl Word {
     fn description(self, reason: Option<&str>) -> String {
         let text = match self {
             Self::Queued => "queued".to_owned(),
-            Self::Held => "waits for an approval of this commit".into(),
+            Self::Held => match reason {
+                Some(reason) => format!("waits for an approval of this commit: {reason}"),
+                None => "waits for an approval of this commit".into(),
+            },
             Self::Running => "running".into(),
             Self::Over(state) => match reason {
                 Some(reason) if state != RunState::Succeeded => format!("{state}: {reason}"),

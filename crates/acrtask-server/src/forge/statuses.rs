@@ -104,6 +104,7 @@ async fn tell(app: &App, clients: &Clients, due: &Due) -> Told {
         Err(error) => return again(app, due.attempts, error),
     };
     let reason = match app.store.run(&due.run).await {
+        Ok(row) if due.pending => row.spec.facts.revision(),
         Ok(row) => row.reason,
         Err(error) => return again(app, due.attempts, error.to_string()),
     };

@@ -246,8 +246,9 @@ async fn a_strangers_commit_is_told_to_wait() {
     let one = github_pull_request("pr_from_fork", &commit(1), "p1");
     let run = world.taken("forge", &one).await.runs[0].clone();
     until("it waits", async || {
-        let held = "pending: waits for an approval of this commit".to_owned();
-        told(&forge).await.contains(&held).then_some(())
+        let waits = "pending: waits for an approval of this commit: branch `";
+        let told = told(&forge).await;
+        told.iter().any(|one| one.starts_with(waits)).then_some(())
     })
     .await;
     world.post(&format!("/runs/{run}/approve"), json!({})).await;

@@ -28,21 +28,27 @@ pub(crate) fn approve(args: &ApproveArgs) -> Result<Exit, CliError> {
                     .help(format!("`acrtask runs why {id}` says what it waits for")));
                 }
             }
+            say(&format!("run {id} is{}", of_commit(&before)));
             let run: Run = client
                 .post(&["runs", id.as_str(), "approve"], &serde_json::json!({}))
                 .await?;
-            say(&format!("approved run {id}{}", of_commit(&run)));
+            say(&format!("approved run {}", run.id));
         }
         Ok(Exit::Succeeded)
     })
 }
 
+/// What an approval is for: the commit, and the names that its author gave it.
 fn of_commit(run: &Run) -> String {
-    match &run.spec.context {
+    let mut of = match &run.spec.context {
         ContextSource::Url {
             commit: Some(commit),
             ..
-        } => format!(", of the commit {commit}"),
-        _ => String::new(),
+        } => format!(" of the commit {commit}"),
+        _ => " of a commit from another repository".to_owned(),
+    };
+    if let Some(revision) = run.spec.facts.revision() {
+        of.push_str(&format!(", {revision}"));
     }
+    of
 }

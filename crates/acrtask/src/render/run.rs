@@ -50,7 +50,7 @@ pub(crate) fn runs(runs: &[Run], now: Timestamp, style: Style) -> String {
             ago(run.created_at, now),
             took(run, now),
             run.runner.clone().unwrap_or_else(|| "-".into()),
-            run.reason.as_deref().map(one_line).unwrap_or_default(),
+            why_listed(run),
         ]
     });
     list(
@@ -59,6 +59,17 @@ pub(crate) fn runs(runs: &[Run], now: Timestamp, style: Style) -> String {
         "there are no runs",
         style,
     )
+}
+
+/// The reason of a run in a list; of one that waits for its approval, what would be approved.
+fn why_listed(run: &Run) -> String {
+    let revision = run.spec.facts.revision();
+    match (&run.reason, revision) {
+        (None, Some(revision)) if run.approval == Some(Approval::Pending) => {
+            one_line(&format!("needs approval: {revision}"))
+        }
+        (reason, _) => reason.as_deref().map(one_line).unwrap_or_default(),
+    }
 }
 
 fn took(run: &Run, now: Timestamp) -> String {
@@ -113,7 +124,8 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
                     String::new()
                 },
             ),
-            ("context", context),
+            ("context", text::plain(&context).into_owned()),
+            ("revision", run.spec.facts.revision().unwrap_or_default()),
             ("work", work),
             ("trigger", trigger(run)),
             ("by", run.requested_by.clone().unwrap_or_default()),
