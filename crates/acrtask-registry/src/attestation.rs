@@ -9,7 +9,9 @@ use crate::{client::Registry, error::RegistryError, manifest::ManifestBody};
 
 /// Biggest statement that is read, in bytes.
 const MAX_STATEMENT: u64 = 32 << 20;
-/// Most statements of one index that are read.
+/// Most bytes of all statements of one index that are kept.
+const MAX_ALL: u64 = 64 << 20;
+/// Most manifests of attestations of one index that are read, and statements that are kept.
 const MAX_STATEMENTS: usize = 256;
 /// Media type of a statement.
 const IN_TOTO: &str = "application/vnd.in-toto+json";
@@ -45,10 +47,12 @@ impl Registry {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
-        for entry in &index.manifests {
-            let Some(image) = entry.attests() else {
-                continue;
-            };
+        let mut left = MAX_ALL;
+        let attesting = index
+            .manifests
+            .iter()
+            .filter_map(|entry| Some((entry, entry.attests()?)));
+        for (entry, image) in attesting.take(MAX_STATEMENTS) {
             let source = reference.at(entry.digest.clone());
             let ManifestBody::Image(manifest) = self.manifest(&source).await?.body else {
                 continue;
@@ -64,8 +68,9 @@ impl Registry {
                     continue;
                 }
                 let bytes = self
-                    .blob_bytes(&source, &layer.digest, MAX_STATEMENT)
+                    .blob_bytes(&source, &layer.digest, MAX_STATEMENT.min(left))
                     .await?;
+                left = left.saturating_sub(bytes.len() as u64);
                 let statement =
                     serde_json::from_slice(&bytes).map_err(|error| RegistryError::Invalid {
                         attempt: format!("read the attestation {} of {reference}", layer.digest),

@@ -106,8 +106,8 @@ const KNOWN_REALMS: [(&str, &str); 2] = [
 pub enum RealmTrust {
     /// It belongs to the registry: the registry's credential.
     Registry,
-    /// It is another host's, reached safely: only a credential that was given for that host.
-    OwnOnly,
+    /// It is another host's, reached over TLS: only a credential that was given for both hosts alike.
+    SameLoginOnly,
     /// It is reached in clear: none. (A token is asked for without one.)
     Nobody,
 }
@@ -126,7 +126,7 @@ pub fn realm_trust(registry: &Url, realm: &Url) -> RealmTrust {
         {
             RealmTrust::Registry
         }
-        "https" => RealmTrust::OwnOnly,
+        "https" => RealmTrust::SameLoginOnly,
         _ => RealmTrust::Nobody,
     }
 }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn decides_over_token_servers() {
-        use RealmTrust::{Nobody, OwnOnly, Registry};
+        use RealmTrust::{Nobody, Registry, SameLoginOnly};
         for (registry, realm, expected) in [
             ("https://r.example", "https://r.example/token", Registry),
             (
@@ -189,16 +189,20 @@ mod tests {
                 Registry,
             ),
             ("https://r.example", "http://r.example/token", Nobody),
-            ("https://r.example", "https://evil.example/token", OwnOnly),
+            (
+                "https://r.example",
+                "https://evil.example/token",
+                SameLoginOnly,
+            ),
             (
                 "https://r.example",
                 "https://r.example.evil.example/token",
-                OwnOnly,
+                SameLoginOnly,
             ),
             (
                 "https://r.example",
                 "https://r.example@evil.example/token",
-                OwnOnly,
+                SameLoginOnly,
             ),
             ("https://r.example", "http://127.0.0.1/token", Nobody),
             (
@@ -211,7 +215,11 @@ mod tests {
                 "http://auth.docker.io/token",
                 Nobody,
             ),
-            ("https://r.example", "https://auth.docker.io/token", OwnOnly),
+            (
+                "https://r.example",
+                "https://auth.docker.io/token",
+                SameLoginOnly,
+            ),
             (
                 "http://127.0.0.1:5000",
                 "http://127.0.0.1:5001/token",
@@ -221,7 +229,7 @@ mod tests {
             (
                 "http://127.0.0.1:5000",
                 "https://evil.example/token",
-                OwnOnly,
+                SameLoginOnly,
             ),
             (
                 "http://insecure.example",

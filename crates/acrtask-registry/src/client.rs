@@ -1,18 +1,19 @@
 //! What one asks of a registry.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use acrtask_model::{Digest, ImageRef};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use reqwest::{Method, Response, header};
+use tokio::time::Instant;
 
 use crate::{
     credentials::Credentials,
     error::RegistryError,
     manifest::{ACCEPT, Hasher, Manifest, ManifestBody, Platform, platforms},
     net::AddressPolicy,
-    transport::{Body, Call, How, Transport, read_limited},
+    transport::{Body, Call, How, MEMORY_TIME, Transport, read_limited, too_slow},
 };
 
 /// Biggest manifest that is read, in bytes: what the distribution specification lets a registry refuse.
@@ -241,11 +242,20 @@ impl Registry {
         limit: u64,
     ) -> Result<Bytes, RegistryError> {
         let mut stream = self.blob(reference, digest, limit).await?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = stream.next().await {
-            bytes.extend_from_slice(&chunk?);
+        let reading = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = stream.next().await {
+                bytes.extend_from_slice(&chunk?);
+            }
+            Ok(bytes.into())
+        };
+        match tokio::time::timeout(MEMORY_TIME, reading).await {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                let attempt = format!("read the blob {digest} of {}", reference.name());
+                Err(too_slow(&attempt, reference.registry()))
+            }
         }
-        Ok(bytes.into())
     }
 }
 
@@ -279,6 +289,11 @@ pub(crate) fn resolved(
     }
 }
 
+/// Time after which the rate of a blob is checked.
+const RATE_TIME: Duration = Duration::from_secs(60);
+/// Fewest bytes of a blob that arrive within [`RATE_TIME`]; a slower server counts as dead, as for git.
+const RATE_BYTES: u64 = 60_000;
+
 /// The stream of a response's body that ends in an error unless it has `digest`.
 fn verified(
     response: Response,
@@ -291,11 +306,16 @@ fn verified(
         response: Response,
         hasher: Hasher,
         seen: u64,
+        /// Time spent waiting for the server, and bytes that arrived, since the last check of the rate.
+        waited: Duration,
+        arrived: u64,
     }
     let state = State {
         response,
         hasher: Hasher::like(&digest),
         seen: 0,
+        waited: Duration::ZERO,
+        arrived: 0,
     };
     let context = Arc::new((digest, limit, attempt, host));
     Box::pin(futures::stream::try_unfold(Some(state), move |state| {
@@ -305,9 +325,27 @@ fn verified(
             let Some(mut state) = state else {
                 return Ok(None);
             };
-            match state.response.chunk().await {
+            let begun = Instant::now();
+            let chunk = state.response.chunk().await;
+            state.waited += begun.elapsed();
+            match chunk {
                 Ok(Some(chunk)) => {
                     state.seen += chunk.len() as u64;
+                    state.arrived += chunk.len() as u64;
+                    if state.waited >= RATE_TIME {
+                        if state.arrived < RATE_BYTES {
+                            return Err(RegistryError::Unreachable {
+                                attempt: attempt.clone(),
+                                host: host.clone(),
+                                source: format!(
+                                    "fewer than {RATE_BYTES} bytes arrived within {} s",
+                                    RATE_TIME.as_secs()
+                                )
+                                .into(),
+                            });
+                        }
+                        (state.waited, state.arrived) = (Duration::ZERO, 0);
+                    }
                     if state.seen > *limit {
                         return Err(RegistryError::TooLarge {
                             attempt: attempt.clone(),

@@ -4,7 +4,11 @@
 //! last, as registries demand; what is already there is not sent again; inside one registry blobs are
 //! mounted from repository to repository.
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use acrtask_model::{Digest, ImageRef};
 use bytes::Bytes;
@@ -18,13 +22,15 @@ use crate::{
     manifest::{
         DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Index, Manifest, ManifestBody, OCI_INDEX, sha256,
     },
-    transport::{Body, Call, Pace},
+    transport::{Body, Call, How, NamedBy, Pace},
 };
 
 /// Blobs that are copied at a time.
 const PARALLEL: usize = 4;
 /// Indexes inside indexes that are followed; real images have one level, two at most.
 const MAX_DEPTH: usize = 8;
+/// Manifests of one copy; real images have tens.
+const MAX_MANIFESTS: usize = 2_000;
 
 /// An entry for a new index: a descriptor, and where the manifest is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +165,7 @@ impl Registry {
         source: &ImageRef,
         target: &ImageRef,
     ) -> Result<Digest, RegistryError> {
-        self.copy_at(source, target, 0).await
+        self.copy_at(source, target, 0, &AtomicUsize::new(0)).await
     }
 
     async fn copy_at(
@@ -167,7 +173,14 @@ impl Registry {
         source: &ImageRef,
         target: &ImageRef,
         depth: usize,
+        copied: &AtomicUsize,
     ) -> Result<Digest, RegistryError> {
+        if copied.fetch_add(1, Ordering::Relaxed) >= MAX_MANIFESTS {
+            return Err(RegistryError::Invalid {
+                attempt: format!("copy {source}"),
+                reason: format!("its index leads to more than {MAX_MANIFESTS} manifests"),
+            });
+        }
         if depth > MAX_DEPTH {
             return Err(RegistryError::Invalid {
                 attempt: format!("copy {source}"),
@@ -176,7 +189,8 @@ impl Registry {
         }
         let target = target.clone().or_latest();
         let manifest = self.manifest(source).await?;
-        self.copy_parts(source, &target, &manifest, depth).await?;
+        self.copy_parts(source, &target, &manifest, depth, copied)
+            .await?;
         self.put_manifest(&target, &manifest.media_type, manifest.raw)
             .await
     }
@@ -188,6 +202,7 @@ impl Registry {
         target: &'a ImageRef,
         manifest: &'a Manifest,
         depth: usize,
+        copied: &'a AtomicUsize,
     ) -> Pin<Box<dyn Future<Output = Result<(), RegistryError>> + Send + 'a>> {
         Box::pin(async move {
             if source.name() == target.name() {
@@ -198,7 +213,7 @@ impl Registry {
                     for entry in &index.manifests {
                         let from = source.at(entry.digest.clone());
                         let to = target.at(entry.digest.clone());
-                        self.copy_at(&from, &to, depth + 1).await?;
+                        self.copy_at(&from, &to, depth + 1, copied).await?;
                     }
                     Ok(())
                 }
@@ -265,7 +280,7 @@ impl Registry {
         target: &ImageRef,
         digest: &Digest,
         mount: Option<&ImageRef>,
-    ) -> Result<Option<Url>, RegistryError> {
+    ) -> Result<Option<UploadLocation>, RegistryError> {
         let attempt = format!("push the blob {digest} to {}", target.name());
         let mut url = self.transport.url(target, "blobs/uploads/")?;
         let mut scopes = vec![push(target)];
@@ -290,37 +305,57 @@ impl Registry {
         if response.status() == StatusCode::CREATED {
             return Ok(None);
         }
-        response
+        let named_by = NamedBy::Server(response.remote_addr());
+        let invalid = |reason: String| RegistryError::Invalid {
+            attempt: attempt.clone(),
+            reason: format!("{} {reason}", target.registry()),
+        };
+        let location = response
             .headers()
             .get(header::LOCATION)
             .and_then(|value| url.join(value.to_str().ok()?).ok())
-            .map(Some)
-            .ok_or_else(|| RegistryError::Invalid {
-                attempt,
-                reason: format!("{} does not say where to upload", target.registry()),
-            })
+            .ok_or_else(|| invalid("does not say where to upload".into()))?;
+        match location.scheme() {
+            "https" => {}
+            "http" if url.scheme() == "http" => {}
+            scheme => {
+                return Err(invalid(format!(
+                    "names an upload location with `{scheme}:`, which must be `{}:`",
+                    url.scheme()
+                )));
+            }
+        }
+        Ok(Some(UploadLocation {
+            url: location,
+            named_by,
+        }))
     }
 
     async fn finish_upload(
         &self,
         target: &ImageRef,
         digest: &Digest,
-        mut location: Url,
+        mut location: UploadLocation,
         body: Body,
     ) -> Result<(), RegistryError> {
         location
+            .url
             .query_pairs_mut()
             .append_pair("digest", digest.as_str());
         let call = Call {
             attempt: format!("push the blob {digest} to {}", target.name()),
             host: target.registry(),
             method: Method::PUT,
-            url: location,
+            url: location.url,
             scopes: vec![push(target)],
             accept: &[],
             body,
         };
-        self.transport.send(call).await.map(drop)
+        let how = How {
+            named_by: location.named_by,
+            ..How::default()
+        };
+        self.transport.send_so(call, how).await.map(drop)
     }
 
     /// What a new index would take over from `source`: all entries of an index, attestations too, or the one image
@@ -393,6 +428,12 @@ impl Registry {
         })?;
         self.put_manifest(target, &media_type, raw.into()).await
     }
+}
+
+/// Where a registry wants a blob.
+struct UploadLocation {
+    url: Url,
+    named_by: NamedBy,
 }
 
 /// A body of `size` bytes that is sent as it comes.

@@ -27,6 +27,25 @@ pub enum Credential {
     IdentityToken(Secret),
 }
 
+impl Credential {
+    /// Returns `true` if both are the same login.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Password { username, password },
+                Self::Password {
+                    username: other_name,
+                    password: other_password,
+                },
+            ) => username == other_name && password.expose() == other_password.expose(),
+            (Self::IdentityToken(token), Self::IdentityToken(other)) => {
+                token.expose() == other.expose()
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a credential could not be looked up. Its text never has one in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {

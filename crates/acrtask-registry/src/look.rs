@@ -83,7 +83,11 @@ impl Registry {
         etag: Option<&str>,
     ) -> Result<Look, RegistryError> {
         let attempt = format!("look at {reference}");
-        let how = How { tries: 1, etag };
+        let how = How {
+            tries: 1,
+            etag,
+            ..How::default()
+        };
         let response = match self
             .manifest_call_so(reference, Method::HEAD, attempt.clone(), how)
             .await

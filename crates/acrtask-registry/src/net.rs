@@ -36,6 +36,9 @@ pub enum AddressPolicy {
     /// No private, loopback, link-local (which metadata services use) or otherwise special address:
     /// the host was named by somebody whom the operator need not trust, as in a task file.
     PublicOnly,
+    /// The same, but a proxy of the environment is used: for addresses that a public server named, where the
+    /// operator's policy allows the proxy.
+    PublicByProxy,
 }
 
 impl AddressPolicy {
@@ -44,7 +47,7 @@ impl AddressPolicy {
         match self {
             Self::Any => true,
             Self::NoMetadata => !is_metadata(address),
-            Self::PublicOnly => is_public(address),
+            Self::PublicOnly | Self::PublicByProxy => is_public(address),
         }
     }
 }
@@ -100,7 +103,9 @@ fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
         .redirect(redirects);
     match policy {
         AddressPolicy::Any => builder,
-        AddressPolicy::NoMetadata => builder.dns_resolver(Arc::new(GuardedResolver(policy))),
+        AddressPolicy::NoMetadata | AddressPolicy::PublicByProxy => {
+            builder.dns_resolver(Arc::new(GuardedResolver(policy)))
+        }
         AddressPolicy::PublicOnly => builder
             .no_proxy()
             .dns_resolver(Arc::new(GuardedResolver(policy))),
@@ -109,10 +114,27 @@ fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
 
 /// Whether a redirect from the end of `previous` to `next` may be followed.
 fn next_hop(policy: AddressPolicy, previous: &[Url], next: &Url) -> Result<(), String> {
-    if previous.len() > MAX_REDIRECTS {
+    match previous.last() {
+        Some(from) => check_hop(policy, previous.len(), from, next),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a redirect from `from` to `next`, the `hops`th one of a request, that leads too far, out of TLS, or to an
+/// address that `policy` does not allow.
+///
+/// # Errors
+/// The reason.
+pub(crate) fn check_hop(
+    policy: AddressPolicy,
+    hops: usize,
+    from: &Url,
+    next: &Url,
+) -> Result<(), String> {
+    if hops > MAX_REDIRECTS {
         return Err(format!("more than {MAX_REDIRECTS} redirects"));
     }
-    let was_https = previous.last().is_some_and(|url| url.scheme() == "https");
+    let was_https = from.scheme() == "https";
     match next.scheme() {
         "https" => {}
         "http" if !was_https => {}

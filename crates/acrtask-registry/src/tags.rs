@@ -67,7 +67,7 @@ impl Registry {
         };
         let how = How {
             tries: 1,
-            etag: None,
+            ..How::default()
         };
         let response = self.transport.send_so(call, how).await?;
         let invalid = |reason: String| RegistryError::Invalid {

@@ -1,6 +1,8 @@
 //! One call to a registry: scheme, authorization, waiting, and what an answer means.
 
 mod pace;
+mod route;
+mod token;
 mod words;
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
@@ -14,12 +16,14 @@ use reqwest::{
 };
 use url::Url;
 
-pub(crate) use self::pace::Pace;
-use self::words::{authority, help_foreign, help_missing, help_refused, host_name, message};
+pub(crate) use self::{pace::Pace, route::NamedBy};
+use self::{
+    route::{Clients, Routes, redirection},
+    words::{help_missing, host_name, message},
+};
 use crate::{
-    challenge::{Challenge, RealmTrust, realm_trust},
     client::Settings,
-    credentials::{Credential, Credentials, canonical_host},
+    credentials::{Credentials, canonical_host},
     error::RegistryError,
     net,
 };
@@ -32,6 +36,8 @@ const BACK_OFF: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How much of a token server's answer is read, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
+/// Longest time in which a body that is kept in memory arrives.
+pub(crate) const MEMORY_TIME: Duration = Duration::from_secs(120);
 
 /// What is sent with a call.
 pub(crate) enum Body {
@@ -62,6 +68,8 @@ pub(crate) struct How<'a> {
     pub(crate) tries: u32,
     /// What the caller has already: where that is what there is, the answer is 304, which is a success then.
     pub(crate) etag: Option<&'a str>,
+    /// Who named the URL of the call.
+    pub(crate) named_by: NamedBy,
 }
 
 impl Default for How<'_> {
@@ -69,6 +77,7 @@ impl Default for How<'_> {
         Self {
             tries: MAX_TRIES,
             etag: None,
+            named_by: NamedBy::Caller,
         }
     }
 }
@@ -80,26 +89,35 @@ struct Grant {
     help: String,
 }
 
+/// Why a request has no response.
+enum SendError {
+    Failed(reqwest::Error),
+    /// A redirect, or what stands in its way.
+    Refused(Box<dyn std::error::Error + Send + Sync>),
+    Stalled(pace::Stalled),
+    Setup(RegistryError),
+}
+
+impl From<RegistryError> for SendError {
+    fn from(error: RegistryError) -> Self {
+        Self::Setup(error)
+    }
+}
+
 /// Sends calls.
 #[derive(Debug)]
 pub(crate) struct Transport {
     credentials: Credentials,
     settings: Settings,
-    following: reqwest::Client,
-    direct: reqwest::Client,
-    /// The same without a limit on the wait for an answer.
-    uploading: reqwest::Client,
+    routes: Routes,
     /// By registry and scopes. An expired token is found out by a 401, and replaced.
     grants: Mutex<HashMap<(String, String), Grant>>,
 }
 
 impl Transport {
     pub(crate) fn new(credentials: Credentials, settings: Settings) -> Result<Self, RegistryError> {
-        let client = |follow| net::client(settings.addresses, follow).map_err(RegistryError::Setup);
         Ok(Self {
-            following: client(true)?,
-            direct: client(false)?,
-            uploading: net::uploading_client(settings.addresses).map_err(RegistryError::Setup)?,
+            routes: Routes::new(settings.addresses)?,
             credentials,
             settings,
             grants: Mutex::default(),
@@ -151,7 +169,7 @@ impl Transport {
             source,
         };
         net::check_literal(self.settings.addresses, url).map_err(|error| failed(error.into()))?;
-        let answer = self.direct.get(url.clone()).send().await;
+        let answer = self.routes.named.direct.get(url.clone()).send().await;
         answer.map_err(|error| failed(error.without_url().into()))
     }
 
@@ -166,8 +184,8 @@ impl Transport {
         mut call: Call<'_>,
         how: How<'_>,
     ) -> Result<Response, RegistryError> {
-        net::check_literal(self.settings.addresses, &call.url)
-            .map_err(|error| unreachable(&call, error))?;
+        let clients = self.clients(call.host, &call.url, how.named_by)?;
+        net::check_literal(clients.policy, &call.url).map_err(|error| unreachable(&call, error))?;
         let key = (call.host.to_owned(), call.scopes.join(" "));
         let mut grant = self
             .grants
@@ -181,20 +199,18 @@ impl Transport {
             tries += 1;
             let once = matches!(call.body, Body::Stream(..));
             let last = once || tries >= how.tries;
-            let mut request = self.request(&mut call, grant.as_ref());
-            if let Some(etag) = how.etag {
-                request = request.header(header::IF_NONE_MATCH, etag);
-            }
-            let sent = match &call.body {
-                Body::Stream(_, _, pace) => match pace.follow(request.send()).await {
-                    Ok(sent) => sent,
-                    Err(stalled) => return Err(unreachable(&call, stalled)),
-                },
-                Body::None | Body::Bytes(..) => request.send().await,
-            };
-            let response = match sent {
+            let response = match self.dispatch(&mut call, grant.as_ref(), how).await {
                 Ok(response) => response,
-                Err(error)
+                Err(SendError::Refused(source)) => {
+                    return Err(RegistryError::Unreachable {
+                        attempt: call.attempt,
+                        host: call.host.into(),
+                        source,
+                    });
+                }
+                Err(SendError::Stalled(stalled)) => return Err(unreachable(&call, stalled)),
+                Err(SendError::Setup(error)) => return Err(error),
+                Err(SendError::Failed(error))
                     if error.is_connect()
                         && !last
                         && !error.is_builder()
@@ -203,16 +219,21 @@ impl Transport {
                     wait(tries, None).await;
                     continue;
                 }
-                Err(error) => return Err(unreachable(&call, error.without_url())),
+                Err(SendError::Failed(error)) => {
+                    return Err(unreachable(&call, error.without_url()));
+                }
             };
             let status = response.status();
             match status {
                 _ if status.is_success() => return Ok(response),
                 StatusCode::NOT_MODIFIED if how.etag.is_some() => return Ok(response),
-                StatusCode::UNAUTHORIZED if !asked && !once => {
+                StatusCode::UNAUTHORIZED
+                    if !asked && !once && self.is_own(call.host, response.url()) =>
+                {
                     asked = true;
                     tries -= 1;
-                    let fresh = self.authorize(&call, response.headers()).await?;
+                    let named_by = NamedBy::Server(response.remote_addr());
+                    let fresh = self.authorize(&call, response.headers(), named_by).await?;
                     self.grants
                         .lock()
                         .expect("no panic while it is held")
@@ -251,14 +272,71 @@ impl Transport {
         }
     }
 
-    fn request(&self, call: &mut Call<'_>, grant: Option<&Grant>) -> RequestBuilder {
-        // Only what has no body is sent on to where a redirect leads.
-        let client = match (&call.method, &call.body) {
-            (&Method::GET | &Method::HEAD, _) => &self.following,
-            (_, Body::Stream(..)) => &self.uploading,
-            _ => &self.direct,
+    /// Sends one request, and the further ones that its redirects lead to.
+    async fn dispatch(
+        &self,
+        call: &mut Call<'_>,
+        grant: Option<&Grant>,
+        how: How<'_>,
+    ) -> Result<Response, SendError> {
+        let mut url = call.url.clone();
+        let mut named_by = how.named_by;
+        let mut hops = 0;
+        loop {
+            let clients = self.clients(call.host, &url, named_by)?;
+            let mut request = self.request(clients, call, &url, grant);
+            if let Some(etag) = how.etag {
+                request = request.header(header::IF_NONE_MATCH, etag);
+            }
+            let sent = match &call.body {
+                Body::Stream(_, _, pace) => pace
+                    .follow(request.send())
+                    .await
+                    .map_err(SendError::Stalled)?,
+                Body::None | Body::Bytes(..) => request.send().await,
+            };
+            let response = sent.map_err(SendError::Failed)?;
+            // Only requests that cannot change anything are sent on.
+            if !matches!(call.method, Method::GET | Method::HEAD) {
+                return Ok(response);
+            }
+            let Some(next) = redirection(&response) else {
+                return Ok(response);
+            };
+            hops += 1;
+            named_by = NamedBy::Server(response.remote_addr());
+            let policy = self.clients(call.host, &next, named_by)?.policy;
+            net::check_hop(policy, hops, &url, &next)
+                .map_err(|reason| SendError::Refused(reason.into()))?;
+            url = next;
+        }
+    }
+
+    /// Returns the connections for `url`.
+    fn clients(&self, host: &str, url: &Url, named_by: NamedBy) -> Result<&Clients, RegistryError> {
+        match self.is_own(host, url) {
+            true => Ok(&self.routes.named),
+            false => self.routes.to(named_by),
+        }
+    }
+
+    /// Returns `true` if `url` has the scheme, host and port of the registry `host`.
+    fn is_own(&self, host: &str, url: &Url) -> bool {
+        Url::parse(&self.base(host)).is_ok_and(|base| base.origin() == url.origin())
+    }
+
+    fn request(
+        &self,
+        clients: &Clients,
+        call: &mut Call<'_>,
+        url: &Url,
+        grant: Option<&Grant>,
+    ) -> RequestBuilder {
+        let client = match &call.body {
+            Body::Stream(..) => &clients.uploading,
+            Body::None | Body::Bytes(..) => &clients.direct,
         };
-        let mut request = client.request(call.method.clone(), call.url.clone());
+        let mut request = client.request(call.method.clone(), url.clone());
         for accept in call.accept {
             request = request.header(header::ACCEPT, *accept);
         }
@@ -272,218 +350,41 @@ impl Transport {
                 .header(header::CONTENT_LENGTH, *size)
                 .body(std::mem::take(body)),
         };
-        // A registry may send an upload to another host; that host does not get the credential.
-        let own =
-            Url::parse(&self.base(call.host)).is_ok_and(|base| base.origin() == call.url.origin());
+        // A registry may send a client to another host; that host does not get the credential.
         match grant.and_then(|grant| grant.header.as_ref()) {
-            Some(value) if own => request.header(header::AUTHORIZATION, sensitive(value)),
+            Some(value) if self.is_own(call.host, url) => {
+                request.header(header::AUTHORIZATION, sensitive(value))
+            }
             _ => request,
         }
     }
+}
 
-    /// Answers the challenge in `headers`.
-    async fn authorize(
-        &self,
-        call: &Call<'_>,
-        headers: &HeaderMap,
-    ) -> Result<Grant, RegistryError> {
-        let challenge = headers
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-            .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        let own = || self.credential(call, call.host);
-        match challenge {
-            None => Err(RegistryError::Invalid {
-                attempt: call.attempt.clone(),
-                reason: format!(
-                    "{} asks for authorization of a kind that is not known",
-                    call.host
-                ),
-            }),
-            Some(Challenge::Basic) => Ok(match own().await? {
-                Some(Credential::Password { username, password }) => Grant {
-                    header: Some(basic(&username, &password)),
-                    help: help_refused(call.host),
-                },
-                Some(Credential::IdentityToken(_)) => Grant {
-                    header: None,
-                    help: format!(
-                        "{} takes a password, and the Docker configuration has a token: give `--credential {}=USER:@FILE`",
-                        call.host, call.host
-                    ),
-                },
-                None => Grant {
-                    header: None,
-                    help: help_missing(call.host),
-                },
-            }),
-            Some(Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            }) => {
-                let invalid = |reason: String| RegistryError::Invalid {
-                    attempt: call.attempt.clone(),
-                    reason,
-                };
-                let realm = Url::parse(&realm)
-                    .ok()
-                    .filter(|url| matches!(url.scheme(), "http" | "https"))
-                    .ok_or_else(|| {
-                        invalid(format!(
-                            "{} names a token server that is not an address",
-                            call.host
-                        ))
-                    })?;
-                net::check_literal(self.settings.addresses, &realm)
-                    .map_err(|error| unreachable(call, error))?;
-                let realm_host = authority(&realm);
-                let (credential, help) = match realm_trust(&call.url, &realm) {
-                    RealmTrust::Registry => match own().await? {
-                        None => (None, help_missing(call.host)),
-                        credential => (credential, help_refused(call.host)),
-                    },
-                    RealmTrust::OwnOnly => match self.credential(call, &realm_host).await? {
-                        None => (None, help_foreign(call.host, &realm_host)),
-                        credential => (credential, help_refused(&realm_host)),
-                    },
-                    RealmTrust::Nobody => (
-                        None,
-                        format!(
-                            "the token server of {}, {realm_host}, has no TLS, so that it is not given a password",
-                            call.host
-                        ),
-                    ),
-                };
-                let mut scopes = call.scopes.clone();
-                scopes.extend(scope.filter(|scope| !call.scopes.contains(scope)));
-                let token = self
-                    .token(call, realm, service, scopes, credential, &help)
-                    .await?;
-                Ok(Grant {
-                    header: Some(Secret::new(format!("Bearer {}", token.expose()))),
-                    help,
-                })
-            }
-        }
-    }
-
-    async fn credential(
-        &self,
-        call: &Call<'_>,
-        host: &str,
-    ) -> Result<Option<Credential>, RegistryError> {
-        self.credentials
-            .for_host(host)
-            .await
-            .map_err(|source| RegistryError::Credentials {
-                attempt: call.attempt.clone(),
-                source,
-            })
-    }
-
-    /// Asks a token server. No redirect is followed: the request may carry a password.
-    async fn token(
-        &self,
-        call: &Call<'_>,
-        realm: Url,
-        service: Option<String>,
-        scopes: Vec<String>,
-        credential: Option<Credential>,
-        help: &str,
-    ) -> Result<Secret, RegistryError> {
-        let realm_host = authority(&realm);
-        let service = service.map(|service| ("service".to_owned(), service));
-        let mut tries = 0;
-        let response = loop {
-            tries += 1;
-            let request = match &credential {
-                Some(Credential::IdentityToken(token)) => {
-                    let mut form: Vec<(String, String)> = vec![
-                        ("grant_type".into(), "refresh_token".into()),
-                        ("client_id".into(), "acrtask".into()),
-                        ("scope".into(), scopes.join(" ")),
-                        ("refresh_token".into(), token.expose().into()),
-                    ];
-                    form.extend(service.clone());
-                    self.direct.post(realm.clone()).form(&form)
-                }
-                other => {
-                    let mut query: Vec<(String, String)> = service.clone().into_iter().collect();
-                    query.extend(
-                        scopes
-                            .iter()
-                            .map(|scope| ("scope".to_owned(), scope.clone())),
-                    );
-                    let request = self.direct.get(realm.clone()).query(&query);
-                    match other {
-                        Some(Credential::Password { username, password }) => request
-                            .header(header::AUTHORIZATION, sensitive(&basic(username, password))),
-                        _ => request,
-                    }
-                }
-            };
-            let response = request
-                .send()
-                .await
-                .map_err(|error| RegistryError::Unreachable {
-                    attempt: call.attempt.clone(),
-                    host: realm_host.clone(),
-                    source: Box::new(error.without_url()),
-                })?;
-            let retry_after = retry_after(response.headers());
-            if response.status() != StatusCode::TOO_MANY_REQUESTS {
-                break response;
-            }
-            if tries >= MAX_TRIES || retry_after.is_some_and(|wait| wait > MAX_WAIT) {
-                return Err(RegistryError::RateLimited {
-                    attempt: call.attempt.clone(),
-                    host: realm_host,
-                    retry_after,
-                });
-            }
-            wait(tries, retry_after).await;
-        };
-        match response.status() {
-            status if status.is_success() => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-                return Err(RegistryError::Denied {
-                    attempt: call.attempt.clone(),
-                    host: realm_host,
-                    message: message(response).await,
-                    help: help.to_owned(),
-                });
-            }
-            status => {
-                return Err(RegistryError::Refused {
-                    attempt: call.attempt.clone(),
-                    host: realm_host,
-                    status: status.as_u16(),
-                    message: message(response).await,
-                });
-            }
-        }
-        #[derive(serde::Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let body = read_limited(response, MAX_TOKEN, &call.attempt, &realm_host).await?;
-        serde_json::from_slice::<Answer>(&body)
-            .ok()
-            .and_then(|answer| answer.token.or(answer.access_token))
-            .filter(|token| HeaderValue::from_str(token).is_ok())
-            .map(Secret::new)
-            .ok_or_else(|| RegistryError::Invalid {
-                attempt: call.attempt.clone(),
-                reason: format!("the token server {realm_host} answered without a token"),
-            })
+/// Reads a body of at most `limit` bytes within [`MEMORY_TIME`].
+pub(crate) async fn read_limited(
+    response: Response,
+    limit: u64,
+    attempt: &str,
+    host: &str,
+) -> Result<Bytes, RegistryError> {
+    let reading = read_all(response, limit, attempt, host);
+    match tokio::time::timeout(MEMORY_TIME, reading).await {
+        Ok(body) => body,
+        Err(_) => Err(too_slow(attempt, host)),
     }
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(crate) async fn read_limited(
+/// The error for a body that does not arrive within [`MEMORY_TIME`].
+pub(crate) fn too_slow(attempt: &str, host: &str) -> RegistryError {
+    let reason = format!("the body did not arrive within {} s", MEMORY_TIME.as_secs());
+    RegistryError::Unreachable {
+        attempt: attempt.into(),
+        host: host.into(),
+        source: reason.into(),
+    }
+}
+
+async fn read_all(
     mut response: Response,
     limit: u64,
     attempt: &str,
@@ -582,4 +483,26 @@ fn sensitive(value: &Secret) -> HeaderValue {
         HeaderValue::from_str(value.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
     header.set_sensitive(true);
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn body_in_memory_ends_in_time() {
+        let slow = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))
+        });
+        let response = http::Response::new(reqwest::Body::wrap_stream(slow));
+        let begun = tokio::time::Instant::now();
+        let error = read_limited(response.into(), 1 << 20, "read", "r.example").await;
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, RegistryError::Unreachable { .. }),
+            "{error:?}"
+        );
+        assert!(begun.elapsed() <= MEMORY_TIME + Duration::from_secs(1));
+    }
 }

@@ -40,7 +40,7 @@ pub(super) fn help_refused(host: &str) -> String {
 
 pub(super) fn help_foreign(host: &str, realm: &str) -> String {
     format!(
-        "{host} sends to the token server {realm}, another host, which is not given the password of {host}; if it may have it, give it with `--credential {realm}=USER:@FILE`"
+        "{host} names the token server {realm}, another host, which is not given the login for {host}; if it may have it, give the same login for both: `--credential {host}=USER:@FILE --credential {realm}=USER:@FILE`"
     )
 }
 

@@ -45,7 +45,9 @@ impl Clients {
     pub(super) fn of(&self, policy: AddressPolicy) -> Result<&reqwest::Client, String> {
         let client = match policy {
             AddressPolicy::Any => &self.named,
-            AddressPolicy::PublicOnly | AddressPolicy::NoMetadata => &self.public,
+            AddressPolicy::PublicOnly
+            | AddressPolicy::PublicByProxy
+            | AddressPolicy::NoMetadata => &self.public,
         };
         client.as_ref().ok_or_else(|| {
             "no requests can be sent: the platform's certificates cannot be read".into()
