@@ -15,7 +15,9 @@
 //!
 //! - An SSH key is in no file either: an agent that lives as long as the fetch has it. The key of a host is checked.
 //!
-//! Left out: a limit on the size of what git fetches (it is bounded in time), ranges and resuming of downloads,
+//! - What git keeps on disk and in memory is measured while it runs, and ends it beyond the limits.
+//!
+//! Left out: ranges and resuming of downloads,
 //! artifacts that are an index, extensions and other transfers of Git LFS than `basic`.
 
 pub mod archive;
@@ -68,6 +70,8 @@ pub struct Limits {
     pub entries: u64,
     /// Unpacked bytes for each packed one, checked from [`archive::RATIO_FROM`] unpacked bytes on.
     pub ratio: u64,
+    /// Bytes of memory of git and what it starts, which keep what a server makes up: references, trees.
+    pub memory_bytes: u64,
     /// Time for all of it.
     pub time: Duration,
 }
@@ -79,6 +83,7 @@ impl Default for Limits {
             unpacked_bytes: 32 << 30,
             entries: 2_000_000,
             ratio: 200,
+            memory_bytes: 4 << 30,
             time: Duration::from_secs(1800),
         }
     }

@@ -1,6 +1,14 @@
 //! One child process with bounded output, that does not outlive the future which waits for it.
+//!
+//! What it writes to disk and keeps in memory is measured while it runs ([`Bounds`]): a server decides how much a git
+//! command takes, and git has no limits of its own.
 
-use std::{io, process::Stdio};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -10,9 +18,115 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
 };
+use walkdir::WalkDir;
 
 /// How much of the error stream is kept, in bytes.
 const MAX_STDERR: u64 = 64 << 10;
+
+/// First wait until a child is measured, and shortest wait between two measurements.
+const MEASURE: Duration = Duration::from_millis(250);
+/// Measuring takes at most one part in this many of the time.
+const SPACING: u32 = 20;
+
+/// What a child and all that it starts may take.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    /// The folder that they write to.
+    pub(crate) folder: PathBuf,
+    /// Bytes of all files in it.
+    pub(crate) bytes: u64,
+    /// Files and folders in it.
+    pub(crate) entries: u64,
+    /// Bytes of memory of all processes.
+    pub(crate) memory: u64,
+}
+
+/// A bound that was exceeded; travels inside an [`io::Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than {limit} {unit}")]
+pub(crate) struct Exceeded {
+    pub(crate) limit: u64,
+    pub(crate) unit: &'static str,
+}
+
+impl Bounds {
+    /// Returns once the processes of `group` have exceeded a bound.
+    async fn watch(&self, group: Option<Pid>) -> Exceeded {
+        let mut wait = MEASURE;
+        loop {
+            tokio::time::sleep(wait).await;
+            let bounds = self.clone();
+            let begun = Instant::now();
+            let measured = tokio::task::spawn_blocking(move || bounds.measure(group)).await;
+            if let Ok(Err(exceeded)) = measured {
+                return exceeded;
+            }
+            wait = MEASURE.max(begun.elapsed() * SPACING);
+        }
+    }
+
+    /// Measures once; the memory of `group` where there is one.
+    pub(crate) fn measure(&self, group: Option<Pid>) -> Result<(), Exceeded> {
+        if group.is_some_and(|group| memory_of(group) > self.memory) {
+            return Err(Exceeded {
+                limit: self.memory,
+                unit: "bytes of memory",
+            });
+        }
+        let (mut bytes, mut entries) = (0u64, 0u64);
+        // Files come and go meanwhile; what is gone counts as nothing.
+        for entry in WalkDir::new(&self.folder).into_iter().flatten() {
+            entries += 1;
+            bytes = bytes.saturating_add(entry.metadata().map_or(0, |of| of.len()));
+            if bytes > self.bytes {
+                return Err(Exceeded {
+                    limit: self.bytes,
+                    unit: "bytes on disk",
+                });
+            }
+            if entries > self.entries {
+                return Err(Exceeded {
+                    limit: self.entries,
+                    unit: "files and folders",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of memory of all processes of a group. 0 where `/proc` does not tell.
+fn memory_of(group: Pid) -> u64 {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return 0;
+    };
+    let sizes = processes.flatten().filter_map(|process| {
+        let name = process.file_name();
+        name.to_str()?.parse::<u32>().ok()?;
+        in_group(&process.path(), group)
+    });
+    sizes.sum()
+}
+
+/// Bytes of memory of the process `folder`, if it belongs to `group`.
+///
+/// Source: proc_pid_stat(5), proc_pid_status(5).
+fn in_group(folder: &Path, group: Pid) -> Option<u64> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    // The name of the program stands in parentheses and may hold anything; state, parent and group follow it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let of: i32 = rest.split_whitespace().nth(2)?.parse().ok()?;
+    if of != group.as_raw() {
+        return None;
+    }
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    // Not the pages of files, which are packs that git maps.
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib << 10)
+}
 
 /// What a child left.
 pub(crate) struct Output {
@@ -34,9 +148,10 @@ impl Drop for Group {
 }
 
 /// Runs `command` in a process group of its own, without input, and keeps at most `limit` bytes of its output. More
-/// than that is read and thrown away, and [`Output::stdout`] is then one byte longer than `limit`.
-pub(crate) async fn run(command: Command, limit: u64) -> io::Result<Output> {
-    run_child(command, None, limit).await
+/// than that is read and thrown away, and [`Output::stdout`] is then one byte longer than `limit`. Ends it with
+/// [`Exceeded`] where it exceeds `bounds`.
+pub(crate) async fn run(command: Command, limit: u64, bounds: &Bounds) -> io::Result<Output> {
+    run_child(command, None, limit, Some(bounds)).await
 }
 
 /// As [`run`], with `input`, which should be short: a program may end without reading it.
@@ -45,10 +160,15 @@ pub(crate) async fn run_with_input(
     input: &[u8],
     limit: u64,
 ) -> io::Result<Output> {
-    run_child(command, Some(input), limit).await
+    run_child(command, Some(input), limit, None).await
 }
 
-async fn run_child(mut command: Command, input: Option<&[u8]>, limit: u64) -> io::Result<Output> {
+async fn run_child(
+    mut command: Command,
+    input: Option<&[u8]>,
+    limit: u64,
+    bounds: Option<&Bounds>,
+) -> io::Result<Output> {
     let stdin = if input.is_some() {
         Stdio::piped()
     } else {
@@ -71,8 +191,20 @@ async fn run_child(mut command: Command, input: Option<&[u8]>, limit: u64) -> io
         let _ = stdin.write_all(input).await;
     }
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (stdout, stderr) = tokio::try_join!(read(stdout, limit + 1), read(stderr, MAX_STDERR))?;
-    let status = child.wait().await?;
+    let ending = async {
+        let (stdout, stderr) = tokio::try_join!(read(stdout, limit + 1), read(stderr, MAX_STDERR))?;
+        Ok::<_, io::Error>((stdout, stderr, child.wait().await?))
+    };
+    let watching = async {
+        match bounds {
+            Some(bounds) => bounds.watch(pid).await,
+            None => std::future::pending().await,
+        }
+    };
+    let (stdout, stderr, status) = tokio::select! {
+        ended = ending => ended?,
+        exceeded = watching => return Err(io::Error::other(exceeded)),
+    };
     group.0 = None;
     Ok(Output {
         success: status.success(),
@@ -88,4 +220,41 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Result<
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn run_bounded(script: &str) -> io::Result<Output> {
+        let folder = tempfile::tempdir()?;
+        let bounds = Bounds {
+            folder: folder.path().to_owned(),
+            bytes: 64 << 20,
+            entries: 1000,
+            memory: 256 << 20,
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(folder.path());
+        run(command, 1 << 20, &bounds).await
+    }
+
+    #[tokio::test]
+    async fn child_ends_where_it_exceeds_a_bound() {
+        for (script, unit) in [
+            // It keeps the last line, which never ends.
+            ("tail /dev/zero", "bytes of memory"),
+            ("tail /dev/zero | cat", "bytes of memory"),
+            ("cat /dev/zero > file", "bytes on disk"),
+            (
+                "i=0; while :; do mkdir -p $i; i=$((i+1)); done",
+                "files and folders",
+            ),
+        ] {
+            let error = run_bounded(script).await.err().unwrap();
+            let exceeded = error.get_ref().unwrap().downcast_ref::<Exceeded>();
+            assert_eq!(exceeded.unwrap().unit, unit, "{script}");
+        }
+        assert!(run_bounded("sleep 0.6; echo fine").await.unwrap().success);
+    }
 }

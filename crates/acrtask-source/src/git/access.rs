@@ -77,6 +77,8 @@ fn environment(
         ("transfer.bundleURI".into(), "false".into()),
         ("maintenance.auto".into(), "false".into()),
         ("gc.auto".into(), "0".into()),
+        // What is received is kept as it came, so that its size on disk is its size.
+        ("fetch.unpackLimit".into(), "1".into()),
         // Less than a kilobyte a second for a minute is a dead server.
         ("http.lowSpeedLimit".into(), "1000".into()),
         ("http.lowSpeedTime".into(), "60".into()),

@@ -37,6 +37,7 @@ impl Git {
             &["checkout", "--quiet", "--force", "--detach", commit],
         )
         .await?;
+        self.check_size().await?;
         Ok(facts)
     }
 

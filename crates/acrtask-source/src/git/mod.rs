@@ -28,7 +28,7 @@ use crate::{
     error::SourceError,
     facts::GitFacts,
     lfs, paths,
-    process::{self, Output},
+    process::{self, Bounds, Exceeded, Output},
     spec::GitUrl,
 };
 use access::Access;
@@ -95,6 +95,7 @@ pub(crate) struct Git {
     /// What is checked out; without links in its path.
     pub(crate) tree: PathBuf,
     access: Access,
+    bounds: Bounds,
     /// Of the programs that run; goes with this.
     home: TempDir,
 }
@@ -113,10 +114,19 @@ impl Git {
             source,
         })?;
         let access = Access::new(url, home.path(), options).await?;
+        // What is packed and what is checked out lie there side by side.
+        let limits = &options.limits;
+        let bounds = Bounds {
+            folder: scratch.to_owned(),
+            bytes: limits.download_bytes.saturating_add(limits.unpacked_bytes),
+            entries: limits.entries,
+            memory: limits.memory_bytes,
+        };
         Ok(Self {
             url: url.clone(),
             tree,
             access,
+            bounds,
             home,
         })
     }
@@ -129,18 +139,42 @@ impl Git {
             .args(args)
             .env_clear()
             .envs(self.access.environment.iter().cloned());
-        process::run(command, MAX_OUTPUT)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => SourceError::NoGit {
-                    url: self.url.url.clone(),
-                    source,
-                },
-                _ => SourceError::Io {
-                    attempt: format!("run git for {}", self.url.url),
-                    source,
-                },
-            })
+        let output = process::run(command, MAX_OUTPUT, &self.bounds).await;
+        output.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => SourceError::NoGit {
+                url: self.url.url.clone(),
+                source,
+            },
+            _ => self.not_run("git", source),
+        })
+    }
+
+    /// Refuses a checkout that exceeds the limits: git may be quicker than what watches it.
+    async fn check_size(&self) -> Result<(), SourceError> {
+        let bounds = self.bounds.clone();
+        let measured = tokio::task::spawn_blocking(move || bounds.measure(None)).await;
+        match measured {
+            Ok(Err(exceeded)) => Err(self.not_run("git", io::Error::other(exceeded))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says why `program` did not run to its end.
+    fn not_run(&self, program: &str, source: io::Error) -> SourceError {
+        let exceeded = source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Exceeded>());
+        match exceeded {
+            Some(exceeded) => SourceError::TooLarge {
+                context: self.url.url.clone(),
+                limit: exceeded.limit,
+                unit: exceeded.unit,
+            },
+            None => SourceError::Io {
+                attempt: format!("run {program} for {}", self.url.url),
+                source,
+            },
+        }
     }
 
     /// Runs git, and takes anything but success for an error.
@@ -180,11 +214,8 @@ impl Git {
             .current_dir(self.home.path())
             .env_clear()
             .envs(environment);
-        let output = process::run(asking, MAX_OUTPUT).await;
-        let output = output.map_err(|source| SourceError::Io {
-            attempt: format!("run ssh for {}", self.url.url),
-            source,
-        })?;
+        let output = process::run(asking, MAX_OUTPUT, &self.bounds).await;
+        let output = output.map_err(|source| self.not_run("ssh", source))?;
         Ok(output.success.then_some(output.stdout))
     }
 
