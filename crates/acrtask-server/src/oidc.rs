@@ -3,7 +3,7 @@
 //! Invariants: only an issuer that a federation names is ever asked, over https (http on loopback); only signatures of public
 //! keys count, never HMAC or none; issuer, audience, subject and times are all checked; keys are kept for a while, and
 //! asked for again once where a token names a key that is not among them. An admin names issuers, so private addresses
-//! are allowed.
+//! are allowed for them; an address of keys on another host has to be public.
 
 use std::{
     collections::HashMap,
@@ -372,6 +372,15 @@ async fn fetch(issuer: &str) -> Result<JwkSet, String> {
         .ok()
         .filter(is_safe)
         .ok_or("its `jwks_uri` does not begin with `https://`")?;
+    // An admin named the issuer's host; a host that the issuer names has to be public.
+    let issuer_host = check_issuer(issuer)?.host_str().map(str::to_owned);
+    let client = if keys.host_str() == issuer_host.as_deref() {
+        client
+    } else {
+        let policy = net::AddressPolicy::PublicByProxy;
+        net::check_literal(policy, &keys).map_err(|error| format!("its `jwks_uri`: {error}"))?;
+        net::client(policy, false).map_err(|error| error.to_string())?
+    };
     // A key of a kind that is not known here must not hide the others.
     let set: RawKeys = get(&client, keys.as_str()).await?;
     Ok(JwkSet {

@@ -257,6 +257,42 @@ async fn an_issuer_that_answers_wrongly_is_told() {
     insta::assert_snapshot!(told.join("\n"));
 }
 
+/// Whoever answers for an issuer must not make the server ask hosts of its own network.
+#[tokio::test]
+async fn keys_on_other_private_hosts_are_not_fetched() {
+    let server = MockServer::start().await;
+    let url = server.uri();
+    let port = server.address().port();
+    let federations = [federation(&url)];
+    let claims =
+        json!({"iss": url, "aud": "acrtask", "sub": "repo:org/app:x", "exp": NOW / 1000 + 60});
+    let token = signed(&Pair::new("one"), &claims);
+    for keys in [
+        format!("http://localhost:{port}/keys"),
+        format!("http://[::1]:{port}/keys"),
+        format!("http://127.0.0.2:{port}/keys"),
+        "https://10.1.2.3/keys".to_owned(),
+        "https://169.254.169.254/keys".to_owned(),
+    ] {
+        server.reset().await;
+        Mock::given(matchers::path("/.well-known/openid-configuration"))
+            .respond_with(
+                ResponseTemplate::new(200).set_body_json(json!({"issuer": url, "jwks_uri": keys})),
+            )
+            .mount(&server)
+            .await;
+        let error = Issuers::default()
+            .verify(&token, &federations, NOW)
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("not a public address"),
+            "{keys}: {error}"
+        );
+        assert_eq!(server.received_requests().await.unwrap().len(), 1, "{keys}");
+    }
+}
+
 #[tokio::test]
 async fn an_issuer_that_is_down_is_not_asked_all_the_time() {
     let server = MockServer::start().await;
