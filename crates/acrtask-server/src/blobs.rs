@@ -35,6 +35,16 @@ pub enum BlobError {
         /// Why, and what to write instead.
         reason: String,
     },
+    /// There is more under the key than was kept there.
+    #[error("the blob `{key}` has {size} bytes, and at most {limit} were kept there")]
+    TooLarge {
+        /// Its key.
+        key: String,
+        /// What it has.
+        size: u64,
+        /// What it may have.
+        limit: u64,
+    },
     /// The place for blobs failed.
     #[error("cannot {attempt} the blob `{key}`")]
     Failed {
@@ -205,14 +215,27 @@ impl Blobs {
         Ok(length)
     }
 
-    /// All that is under `key`.
+    /// All that is under `key`, at most `limit` bytes.
     ///
     /// # Errors
-    /// [`BlobError::NotFound`], or when the place for blobs fails.
-    pub async fn get(&self, key: &str) -> Result<Bytes, BlobError> {
+    /// [`BlobError::NotFound`], [`BlobError::TooLarge`], or when the place for blobs fails.
+    pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes, BlobError> {
         let failed = |error| BlobError::of("read", key, error);
         let got = self.store.get(&Path::from(key)).await.map_err(failed)?;
-        got.bytes().await.map_err(failed)
+        if got.meta.size > limit {
+            return Err(BlobError::TooLarge {
+                key: key.to_owned(),
+                size: got.meta.size,
+                limit,
+            });
+        }
+        let length = got.range.end.saturating_sub(got.range.start);
+        let mut stream = exactly(got.into_stream(), length);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk.map_err(failed)?);
+        }
+        Ok(bytes.into())
     }
 
     /// What is under `key`, or a part of it, a little at a time.
@@ -236,7 +259,9 @@ impl Blobs {
             .get_opts(&Path::from(key), options)
             .await
             .map_err(|error| BlobError::of("read", key, error))?;
-        Ok(got.into_stream().map_err(std::io::Error::other).boxed())
+        let length = got.range.end.saturating_sub(got.range.start);
+        let stream = exactly(got.into_stream(), length);
+        Ok(stream.map_err(std::io::Error::other).boxed())
     }
 
     /// Removes blobs; one that is not there is as good as removed.
@@ -265,6 +290,31 @@ impl Blobs {
         }
         first
     }
+}
+
+/// Ends a stream with an error where it has more or fewer bytes than `length`, which the service itself named.
+fn exactly(
+    stream: BoxStream<'static, object_store::Result<Bytes>>,
+    length: u64,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let wrong = move |seen: u64| object_store::Error::Generic {
+        store: "the place for blobs",
+        source: format!("it named {length} bytes and sent {seen} or more").into(),
+    };
+    futures::stream::try_unfold((stream, 0u64), move |(mut stream, seen)| async move {
+        match stream.try_next().await? {
+            Some(chunk) => {
+                let seen = seen.saturating_add(chunk.len() as u64);
+                match seen > length {
+                    true => Err(wrong(seen)),
+                    false => Ok(Some((chunk, (stream, seen)))),
+                }
+            }
+            None if seen < length => Err(wrong(seen)),
+            None => Ok(None),
+        }
+    })
+    .boxed()
 }
 
 /// Gives a builder the settings that it knows.

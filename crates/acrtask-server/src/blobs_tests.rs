@@ -38,7 +38,7 @@ async fn check(blobs: &Blobs) {
         .put(key, Bytes::from_static(b"hello world"))
         .await
         .unwrap();
-    assert_eq!(blobs.get(key).await.unwrap(), "hello world");
+    assert_eq!(blobs.get(key, 1 << 30).await.unwrap(), "hello world");
     let part = blobs.get_stream(key, Some(6..9)).await.unwrap();
     assert_eq!(all(part).await.unwrap(), b"wor");
     let whole = blobs.get_stream(key, None).await.unwrap();
@@ -54,7 +54,7 @@ async fn check(blobs: &Blobs) {
             .unwrap();
         assert_eq!(length, data.len() as u64);
         assert!(
-            blobs.get("contexts/c1/0-x").await.unwrap() == data,
+            blobs.get("contexts/c1/0-x", 1 << 30).await.unwrap() == data,
             "{length} bytes"
         );
     }
@@ -67,7 +67,7 @@ async fn check(blobs: &Blobs) {
             .await
             .unwrap_err();
         assert!(matches!(error, BlobError::Input(_)), "{error}");
-        let missing = blobs.get("contexts/c2/0-x").await.unwrap_err();
+        let missing = blobs.get("contexts/c2/0-x", 1 << 30).await.unwrap_err();
         assert!(matches!(missing, BlobError::NotFound(_)), "{missing}");
     }
     let keys = [
@@ -77,7 +77,10 @@ async fn check(blobs: &Blobs) {
     ];
     blobs.delete(&keys).await.unwrap();
     blobs.delete(&keys).await.unwrap();
-    assert!(matches!(blobs.get(key).await, Err(BlobError::NotFound(_))));
+    assert!(matches!(
+        blobs.get(key, 1 << 30).await,
+        Err(BlobError::NotFound(_))
+    ));
     assert!(matches!(
         blobs.get_stream(key, None).await,
         Err(BlobError::NotFound(_))
@@ -291,10 +294,83 @@ async fn a_container_of_azure() {
         .put("logs/r1/1/0", Bytes::from_static(b"hello"))
         .await
         .unwrap();
-    assert_eq!(blobs.get("logs/r1/1/0").await.unwrap(), "hello");
-    let missing = blobs.get("logs/r1/1/5").await;
+    assert_eq!(blobs.get("logs/r1/1/0", 5).await.unwrap(), "hello");
+    let missing = blobs.get("logs/r1/1/5", 5).await;
     assert!(
         matches!(missing, Err(BlobError::NotFound(_))),
         "{missing:?}"
     );
+}
+
+/// A service that sends `response` to every request.
+fn lying(response: &'static str) -> Blobs {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 8192]);
+            let head = "Connection: close\r\nETag: \"e\"\r\nLast-Modified: Mon, 02 Nov 2026 10:00:00 GMT\r\n";
+            let (status, rest) = response.split_once("\r\n").unwrap();
+            let _ = stream.write_all(format!("HTTP/1.1 {status}\r\n{head}{rest}").as_bytes());
+        }
+    });
+    let settings = [
+        ("AWS_ENDPOINT", format!("http://{address}")),
+        ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ("AWS_REGION", "here".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "me".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2".to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value));
+    Blobs::with("s3://bucket/prefix", &settings).unwrap()
+}
+
+/// What a service sends for another range, or beyond what it named, must not become part of a log or a context.
+#[tokio::test]
+async fn blobs_of_a_lying_service_are_refused() {
+    for (name, response) in [
+        (
+            "more than was kept",
+            "200 OK\r\nContent-Length: 6\r\n\r\nhello!",
+        ),
+        (
+            "a petabyte",
+            "200 OK\r\nContent-Length: 1125899906842624\r\n\r\nhello",
+        ),
+    ] {
+        let error = lying(response).get("logs/r1/1/0", 5).await.unwrap_err();
+        assert!(
+            matches!(error, BlobError::TooLarge { limit: 5, .. }),
+            "{name}: {error:?}"
+        );
+    }
+    for (name, response) in [
+        (
+            "another range",
+            "206 P\r\nContent-Range: bytes 0-2/11\r\nContent-Length: 3\r\n\r\nhel",
+        ),
+        (
+            "all in place of a part",
+            "200 OK\r\nContent-Length: 11\r\n\r\nhello world",
+        ),
+        ("no range", "206 P\r\nContent-Length: 3\r\n\r\nhel"),
+        (
+            "more than the range",
+            "206 P\r\nContent-Range: bytes 6-8/11\r\nContent-Length: 11\r\n\r\nhello world",
+        ),
+        (
+            "less than the range",
+            "206 P\r\nContent-Range: bytes 6-8/11\r\nContent-Length: 2\r\n\r\nwo",
+        ),
+    ] {
+        let read = async {
+            let stream = lying(response)
+                .get_stream("contexts/c1/0", Some(6..9))
+                .await;
+            let parts = stream.map_err(std::io::Error::other)?;
+            parts.try_collect::<Vec<Bytes>>().await
+        };
+        assert!(read.await.is_err(), "{name}");
+    }
 }

@@ -159,6 +159,8 @@ struct Cut {
     offset: u64,
     skip: usize,
     length: usize,
+    /// Bytes of the whole blob.
+    size: u32,
 }
 
 /// Which bytes of `rows` come at `offset` and behind it, and where they end; or where bytes are missing.
@@ -178,6 +180,7 @@ fn cuts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<Cut>, u64), u64> {
             offset: at,
             skip: usize::try_from(at - row.offset).map_err(|_| at)?,
             length: usize::try_from(end - at).map_err(|_| at)?,
+            size: row.length,
         });
         at = end;
     }
@@ -185,8 +188,8 @@ fn cuts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<Cut>, u64), u64> {
 }
 
 async fn fetch(app: Arc<App>, run: RunId, cut: Cut) -> Result<Bytes, LogError> {
-    let bytes = app.blobs.get(&cut.blob).await?;
-    if bytes.len() < cut.skip + cut.length {
+    let bytes = app.blobs.get(&cut.blob, cut.size.into()).await?;
+    if bytes.len() != cut.size as usize {
         return Err(LogError::Damaged {
             run,
             offset: cut.offset + (bytes.len().saturating_sub(cut.skip)) as u64,
@@ -214,6 +217,7 @@ mod tests {
             offset,
             skip,
             length,
+            size: u32::try_from(skip + length).unwrap(),
         }
     }
 

@@ -63,9 +63,12 @@ async fn what_is_old_goes_with_its_blobs() {
     assert!(app.store.run(&old).await.is_err());
     app.store.run(&young).await.unwrap();
     app.store.run(&waiting).await.unwrap();
-    let gone = app.blobs.get(&format!("logs/{old}/1/0")).await;
+    let gone = app.blobs.get(&format!("logs/{old}/1/0"), 1 << 20).await;
     assert!(matches!(gone, Err(crate::blobs::BlobError::NotFound(_))));
-    app.blobs.get(&format!("logs/{young}/1/0")).await.unwrap();
+    app.blobs
+        .get(&format!("logs/{young}/1/0"), 1 << 20)
+        .await
+        .unwrap();
     assert_eq!(pass(app, &mut left).await.unwrap(), Removed::default());
 }
 

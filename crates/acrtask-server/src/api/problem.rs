@@ -176,7 +176,9 @@ impl From<BlobError> for ApiError {
                 tracing::warn!(error = chain(&error), "a blob cannot be written or read");
                 Self::unavailable("the place for logs and contexts cannot be reached now")
             }
-            BlobError::NotFound(_) | BlobError::Setup { .. } => Self::internal(&error),
+            BlobError::NotFound(_) | BlobError::TooLarge { .. } | BlobError::Setup { .. } => {
+                Self::internal(&error)
+            }
             BlobError::Input(cause) => {
                 Self::invalid(format!("the body broke off: {}", chain(cause)))
             }

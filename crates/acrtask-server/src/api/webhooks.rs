@@ -317,7 +317,11 @@ async fn redeliver(
         .map_err(ApiError::conflict)?;
     let body = match app.store.delivery_body(&id).await? {
         StoredBody::Inline(bytes) => Bytes::from(bytes),
-        StoredBody::Blob(key) => app.blobs.get(&key).await?,
+        StoredBody::Blob(key) => {
+            app.blobs
+                .get(&key, acrtask_trigger::MAX_BODY as u64)
+                .await?
+        }
     };
     let headers = webhooks::headers_of(&row.headers);
     let source = webhooks::read_kept(sender, &headers, &body).map_err(|rejection| {
