@@ -492,6 +492,7 @@ async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
             what: format!("this is no PostgreSQL URL: {error}"),
         })?
         .application_name("acrtask");
+    check_protection(url, &options)?;
     let mut connection = PgConnection::connect_with(&options).await?;
     POSTGRES
         .run_direct(None, &mut connection, false)
@@ -519,6 +520,32 @@ async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
         pool,
         options: Box::new(options),
         answer,
+    })
+}
+
+/// Refuses a database on another machine whose URL leaves it to that machine, and to whoever is between, whether the
+/// connection is encrypted: PostgreSQL's default is to go on in clear where TLS is not offered.
+fn check_protection(url: &str, options: &PgConnectOptions) -> Result<()> {
+    let named = ["sslmode=", "ssl-mode="]
+        .iter()
+        .any(|key| url.contains(key))
+        || std::env::var_os("PGSSLMODE").is_some();
+    let host = options.get_host();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let here = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || address
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    if named || here {
+        return Ok(());
+    }
+    Err(StoreError::Invalid {
+        what: format!(
+            "the PostgreSQL URL does not say how the connection to {host} is protected; append `?sslmode=verify-full`, \
+             or `?sslmode=disable` where the network is trusted"
+        ),
     })
 }
 

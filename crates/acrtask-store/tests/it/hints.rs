@@ -61,6 +61,34 @@ async fn after_a_lost_connection_hints_come_again() {
     sending.abort();
 }
 
+/// Whoever may connect to the database may send anything on the channel.
+#[tokio::test]
+async fn junk_on_the_channel_is_passed_over() {
+    let Some(fixture) = Fixture::postgres().await else {
+        return;
+    };
+    let mut hints = fixture.store.hints().await.unwrap();
+    for payload in [
+        String::new(),
+        "null".into(),
+        "{}".into(),
+        "[".repeat(7_000),
+        r#"[{"cancel": "../../x"}, {"cancel": 1}, {"drop": "tables"}, null]"#.into(),
+        format!(r#"["{}"]"#, "x".repeat(7_000)),
+        r#"[{"log": "'; DROP TABLE runs; --"}]"#.into(),
+    ] {
+        let payload = payload.replace('\'', "''");
+        fixture
+            .raw(&format!("SELECT pg_notify('acrtask', '{payload}')"))
+            .await;
+    }
+    fixture.store.hint(&[Hint::Tasks]).await.unwrap();
+    let came = timeout(Duration::from_secs(10), hints.next())
+        .await
+        .unwrap();
+    assert_eq!(came, Hint::Tasks);
+}
+
 #[tokio::test]
 async fn sqlite_has_none() {
     let fixture = Fixture::sqlite().await;

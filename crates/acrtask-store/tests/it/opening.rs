@@ -106,6 +106,56 @@ async fn what_is_no_database_is_told_apart() {
     assert!(Store::open(&url).await.is_err());
 }
 
+/// Answers like a PostgreSQL without TLS, or like someone between who takes TLS away, and returns what came before and
+/// after that answer.
+async fn without_tls() -> (u16, tokio::task::JoinHandle<Vec<u8>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 8];
+        stream.read_exact(&mut request).await.unwrap();
+        stream.write_all(b"N").await.unwrap();
+        let mut rest = Vec::new();
+        let reading = stream.read_to_end(&mut rest);
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), reading).await;
+        rest
+    });
+    (port, seen)
+}
+
+#[tokio::test]
+async fn postgres_connection_is_not_downgraded() {
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let (port, seen) = without_tls().await;
+        let url = format!("postgres://acrtask:hunter2@127.0.0.1:{port}/x?sslmode={mode}");
+        let error = Store::open(&url).await.unwrap_err();
+        assert!(error.is_unavailable(), "{mode}: {error:?}");
+        let text = format!("{error:?}");
+        assert!(text.contains("TLS") && !text.contains("hunter2"), "{text}");
+        assert_eq!(
+            seen.await.unwrap(),
+            b"",
+            "{mode}: something was sent in clear"
+        );
+    }
+}
+
+#[tokio::test]
+async fn remote_postgres_needs_a_named_protection() {
+    for host in ["db.example.com", "10.1.2.3", "[fd00::1]"] {
+        let url = format!("postgres://acrtask:hunter2@{host}/x");
+        match Store::open(&url).await.unwrap_err() {
+            StoreError::Invalid { what } => {
+                assert!(what.contains("?sslmode=verify-full"), "{what}");
+                assert!(!what.contains("hunter2"), "{what}");
+            }
+            other => panic!("{host}: {other:?}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_gone_is_unavailable() {
     let Some((url, database)) = empty_postgres().await else {

@@ -17,8 +17,8 @@ Examples:
   acrtask serve                                everything on this machine
   acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem \\
     --public-url https://ci.example.com
-  acrtask serve --database postgres://acrtask@db/acrtask --blobs s3://bucket/acrtask --no-runner \\
-    --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
+  acrtask serve --database 'postgres://acrtask@db/acrtask?sslmode=verify-full' --no-runner \\
+    --blobs s3://bucket/acrtask --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
   acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
 
 Where nothing else is said, the database is a SQLite file, logs and contexts are files, and a runner
