@@ -26,6 +26,7 @@ pub mod base_images;
 pub mod engine;
 pub mod forge;
 pub mod git_server;
+pub mod misbehaving;
 pub mod postgres;
 pub mod project;
 pub mod proxy;

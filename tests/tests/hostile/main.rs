@@ -10,6 +10,10 @@
 mod corpus;
 mod front;
 mod network;
+mod registries;
+mod repositories;
+mod scenarios;
+mod tls;
 mod trace;
 
 use std::{
@@ -58,6 +62,12 @@ fn hostile_inputs_are_traced() {
     );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    run_in_namespaces("inside", folder.path(), &program);
+}
+
+/// Runs the ignored test `name` of this file's program in namespaces of its own, with `program` as the program under
+/// test.
+fn run_in_namespaces(name: &str, folder: &Path, program: &Path) {
     let mut command = Command::new("unshare");
     command.args([
         "--net",
@@ -75,9 +85,9 @@ fn hostile_inputs_are_traced() {
     let output = command
         .arg("--")
         .arg(std::env::current_exe().unwrap())
-        .args(["inside", "--exact", "--ignored", "--nocapture"])
-        .env(INSIDE, folder.path())
-        .env("ACRTASK_TEST_BIN", &program)
+        .args([name, "--exact", "--ignored", "--nocapture"])
+        .env(INSIDE, folder)
+        .env("ACRTASK_TEST_BIN", program)
         .env_remove("ACRTASK_SERVER")
         .env_remove("ACRTASK_TOKEN")
         .output()

@@ -1,0 +1,218 @@
+//! A server that answers wrongly on purpose. Each answer is a value, so that a scenario is one line of a test's table.
+//!
+//! Invariants: each connection takes one request, so that a client resolves and connects again for the next one; what was
+//! requested is kept, so that a test can say what must not have been sent; the server ends with its process.
+
+use std::{
+    io::{self, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::git_server::{Request, read_body, read_head};
+
+/// Longest wait for a client.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// An answer to one request.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Status, headers and body, as they should be.
+    Whole(u16, Vec<(String, String)>, Vec<u8>),
+    /// A head, and then the same bytes again and again, until the client closes.
+    Endless(u16, Vec<(String, String)>, Vec<u8>),
+    /// A head that announces this many bytes, and fewer of them.
+    Truncated(u64, Vec<(String, String)>, Vec<u8>),
+    /// Bytes in place of HTTP.
+    Raw(Vec<u8>),
+    /// The first bytes once, and the second ones again and again, in place of HTTP, until the client closes.
+    RawEndless(Vec<u8>, Vec<u8>),
+}
+
+impl Reply {
+    /// A response with a status and headers.
+    pub fn status(status: u16, headers: &[(&str, &str)]) -> Self {
+        Self::Whole(status, owned(headers), Vec::new())
+    }
+
+    /// `200` with a body of this media type.
+    pub fn body(media_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self::Whole(200, owned(&[("Content-Type", media_type)]), body.into())
+    }
+
+    /// `307` to this address.
+    pub fn redirect(to: &str) -> Self {
+        Self::status(307, &[("Location", to)])
+    }
+
+    /// The same answer with one more header, where it has headers.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        if let Self::Whole(_, headers, _)
+        | Self::Endless(_, headers, _)
+        | Self::Truncated(_, headers, _) = &mut self
+        {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+}
+
+/// Headers as [`Reply`] has them.
+pub fn owned(headers: &[(&str, &str)]) -> Vec<(String, String)> {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    headers.iter().map(owned).collect()
+}
+
+/// A request that came.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The host that the client named, without its port.
+    pub host: String,
+    /// Its head.
+    pub request: Request,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// The header `Authorization`.
+    pub fn authorization(&self) -> Option<&str> {
+        self.request
+            .headers
+            .get("authorization")
+            .map(String::as_str)
+    }
+}
+
+/// The requests that came to a server. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Misbehaving {
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Misbehaving {
+    /// Answers each connection of `listener` with what `answer` makes of its request; over TLS with `tls`.
+    pub fn start(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let server = Self::default();
+        let (serving, answer) = (server.clone(), Arc::new(answer));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (server, tls, answer) = (serving.clone(), tls.clone(), Arc::clone(&answer));
+                // A client that closes early is what most scenarios are about.
+                thread::spawn(move || server.serve(stream, tls, &*answer).ok());
+            }
+        });
+        server
+    }
+
+    /// The requests so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
+        answer: &dyn Fn(&Seen) -> Reply,
+    ) -> io::Result<()> {
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        match tls {
+            None => self.respond(stream, answer).map(drop),
+            Some(config) => {
+                let connection = ServerConnection::new(config).map_err(io::Error::other)?;
+                let stream = StreamOwned::new(connection, stream);
+                let mut stream = self.respond(stream, answer)?;
+                stream.conn.send_close_notify();
+                stream.flush()
+            }
+        }
+    }
+
+    fn respond<S: Read + Write>(
+        &self,
+        stream: S,
+        answer: &dyn Fn(&Seen) -> Reply,
+    ) -> io::Result<S> {
+        let mut reader = BufReader::new(stream);
+        let Some(request) = read_head(&mut reader)? else {
+            return Ok(reader.into_inner());
+        };
+        let body = read_body(&mut reader, &request)?;
+        let host = request.headers.get("host").map(String::as_str);
+        let host = host.unwrap_or_default();
+        let seen = Seen {
+            host: host.split(':').next().unwrap_or_default().to_owned(),
+            request,
+            body,
+        };
+        let reply = answer(&seen);
+        let head_only = seen.request.method == "HEAD";
+        let kept = self.seen.lock();
+        kept.unwrap_or_else(PoisonError::into_inner).push(seen);
+        let mut out = reader.into_inner();
+        write_reply(&mut out, &reply, head_only)?;
+        out.flush()?;
+        Ok(out)
+    }
+}
+
+fn write_reply(out: &mut impl Write, reply: &Reply, head_only: bool) -> io::Result<()> {
+    match reply {
+        Reply::Whole(status, headers, body) => {
+            let sized = headers
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length = (!sized).then_some(body.len() as u64);
+            write_head(out, *status, headers, length)?;
+            match head_only {
+                true => Ok(()),
+                false => out.write_all(body),
+            }
+        }
+        Reply::Endless(status, headers, piece) => {
+            write_head(out, *status, headers, None)?;
+            loop {
+                out.write_all(piece)?;
+            }
+        }
+        Reply::Truncated(length, headers, body) => {
+            write_head(out, 200, headers, Some(*length))?;
+            out.write_all(body)
+        }
+        Reply::Raw(bytes) => out.write_all(bytes),
+        Reply::RawEndless(start, piece) => {
+            out.write_all(start)?;
+            loop {
+                out.write_all(piece)?;
+            }
+        }
+    }
+}
+
+fn write_head(
+    out: &mut impl Write,
+    status: u16,
+    headers: &[(String, String)],
+    length: Option<u64>,
+) -> io::Result<()> {
+    write!(out, "HTTP/1.1 {status} X\r\nConnection: close\r\n")?;
+    for (name, value) in headers {
+        write!(out, "{name}: {value}\r\n")?;
+    }
+    if let Some(length) = length {
+        write!(out, "Content-Length: {length}\r\n")?;
+    }
+    write!(out, "\r\n")
+}
