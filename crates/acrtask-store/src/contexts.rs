@@ -1,13 +1,13 @@
 //! Uploaded contexts: parts that are blobs, in order, and whether all of them are there.
 
-use acrtask_model::Digest;
+use acrtask_model::{Digest, Principal};
 use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
     db::{Tx, args, locked},
     error::is_unique_violation,
-    lives,
+    from_json, lives,
 };
 
 /// A part of a context.
@@ -36,6 +36,8 @@ pub struct ContextRow {
     pub complete: bool,
     /// Its parts, in order.
     pub parts: Vec<Part>,
+    /// The principal that uploads it. `None`: that is not recorded, and the files serve only reruns.
+    pub owner: Option<Principal>,
 }
 
 #[derive(Debug, FromRow)]
@@ -45,6 +47,7 @@ struct RawContext {
     digest: String,
     received: i64,
     complete: i64,
+    owner: String,
 }
 
 type RawPart = (i64, i64, String);
@@ -65,6 +68,10 @@ fn context(raw: RawContext, parts: Vec<RawPart>) -> Result<ContextRow> {
         digest: raw.digest.parse().map_err(StoreError::corrupt)?,
         received: lives::size(raw.received)?,
         complete: raw.complete != 0,
+        owner: match raw.owner.as_str() {
+            "" => None,
+            owner => Some(from_json(owner)?),
+        },
         parts: parts.collect::<Result<_>>()?,
         id: raw.id,
     })
@@ -78,7 +85,9 @@ fn missing(id: &str) -> StoreError {
 async fn lock(tx: &mut Tx, id: &str) -> Result<ContextRow> {
     let raw: Option<RawContext> = tx
         .row(
-            locked!("SELECT id, size, digest, received, complete FROM contexts WHERE id = $1"),
+            locked!(
+                "SELECT id, size, digest, received, complete, owner FROM contexts WHERE id = $1"
+            ),
             args![id],
         )
         .await?;
@@ -88,21 +97,25 @@ async fn lock(tx: &mut Tx, id: &str) -> Result<ContextRow> {
 }
 
 impl Store {
-    /// A new context; or, where a complete one has this digest and size, that one.
+    /// Creates a context of `owner`, or returns the complete one of the same owner that has this digest and size. Those of
+    /// others are not found: their digests say nothing, and give nothing.
     pub async fn create_context(
         &self,
         id: &str,
         size: u64,
         digest: &Digest,
+        owner: &Principal,
         now: Ms,
     ) -> Result<ContextRow> {
+        let owner = owner.key();
         let mut tx = self.db.write().await?;
         let same: Option<(String,)> = tx
             .row(
                 locked!(
-                    "SELECT id FROM contexts WHERE digest = $1 AND size = $2 AND complete = 1 ORDER BY id LIMIT 1"
+                    "SELECT id FROM contexts WHERE digest = $1 AND size = $2 AND owner = $3 AND complete = 1 \
+                     ORDER BY id LIMIT 1"
                 ),
-                args![digest.as_str(), size],
+                args![digest.as_str(), size, owner.as_str()],
             )
             .await?;
         let id = match same {
@@ -117,8 +130,9 @@ impl Store {
             None => {
                 let made = tx
                     .exec(
-                        "INSERT INTO contexts (id, size, digest, created_at, last_used_at) VALUES ($1, $2, $3, $4, $4)",
-                        args![id, size, digest.as_str(), now],
+                        "INSERT INTO contexts (id, size, digest, created_at, last_used_at, owner) \
+                         VALUES ($1, $2, $3, $4, $4, $5)",
+                        args![id, size, digest.as_str(), now, owner.as_str()],
                     )
                     .await;
                 match made {
@@ -142,7 +156,7 @@ impl Store {
         let raw: Option<RawContext> = self
             .db
             .row(
-                "SELECT id, size, digest, received, complete FROM contexts WHERE id = $1",
+                "SELECT id, size, digest, received, complete, owner FROM contexts WHERE id = $1",
                 args![id],
             )
             .await?;

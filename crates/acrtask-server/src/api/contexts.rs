@@ -1,7 +1,8 @@
 //! Uploads of files: in parts, each streamed to the place for blobs, and checked as a whole at the end.
 //!
 //! Invariants: a part counts once it is stored whole; what was stored for a part that does not count is removed; a
-//! context is complete only when the digest of all its parts is the one that was promised.
+//! context is complete only when the digest of all its parts is the one that was promised; it belongs to the principal that
+//! uploads it, and does not exist for any other one.
 
 use std::sync::{
     Arc,
@@ -10,8 +11,9 @@ use std::sync::{
 
 use acrtask_api::{
     BASE,
-    admin::Problem,
+    admin::{Problem, Scope},
     run::{Context, CreateContext},
+    spec::ContextSource,
 };
 use acrtask_store::{ContextRow, StoreError};
 use axum::{
@@ -30,7 +32,7 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By},
+    auth::{self, By, Caller},
     blobs::BlobError,
 };
 
@@ -58,7 +60,7 @@ fn to_api(app: &App, row: &ContextRow) -> Context {
     (status = PAYLOAD_TOO_LARGE, body = Problem, description = "It is larger than the server takes; the message says how large it may be."),
 ))]
 async fn create(
-    _by: By<auth::Run>,
+    by: By<auth::Run>,
     State(api): State<Api>,
     Json(asked): Json<CreateContext>,
 ) -> Result<Response, ApiError> {
@@ -78,7 +80,13 @@ async fn create(
     let id = format!("c{}", auth::random_id());
     let row = app
         .store
-        .create_context(&id, asked.size, &asked.digest, app.clock.now_ms())
+        .create_context(
+            &id,
+            asked.size,
+            &asked.digest,
+            &by.caller.principal,
+            app.clock.now_ms(),
+        )
         .await?;
     let status = if row.complete {
         StatusCode::OK
@@ -89,25 +97,53 @@ async fn create(
     Ok((status, location, Json(to_api(app, &row))).into_response())
 }
 
-async fn find(app: &App, id: &str) -> Result<ContextRow, ApiError> {
+/// Finds a context of the caller's. One of another principal is not found, but by an administrator.
+async fn find(app: &App, id: &str, caller: &Caller) -> Result<ContextRow, ApiError> {
     match app.store.context(id).await {
-        Err(StoreError::NotFound { .. }) => {
-            Err(ApiError::not_found(format!("there is no context {id}"))
-                .help("begin anew: POST /api/v1/contexts"))
+        Ok(row) if row.owner.as_ref() == Some(&caller.principal) || caller.has(Scope::Admin) => {
+            Ok(row)
         }
-        row => Ok(row?),
+        Ok(_) | Err(StoreError::NotFound { .. }) => {
+            Err(ApiError::not_found(format!("there is no context {id}"))
+                .help("begin a new one: POST /api/v1/contexts"))
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Refuses a run whose files another principal uploaded, as if there were none.
+pub(super) async fn check_owner(
+    app: &App,
+    caller: &Caller,
+    files: &ContextSource,
+) -> Result<(), ApiError> {
+    let ContextSource::Upload { id } = files else {
+        return Ok(());
+    };
+    find(app, id, caller).await.map(drop).map_err(|error| {
+        if error.is_not_found() {
+            incomplete(id)
+        } else {
+            error
+        }
+    })
+}
+
+/// The error for files that are not all there, or are another principal's.
+pub(super) fn incomplete(id: &str) -> ApiError {
+    ApiError::invalid(format!("there is no complete context `{id}`"))
+        .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`")
 }
 
 /// How far an upload is.
 #[utoipa::path(get, path = "/contexts/{id}", tag = "contexts", params(("id" = String, Path, description = "The upload's id.")),
     security(("token" = ["run"])), responses((status = OK, body = Context), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    _by: By<auth::Run>,
+    by: By<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Context>, ApiError> {
-    let row = find(&api.app, &id).await?;
+    let row = find(&api.app, &id, &by.caller).await?;
     Ok(Json(to_api(&api.app, &row)))
 }
 
@@ -128,7 +164,7 @@ async fn show(
         (status = UNPROCESSABLE_ENTITY, body = Problem, description = "The digest is not the promised one; the upload begins anew."),
     ))]
 async fn append(
-    _by: By<auth::Run>,
+    by: By<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
     headers: HeaderMap,
@@ -141,7 +177,7 @@ async fn append(
             ApiError::invalid("the header `Upload-Offset` must say where the part begins")
                 .help("it is the `received` of the upload")
         })?;
-    let row = find(app, &id).await?;
+    let row = find(app, &id, &by.caller).await?;
     if row.complete {
         return Err(ApiError::conflict(format!(
             "the context {id} is complete already"
@@ -156,7 +192,7 @@ async fn append(
     if let Some(announced) = announced {
         check_length(app, announced, room)?;
     }
-    let row = match store_part(app, &row, body).await? {
+    let row = match store_part(app, &row, &by.caller, body).await? {
         Some(row) => row,
         // Whole already, but the last answer was lost between the part and the check.
         None if row.received == row.size => row,
@@ -197,6 +233,7 @@ fn check_length(app: &App, length: u64, room: u64) -> Result<(), ApiError> {
 async fn store_part(
     app: &App,
     row: &ContextRow,
+    caller: &Caller,
     body: Body,
 ) -> Result<Option<ContextRow>, ApiError> {
     let room = row.size - row.received;
@@ -237,7 +274,7 @@ async fn store_part(
         Ok(row) => Ok(Some(row)),
         Err(StoreError::Conflict { .. }) => {
             remove(app, vec![key]).await;
-            let now = find(app, &row.id).await?;
+            let now = find(app, &row.id, caller).await?;
             Err(wrong_offset(&now, row.received))
         }
         // Whether it was added is not known: the blob stays, and retention removes it with the context.

@@ -1,6 +1,6 @@
 //! Tests of `contexts.rs`.
 
-use acrtask_api::run::Run;
+use acrtask_api::{run::Run, task::Task};
 use axum::http::{Method, Request};
 use serde_json::json;
 
@@ -226,4 +226,81 @@ async fn of_two_that_send_the_same_part_one_counts() {
     );
     assert_eq!(statuses[1], StatusCode::CONFLICT);
     assert_eq!(blobs(&server), 1);
+}
+
+#[tokio::test]
+async fn files_belong_to_the_principal_that_uploaded_them() {
+    let server = Server::start().await;
+    let ann = server.token(&[Scope::Run], None).await;
+    let bob = server
+        .token(&[Scope::Run, Scope::Read, Scope::Write], None)
+        .await;
+    let data = b"the files of ann";
+    let asked = json!({"size": data.len(), "digest": digest(data)});
+    let ask = |method: Method, path: String, token: &str, body: Option<serde_json::Value>| {
+        let (server, token) = (&server, token.to_owned());
+        async move { server.ask(method, &path, &token, body.as_ref()).await }
+    };
+    let upload = |token: String, id: String| {
+        let request = Request::builder()
+            .method(Method::PATCH)
+            .uri(format!("{BASE}/contexts/{id}"))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header("upload-offset", 0)
+            .body(Body::from(data.to_vec()))
+            .unwrap();
+        server.send(request)
+    };
+    let begun = ask(Method::POST, "/contexts".into(), &ann, Some(asked.clone())).await;
+    let ours: Context = begun.json(StatusCode::CREATED);
+    // An upload that is under way is nobody else's to fill.
+    let intruder = upload(bob.clone(), ours.id.clone()).await;
+    intruder.problem(StatusCode::NOT_FOUND);
+    let whole: Context = upload(ann.clone(), ours.id.clone())
+        .await
+        .json(StatusCode::OK);
+    assert!(whole.complete);
+    // The digest gives nothing, and does not tell that the server has the files.
+    let begun = ask(Method::POST, "/contexts".into(), &bob, Some(asked.clone())).await;
+    let theirs: Context = begun.json(StatusCode::CREATED);
+    assert_ne!(theirs.id, ours.id);
+    assert!(!theirs.complete);
+    let again = ask(Method::POST, "/contexts".into(), &ann, Some(asked)).await;
+    let again: Context = again.json(StatusCode::OK);
+    assert_eq!(again.id, ours.id);
+    // Neither does the id, which says no more than one that there is not.
+    let path = format!("/contexts/{}", ours.id);
+    let hidden = ask(Method::GET, path.clone(), &bob, None).await;
+    hidden.problem(StatusCode::NOT_FOUND);
+    ask(Method::GET, path, &ann, None)
+        .await
+        .json::<Context>(StatusCode::OK);
+    let run = |id: &str| json!({"spec": {"context": {"from": "upload", "id": id}}});
+    let refused = ask(Method::POST, "/runs".into(), &bob, Some(run(&ours.id))).await;
+    let refused = refused.problem(StatusCode::BAD_REQUEST);
+    let missing = ask(Method::POST, "/runs".into(), &bob, Some(run("cmissing"))).await;
+    let missing = missing.problem(StatusCode::BAD_REQUEST);
+    assert_eq!(
+        refused.message.replace(&ours.id, "cmissing"),
+        missing.message
+    );
+    let task = json!({"name": "app", "cmd": "alpine true"});
+    server
+        .post("/tasks", task)
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    let start = json!({"context": {"from": "upload", "id": ours.id}});
+    let started = ask(Method::POST, "/tasks/app/runs".into(), &bob, Some(start)).await;
+    started.problem(StatusCode::BAD_REQUEST);
+    let made = ask(Method::POST, "/runs".into(), &ann, Some(run(&ours.id))).await;
+    let made: Run = made.json(StatusCode::CREATED);
+    // A rerun is of the same files, whoever may see the run; so may an administrator.
+    let path = format!("/runs/{}/rerun", made.id);
+    ask(Method::POST, path, &bob, None)
+        .await
+        .json::<Run>(StatusCode::CREATED);
+    server
+        .post("/runs", run(&ours.id))
+        .await
+        .json::<Run>(StatusCode::CREATED);
 }

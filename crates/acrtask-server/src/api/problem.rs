@@ -103,6 +103,11 @@ impl ApiError {
         .help("its log says why")
     }
 
+    /// Returns `true` for a 404.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// With what to do instead.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {

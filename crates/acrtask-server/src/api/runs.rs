@@ -16,7 +16,7 @@ use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, ApiError,
+    Api, ApiError, contexts,
     extract::{Json, OptionalJson, Path, Query, header},
 };
 use crate::{
@@ -168,6 +168,7 @@ async fn create(
     let caller = &by.caller;
     caller.need_task(None)?;
     let id = asked.id.clone();
+    contexts::check_owner(&api.app, caller, &asked.spec.context).await?;
     let draft = submit::from_request(
         &api.app,
         asked,
@@ -282,11 +283,7 @@ pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError
     let enqueued = match app.store.enqueue(new, app.clock.now_ms()).await {
         Ok(enqueued) => enqueued,
         Err(StoreError::NotFound { .. }) if context.is_some() => {
-            return Err(ApiError::invalid(format!(
-                "there is no complete context `{}`",
-                context.unwrap_or_default()
-            ))
-            .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`"));
+            return Err(contexts::incomplete(&context.unwrap_or_default()));
         }
         // An id that its caller chose may be taken, which the database says in words of its own.
         Err(StoreError::Database(_)) if app.store.run(&id).await.is_ok() => {

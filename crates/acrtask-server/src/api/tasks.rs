@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, ApiError,
+    Api, ApiError, contexts,
     extract::{self, Json, OptionalJson, Path, Query},
     runs,
 };
@@ -392,6 +392,9 @@ async fn start(
     }
     // What the request itself says; what the task says may be changed between two tries of it.
     let (set, files) = (asked.set.clone(), asked.context.clone());
+    if let Some(files) = &asked.context {
+        contexts::check_owner(&api.app, caller, files).await?;
+    }
     let starter = (!caller.has(Scope::Write)).then_some(&caller.principal);
     let by = runs::request(caller, &headers)?;
     let draft = submit::from_task(&api.app, &task, asked, starter, by)?;

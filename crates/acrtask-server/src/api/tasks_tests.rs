@@ -1,5 +1,6 @@
 //! Tests of `tasks.rs`.
 
+use acrtask_api::spec::SharedCache;
 use acrtask_model::TrustDomain;
 use axum::http::Method;
 use serde_json::json;
@@ -393,4 +394,49 @@ async fn a_task_has_its_secrets_and_logins() {
         .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
         .await
         .json::<Run>(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn files_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
+    let server = Server::start().await;
+    let task = json!({"name": "app", "cmd": "alpine true", "cache": true});
+    let task: Task = server.post("/tasks", task).await.json(StatusCode::CREATED);
+    let own = TrustDomain::Task { id: task.id };
+    let starter = server.token(&[Scope::Read, Scope::Run], None).await;
+    let other = server.token(&[Scope::Run], None).await;
+    let writer = server.token(&[Scope::Run, Scope::Write], None).await;
+    let start = async |token: &str, body: serde_json::Value| {
+        let answer = server.ask(Method::POST, "/tasks/app/runs", token, Some(&body));
+        let run: Run = answer.await.json(StatusCode::CREATED);
+        server.app.store.run(&run.id).await.unwrap()
+    };
+    let files = json!({"context": {"from": "url", "url": "https://git.example.com/a.git"}});
+    let file = json!({"file": "other.yaml"});
+    // What the task itself says is the task's, whoever starts it.
+    for (token, body) in [
+        (&starter, json!({})),
+        (&writer, files.clone()),
+        (&writer, file.clone()),
+    ] {
+        let row = start(token, body).await;
+        assert_eq!(row.trust_domain, own);
+        assert!(matches!(row.spec.cache, SharedCache::ReadWrite { .. }));
+    }
+    let brought = start(&starter, files.clone()).await;
+    assert_ne!(brought.trust_domain, own);
+    assert_eq!(brought.trust_domain.owner(), &own);
+    assert!(matches!(brought.spec.cache, SharedCache::ReadOnly { .. }));
+    let again = start(&starter, file).await;
+    assert_eq!(again.trust_domain, brought.trust_domain);
+    let others = start(&other, files).await;
+    assert_ne!(others.trust_domain, brought.trust_domain);
+    // A rerun stays where the code came from, whoever asks for it.
+    let path = format!("/runs/{}/rerun", brought.id);
+    let rerun: Run = server
+        .ask(Method::POST, &path, &writer, None)
+        .await
+        .json(StatusCode::CREATED);
+    let rerun = server.app.store.run(&rerun.id).await.unwrap();
+    assert_eq!(rerun.trust_domain, brought.trust_domain);
+    assert_eq!(rerun.spec.cache, brought.spec.cache);
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use acrtask_api::admin::{Federation, Scope};
 use acrtask_api::task::TaskDefinition;
+use acrtask_model::Principal;
 use acrtask_store::{HelloFacts, NewRunner, RunnerTokenRow, StoreError, TaskFilter, TokenRow};
 
-use crate::support::{Fixture, NOW, on_both};
+use crate::support::{Fixture, NOW, on_both, owner};
 
 on_both!(
     contexts_grow_part_by_part,
@@ -38,12 +39,14 @@ fn digest(digit: char) -> acrtask_model::Digest {
 async fn contexts_grow_part_by_part(fixture: &Fixture) {
     let store = &fixture.store;
     let row = store
-        .create_context("c", 10, &digest('a'), NOW)
+        .create_context("c", 10, &digest('a'), &owner(), NOW)
         .await
         .unwrap();
     assert_eq!((row.received, row.complete, row.size), (0, false, 10));
     refused!(
-        store.create_context("c", 10, &digest('b'), NOW).await,
+        store
+            .create_context("c", 10, &digest('b'), &owner(), NOW)
+            .await,
         Conflict
     );
     store.add_part("c", 0, 4, "p0", NOW).await.unwrap();
@@ -69,7 +72,7 @@ async fn contexts_grow_part_by_part(fixture: &Fixture) {
     refused!(store.add_part("d", 0, 1, "p", NOW).await, NotFound);
     // Two of the same part at once: one of them is it.
     store
-        .create_context("e", 8, &digest('e'), NOW)
+        .create_context("e", 8, &digest('e'), &owner(), NOW)
         .await
         .unwrap();
     let (one, two) = tokio::join!(
@@ -82,28 +85,34 @@ async fn contexts_grow_part_by_part(fixture: &Fixture) {
 async fn a_context_that_is_there_is_used_again(fixture: &Fixture) {
     let store = &fixture.store;
     store
-        .create_context("c", 3, &digest('a'), NOW)
+        .create_context("c", 3, &digest('a'), &owner(), NOW)
         .await
         .unwrap();
     // Not complete yet: another upload begins.
     let other = store
-        .create_context("d", 3, &digest('a'), NOW)
+        .create_context("d", 3, &digest('a'), &owner(), NOW)
         .await
         .unwrap();
     assert_eq!(other.id, "d");
     store.add_part("c", 0, 3, "p", NOW).await.unwrap();
     store.complete_context("c", NOW).await.unwrap();
     let same = store
-        .create_context("e", 3, &digest('a'), NOW + 5)
+        .create_context("e", 3, &digest('a'), &owner(), NOW + 5)
         .await
         .unwrap();
     assert_eq!((same.id.as_str(), same.complete), ("c", true));
+    // Another principal does not get it by its digest.
+    let other = Principal::Token { id: "t2".into() };
+    let theirs = store
+        .create_context("g", 3, &digest('a'), &other, NOW + 5)
+        .await;
+    assert_eq!(theirs.unwrap().id, "g");
     refused!(store.context("e").await, NotFound);
     // Used just now, it does not expire.
     assert_eq!(store.expire(NOW + 3, 10).await.unwrap().contexts, 1);
     assert!(store.context("c").await.is_ok());
     let larger = store
-        .create_context("f", 4, &digest('a'), NOW)
+        .create_context("f", 4, &digest('a'), &owner(), NOW)
         .await
         .unwrap();
     assert_eq!(larger.id, "f");
@@ -112,7 +121,7 @@ async fn a_context_that_is_there_is_used_again(fixture: &Fixture) {
 async fn a_context_can_begin_anew(fixture: &Fixture) {
     let store = &fixture.store;
     store
-        .create_context("c", 5, &digest('a'), NOW)
+        .create_context("c", 5, &digest('a'), &owner(), NOW)
         .await
         .unwrap();
     store.add_part("c", 0, 2, "p0", NOW).await.unwrap();

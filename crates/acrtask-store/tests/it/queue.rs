@@ -6,7 +6,7 @@ use std::time::Duration;
 use acrtask_model::RunState;
 use acrtask_store::{Claim, Enqueued, PRIORITY_MS, Store, StoreError};
 
-use crate::support::{ACCEPT, Fixture, LEASE, NOW, ids, new_run, on_both, run_id};
+use crate::support::{ACCEPT, Fixture, LEASE, NOW, ids, new_run, on_both, owner, run_id};
 
 on_both!(
     a_run_comes_back_as_it_was_asked_for,
@@ -127,7 +127,10 @@ async fn a_run_whose_context_is_not_complete_is_refused(fixture: &Fixture) {
     new.context_id = Some("c1".into());
     for complete in [false, true] {
         if complete {
-            store.create_context("c1", 3, &digest, NOW).await.unwrap();
+            store
+                .create_context("c1", 3, &digest, &owner(), NOW)
+                .await
+                .unwrap();
         }
         let error = store.enqueue(new.clone(), NOW).await.unwrap_err();
         assert!(matches!(error, StoreError::NotFound { .. }), "{error:?}");

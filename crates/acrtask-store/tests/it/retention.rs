@@ -2,7 +2,7 @@
 
 use acrtask_model::RunState;
 
-use crate::support::{Fixture, NOW, chunk, finished, new_run, on_both, run_id};
+use crate::support::{Fixture, NOW, chunk, finished, new_run, on_both, owner, run_id};
 
 on_both!(
     old_runs_go_with_all_that_is_theirs,
@@ -56,7 +56,10 @@ async fn contexts_stay_while_a_run_uses_them(fixture: &Fixture) {
             .parse()
             .unwrap();
         let at = if id == "fresh" { NOW + 100 } else { NOW };
-        store.create_context(id, 3, &digest, at).await.unwrap();
+        store
+            .create_context(id, 3, &digest, &owner(), at)
+            .await
+            .unwrap();
         store
             .add_part(id, 0, 2, &format!("contexts/{id}"), at)
             .await

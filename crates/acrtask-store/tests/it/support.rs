@@ -5,7 +5,7 @@ use acrtask_api::{
     spec::RunSpec,
     task::{Concurrency, QueueOptions},
 };
-use acrtask_model::{RunId, RunState, TrustDomain};
+use acrtask_model::{Principal, RunId, RunState, TrustDomain};
 use acrtask_store::{
     Claim, Ms, NewRun, NewRunner, Report, Reported, RunRow, RunnerTokenRow, Store, Verdict,
 };
@@ -237,6 +237,11 @@ impl Fixture {
             .await
             .unwrap();
     }
+}
+
+/// The principal that uploads the contexts of tests.
+pub(crate) fn owner() -> Principal {
+    Principal::Token { id: "t1".into() }
 }
 
 pub(crate) fn run_id(id: &str) -> RunId {
