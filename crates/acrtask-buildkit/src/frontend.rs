@@ -8,9 +8,10 @@ use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy;
 use crate::capabilities::{Capabilities, EndpointKind, Feature};
 use crate::error::{BuildError, HelperImages};
 use crate::request::{
-    BuildContext, BuildRequest, CacheSpec, DockerfileSource, Export, ImageExport, NamedContext,
-    Network, NoCache, Provenance,
+    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,
+    NamedContext, Network, NoCache, Provenance,
 };
+use crate::sources;
 
 /// The name under which the builder asks for the context.
 pub(crate) const CONTEXT: &str = "context";
@@ -20,6 +21,13 @@ pub(crate) const DOCKERFILE: &str = "dockerfile";
 const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
 const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 const HOST_GATEWAY: &str = "host-gateway";
+/// The build argument that BuildKit puts before the id of each cache mount.
+const CACHE_MOUNTS: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
+const ADD_HOSTS: &str = "add-hosts";
+/// The end of the host that stands for a namespace: no resolver knows it.
+const NAMESPACE_HOST: &str = "acrtask.invalid";
+/// The address of that host: documentation only, so that nothing is there.
+const NAMESPACE_ADDRESS: &str = "192.0.2.1";
 const ENTITLEMENT_HOST: &str = "network.host";
 
 type Attrs = HashMap<String, String>;
@@ -163,7 +171,7 @@ pub(crate) fn frontend(
         set("image-resolve-mode", "local".to_owned());
     }
     if !request.add_hosts.is_empty() {
-        set("add-hosts", hosts(&request.add_hosts, capabilities)?);
+        set(ADD_HOSTS, hosts(&request.add_hosts, capabilities)?);
     }
     match request.network {
         Network::Default => {}
@@ -235,11 +243,33 @@ pub(crate) fn frontend(
             "gateway.v0"
         }
     };
+    if let Some(namespaces) = &request.cache_namespaces {
+        isolate(&mut attrs, namespaces);
+    }
     Ok(Frontend {
         name,
         attrs,
         entitlements,
     })
+}
+
+/// Separates the build's cache mounts, and the layers of each `RUN`, from those of other namespaces.
+///
+/// A host of the hosts file is part of a `RUN`'s cache key, and leaves nothing in the image.
+fn isolate(attrs: &mut Attrs, namespaces: &CacheNamespaces) {
+    let mounts = namespaces.mounts.expose();
+    let mounts = match attrs.get(CACHE_MOUNTS) {
+        Some(own) => format!("{mounts}/{own}"),
+        None => mounts.to_owned(),
+    };
+    attrs.insert(CACHE_MOUNTS.to_owned(), mounts);
+    let layers = namespaces.layers.expose();
+    let host = format!("{layers}.{NAMESPACE_HOST}={NAMESPACE_ADDRESS}");
+    let hosts = match attrs.get(ADD_HOSTS) {
+        Some(others) => format!("{others},{host}"),
+        None => host,
+    };
+    attrs.insert(ADD_HOSTS.to_owned(), hosts);
 }
 
 fn provenance(wanted: &Provenance, capabilities: &Capabilities) -> Option<String> {
@@ -400,13 +430,14 @@ fn without_digest(reference: &str) -> &str {
     reference.split('@').next().unwrap_or(reference)
 }
 
-/// A policy that turns each pinned reference into one with its digest. An engine's BuildKit applies policies only after it has
+/// The rules for addresses, and a policy that turns each pinned reference into one with its digest. An engine's BuildKit applies policies only after it has
 /// resolved the tag, when no reference matches any more; there pins are named contexts too, which come before everything.
 pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Policy> {
-    if request.pins.is_empty() {
+    let addresses = sources::rules(request.sources);
+    if request.pins.is_empty() && addresses.is_empty() {
         return None;
     }
-    let rules = request.pins.iter().map(|pin| {
+    let pins = request.pins.iter().map(|pin| {
         let name = without_digest(&pin.reference);
         sourcepolicy::Rule {
             action: sourcepolicy::PolicyAction::Convert.into(),
@@ -423,7 +454,7 @@ pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Poli
     });
     Some(sourcepolicy::Policy {
         version: 1,
-        rules: rules.collect(),
+        rules: addresses.into_iter().chain(pins).collect(),
     })
 }
 

@@ -39,6 +39,7 @@ mod provenance;
 mod request;
 mod session;
 mod solve;
+mod sources;
 mod status;
 mod transport;
 
@@ -50,14 +51,20 @@ pub use excerpt::SourceExcerpt;
 pub use filesync::{BadPattern, PatternSet};
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
 pub use request::{
-    BuildContext, BuildRequest, CacheSpec, DockerfileSource, Export, ImageExport, NamedContext,
-    Network, NoCache, Provenance, Sink, SourcePin,
+    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,
+    NamedContext, Network, NoCache, Provenance, Sink, SourcePin,
 };
 pub use session::{
     Anonymous, BuildSecret, Credentials, MAX_SECRET_BYTES, RegistryCredential, SecretError,
     SecretSource, SshSource, registry_key,
 };
+pub use sources::SourceAddresses;
 pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
+
+/// Returns a namespace that no other build has: for one that publishes how it was built.
+pub fn one_time_namespace() -> acrtask_model::CacheNamespace {
+    acrtask_model::CacheNamespace::from_bytes(rand::random())
+}
 
 /// 25 characters that nobody guesses, in the alphabet of BuildKit's own ids.
 fn random_id() -> String {

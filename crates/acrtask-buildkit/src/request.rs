@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use acrtask_model::Secret;
+use acrtask_model::{CacheNamespace, Secret};
 use tokio::io::AsyncWrite;
 
+use crate::SourceAddresses;
 use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
 
 /// One build. Start from [`BuildRequest::new`] and set what differs.
@@ -59,6 +60,10 @@ pub struct BuildRequest {
     pub pins: Vec<SourcePin>,
     /// Where the result goes. Nowhere when empty: it is only built and cached.
     pub exports: Vec<Export>,
+    /// What the build shares its caches with. `None`: with all builds that have no namespaces.
+    pub cache_namespaces: Option<CacheNamespaces>,
+    /// Which files the builder may fetch.
+    pub sources: SourceAddresses,
     /// Credentials for registries.
     pub credentials: Arc<dyn Credentials>,
     /// Tells contexts apart that are synchronized again and again: with the same key only changes are
@@ -93,6 +98,8 @@ impl BuildRequest {
             syntax: None,
             pins: Vec::new(),
             exports: Vec::new(),
+            cache_namespaces: None,
+            sources: SourceAddresses::default(),
             credentials: Arc::new(Anonymous),
             shared_key: None,
         }
@@ -195,6 +202,31 @@ pub enum Provenance {
     Max,
     /// Attributes as `docker build --provenance` takes them. Refused where the endpoint cannot attach it.
     Attrs(String),
+}
+
+impl Provenance {
+    /// Returns `true` if it lists the arguments of the build, the hosts of its `RUN`s among them.
+    pub fn lists_hosts(&self) -> bool {
+        *self != Self::Off
+    }
+
+    /// Returns `true` if it lists each instruction of the builder, the ids of cache mounts among them.
+    pub fn lists_instructions(&self) -> bool {
+        match self {
+            Self::Off | Self::Min => false,
+            Self::Max => true,
+            Self::Attrs(attrs) => !attrs.split(',').any(|attr| attr.trim() == "mode=min"),
+        }
+    }
+}
+
+/// The names under which a builder keeps what a build may use again.
+#[derive(Debug, Clone)]
+pub struct CacheNamespaces {
+    /// Of cache mounts.
+    pub mounts: CacheNamespace,
+    /// Of the layers of `RUN`s.
+    pub layers: CacheNamespace,
 }
 
 /// A reference that must be taken at exactly this digest.

@@ -1,6 +1,6 @@
 //! Requests and what becomes of them.
 
-use acrtask_model::Secret;
+use acrtask_model::{CacheNamespace, Secret};
 
 use super::*;
 use crate::request::{Sink, SourcePin};
@@ -241,5 +241,51 @@ fn the_syntax_line_is_held_to_its_pin() {
         let helpers = helper_images(&request, Some(text.as_bytes()));
         hold_syntax(&mut request, &helpers);
         assert_eq!(request.syntax.as_deref(), held, "{line}");
+    }
+}
+
+#[test]
+fn namespaces_separate_cache_mounts_and_layers() {
+    let (mounts, layers) = ("07".repeat(16), "08".repeat(16));
+    let host = format!("{layers}.acrtask.invalid=192.0.2.1");
+    let mut request = BuildRequest::new(BuildContext::None);
+    request.cache_namespaces = Some(CacheNamespaces {
+        mounts: CacheNamespace::from_bytes([7; 16]),
+        layers: CacheNamespace::from_bytes([8; 16]),
+    });
+    let capabilities = Capabilities::of(EndpointKind::EngineClassicStore, Some("v0.30.0"));
+    let attributes = |request: &BuildRequest| {
+        frontend(request, &capabilities, &HashMap::new())
+            .unwrap()
+            .attrs
+    };
+    let plain = attributes(&request);
+    assert_eq!(plain["build-arg:BUILDKIT_CACHE_MOUNT_NS"], mounts);
+    assert_eq!(plain["add-hosts"], host);
+    // What the user says stays inside the namespace.
+    request.build_args = vec![("BUILDKIT_CACHE_MOUNT_NS".into(), Some("other".into()))];
+    request.add_hosts = vec![("a".into(), "1.2.3.4".into())];
+    let own = attributes(&request);
+    let inside = format!("{mounts}/other");
+    assert_eq!(own["build-arg:BUILDKIT_CACHE_MOUNT_NS"], inside);
+    assert_eq!(own["add-hosts"], format!("a=1.2.3.4,{host}"));
+}
+
+#[test]
+fn what_provenance_lists() {
+    for (provenance, hosts, instructions) in [
+        (Provenance::Off, false, false),
+        (Provenance::Min, true, false),
+        (Provenance::Max, true, true),
+        (Provenance::Attrs("mode=min,version=v1".into()), true, false),
+        (Provenance::Attrs("version=v1".into()), true, true),
+        (Provenance::Attrs("mode=minimal".into()), true, true),
+    ] {
+        assert_eq!(provenance.lists_hosts(), hosts, "{provenance:?}");
+        assert_eq!(
+            provenance.lists_instructions(),
+            instructions,
+            "{provenance:?}"
+        );
     }
 }

@@ -1,0 +1,254 @@
+//! Rules that keep a builder from fetching files at addresses that are not public.
+//!
+//! A builder applies them to every source of a build, those that a frontend of the user's makes up included. Invariant: an
+//! address that is not written the usual way is refused, so that no other spelling of a private one gets through. Left
+//! out: the addresses that names resolve to, and redirects, which only the builder sees; and the registries of images.
+
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
+    AttrConstraint, AttrMatch, MatchType, PolicyAction, Rule, Selector,
+};
+
+/// Which files a build may have the builder fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceAddresses {
+    /// All that the builder reaches.
+    #[default]
+    Any,
+    /// Only those at public addresses, as far as they are written in the build.
+    PublicOnly,
+}
+
+/// The attribute of a git source that holds its whole URL. The identifier may say something else.
+const GIT_URL: &str = "git.fullurl";
+
+/// A user, and perhaps a password, before the host.
+const USER: &str = r"([^/?#@\\\s]*@)?";
+/// What follows a host in a URL.
+const REST: &str = r"(:[0-9]{1,5})?([/?#]|$)";
+/// A name with at least two labels, the last of which begins with a letter, as that of an address never does.
+const NAME: &str = r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?\.?";
+/// Four decimal numbers without leading zeros.
+const V4: &str = r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3})";
+/// The part of IPv6 that is given out.
+const V6: &str = r"\[[23][0-9a-f]{3}:[0-9a-f:]*\]";
+
+/// IPv4 addresses that are not public, in the form of [`V4`]. The last one tells Azure's machines their secrets.
+const PRIVATE_V4: &str = r"((0|10|127|22[4-9]|2[3-5][0-9])\.[0-9.]+|100\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\.[0-9.]+|169\.254\.[0-9.]+|172\.(1[6-9]|2[0-9]|3[01])\.[0-9.]+|192\.168\.[0-9.]+|192\.0\.[02]\.[0-9]+|192\.88\.99\.[0-9]+|198\.(1[89]\.[0-9.]+|51\.100\.[0-9]+)|203\.0\.113\.[0-9]+|168\.63\.129\.16)";
+/// IPv6 addresses of [`V6`] that are special, or hold an IPv4 address.
+const PRIVATE_V6: &str =
+    r"\[(2002:|2001:(0{0,3}[0-9a-f]?|0{0,2}[0-9a-f]{2}|0?1[0-9a-f]{2}|0?db8):|3fff:)[0-9a-f:]*\]";
+/// Names that only this machine or its own network resolves.
+const PRIVATE_NAME: &str = r"([a-z0-9_.-]*\.)?(localhost|localdomain|local|internal|intranet|private|corp|home|lan|arpa)\.?";
+
+/// Returns the rules for `addresses`, in the order in which the builder applies them: the last one that matches decides.
+pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
+    if addresses == SourceAddresses::Any {
+        return Vec::new();
+    }
+    let public = format!("({NAME}|{V4}|{V6})");
+    let private = format!("({PRIVATE_NAME}|{PRIVATE_V4}|{PRIVATE_V6})");
+    let url = |host: &str| format!("(https?|ssh|git)://{USER}{host}{REST}");
+    // `git@host:path`. An address in it is not written the usual way.
+    let short = |host: &str| format!("([a-z0-9_.-]+@)?{host}:");
+    let deny = PolicyAction::Deny;
+    let allow = PolicyAction::Allow;
+    vec![
+        rule(deny, "^(https?|git)://", None),
+        rule(allow, &format!("^https?://{USER}{public}{REST}"), None),
+        rule(
+            allow,
+            &format!("^git://{USER}{public}{REST}"),
+            Some(&format!("^($|{}|{})", url(&public), short(NAME))),
+        ),
+        rule(
+            deny,
+            &format!("^(https?|git)://{USER}{private}{REST}"),
+            None,
+        ),
+        rule(
+            deny,
+            "^git://",
+            Some(&format!("^({}|{})", url(&private), short(&private))),
+        ),
+        // Registries may be private, but none is where a cloud tells a machine its secrets.
+        rule(
+            deny,
+            r"^docker-image://(169\.254\.|\[fe80:|\[fd00:ec2:)",
+            None,
+        ),
+    ]
+}
+
+fn rule(action: PolicyAction, identifier: &str, git_url: Option<&str>) -> Rule {
+    let insensitive = |pattern: &str| format!("(?i){pattern}");
+    Rule {
+        action: action.into(),
+        selector: Some(Selector {
+            identifier: insensitive(identifier),
+            match_type: MatchType::Regex.into(),
+            constraints: git_url
+                .map(|pattern| AttrConstraint {
+                    key: GIT_URL.to_owned(),
+                    value: insensitive(pattern),
+                    condition: AttrMatch::Matches.into(),
+                })
+                .into_iter()
+                .collect(),
+        }),
+        updates: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regex::Regex;
+
+    use super::*;
+
+    /// Applies the rules as a builder does.
+    fn is_allowed(identifier: &str, git_url: &str) -> bool {
+        let mut allowed = true;
+        for rule in rules(SourceAddresses::PublicOnly) {
+            let selector = rule.selector.unwrap();
+            let constraints = selector.constraints.iter();
+            let matched = Regex::new(&selector.identifier)
+                .unwrap()
+                .is_match(identifier)
+                && constraints
+                    .map(|constraint| Regex::new(&constraint.value).unwrap())
+                    .all(|pattern| pattern.is_match(git_url));
+            if matched {
+                allowed = rule.action == i32::from(PolicyAction::Allow);
+            }
+        }
+        allowed
+    }
+
+    #[test]
+    fn public_sources_are_allowed() {
+        for url in [
+            "https://example.com/a.tar.gz",
+            "http://example.com:8080/a?b=c",
+            "https://user:secret@sub.example.co.uk/a",
+            "https://EXAMPLE.com.",
+            "https://1.1.1.1/a",
+            "http://172.32.0.1",
+            "http://192.169.0.1#x",
+            "https://[2606:4700:4700::1111]:443/",
+            "https://10.example.com/",
+            "https://xn--bcher-kva.example/",
+            "docker-image://127.0.0.1:5000/a:1",
+            "local://context",
+        ] {
+            assert!(is_allowed(url, ""), "{url}");
+        }
+        for (identifier, url) in [
+            ("git://github.com/a/b.git#main", ""),
+            ("git://github.com/a/b.git", "https://github.com/a/b.git"),
+            ("git://github.com/a/b.git", "git@github.com:a/b.git"),
+            ("git://github.com/a/b.git", "ssh://git@github.com/a/b.git"),
+        ] {
+            assert!(is_allowed(identifier, url), "{identifier} {url}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_not_public_are_refused_in_every_spelling() {
+        for host in [
+            "localhost",
+            "LOCALHOST",
+            "localhost.",
+            "a.localhost",
+            "metadata.google.internal",
+            "router.lan",
+            "metadata",
+            "registry",
+            "127.0.0.1",
+            "127.0.0.1.",
+            "127.1",
+            "127.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.0.0.1",
+            "017700000001",
+            "0177.0.0.1",
+            "127.0.0.01",
+            "127.000.000.001",
+            "0.0.0.0",
+            "0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.100.100.200",
+            "168.63.129.16",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "192.0.0.192",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "256.256.256.256",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[fe80::1]",
+            "[fe80::1%25eth0]",
+            "[fd00:ec2::254]",
+            "[fc00::1]",
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "[2001::1]",
+            "[2001:0:7f00:1::]",
+            "[2001:db8::1]",
+            "[2606:4700::127.0.0.1]",
+            "user@127.0.0.1",
+            "example.com@127.0.0.1",
+            "a@b@127.0.0.1",
+            r"example.com\@127.0.0.1",
+            "example.com%2f@127.0.0.1",
+            "127%2e0%2e0%2e1",
+            "１２７.0.0.1",
+            "127。0。0。1",
+            "ⓛocalhost",
+            "",
+        ] {
+            for port in ["", ":80"] {
+                for url in [
+                    format!("http://{host}{port}/x"),
+                    format!("https://{host}{port}"),
+                    format!("HTTP://{host}{port}?x"),
+                    format!("git://{host}{port}/a/b.git#main"),
+                ] {
+                    assert!(!is_allowed(&url, ""), "{url}");
+                }
+                // A frontend says one thing in the identifier and another one in the attribute.
+                for url in [
+                    format!("http://{host}{port}/a.git"),
+                    format!("ssh://git@{host}{port}/a.git"),
+                    format!("git://{host}{port}/a.git"),
+                    format!("git@{host}:a.git"),
+                ] {
+                    assert!(!is_allowed("git://github.com/a/b.git", &url), "{url}");
+                }
+            }
+        }
+        for image in ["169.254.169.254/latest/meta-data", "[fe80::1]:80/a"] {
+            assert!(!is_allowed(&format!("docker-image://{image}"), ""));
+        }
+        for other in [
+            "file:///etc/passwd",
+            "ext::sh -c id",
+            "/srv/repo.git",
+            "http:127.0.0.1",
+        ] {
+            assert!(!is_allowed("git://github.com/a/b.git", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_operator_may_allow_everything() {
+        assert!(rules(SourceAddresses::Any).is_empty());
+    }
+}
