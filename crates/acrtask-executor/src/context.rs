@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::{CacheNamespace, Digest, ImageRef, RunDomain, RunId, Secret, mask::Patterns};
+use acrtask_model::{Digest, ImageRef, RunDomain, RunId, Secret, mask::Patterns};
 use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
 use acrtask_spec::plan::{Network, Plan, Step, Volume};
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Fence, GitAccess, Options,
+    Fence, GitAccess, Options, Reach,
     archive::{self, Pack},
     builder::{Builder, Recipes},
     cmd::body::pairs,
@@ -37,8 +37,8 @@ pub(crate) const KEPT: &str = "(kept)";
 /// What all steps of one run share.
 pub(crate) struct RunContext {
     pub(crate) id: RunId,
-    /// The build caches that the run shares with others of its domain.
-    pub(crate) cache_namespace: CacheNamespace,
+    /// What the run shares with others.
+    pub(crate) domain: RunDomain,
     pub(crate) options: Arc<Options>,
     /// Changed by `docker login`.
     registry: Mutex<(Credentials, Registry)>,
@@ -57,6 +57,7 @@ pub(crate) struct RunContext {
     /// Images are pushed without their tags, and that is said.
     pub(crate) hold: bool,
     pub(crate) git: GitAccess,
+    pub(crate) reach: Reach,
     /// What was pushed without its tag: by the name that it is to get, the digest.
     held: Mutex<BTreeMap<ImageRef, Digest>>,
     fence: Option<Arc<dyn Fence>>,
@@ -84,7 +85,7 @@ pub(crate) struct NamedContainer {
 /// What a run is made of beside its plan.
 pub(crate) struct Parts {
     pub(crate) id: RunId,
-    pub(crate) cache_namespace: CacheNamespace,
+    pub(crate) domain: RunDomain,
     pub(crate) options: Arc<Options>,
     pub(crate) credentials: Credentials,
     pub(crate) engine: Engine,
@@ -98,6 +99,7 @@ pub(crate) struct Parts {
     pub(crate) no_push: bool,
     pub(crate) hold: bool,
     pub(crate) git: GitAccess,
+    pub(crate) reach: Reach,
     pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
@@ -125,7 +127,7 @@ impl RunContext {
         };
         Self {
             id: parts.id,
-            cache_namespace: parts.cache_namespace,
+            domain: parts.domain,
             options: parts.options,
             registry: Mutex::new((parts.credentials, parts.registry)),
             manifests: Mutex::default(),
@@ -141,6 +143,7 @@ impl RunContext {
             no_push: parts.no_push,
             hold: parts.hold,
             git: parts.git,
+            reach: parts.reach,
             held: Mutex::default(),
             fence: parts.fence,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),

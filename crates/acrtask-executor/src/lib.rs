@@ -154,6 +154,8 @@ pub struct RunRequest {
     pub credentials: Option<Credentials>,
     /// How contexts of builds that are git repositories may be reached.
     pub git: GitAccess,
+    /// What builds may fetch.
+    pub reach: Reach,
     /// Asked before anything is written to a registry under an image's name.
     pub fence: Option<Arc<dyn Fence>>,
 }
@@ -163,12 +165,20 @@ pub struct RunRequest {
 pub struct GitAccess {
     /// Keys for ssh, each for one host.
     pub ssh_keys: Vec<acrtask_source::SshKey>,
-    /// What is fetched with one of them may be at a private address.
-    pub private_addresses: bool,
+}
+
+/// The files that builds of a run may fetch from a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// Those at public addresses: the task need not be trusted with what this machine reaches.
+    #[default]
+    Public,
+    /// All that this machine and its builder reach.
+    Everything,
 }
 
 impl RunRequest {
-    /// Without files, with the executor's own credentials, and free to push.
+    /// Without files, with the executor's own credentials, free to push, and with public addresses alone.
     pub fn new(id: RunId, plan: Plan, domain: RunDomain) -> Self {
         Self {
             id,
@@ -181,6 +191,7 @@ impl RunRequest {
             hold: false,
             credentials: None,
             git: GitAccess::default(),
+            reach: Reach::default(),
             fence: None,
         }
     }

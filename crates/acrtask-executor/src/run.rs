@@ -292,7 +292,7 @@ fn context(
         builder: executor.builder.clone(),
         registry,
         patterns: patterns(&request.plan, &request.domain),
-        cache_namespace: request.domain.cache_namespace,
+        domain: request.domain,
         labels,
         events,
         workspace,
@@ -300,6 +300,7 @@ fn context(
         no_push: request.no_push || executor.options.no_push,
         hold: request.hold,
         git: request.git,
+        reach: request.reach,
         fence: request.fence,
     };
     Ok(Arc::new(RunContext::new(parts, request.plan)))

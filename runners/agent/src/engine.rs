@@ -7,7 +7,7 @@ use std::{
 };
 
 use acrtask_api::spec::ContextSource;
-use acrtask_executor::{Executor, GitAccess, Options, RunRequest};
+use acrtask_executor::{Executor, GitAccess, Options, Reach, RunRequest};
 use acrtask_job::{Files, Git, Prepared};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
@@ -220,9 +220,11 @@ impl Engine {
             no_push: job.spec.no_push,
             hold: job.spec.hold,
             credentials: Some(credentials),
-            git: GitAccess {
-                ssh_keys: keys,
-                private_addresses: self.allow_private_addresses,
+            git: GitAccess { ssh_keys: keys },
+            reach: if self.allow_private_addresses {
+                Reach::Everything
+            } else {
+                Reach::Public
             },
             fence: Some(job.fence),
             attempt: job.attempt,
@@ -290,6 +292,7 @@ impl Work for Engine {
             ("containerd-store", yes_no(engine.containerd_store)),
             ("builder", builder.description.clone()),
             ("registry-cache", yes_no(builder.registry_cache)),
+            ("private-addresses", yes_no(self.allow_private_addresses)),
         ];
         let features = features
             .map(|(name, value)| (name.to_owned(), value))

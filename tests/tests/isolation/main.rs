@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod caches;
 mod container_flags;
 mod groups;
 mod requests;
 mod runners;
+mod sources;
 mod volumes;

@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod forks;
 mod killed;
 mod place;
 mod setup;

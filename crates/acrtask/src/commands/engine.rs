@@ -6,7 +6,8 @@ use std::{
 };
 
 use acrtask_buildkit::{Endpoint, TlsFiles};
-use acrtask_executor::{Allow, DockerEndpoint, Executor, Options, RunRequest};
+use acrtask_executor::{Allow, DockerEndpoint, Executor, Options, Reach, RunRequest};
+use acrtask_job::Files;
 use acrtask_model::{RunId, Secret};
 use acrtask_registry::Credentials;
 use acrtask_spec::plan::Plan;
@@ -148,6 +149,16 @@ pub(crate) struct RunFiles {
     pub(crate) context: Option<PathBuf>,
     /// What builds read as `-`.
     pub(crate) stdin: Option<PathBuf>,
+    /// What builds may fetch: everything where the files are the user's own.
+    pub(crate) reach: Reach,
+}
+
+/// Returns what builds with these files may fetch: files that came from elsewhere need not be trusted.
+pub(crate) fn reach(files: &Files) -> Reach {
+    match files {
+        Files::FromElsewhere(_) => Reach::Public,
+        Files::OfTheOperator(_) | Files::None => Reach::Everything,
+    }
 }
 
 /// A connected executor with a runtime for it.
@@ -214,6 +225,7 @@ impl Session {
         let request = RunRequest {
             context: files.context,
             stdin: files.stdin,
+            reach: files.reach,
             ..RunRequest::new(id, plan, local_domain())
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;

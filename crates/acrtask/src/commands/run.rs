@@ -2,6 +2,7 @@
 
 use std::{io::Write, path::Path};
 
+use acrtask_executor::Reach;
 use acrtask_model::RunId;
 use acrtask_source::{ContextSpec, Scratch};
 use acrtask_spec::{
@@ -69,6 +70,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
     if !matches!(context.spec(), ContextSpec::None) {
         context.fetch()?;
     }
+    let reach = engine::reach(&context.files()?.0);
     let workspace = context.into_workspace();
     let stdin = if stdin_is_taken.is_none() && reads_stdin(&plan) {
         Some(keep_stdin()?)
@@ -78,6 +80,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
     let files = RunFiles {
         context: workspace.as_ref().map(|workspace| workspace.root.clone()),
         stdin: stdin.as_ref().map(|kept| kept.path().join(STDIN_FILE)),
+        reach,
     };
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();
@@ -144,6 +147,7 @@ fn watch(
                 let files = RunFiles {
                     context: root.clone(),
                     stdin: None,
+                    reach: Reach::Everything,
                 };
                 let running = session.run(id, plan, files, form, stderr, cancel.clone());
                 let mut running = std::pin::pin!(running);

@@ -1,7 +1,7 @@
 //! Build steps: from the words of the line to images in the right place.
 
 mod bases;
-mod git;
+mod fetched;
 mod input;
 mod outputs;
 pub(crate) mod progress;

@@ -10,15 +10,19 @@ use std::{
 };
 
 use acrtask_buildkit::{
-    BuildContext, BuildRequest, BuildSecret, CacheSpec, DockerfileSource, NamedContext, Network,
-    NoCache, Provenance, SecretSource, SourcePin, SshSource,
+    BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec, DockerfileSource, Feature,
+    NamedContext, Network, NoCache, Provenance, SecretSource, SourceAddresses, SourcePin,
+    SshSource, one_time_namespace,
 };
-use acrtask_model::{ImageRef, ReferenceError, Secret, events::Stream, reference::DOCKER_HUB};
+use acrtask_model::{
+    ImageRef, ReferenceError, Secret, TrustDomain, events::Stream, reference::DOCKER_HUB,
+};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
-use super::{git, input};
+use super::{fetched, input};
 use crate::{
+    Reach,
     builder::ForBuilder,
     cmd::{body::working_folder, flags::is_machine_wide_limit},
     context::StepContext,
@@ -41,6 +45,7 @@ pub(crate) struct Recipe {
     named_contexts: BTreeMap<String, NamedContext>,
     pins: Vec<SourcePin>,
     provenance: Provenance,
+    cache_namespaces: CacheNamespaces,
     pub(crate) cache_imports: Vec<CacheSpec>,
     pub(crate) cache_exports: Vec<CacheSpec>,
     /// Folders that the build reads; they live as long as the recipe.
@@ -90,7 +95,8 @@ impl Recipe {
         let (context, dockerfile) = context(ctx, line, &base, &mut held).await?;
         let mut named_contexts = BTreeMap::new();
         for (name, value) in &line.build_contexts {
-            named_contexts.insert(name.clone(), named(value, &base)?);
+            let named = named(ctx, value, &base, &mut held).await?;
+            named_contexts.insert(name.clone(), named);
         }
         let build_args: Vec<_> = line
             .build_args
@@ -104,6 +110,10 @@ impl Recipe {
             .filter(|(_, value)| value.is_some())
             .collect();
         let provenance = provenance(ctx, line, &build_args).await;
+        let cache_namespaces = cache_namespaces(ctx, &provenance);
+        for cache in line.cache_from.iter().chain(&line.cache_to) {
+            check_cache(&ctx.run.domain.trust, &cache.kind)?;
+        }
         let cache_exports = exported_caches(ctx, line, &base).await?;
         let mut recipe = Self {
             context,
@@ -114,12 +124,20 @@ impl Recipe {
             named_contexts,
             pins: Vec::new(),
             provenance,
+            cache_namespaces,
             cache_imports: caches(&line.cache_from, &base)?,
             cache_exports,
             line: line.clone(),
             _held: held,
         };
         recipe.pins = pins(ctx, &recipe).await;
+        if ctx.run.reach == Reach::Public
+            && let Some(text) = recipe.dockerfile_text()
+        {
+            let given = recipe.build_args();
+            let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            fetched::check_dockerfile(&text, given.collect()).await?;
+        }
         Ok(recipe)
     }
 
@@ -153,6 +171,11 @@ impl Recipe {
         request.cache_imports = self.cache_imports.clone();
         request.cache_exports = self.cache_exports.clone();
         request.provenance = self.provenance.clone();
+        request.cache_namespaces = Some(self.cache_namespaces.clone());
+        request.sources = match ctx.run.reach {
+            Reach::Public => SourceAddresses::PublicOnly,
+            Reach::Everything => SourceAddresses::Any,
+        };
         request.sbom = line
             .sbom
             .clone()
@@ -215,7 +238,7 @@ async fn context(
             } else {
                 in_context()
             };
-            if let Some(workspace) = git::by_given_key(ctx, url).await? {
+            if let Some(workspace) = fetched::fetch(ctx, url).await? {
                 let dir = workspace.root.clone();
                 held.push(Held::Fetched(workspace));
                 return Ok((BuildContext::Local { dir }, dockerfile));
@@ -235,7 +258,7 @@ async fn context(
                 .parse()
                 .map_err(|error: ReferenceError| chain(&error))?;
             let spec = ContextSpec::Oci(reference);
-            fetched(ctx, &spec, Origin::TaskFile, held)
+            fetch_ours(ctx, &spec, Origin::TaskFile, held)
                 .await
                 .map(|context| (context, in_context()))
         }
@@ -249,7 +272,7 @@ async fn context(
             };
             if input::is_archive(path)? {
                 let spec = ContextSpec::TarballFile(path.clone());
-                let context = fetched(ctx, &spec, Origin::Operator, held).await?;
+                let context = fetch_ours(ctx, &spec, Origin::Operator, held).await?;
                 Ok((context, in_context()))
             } else {
                 Ok((
@@ -261,7 +284,7 @@ async fn context(
     }
 }
 
-async fn fetched(
+async fn fetch_ours(
     ctx: &StepContext,
     spec: &ContextSpec,
     origin: Origin,
@@ -322,7 +345,12 @@ fn local_dockerfile(
 }
 
 /// `--build-context`.
-fn named(value: &str, base: &Base) -> Result<NamedContext, String> {
+async fn named(
+    ctx: &StepContext,
+    value: &str,
+    base: &Base,
+    held: &mut Vec<Held>,
+) -> Result<NamedContext, String> {
     let is_url = value.contains("://") || value.starts_with("git@") || value.starts_with("target:");
     if let Some(path) = value.strip_prefix("oci-layout://") {
         let (path, digest) = match path.split_once('@') {
@@ -333,6 +361,16 @@ fn named(value: &str, base: &Base) -> Result<NamedContext, String> {
         return Ok(NamedContext::OciLayout { dir, digest });
     }
     if is_url {
+        if fetched::is_git(value)
+            && let Some(workspace) = fetched::fetch(ctx, value).await?
+        {
+            let dir = workspace.root.clone();
+            held.push(Held::Fetched(workspace));
+            return Ok(NamedContext::Local(dir));
+        }
+        if ctx.run.reach == Reach::Public {
+            fetched::check(value).await?;
+        }
         return Ok(NamedContext::Reference(value.into()));
     }
     let dir = base.local(value)?;
@@ -416,6 +454,35 @@ fn caches(
             })
         })
         .collect()
+}
+
+/// The namespaces of the run's domain, except for those that the image would publish: these are used once.
+fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> CacheNamespaces {
+    let capabilities = ctx.run.builder.client.capabilities();
+    let attests = capabilities.missing(Feature::Attestations).is_none();
+    let namespace = |published: bool| {
+        if attests && published {
+            one_time_namespace()
+        } else {
+            ctx.run.domain.cache_namespace.clone()
+        }
+    };
+    CacheNamespaces {
+        mounts: namespace(provenance.lists_instructions()),
+        layers: namespace(provenance.lists_hosts()),
+    }
+}
+
+/// Refuses a cache that the builder reaches with its machine's own credentials, except on the user's own machine.
+fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String> {
+    match kind {
+        "registry" | "inline" | LOCAL_CACHE => Ok(()),
+        _ if *domain == TrustDomain::Local => Ok(()),
+        other => Err(format!(
+            "a cache of type {other} is reached with the credentials of the runner's machine; write \
+             `type=registry,ref=IMAGE`, `type=inline` or `type=local`"
+        )),
+    }
 }
 
 /// The caches that are written. A run that pushes nothing writes none that others read from, however it is asked for:
@@ -565,9 +632,9 @@ async fn provenance(
     }
     match line.provenance.as_deref() {
         None | Some("false") => Provenance::Off,
-        Some("mode=min") => Provenance::Min,
-        Some("" | "true" | "mode=max") if leaking.is_some() => Provenance::Min,
-        Some("" | "true" | "mode=max") => Provenance::Max,
+        Some("" | "true" | "mode=min") => Provenance::Min,
+        Some("mode=max") if leaking.is_some() => Provenance::Min,
+        Some("mode=max") => Provenance::Max,
         Some(attrs) => Provenance::Attrs(attrs.into()),
     }
 }
