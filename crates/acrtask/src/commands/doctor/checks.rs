@@ -30,6 +30,7 @@ const DEFAULT_POOL: &str = "default";
 /// Everything that can be said of what the server answered.
 pub(super) fn of(seen: &Seen) -> Vec<Check> {
     let mut checks = vec![server(seen), clock(seen), token(seen), runners(seen)];
+    checks.extend(sources(seen));
     checks.extend(address(seen));
     checks.extend(signatures(seen));
     if let Some(task) = &seen.task {
@@ -183,6 +184,31 @@ fn runners(seen: &Seen) -> Check {
         .help("make room there: `docker system prune`, `docker buildx prune`");
     }
     Check::ok("runners", message)
+}
+
+/// Says what builds on the runners may fetch. `None`: no runner reports it.
+fn sources(seen: &Seen) -> Option<Check> {
+    const NAME: &str = "sources";
+    let runners = seen.runners.as_ref().ok()?;
+    let reports = runners.iter().filter_map(|runner| {
+        let private = runner.features.get("private-addresses")?;
+        Some((runner.name.as_str(), private == "yes"))
+    });
+    let (open, public): (Vec<_>, Vec<_>) = reports.partition(|(_, private)| *private);
+    if open.is_empty() && public.is_empty() {
+        return None;
+    }
+    if open.is_empty() {
+        let message = "builds fetch from public addresses alone, as far as they are written; BuildKit resolves names";
+        return Some(Check::ok(NAME, message));
+    }
+    let names: Vec<&str> = open.iter().map(|(name, _)| *name).collect();
+    let message = format!(
+        "builds on {} may fetch from private addresses, those of that machine included",
+        names.join(", ")
+    );
+    let help = "start these runners without --allow-private-addresses, unless all their tasks are trusted with that";
+    Some(Check::warning(NAME, message).help(help))
 }
 
 /// What senders are told to send to.

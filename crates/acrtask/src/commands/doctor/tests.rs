@@ -19,7 +19,7 @@ fn probe(host: &str, outcome: ProbeOutcome) -> Probe {
 fn seen() -> Seen {
     let runner = json!({
         "id": "1", "name": "one", "state": "online", "pool": "default", "labels": { "disk": "ssd" },
-        "platforms": ["linux/amd64"], "slots": 2, "busy": 0, "features": {}, "freeDisk": 50_000_000_000_u64,
+        "platforms": ["linux/amd64"], "slots": 2, "busy": 0, "features": { "private-addresses": "no" }, "freeDisk": 50_000_000_000_u64,
         "version": "0.1.0"
     });
     let task = json!({
@@ -112,6 +112,10 @@ fn what_is_wrong_and_what_to_do() {
     });
     add("a full disk", &|seen| {
         seen.runners.as_mut().unwrap()[0].free_disk = 1 << 20;
+    });
+    add("private addresses", &|seen| {
+        let features = &mut seen.runners.as_mut().unwrap()[0].features;
+        features.insert("private-addresses".into(), "yes".into());
     });
     add("no webhook", &|seen| seen.webhooks = Ok(Vec::new()));
     add("no public address", &|seen| {
