@@ -1,6 +1,6 @@
 //! Tests of `retention.rs`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use acrtask_api::run::RunResult;
 use acrtask_model::RunState;

@@ -276,7 +276,7 @@ impl Hub {
     pub(crate) fn connection(&self, id: &str, end: &End) -> Option<Connection> {
         self.with(id, |entry| {
             let connection = &entry.connection;
-            Arc::ptr_eq(&connection.end.reason, &end.reason).then(|| connection.clone())
+            Arc::ptr_eq(&connection.end.status, &end.status).then(|| connection.clone())
         })
         .flatten()
     }
