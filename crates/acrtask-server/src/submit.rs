@@ -222,8 +222,8 @@ pub fn from_request(
 
 /// Drafts the run that a stored task asks for. The caller has checked that the task is enabled.
 ///
-/// `starter` is the principal that brings files or a task file of its own and may not write the task: its code gets a
-/// domain of its own.
+/// `starter` is the principal if it may not write the task. Its values are untrusted. If it brings files or a task file of
+/// its own, its code gets a domain of its own.
 ///
 /// # Errors
 /// All that is wrong with the request or with the task.
