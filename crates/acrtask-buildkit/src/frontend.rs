@@ -164,11 +164,9 @@ pub(crate) fn frontend(
         NoCache::All => set("no-cache", String::new()),
         NoCache::Stages(stages) => set("no-cache", stages.join(",")),
     }
+    // By default the registry comes first, and an engine's own store after it.
     if request.pull {
         set("image-resolve-mode", "pull".to_owned());
-    } else if capabilities.kind != EndpointKind::Buildkitd {
-        // An image that an earlier step built, and has not pushed, is a base for later ones.
-        set("image-resolve-mode", "local".to_owned());
     }
     if !request.add_hosts.is_empty() {
         set(ADD_HOSTS, hosts(&request.add_hosts, capabilities)?);
@@ -398,7 +396,7 @@ fn image_attrs(image: &ImageExport) -> Attrs {
 }
 
 /// A reference as a Dockerfile's author would write it, which is how the frontend looks a named context up.
-pub(crate) fn familiar(reference: &str) -> &str {
+pub fn familiar(reference: &str) -> &str {
     let short = without_digest(reference);
     let short = short
         .strip_prefix("docker.io/")

@@ -9,17 +9,14 @@ use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest, Descriptor,
 };
-use tonic::codegen::http::uri::PathAndQuery;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
 
-use crate::content_proto as proto;
+use crate::content;
 use crate::provenance::{ProvenanceError, UsedSource, parse_provenance};
 use crate::transport::MAX_MESSAGE;
 
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
-const READ_PATH: &str = "/containerd.services.content.v1.Content/Read";
 /// How long a record may take to appear after its build has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of provenance that are read; one of a large build has a few hundred thousand.
@@ -101,20 +98,7 @@ fn provenance_blobs(record: &BuildHistoryRecord) -> Vec<&Descriptor> {
 }
 
 async fn read_blob(channel: &Channel, digest: &str) -> Result<Vec<u8>, HistoryError> {
-    let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-    grpc.ready()
-        .await
-        .map_err(|e| Status::unavailable(e.to_string()))?;
-    let request = Request::new(proto::ReadRequest {
-        digest: digest.to_owned(),
-        offset: 0,
-        size: 0,
-    });
-    let codec = ProstCodec::<proto::ReadRequest, proto::ReadResponse>::default();
-    let mut pieces = grpc
-        .server_streaming(request, PathAndQuery::from_static(READ_PATH), codec)
-        .await?
-        .into_inner();
+    let mut pieces = content::open(channel, digest).await?;
     let mut blob = Vec::new();
     while let Some(piece) = pieces.message().await? {
         if blob.len() + piece.data.len() > MAX_PROVENANCE {

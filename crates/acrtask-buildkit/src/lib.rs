@@ -27,6 +27,7 @@
 
 mod capabilities;
 mod client;
+mod content;
 mod content_proto;
 mod dockerfile;
 mod endpoint;
@@ -45,10 +46,12 @@ mod transport;
 
 pub use capabilities::{Capabilities, EndpointKind, Feature, Worker};
 pub use client::{BuildOutcome, Client};
+pub use content::ContentError;
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{BuildError, BuildFailure, ConnectError};
 pub use excerpt::SourceExcerpt;
 pub use filesync::{BadPattern, PatternSet};
+pub use frontend::familiar;
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
 pub use request::{
     BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,

@@ -28,7 +28,7 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// What must not come from the cache.
     pub no_cache: NoCache,
-    /// Ask the registry for each base again, even when there is a local image of that name.
+    /// Take bases from their registries alone. Else an engine's store is asked for what a registry does not have.
     pub pull: bool,
     /// `host` and address for the hosts file of `RUN`; the address `host-gateway` is the engine's host.
     pub add_hosts: Vec<(String, String)>,

@@ -22,7 +22,7 @@ use crate::{
     context::StepContext,
     engine::DockerEndpoint,
     error::{ConnectError, chain},
-    images::Built,
+    images::OwnImage,
     output::lock,
     steps::build,
 };
@@ -136,7 +136,8 @@ impl Builder {
     pub(crate) async fn load_into_engine(
         &self,
         ctx: &StepContext,
-        built: &Built,
+        built: &OwnImage,
+        name: &ImageRef,
     ) -> Result<(), String> {
         let message = format!("loading {} into the engine", built.names[0]);
         ctx.run
@@ -147,7 +148,7 @@ impl Builder {
         let mut request = self.again(ctx, built).await?;
         request.provenance = Provenance::Off;
         request.exports = vec![Export::Load {
-            names: built.names.iter().map(ToString::to_string).collect(),
+            names: vec![name.to_string()],
             archive: Some(Sink::Writer(Box::pin(writer))),
         }];
         let archive = tokio_util::io::ReaderStream::with_capacity(reader, LOAD_BUFFER);
@@ -166,7 +167,7 @@ impl Builder {
     pub(crate) async fn push_from_cache(
         &self,
         ctx: &StepContext,
-        built: &Built,
+        built: &OwnImage,
         image: &ImageRef,
     ) -> Result<Digest, String> {
         let mut request = self.again(ctx, built).await?;
@@ -180,6 +181,7 @@ impl Builder {
             push: true,
             push_by_digest: by_digest,
             insecure: ctx.run.is_insecure(image.registry()),
+            attrs: build::no_store(),
             ..Default::default()
         })];
         let outcome = self
@@ -193,14 +195,13 @@ impl Builder {
     }
 
     /// The request that made an image, once more: everything of it is in the cache.
-    async fn again(&self, ctx: &StepContext, built: &Built) -> Result<BuildRequest, String> {
+    async fn again(&self, ctx: &StepContext, built: &OwnImage) -> Result<BuildRequest, String> {
         let recipe = ctx.run.recipes.find(&built.step);
         let recipe =
             recipe.ok_or_else(|| format!("step {} has not been built here", built.step))?;
         let mut request = recipe.request(ctx)?;
         // Nothing is to be built anew, whatever the step said the first time.
         request.no_cache = acrtask_buildkit::NoCache::UseCache;
-        request.pull = false;
         request.cache_exports.clear();
         Ok(request)
     }

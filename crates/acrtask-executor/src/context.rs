@@ -9,7 +9,7 @@ use std::{
 
 use acrtask_model::{Digest, ImageRef, RunDomain, RunId, Secret, mask::Patterns};
 use acrtask_registry::{Credentials, IndexEntry, Registry, RegistryError};
-use acrtask_spec::plan::{Network, Plan, Step, Volume};
+use acrtask_spec::plan::{BuildStep, Network, Plan, Step, StepKind, Volume};
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,7 +20,7 @@ use crate::{
     cmd::body::pairs,
     engine::{Engine, Labels},
     error::EngineError,
-    images::Images,
+    images::{Images, Origin, OwnNames},
     output::{Events, StepOutput, lock},
     workspace::Workspace,
 };
@@ -49,6 +49,8 @@ pub(crate) struct RunContext {
     pub(crate) patterns: Patterns,
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) images: Images,
+    /// The names of the run's images in the engine.
+    pub(crate) image_names: OwnNames,
     pub(crate) recipes: Recipes,
     /// What `-` of a build reads.
     pub(crate) stdin: Option<PathBuf>,
@@ -133,6 +135,7 @@ impl RunContext {
             manifests: Mutex::default(),
             engine: parts.engine,
             builder: parts.builder,
+            image_names: OwnNames::new(&parts.labels.scope),
             labels: parts.labels,
             events: parts.events,
             patterns: parts.patterns,
@@ -160,16 +163,72 @@ impl RunContext {
         self.fence.is_some()
     }
 
-    /// The name by which an image that this run did not build is asked for: by its digest where the run has pushed it
-    /// without its tag, or where the plan pins it.
-    pub(crate) fn pinned(&self, name: &str) -> Option<String> {
-        if self.plan.pins.is_empty() && !self.hold {
-            return None;
+    /// Returns the name and digest of an image that the run has pushed without its tag, or that the plan pins.
+    pub(crate) fn pinned(&self, image: &ImageRef) -> Option<ImageRef> {
+        let held = self.held_at(image);
+        let digest = held.or_else(|| self.plan.pins.get(image).cloned())?;
+        Some(image.at(digest))
+    }
+
+    /// Returns the repositories of the registry of `name` that this run read or pushed to.
+    pub(crate) fn readable_repositories(&self, name: &ImageRef) -> Vec<ImageRef> {
+        let found = self.images.found_names();
+        let built = self.images.by_name().into_keys();
+        let mut all: Vec<ImageRef> = found
+            .into_iter()
+            .chain(built)
+            .filter(|other| other.registry() == name.registry())
+            .map(|other| other.untagged())
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Returns a new name for an image of this run in the engine.
+    pub(crate) fn new_image_name(&self) -> Result<ImageRef, String> {
+        let scratch = || {
+            self.workspace
+                .scratch()
+                .map_err(|error| crate::error::chain(&error))
+        };
+        self.image_names.next(scratch)
+    }
+
+    /// Returns `true` if the run is one build on one's own machine. It has succeeded when its image is there, so the
+    /// build itself gives the names.
+    pub(crate) fn publishes_at_once(&self) -> bool {
+        let [step] = self.plan.steps.as_slice() else {
+            return false;
+        };
+        self.options.own_machine
+            && matches!(&step.kind, StepKind::Build(build) if has_no_outputs(build))
+    }
+
+    /// Gives the names of what the run built to the images of the engine, as `docker build -t` does. For a run on
+    /// one's own machine that has succeeded.
+    pub(crate) async fn publish_names(&self) {
+        if self.publishes_at_once() {
+            return;
         }
-        let image = name.parse::<ImageRef>().ok()?.or_latest();
-        let held = self.held_at(&image);
-        let digest = held.or_else(|| self.plan.pins.get(&image).cloned())?;
-        Some(image.at(digest).to_string())
+        let named = self.images.by_name();
+        let built = named.iter().filter(|(name, image)| {
+            matches!(image.origin, Origin::Engine(_)) && name.digest().is_none()
+        });
+        let tagged = built.map(|(name, image)| async move {
+            if let Err(error) = self
+                .engine
+                .tag_image(&image.in_engine(&self.engine), name)
+                .await
+            {
+                let message = format!(
+                    "the engine did not get the name: {}",
+                    crate::error::chain(&error)
+                );
+                self.events.warn(Some(&image.step), message, None).await;
+            }
+        });
+        futures::future::join_all(tagged).await;
     }
 
     /// Remembers an image that was pushed without its tag.
@@ -363,6 +422,14 @@ impl RunContext {
         });
         futures::future::join_all(removals).await;
     }
+}
+
+/// Returns `true` for a build whose image goes into the engine by its tags.
+fn has_no_outputs(build: &BuildStep) -> bool {
+    build
+        .line
+        .as_ref()
+        .is_ok_and(|line| line.outputs.is_empty())
 }
 
 /// The files of a volume; `0444`, so that a step that runs as another user can read its own secrets.

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     context::remove_all,
     engine::{Engine, Labels, label_filter},
+    images::{NAMES_FILE, remove_listed},
     owner::{Judgement, OWNER_LABEL, Owner, RUN_LABEL, is_kept},
     scope::RunScope,
     workspace::{OWNER_FILE, SCRATCH_PREFIX, keeper_image},
@@ -56,6 +57,12 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
             tracing::debug!(%run, thing, "left behind by a run that was killed");
         }
     }
+    for folder in dead_folders(scratch_root, me) {
+        let list = folder.join("files").join(NAMES_FILE);
+        if let Ok(list) = tokio::fs::read_to_string(list).await {
+            remove_listed(engine, &list).await;
+        }
+    }
     let root = scratch_root.to_owned();
     let me = me.clone();
     let folders = tokio::task::spawn_blocking(move || {
@@ -80,7 +87,8 @@ fn dead_owner(labels: &HashMap<String, String>, me: &Owner) -> Option<(RunScope,
     (owner.judge_here(me) == Judgement::Dead).then_some((run, owner))
 }
 
-fn remove_folders(root: &Path, me: &Owner) -> Vec<String> {
+/// Returns the scratch folders of dead processes.
+fn dead_folders(root: &Path, me: &Owner) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| {
         let name = entry.file_name();
@@ -90,9 +98,14 @@ fn remove_folders(root: &Path, me: &Owner) -> Vec<String> {
         let folder: PathBuf = entry.path();
         let owner = std::fs::read_to_string(folder.join(OWNER_FILE)).ok()?;
         let owner: Owner = owner.parse().ok()?;
-        if owner.judge_here(me) != Judgement::Dead {
-            return None;
-        }
+        (owner.judge_here(me) == Judgement::Dead).then_some(folder)
+    })
+    .collect()
+}
+
+fn remove_folders(root: &Path, me: &Owner) -> Vec<String> {
+    let dead = dead_folders(root, me).into_iter();
+    dead.filter_map(|folder| {
         std::fs::remove_dir_all(&folder).ok()?;
         Some(format!("folder {}", folder.display()))
     })

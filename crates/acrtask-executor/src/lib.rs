@@ -21,7 +21,6 @@ mod engine;
 mod error;
 mod fence;
 mod graph;
-mod held;
 mod images;
 mod leftovers;
 mod output;
@@ -30,6 +29,7 @@ mod policy;
 mod run;
 mod scope;
 mod steps;
+mod upload;
 mod workspace;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -41,7 +41,7 @@ use acrtask_model::{
 use acrtask_registry::{Credentials, Registry, RegistryError, Settings};
 use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
@@ -88,6 +88,9 @@ pub struct Options {
     pub scratch_root: PathBuf,
     /// The SSH agent that `--ssh` hands to builds: the socket's path.
     pub ssh_agent: Option<PathBuf>,
+    /// The engine is that of the person who runs the task. An image that its registry does not have may be the
+    /// engine's own, and the engine gets the names of what a successful run built. Never set for a runner.
+    pub own_machine: bool,
 }
 
 impl Options {
@@ -105,6 +108,7 @@ impl Options {
             timeout: None,
             scratch_root: std::env::temp_dir(),
             ssh_agent: None,
+            own_machine: false,
         }
     }
 }
@@ -260,6 +264,8 @@ pub struct Executor {
     engine: Engine,
     builder: Builder,
     owner: Owner,
+    /// Removals of images of runs that have ended.
+    removals: TaskTracker,
 }
 
 impl Executor {
@@ -278,6 +284,7 @@ impl Executor {
             builder: builder?,
             options: Arc::new(options),
             owner: Owner::this_process(),
+            removals: TaskTracker::new(),
         })
     }
 
@@ -314,6 +321,14 @@ impl Executor {
     /// was removed, in words.
     pub async fn remove_leftovers(&self) -> Vec<String> {
         leftovers::remove(&self.engine, &self.owner, &self.options.scratch_root).await
+    }
+
+    /// Waits until the images of runs that have ended are removed from the engine, at most for `limit`. What is left
+    /// is removed by the next start.
+    pub async fn finish_removals(&self, limit: Duration) {
+        self.removals.close();
+        let _ = tokio::time::timeout(limit, self.removals.wait()).await;
+        self.removals.reopen();
     }
 
     /// Carries a plan out. `events` gets everything as it happens, first `RunStarted` and last

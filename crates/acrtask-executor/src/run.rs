@@ -135,7 +135,8 @@ impl Drop for Guard {
             runtime.spawn(async move {
                 // Volumes and networks that are being made now are removed, too.
                 run.background.wait().await;
-                remove_all(&engine, &labels, image).await
+                remove_all(&engine, &labels, image).await;
+                run.image_names.remove(&run.engine).await;
             });
         }
     }
@@ -167,6 +168,7 @@ async fn drive(
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
+    let mut ended = None;
     let (outcome, steps, left) = match context(executor, request, events.clone()) {
         Ok(run) => {
             if let Some(reason) = refuse(&run).await {
@@ -180,6 +182,9 @@ async fn drive(
                 run: Some(Arc::clone(&run)),
             };
             let (mut outcome, steps) = carry_out(&run, limit, cancel).await;
+            if run.options.own_machine && outcome.state == RunState::Succeeded {
+                run.publish_names().await;
+            }
             if outcome.state == RunState::Failed
                 && only_unreachable(steps.iter().map(|(_, state, _)| state))
             {
@@ -188,6 +193,7 @@ async fn drive(
             let left = run.clean_up().await;
             guard.run = None;
             retry_removal(&run, &left);
+            ended = Some(run);
             (outcome, steps, left)
         }
         Err(reason) => {
@@ -198,7 +204,14 @@ async fn drive(
             (outcome, Vec::new(), Vec::new())
         }
     };
-    finish(events, began, outcome, steps, left).await
+    let finished = finish(events, began, outcome, steps, left).await;
+    if let Some(run) = ended {
+        // The result is reported by now.
+        executor
+            .removals
+            .spawn(async move { run.image_names.remove(&run.engine).await });
+    }
+    finished
 }
 
 /// Waits between attempts at removing what the engine still held when a run ended, in seconds.

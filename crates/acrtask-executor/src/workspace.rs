@@ -92,6 +92,11 @@ impl Scratch {
         Ok(Self(folder))
     }
 
+    /// Keeps the folder, for the next start of the program.
+    pub(crate) fn leave(self) {
+        let _ = self.0.keep();
+    }
+
     /// Where files go.
     pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("files")

@@ -130,7 +130,7 @@ impl Registry {
     }
 
     /// Stores a blob of `size` bytes in the repository of `target`, unless it is there, as `open` gives it; the registry
-    /// checks the digest.
+    /// checks the digest. A blob that one of the repositories `mounts` has is taken from there, if the registry can.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -139,6 +139,7 @@ impl Registry {
         target: &ImageRef,
         digest: &Digest,
         size: u64,
+        mounts: &[ImageRef],
         open: impl AsyncFnOnce() -> Result<S, RegistryError>,
     ) -> Result<(), RegistryError>
     where
@@ -148,7 +149,22 @@ impl Registry {
         if self.has_blob(target, digest).await? {
             return Ok(());
         }
-        if let Some(location) = self.start_upload(target, digest, None).await? {
+        let mut mount = None;
+        let elsewhere = |from: &&ImageRef| {
+            from.registry() == target.registry() && from.repository() != target.repository()
+        };
+        for from in mounts.iter().filter(elsewhere) {
+            // A repository that cannot be read is no reason against an upload.
+            if self
+                .blob_exists(from, digest, pull(from))
+                .await
+                .unwrap_or(false)
+            {
+                mount = Some(from);
+                break;
+            }
+        }
+        if let Some(location) = self.start_upload(target, digest, mount).await? {
             let body = paced(size, open().await?);
             self.finish_upload(target, digest, location, body).await?;
         }
@@ -258,12 +274,21 @@ impl Registry {
     }
 
     async fn has_blob(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
+        self.blob_exists(target, digest, push(target)).await
+    }
+
+    async fn blob_exists(
+        &self,
+        target: &ImageRef,
+        digest: &Digest,
+        scope: String,
+    ) -> Result<bool, RegistryError> {
         let call = Call {
             attempt: format!("look for the blob {digest} in {}", target.name()),
             host: target.registry(),
             method: Method::HEAD,
             url: self.transport.url(target, &format!("blobs/{digest}"))?,
-            scopes: vec![push(target)],
+            scopes: vec![scope],
             accept: &[],
             body: Body::None,
         };

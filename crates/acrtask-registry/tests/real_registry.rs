@@ -193,12 +193,12 @@ async fn a_blob_is_stored_once_as_a_stream() {
     // The registry refuses what has another digest.
     let other = chunks(&[8; 300_000]);
     let refused = registry
-        .put_blob_stream(&target, &digest, size, async || Ok(other))
+        .put_blob_stream(&target, &digest, size, &[], async || Ok(other))
         .await;
     assert!(refused.is_err());
     let right = chunks(&content);
     registry
-        .put_blob_stream(&target, &digest, size, async || Ok(right))
+        .put_blob_stream(&target, &digest, size, &[], async || Ok(right))
         .await
         .unwrap();
     let read = registry.blob_bytes(&target, &digest, size).await.unwrap();
@@ -208,9 +208,24 @@ async fn a_blob_is_stored_once_as_a_stream() {
         panic!("it is there")
     };
     registry
-        .put_blob_stream(&target, &digest, size, unopened)
+        .put_blob_stream(&target, &digest, size, &[], unopened)
         .await
         .unwrap();
+    // What another repository of the registry has is taken from there.
+    let elsewhere: ImageRef = format!("{}-elsewhere", target.untagged()).parse().unwrap();
+    let unread = async || -> Result<futures::stream::Empty<Result<bytes::Bytes, std::io::Error>>, RegistryError> {
+        panic!("it is in another repository")
+    };
+    let mounts = [elsewhere.clone(), target.clone()];
+    registry
+        .put_blob_stream(&elsewhere, &digest, size, &mounts, unread)
+        .await
+        .unwrap();
+    let read = registry
+        .blob_bytes(&elsewhere, &digest, size)
+        .await
+        .unwrap();
+    assert_eq!(read, content);
 }
 
 #[tokio::test]

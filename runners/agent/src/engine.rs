@@ -41,6 +41,8 @@ impl Engine {
     pub(crate) async fn connect(config: &AgentConfig, work: &Path) -> Self {
         let options = Options {
             scratch_root: work.to_owned(),
+            // Runs of many people share it.
+            own_machine: false,
             ..config.executor.clone()
         };
         let mut backoff = Backoff::default();

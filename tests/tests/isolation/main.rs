@@ -5,6 +5,7 @@
 mod caches;
 mod container_flags;
 mod groups;
+mod images;
 mod requests;
 mod runners;
 mod sources;

@@ -30,7 +30,7 @@ fn the_plain_build() {
     );
     assert_eq!(
         attrs(&request(), EndpointKind::EngineClassicStore),
-        ["filename=Dockerfile", "image-resolve-mode=local"]
+        ["filename=Dockerfile"]
     );
 }
 
@@ -78,7 +78,6 @@ fn everything_at_once() {
     context:context=local:_context
     filename=app.Dockerfile
     force-network-mode=none
-    image-resolve-mode=local
     label:l=v
     no-cache=a,b
     platform=linux/amd64,linux/arm64

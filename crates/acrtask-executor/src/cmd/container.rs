@@ -23,11 +23,14 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     body::{Definition, Pull, Setting, define},
+    docker::images::reference,
     io::{Exit, Input, Io, SharedSink},
 };
 use crate::{
     context::{NamedContainer, STOP_GRACE, StepContext},
+    engine::Engine,
     error::{EngineError, chain},
+    images::{self, Found, Origin, OwnImage},
     output::now,
     workspace::WorkspaceError,
 };
@@ -245,31 +248,48 @@ async fn stop(ctx: &StepContext, id: &str) -> Exit {
 
 /// What a container is made of.
 enum Image {
-    /// What a step of this run built: by its digest, so that nobody can have given the name to another image.
-    Built(String),
-    /// Any other, by its name, or by the digest that the plan pins it to.
-    Named(String),
+    /// An image that a step of this run built.
+    Built(Arc<OwnImage>),
+    /// An image that the run did not build, and its complete name.
+    Found(ImageRef, Found),
 }
 
-/// Sees to it that the image is there, as far as that is known before the container is made.
+impl Image {
+    /// Returns how the engine finds it.
+    fn in_engine(&self, engine: &Engine) -> String {
+        match self {
+            Self::Built(image) => image.in_engine(engine),
+            Self::Found(_, found) => found.in_engine(engine),
+        }
+    }
+}
+
+/// Finds out which image the line means, and loads it where a separate BuildKit has it.
 async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<Image, Failure> {
     let run = &ctx.run;
-    let name = definition.image.as_str();
-    if let Some(built) = run.images.find(name) {
-        let loaded = run.images.load_into_engine(ctx, &built).await;
-        loaded.map_err(Failure::Other)?;
-        return Ok(Image::Built(if built.in_engine {
-            built.digest.to_string()
-        } else {
-            name.to_owned()
-        }));
+    let name = reference(&definition.image).map_err(Failure::Other)?;
+    let fresh = definition.pull == Pull::Always;
+    if let Some(own) = run.images.find_ref(&name) {
+        match &own.origin {
+            // By another name, it is the run's own.
+            Origin::Pulled(pinned) if !fresh || pinned.name() != name.name() => {
+                return Ok(Image::Found(name, Found::Registry(pinned.clone())));
+            }
+            Origin::Pulled(_) => {}
+            Origin::Engine(_) | Origin::Builder { .. } => {
+                let loaded = run.images.load_into_engine(ctx, &own).await;
+                loaded.map_err(Failure::Other)?;
+                return Ok(Image::Built(own));
+            }
+        }
     }
-    let name = run.pinned(name).unwrap_or_else(|| name.to_owned());
-    if definition.pull == Pull::Always {
-        let pulled = crate::images::pull(ctx, &name, definition.platform.as_deref()).await;
+    let found = images::resolve_with_retries(ctx, &name, fresh).await;
+    let found = found.map_err(Failure::Other)?;
+    if let (Found::Registry(pinned), true) = (&found, fresh) {
+        let pulled = images::pull(ctx, pinned, definition.platform.as_deref()).await;
         pulled.map_err(Failure::Other)?;
     }
-    Ok(Image::Named(name))
+    Ok(Image::Found(name, found))
 }
 
 /// Makes the container; pulls its image where the engine does not have it.
@@ -283,8 +303,7 @@ async fn create(
     let name = container_name(&run.labels.scope.object(ctx.step.id.as_str()), serial);
     let platform = definition.platform.as_deref();
     let mut body = definition.body.clone();
-    let (Image::Built(text) | Image::Named(text)) = &image;
-    body.image = Some(text.clone());
+    body.image = Some(image.in_engine(&run.engine));
     let made = run
         .engine
         .create_container(&name, platform, body.clone())
@@ -294,39 +313,43 @@ async fn create(
     };
     match (made, image) {
         (Ok(id), image) => {
-            if let Image::Named(image) = image {
-                tell_image(ctx, definition.image.clone(), image);
+            if let Image::Found(name, found) = image {
+                remember_image(ctx, definition.image.clone(), name, &found);
             }
             Ok(id)
         }
         (Err(error), Image::Built(_)) if is_missing(&error) => Err(Failure::Other(format!(
-            "the image {} that this run built is gone from the engine: somebody else gave its name to another one",
+            "the image {} that this run built is gone from the engine: another program removed it",
             definition.image
         ))),
-        (Err(error), Image::Named(image))
+        (Err(error), Image::Found(reference, found))
             if is_missing(&error) && definition.pull != Pull::Never =>
         {
-            let pulled = crate::images::pull(ctx, &image, platform).await;
+            let Found::Registry(pinned) = &found else {
+                return Err(error.into());
+            };
+            let pulled = images::pull(ctx, pinned, platform).await;
             pulled.map_err(Failure::Other)?;
             let id = run.engine.create_container(&name, platform, body).await?;
-            tell_image(ctx, definition.image.clone(), image);
+            remember_image(ctx, definition.image.clone(), reference, &found);
             Ok(id)
         }
         (Err(error), _) => Err(error.into()),
     }
 }
 
-/// Tells which image is run, by digest, without holding the container up. One that the run built stands on its
-/// bases, which its build has told.
-fn tell_image(ctx: &StepContext, asked_for: String, image: String) {
+/// Adds an image that the run did not build to its images, and tells which one is run, by digest, without holding the
+/// container up. One that the run built has bases, which its build has told.
+fn remember_image(ctx: &StepContext, asked_for: String, name: ImageRef, found: &Found) {
+    images::remember(ctx, name, found);
     let ctx = ctx.clone();
     let run = Arc::clone(&ctx.run);
+    let (image, digest) = (found.in_engine(&run.engine), found.digest().cloned());
     run.background.spawn(async move {
-        let reference = image.parse::<ImageRef>().ok();
         let Ok(Some(stored)) = ctx.run.engine.image(&image).await else {
             return;
         };
-        if let Some(digest) = stored.digest(&ctx.run.engine, reference.as_ref()) {
+        if let Some(digest) = digest {
             ctx.run
                 .events
                 .send(EventKind::BaseUsed {

@@ -1,6 +1,6 @@
 //! Images of the engine: looked at, pulled, tagged, pushed, loaded.
 
-use acrtask_model::{Digest, ImageRef};
+use acrtask_model::ImageRef;
 use acrtask_registry::{Credential, Credentials};
 use bollard::{
     auth::DockerCredentials,
@@ -8,8 +8,8 @@ use bollard::{
     errors::Error,
     models::ImageInspect,
     query_parameters::{
-        CreateImageOptionsBuilder, ImportImageOptionsBuilder, PushImageOptionsBuilder,
-        RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        CreateImageOptionsBuilder, ImportImageOptionsBuilder, RemoveImageOptionsBuilder,
+        TagImageOptionsBuilder,
     },
 };
 use bytes::Bytes;
@@ -24,25 +24,10 @@ pub(crate) struct StoredImage {
     /// The engine's id: with the containerd store the digest of the manifest or index, with the
     /// classic one that of the configuration.
     pub(crate) id: String,
-    /// `name@digest` for each repository that it came from or went to.
-    pub(crate) repo_digests: Vec<String>,
     pub(crate) details: ImageInspect,
 }
 
 impl StoredImage {
-    /// The digest that a registry knows it by, where this engine knows it.
-    pub(crate) fn digest(&self, engine: &Engine, name: Option<&ImageRef>) -> Option<Digest> {
-        if engine.facts.containerd_store {
-            return self.id.parse().ok();
-        }
-        let of_name = self.repo_digests.iter().find_map(|text| {
-            let reference: ImageRef = text.parse().ok()?;
-            let same = name.is_none_or(|name| name.name() == reference.name());
-            same.then(|| reference.digest().cloned()).flatten()
-        });
-        of_name.or_else(|| self.id.parse().ok())
-    }
-
     /// What a container of it runs on: `linux/arm64/v8`.
     pub(crate) fn platform(&self) -> Option<String> {
         let parts = [
@@ -106,9 +91,8 @@ impl Engine {
             .await
             .map_err(EngineError::on(format!("look up image {name}")))
         {
-            Ok(mut details) => Ok(Some(StoredImage {
+            Ok(details) => Ok(Some(StoredImage {
                 id: details.id.clone().unwrap_or_default(),
-                repo_digests: details.repo_digests.take().unwrap_or_default(),
                 details,
             })),
             Err(error) if error.is_not_found() => Ok(None),
@@ -140,37 +124,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Pushes an image of the store. Returns the digest that the engine says the registry has now.
-    pub(crate) async fn push_image(
-        &self,
-        image: &ImageRef,
-        credentials: &Credentials,
-        mut status: impl FnMut(&str),
-    ) -> Result<Option<Digest>, TransferError> {
-        let auth = docker_credentials(credentials, image.registry()).await?;
-        let mut options = PushImageOptionsBuilder::new();
-        if let Some(tag) = image.tag() {
-            options = options.tag(tag);
-        }
-        let mut digest = None;
-        let mut lines = std::pin::pin!(self.docker.push_image(
-            &image.name(),
-            Some(options.build()),
-            auth
-        ));
-        while let Some(line) = lines.next().await {
-            let line = line.map_err(EngineError::on(format!("push {image}")))?;
-            let Some(text) = line.status else { continue };
-            if let Some(found) = digest_in(&text) {
-                digest = Some(found);
-            }
-            if line.progress_detail.is_none() {
-                status(&text);
-            }
-        }
-        Ok(digest)
     }
 
     /// Gives an image another name.
@@ -265,24 +218,5 @@ impl Engine {
             line.map_err(EngineError::on("load an image into the engine"))?;
         }
         Ok(())
-    }
-}
-
-/// The digest in the last line of a push: `latest: digest: sha256:... size: 528`.
-fn digest_in(status: &str) -> Option<Digest> {
-    let (_, rest) = status.split_once("digest: ")?;
-    rest.split_whitespace().next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_the_digest_of_a_push() {
-        let hex = "0123456789abcdef".repeat(4);
-        let line = format!("latest: digest: sha256:{hex} size: 528");
-        assert_eq!(digest_in(&line).unwrap().as_str(), format!("sha256:{hex}"));
-        assert_eq!(digest_in("Layer already exists"), None);
     }
 }

@@ -1,14 +1,20 @@
 //! Push steps: every image to its registry, and the digest there is the one that was built and tested. Where the run
 //! holds its images back, they go there by that digest alone, and their tags stay as they are.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use acrtask_model::{Digest, EventKind, ImageRef, events::Stream};
 use acrtask_registry::{ManifestBody, manifest};
 use acrtask_spec::plan::PushStep;
 
 use super::wait;
-use crate::{context::StepContext, error::chain, held, images::Built, policy::Attempt};
+use crate::{
+    context::StepContext,
+    error::chain,
+    images::{Origin, OwnImage},
+    policy::Attempt,
+    upload,
+};
 
 /// Attempts at one image.
 const ATTEMPTS: u32 = 3;
@@ -50,19 +56,15 @@ pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
 /// Pushes one image and checks what its registry has then.
 pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, String> {
     let image = image.clone().or_latest();
-    let built = ctx.run.images.find(&image.to_string());
-    if built.is_none() {
-        let known = ctx.run.engine.image(&image.to_string()).await;
-        if known.map_err(|error| chain(&error))?.is_none() {
-            return Err(format!(
-                "there is no image {image} to push: no step of this run built it, and the engine does not have it"
-            ));
-        }
-    }
+    let Some(own) = ctx.run.images.find_ref(&image) else {
+        return Err(format!(
+            "there is no image {image} to push: no step of this run built or pulled it"
+        ));
+    };
     let mut delay = FIRST_DELAY;
     for attempt in 1..=ATTEMPTS {
         let pushed = tokio::select! {
-            pushed = push_once(ctx, &image, built.as_ref()) => pushed,
+            pushed = push_once(ctx, &image, &own) => pushed,
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
         };
         let failure = match pushed {
@@ -115,13 +117,9 @@ impl Failure {
     }
 }
 
-async fn push_once(
-    ctx: &StepContext,
-    image: &ImageRef,
-    built: Option<&Arc<Built>>,
-) -> Result<Digest, Failure> {
+async fn push_once(ctx: &StepContext, image: &ImageRef, own: &OwnImage) -> Result<Digest, Failure> {
     let run = &ctx.run;
-    if built.is_none_or(|built| !built.pushed) {
+    if !own.pushed {
         ctx.may_push().await.map_err(Failure::fatal)?;
     }
     let text = if run.hold {
@@ -130,31 +128,20 @@ async fn push_once(
         format!("pushing {image}")
     };
     ctx.output.say(Stream::Stderr, &text).await;
-    let told = match built {
-        Some(built) if built.pushed => Some(built.digest.clone()),
-        Some(built) if !built.in_engine => Some(
-            run.builder
-                .push_from_cache(ctx, built, image)
-                .await
-                .map_err(Failure::retryable)?,
-        ),
-        _ if run.hold => Some(
-            held::push(ctx, image, built.map(AsRef::as_ref))
-                .await
-                .map_err(Failure::retryable)?,
-        ),
-        _ => run
-            .engine
-            .push_image(image, &run.credentials(), |line| {
-                tracing::debug!(%image, line, "push");
-            })
-            .await
-            .map_err(|error| Failure::retryable(chain(&error)))?,
+    let pushed = if own.pushed {
+        own.digest.clone()
+    } else if matches!(own.origin, Origin::Builder { .. }) {
+        let pushed = run.builder.push_from_cache(ctx, own, image).await;
+        pushed.map_err(Failure::retryable)?
+    } else {
+        let pushed = upload::push(ctx, image, own, !run.hold).await;
+        pushed.map_err(Failure::retryable)?
     };
     // The registry has the last word.
-    let there = match &told {
-        Some(digest) if run.hold => image.at(digest.clone()),
-        _ => image.clone(),
+    let there = if run.hold {
+        image.at(pushed.clone())
+    } else {
+        image.clone()
     };
     let manifest = run
         .registry()
@@ -162,19 +149,15 @@ async fn push_once(
         .await
         .map_err(|error| Failure::retryable(chain(&error)))?;
     let digest = manifest.digest.clone();
-    if let Some(told) = &told
-        && *told != digest
-    {
+    if pushed != digest {
         return Err(Failure::fatal(format!(
-            "{image} was pushed as {told}, but the registry has {digest}: somebody else pushed the same tag"
+            "{image} was pushed as {pushed}, but the registry has {digest}: somebody else pushed the same tag"
         )));
     }
-    if let Some(built) = built
-        && !is_built(built, &manifest.digest, &manifest.body)
-    {
+    if !is_built(own, &manifest.digest, &manifest.body) {
         return Err(Failure::fatal(format!(
             "the registry has {digest} as {image}, but step {} built {}: what was tested is not what was pushed",
-            built.step, built.digest
+            own.step, own.digest
         )));
     }
     let platforms = match &manifest.body {
@@ -240,7 +223,7 @@ pub(crate) async fn tell(
 /// Whether what a registry has is the image that was built. Its digest says so; where the image was attested
 /// only when it was pushed, the digest of the manifest inside; where the builder knows no manifest (the classic
 /// store), that of the configuration.
-fn is_built(built: &Built, digest: &Digest, body: &ManifestBody) -> bool {
+fn is_built(built: &OwnImage, digest: &Digest, body: &ManifestBody) -> bool {
     if built.digest == *digest {
         return true;
     }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use acrtask_buildkit::{Endpoint, TlsFiles};
@@ -28,6 +29,9 @@ use crate::{
 
 /// Events that wait for the renderer, each with up to 64 KiB of output; more make the run wait.
 const EVENTS: usize = 32;
+
+/// How long the program waits for the removal of a run's images after its result is shown.
+const REMOVALS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The registries' credentials: those of `--credential`, then the Docker configuration's.
 /// `stdin_is_taken` says what else reads standard input.
@@ -172,6 +176,10 @@ impl Session {
     /// Connects to the engine and the builder, and removes what dead runs left.
     pub(crate) fn open(options: Options) -> Result<Self, CliError> {
         acrtask_registry::install_crypto_provider();
+        let options = Options {
+            own_machine: true,
+            ..options
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -242,6 +250,7 @@ impl Session {
             }
             Err(error) => tracing::error!(%error, "the run could not be shown to its end"),
         }
+        self.executor.finish_removals(REMOVALS_LIMIT).await;
         report.outcome.state.into()
     }
 }

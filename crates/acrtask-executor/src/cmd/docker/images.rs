@@ -1,5 +1,7 @@
 //! `pull push tag images inspect` on the images of this run and on what it pulls.
 
+use std::sync::Arc;
+
 use acrtask_model::ImageRef;
 use acrtask_template::{Limits, Template};
 use serde_json::Value;
@@ -14,27 +16,36 @@ use crate::{
     cmd::io::{Exit, Io},
     context::StepContext,
     error::chain,
-    images, steps,
+    images::{self, Found, Origin, OwnImage},
+    owner::TASK_LABEL,
+    steps,
 };
 
-pub(super) fn reference(text: &str) -> Result<ImageRef, String> {
+/// Parses the complete name of an image. Names that only the engine may use are refused.
+pub(in crate::cmd) fn reference(text: &str) -> Result<ImageRef, String> {
     let parsed = text.parse::<ImageRef>();
-    Ok(parsed.map_err(|error| chain(&error))?.or_latest())
+    let name = parsed.map_err(|error| chain(&error))?.or_latest();
+    images::check_name(&name)?;
+    Ok(name)
+}
+
+/// Returns an image of this run: one that it built, pulled or ran.
+fn own(ctx: &StepContext, name: &str) -> Result<Arc<OwnImage>, String> {
+    let name = reference(name)?;
+    ctx.run.images.find_ref(&name).ok_or_else(|| {
+        format!("this run neither built nor pulled {name}: build it, or write `docker pull {name}` before")
+    })
 }
 
 pub(super) async fn pull(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     let args = Args::read(words, &[switch("quiet", 'q'), valued("platform", ' ')])?;
     let [name] = args.exactly("one image")?;
     let image = reference(name)?;
-    match ctx.run.held_at(&image) {
-        Some(digest) => {
-            let held = image.at(digest).to_string();
-            images::pull(ctx, &held, args.value("platform")).await?;
-            let tagged = ctx.run.engine.tag_image(&held, &image).await;
-            tagged.map_err(|error| chain(&error))?;
-        }
-        None => images::pull(ctx, name, args.value("platform")).await?,
+    let found = images::resolve_with_retries(ctx, &image, true).await?;
+    if let Found::Registry(pinned) = &found {
+        images::pull(ctx, pinned, args.value("platform")).await?;
     }
+    images::remember(ctx, image.clone(), &found);
     print(io, &format!("{image}\n")).await
 }
 
@@ -57,14 +68,9 @@ pub(super) async fn tag(ctx: &StepContext, words: &[String]) -> Done {
     let args = Args::read(words, &[])?;
     let [source, target] = args.exactly("an image and its new name")?;
     let target = reference(target)?;
-    let built = ctx.run.images.find(source);
-    if built.as_ref().is_none_or(|built| built.in_engine) {
-        let tagged = ctx.run.engine.tag_image(source, &target).await;
-        tagged.map_err(|error| chain(&error))?;
-    }
-    if let Some(built) = built {
-        ctx.run.images.add(built.renamed(target));
-    }
+    let image = own(ctx, source)?;
+    // The name is this run's alone: the engine does not get it.
+    ctx.run.images.add(image.renamed(target));
     Ok(Exit::OK)
 }
 
@@ -79,12 +85,12 @@ pub(super) async fn list(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     if !args.has("quiet") {
         text.push_str(&row(["DIGEST", "NAME"]));
     }
-    for built in ctx.run.images.all() {
-        for name in &built.names {
+    for image in ctx.run.images.all() {
+        for name in &image.names {
             if args.has("quiet") {
-                text.push_str(&format!("{}\n", built.digest.short()));
+                text.push_str(&format!("{}\n", image.digest.short()));
             } else {
-                text.push_str(&row([built.digest.short(), &name.to_string()]));
+                text.push_str(&row([image.digest.short(), &name.to_string()]));
             }
         }
     }
@@ -118,18 +124,44 @@ pub(super) async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Don
 async fn one(ctx: &StepContext, name: &str) -> Result<Value, String> {
     if let Some(container) = ctx.run.container(name) {
         let details = ctx.run.engine.inspect_container(&container.id).await;
-        let details = details.map_err(|error| chain(&error))?;
+        let mut details = details.map_err(|error| chain(&error))?;
+        let labels = details.config.as_mut().and_then(|c| c.labels.as_mut());
+        if let Some(labels) = labels {
+            *labels = std::mem::take(labels)
+                .into_iter()
+                .map(|(key, value)| match key.strip_prefix(TASK_LABEL) {
+                    Some(key) => (key.to_owned(), value),
+                    None => (key, value),
+                })
+                .collect();
+        }
         return serde_json::to_value(details).map_err(|error| chain(&error));
     }
-    if let Some(built) = ctx.run.images.find(name) {
-        ctx.run.images.load_into_engine(ctx, &built).await?;
-    }
-    let image = ctx
+    let image = own(ctx, name)?;
+    ctx.run.images.load_into_engine(ctx, &image).await?;
+    let stored = ctx
         .run
         .engine
-        .image(name)
-        .await
-        .map_err(|error| chain(&error))?;
-    let image = image.ok_or_else(|| format!("there is no image and no container {name}"))?;
-    serde_json::to_value(image.details).map_err(|error| chain(&error))
+        .image(&image.in_engine(&ctx.run.engine))
+        .await;
+    let stored = stored.map_err(|error| chain(&error))?;
+    let stored = stored.ok_or_else(|| format!("{name} is gone from the engine"))?;
+    let mut details = stored.details;
+    // The engine also has the names that others gave to the same image.
+    let named = ctx.run.images.by_name();
+    let names = named
+        .iter()
+        .filter(|(_, own)| own.digest == image.digest)
+        .map(|(name, _)| name);
+    let (digests, tags): (Vec<_>, Vec<_>) = names.partition(|name| name.digest().is_some());
+    let texts = |mut names: Vec<&ImageRef>| {
+        names.sort();
+        names.iter().map(ToString::to_string).collect()
+    };
+    details.repo_tags = Some(texts(tags));
+    details.repo_digests = Some(match &image.origin {
+        Origin::Pulled(pinned) => vec![pinned.to_string()],
+        Origin::Engine(_) | Origin::Builder { .. } => texts(digests),
+    });
+    serde_json::to_value(details).map_err(|error| chain(&error))
 }

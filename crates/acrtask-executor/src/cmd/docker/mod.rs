@@ -6,7 +6,7 @@
 
 mod args;
 mod containers;
-mod images;
+pub(super) mod images;
 mod registry;
 
 use acrtask_spec::{

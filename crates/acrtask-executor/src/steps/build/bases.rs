@@ -33,12 +33,15 @@ pub(crate) async fn tell(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]
         let Ok(digest) = digest.parse() else {
             continue;
         };
+        // An image of this run has another name in the engine.
+        let own = recipe.own_name(reference).map(ToString::to_string);
+        let name = own.unwrap_or_else(|| (*reference).to_owned());
         ctx.run
             .events
             .send(EventKind::BaseUsed {
                 step: ctx.step.id.clone(),
-                role: role(reference, roots.as_ref(), images.len()),
-                name: (*reference).to_owned(),
+                role: role(&name, roots.as_ref(), images.len()),
+                name,
                 digest,
                 evidence: Evidence::Provenance,
                 platforms: platforms.clone(),

@@ -6,6 +6,7 @@ mod input;
 mod outputs;
 pub(crate) mod progress;
 mod recipe;
+mod seen;
 
 pub(crate) use recipe::Recipe;
 
@@ -22,8 +23,13 @@ use acrtask_spec::{
 
 use super::Trace;
 use crate::{
-    archive::Pack, cmd::body::working_folder, context::StepContext, error::chain, images::Built,
-    policy::Attempt, workspace::resolve_path,
+    archive::Pack,
+    cmd::body::working_folder,
+    context::StepContext,
+    error::chain,
+    images::{Origin, OwnImage, check_name},
+    policy::Attempt,
+    workspace::resolve_path,
 };
 
 /// Builds what the line says.
@@ -72,19 +78,23 @@ async fn build(
         let text = "not pushed, as --no-push asks";
         ctx.output.say(Stream::Stderr, text).await;
     }
-    request.exports = outputs.exports(&ctx.run.builder);
     outputs.redirect_caches(&mut request.cache_exports);
     let makes_image = outputs.is_default() && !names.is_empty();
     let pushes = pushes && makes_image || !outputs.pushed_names().is_empty();
-    if makes_image {
+    // The engine gets no name that another run could resolve, unless it would get the names at once anyway.
+    let direct = makes_image && !separate && ctx.run.publishes_at_once();
+    let stored = match names.first().filter(|_| direct) {
+        Some(name) => name.clone(),
+        None => ctx.run.new_image_name().map_err(Attempt::failed)?,
+    };
+    request.exports = outputs.exports(&ctx.run.builder, &stored);
+    if makes_image && separate {
+        request.exports.push(image_export(ctx, &names, pushes));
+    } else if makes_image || outputs.is_default() && line.iidfile.is_some() && !separate {
+        let stored = std::slice::from_ref(&stored);
         request
             .exports
-            .push(image_export(ctx, &names, pushes, separate));
-    } else if outputs.is_default() && line.iidfile.is_some() && !separate {
-        request.exports.push(Export::Load {
-            names: Vec::new(),
-            archive: None,
-        });
+            .push(load(if direct { &names } else { stored }));
     }
 
     if ctx.run.is_fenced() && pushes_in_solve(&request.exports) {
@@ -94,7 +104,6 @@ async fn build(
         }
         ctx.may_push().await.map_err(Attempt::failed)?;
         request.no_cache = NoCache::UseCache;
-        request.pull = false;
     }
     let outcome = match ctx.run.builder.build(ctx, request).await {
         Ok(outcome) => outcome,
@@ -102,30 +111,34 @@ async fn build(
     };
     outputs.deliver(ctx).await.map_err(Attempt::failed)?;
     let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
-    // What the line's outputs push is an image of the run as well. The builder has pushed it, but for what is held back.
-    let by_output = !makes_image && !ctx.run.hold;
-    let names = if makes_image {
-        names
-    } else {
-        outputs.pushed_names()
+    // What the line's outputs name is an image of the run as well.
+    let (kept, pushed) = match (makes_image, pushes) {
+        (true, true) => (Vec::new(), names),
+        (true, false) => (names, Vec::new()),
+        (false, _) => (outputs.kept_names(), outputs.pushed_names()),
     };
-    let makes_image = !names.is_empty();
-    if let (Some(digest), true) = (&digest, makes_image) {
+    let names: Vec<ImageRef> = kept.iter().chain(&pushed).cloned().collect();
+    if let (Some(digest), false) = (&digest, names.is_empty()) {
         ctx.run
             .recipes
             .add(ctx.step.id.clone(), Arc::clone(&recipe));
-        let built = Built::new(
-            ctx.step.id.clone(),
-            names.clone(),
-            digest.clone(),
-            outcome
-                .config_digest
-                .as_deref()
-                .and_then(|d| d.parse().ok()),
-            !separate && !by_output,
-            pushes && (separate || by_output),
-        );
-        ctx.run.images.add(built);
+        let config = outcome.config_digest.as_deref();
+        let config: Option<Digest> = config.and_then(|digest| digest.parse().ok());
+        for (names, pushed) in [(kept, false), (pushed.clone(), separate)] {
+            if names.is_empty() {
+                continue;
+            }
+            let origin = if separate {
+                Origin::Builder {
+                    name: stored.clone(),
+                }
+            } else {
+                Origin::Engine(stored.clone())
+            };
+            let step = ctx.step.id.clone();
+            let image = OwnImage::new(step, names, digest.clone(), config.clone(), origin, pushed);
+            ctx.run.images.add(image);
+        }
         ctx.run
             .events
             .send(EventKind::ImageBuilt {
@@ -136,11 +149,11 @@ async fn build(
             .await;
     }
     bases::tell(ctx, &recipe, &outcome.provenance).await;
-    write_files(ctx, line, &outcome)
+    write_files(ctx, line, &outcome, &names)
         .await
         .map_err(Attempt::failed)?;
     if pushes {
-        for name in &names {
+        for name in &pushed {
             super::push::push(ctx, name)
                 .await
                 .map_err(Attempt::failed)?;
@@ -169,6 +182,7 @@ fn names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
     for tag in tags {
         let name: ImageRef = tag.parse().map_err(|error: ReferenceError| chain(&error))?;
         let name = name.or_latest();
+        check_name(&name)?;
         if !names.contains(&name) {
             names.push(name);
         }
@@ -184,28 +198,33 @@ fn without_tags(names: &[ImageRef]) -> Vec<String> {
     all
 }
 
-fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool, separate: bool) -> Export {
-    let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
-    if separate {
-        let by_digest = pushes && ctx.run.hold;
-        let texts = if by_digest {
+/// Returns the export of a separate BuildKit. It keeps no names: they would be there for other runs.
+fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool) -> Export {
+    let by_digest = pushes && ctx.run.hold;
+    Export::Image(ImageExport {
+        push_by_digest: by_digest,
+        insecure: names
+            .iter()
+            .any(|name| ctx.run.is_insecure(name.registry())),
+        push: pushes,
+        names: if by_digest {
             without_tags(names)
         } else {
-            texts
-        };
-        return Export::Image(ImageExport {
-            push_by_digest: by_digest,
-            insecure: names
-                .iter()
-                .any(|name| ctx.run.is_insecure(name.registry())),
-            push: pushes,
-            names: texts,
-            ..Default::default()
-        });
-    }
-    // The engine pushes what is in its store; both see one digest.
+            names.iter().map(ToString::to_string).collect()
+        },
+        attrs: no_store(),
+    })
+}
+
+/// The attribute by which a BuildKit keeps no image under the names that it pushes.
+pub(crate) fn no_store() -> BTreeMap<String, String> {
+    BTreeMap::from([("store".to_owned(), "false".to_owned())])
+}
+
+/// Returns the export into the engine's store. Builds, containers and pushes see one digest.
+fn load(names: &[ImageRef]) -> Export {
     Export::Load {
-        names: texts,
+        names: names.iter().map(ToString::to_string).collect(),
         archive: None,
     }
 }
@@ -285,6 +304,7 @@ async fn write_files(
     ctx: &StepContext,
     line: &BuildLine,
     outcome: &BuildOutcome,
+    names: &[ImageRef],
 ) -> Result<(), String> {
     let mut files = Vec::new();
     if let Some(path) = &line.iidfile {
@@ -292,7 +312,12 @@ async fn write_files(
         files.push((path, digest.ok_or("--iidfile: the build made no image")?));
     }
     if let Some(path) = &line.metadata_file {
-        let text = serde_json::to_string_pretty(&outcome.metadata);
+        let mut metadata = outcome.metadata.clone();
+        if let Some(name) = metadata.get_mut("image.name") {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            *name = names.join(",");
+        }
+        let text = serde_json::to_string_pretty(&metadata);
         files.push((path, text.map_err(|error| chain(&error))?));
     }
     for (path, content) in files {

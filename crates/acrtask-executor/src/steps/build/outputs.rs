@@ -14,6 +14,7 @@ use crate::{
     cmd::body::working_folder,
     context::StepContext,
     error::chain,
+    images::check_name,
     workspace::{Scratch, resolve_path},
 };
 
@@ -26,6 +27,8 @@ pub(crate) struct Outputs {
     images: Vec<ImageExport>,
     /// The names of those that are pushed.
     pushed: Vec<ImageRef>,
+    /// The names of the others.
+    kept: Vec<ImageRef>,
 }
 
 #[derive(Debug)]
@@ -72,13 +75,14 @@ impl Outputs {
                     let names =
                         given.unwrap_or_else(|| names.iter().map(ToString::to_string).collect());
                     let push_by_digest = push && ctx.run.hold;
-                    if push {
-                        for name in &names {
-                            let name: ImageRef = name
-                                .parse()
-                                .map_err(|error: ReferenceError| chain(&error))?;
-                            out.pushed.push(name.or_latest());
-                        }
+                    for name in &names {
+                        let name: ImageRef = name
+                            .parse()
+                            .map_err(|error: ReferenceError| chain(&error))?;
+                        let name = name.or_latest();
+                        check_name(&name)?;
+                        let of_kind = if push { &mut out.pushed } else { &mut out.kept };
+                        of_kind.push(name);
                     }
                     out.images.push(ImageExport {
                         insecure: names.iter().any(|name| {
@@ -88,7 +92,7 @@ impl Outputs {
                         names,
                         push,
                         push_by_digest,
-                        ..Default::default()
+                        attrs: super::no_store(),
                     });
                     continue;
                 }
@@ -133,9 +137,14 @@ impl Outputs {
         self.pushed.clone()
     }
 
-    /// What the builder is asked for. An engine's own pushes nothing without a tag: what is held back is pushed from
-    /// the engine afterwards.
-    pub(crate) fn exports(&self, builder: &Builder) -> Vec<Export> {
+    /// Returns the names of images that are not pushed.
+    pub(crate) fn kept_names(&self) -> Vec<ImageRef> {
+        self.kept.clone()
+    }
+
+    /// What the builder is asked for. An engine's own gives images the name `stored` and pushes nothing: they are pushed
+    /// from the engine afterwards.
+    pub(crate) fn exports(&self, builder: &Builder, stored: &ImageRef) -> Vec<Export> {
         let files = self.wanted.iter().map(|wanted| match wanted.kind {
             Kind::Folder => Export::Local {
                 dir: wanted.scratch.path(),
@@ -147,11 +156,8 @@ impl Outputs {
             },
         });
         let images = self.images.iter().map(|image| {
-            if builder.is_engine() && (!image.push || image.push_by_digest) {
-                Export::Load {
-                    names: image.names.clone(),
-                    archive: None,
-                }
+            if builder.is_engine() {
+                super::load(std::slice::from_ref(stored))
             } else if image.push_by_digest {
                 Export::Image(ImageExport {
                     names: super::without_tags(&self.pushed),

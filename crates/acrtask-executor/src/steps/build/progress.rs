@@ -46,7 +46,7 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
                 ctx.output.watch_text(error.as_bytes());
                 let vertex = Vertex {
                     vertex: vertex.digest,
-                    name: ctx.output.mask(&vertex.name),
+                    name: ctx.output.mask(&ctx.run.image_names.hide(&vertex.name)),
                     started: vertex.started.and_then(timestamp),
                     completed: vertex.completed.and_then(timestamp),
                     cached: vertex.cached,

@@ -3,6 +3,8 @@
 //! A recipe can be made into a request any number of times: a separate BuildKit is asked for an image again
 //! when it is loaded or pushed.
 
+mod pins;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -14,9 +16,7 @@ use acrtask_buildkit::{
     NamedContext, Network, NoCache, Provenance, SecretSource, SourceAddresses, SourcePin,
     SshSource, one_time_namespace,
 };
-use acrtask_model::{
-    ImageRef, ReferenceError, Secret, TrustDomain, events::Stream, reference::DOCKER_HUB,
-};
+use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain, events::Stream};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
@@ -44,6 +44,8 @@ pub(crate) struct Recipe {
     ssh: Vec<SshSource>,
     named_contexts: BTreeMap<String, NamedContext>,
     pins: Vec<SourcePin>,
+    /// The images of this run that the build uses, by their names in the engine.
+    own: BTreeMap<ImageRef, ImageRef>,
     provenance: Provenance,
     cache_namespaces: CacheNamespaces,
     pub(crate) cache_imports: Vec<CacheSpec>,
@@ -123,6 +125,7 @@ impl Recipe {
             ssh: ssh(ctx, line)?,
             named_contexts,
             pins: Vec::new(),
+            own: BTreeMap::new(),
             provenance,
             cache_namespaces,
             cache_imports: caches(&line.cache_from, &base)?,
@@ -130,7 +133,7 @@ impl Recipe {
             line: line.clone(),
             _held: held,
         };
-        recipe.pins = pins(ctx, &recipe).await;
+        pins::pin_images(ctx, &mut recipe).await?;
         if ctx.run.reach == Reach::Public
             && let Some(text) = recipe.dockerfile_text()
         {
@@ -155,7 +158,9 @@ impl Recipe {
             (false, false) => NoCache::Stages(line.no_cache_filter.clone()),
             (false, true) => NoCache::UseCache,
         };
-        request.pull = line.pull;
+        // A name that is not pinned is resolved in its registry. On one's own machine the engine may have it else.
+        // The engine alone has images of this run. BuildKit looks there after the registry, which those do not have.
+        request.pull = (line.pull || !ctx.run.options.own_machine) && self.own.is_empty();
         request.add_hosts = line
             .add_hosts
             .iter()
@@ -183,6 +188,12 @@ impl Recipe {
             .map(|sbom| if sbom == "true" { String::new() } else { sbom });
         request.credentials = Arc::new(ForBuilder(ctx.run.credentials()));
         Ok(request)
+    }
+
+    /// Returns the name of an image of this run that the engine knows by another one.
+    pub(crate) fn own_name(&self, stored: &str) -> Option<&ImageRef> {
+        let stored = stored.split('@').next().unwrap_or(stored);
+        self.own.get(&stored.parse().ok()?)
     }
 
     /// The Dockerfile's text, where it is on this machine.
@@ -539,68 +550,6 @@ fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
             "--network is default, none or host for a build, not `{other}`"
         )),
     }
-}
-
-/// The digests that the plan holds base images to: but for what the run itself has built under the name, and for
-/// what the line says stands for it. And those of what the run has pushed without its tag, where the tag would be
-/// looked for in the registry.
-///
-/// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
-/// stage may have the name, the image's tag decides, and that is said.
-async fn pins(ctx: &StepContext, recipe: &Recipe) -> Vec<SourcePin> {
-    let mut pins = Vec::new();
-    let held = ctx.run.all_held();
-    if ctx.run.plan.pins.is_empty() && held.is_empty() {
-        return pins;
-    }
-    let stages = recipe.dockerfile_text().and_then(|text| {
-        let parsed = parse_dockerfile::parse(&text).ok()?;
-        let names = parsed.stages().filter_map(|stage| {
-            let (_, name) = stage.from.as_.as_ref()?;
-            Some(name.value.to_lowercase())
-        });
-        Some(names.collect::<Vec<_>>())
-    });
-    // An engine's own BuildKit finds what the run built under its name, unless the line has it look at the registry.
-    let looks = recipe.line.pull || !ctx.run.builder.is_engine();
-    let mut wanted = ctx.run.plan.pins.clone();
-    wanted.extend(held.clone());
-    for (image, digest) in &wanted {
-        let said = |name: &String| {
-            let named = name.parse::<ImageRef>();
-            named.is_ok_and(|named| named.or_latest() == *image)
-        };
-        let name = image.to_string();
-        let found = ctx.run.images.find(&name).is_some() && !(looks && held.contains_key(image));
-        if found || recipe.named_contexts.keys().any(said) {
-            continue;
-        }
-        let hub = format!("{DOCKER_HUB}/library/");
-        let short = name
-            .strip_prefix(&hub)
-            .and_then(|name| name.strip_suffix(":latest"));
-        let is_stage = short.is_some_and(|short| match &stages {
-            Some(stages) => stages.iter().any(|stage| stage == short),
-            None => true,
-        });
-        if is_stage {
-            let message = format!(
-                "{name} is not held to {}, because a stage of the Dockerfile may have its name",
-                digest.short()
-            );
-            let help = "name the image by its version: `FROM NAME:1.2`".to_owned();
-            ctx.run
-                .events
-                .warn(Some(&ctx.step.id), message, Some(help))
-                .await;
-            continue;
-        }
-        pins.push(SourcePin {
-            reference: name,
-            digest: digest.to_string(),
-        });
-    }
-    pins
 }
 
 /// What the image is to say of its own making: nothing, unless the line asks for it.
