@@ -147,6 +147,68 @@ pub struct Run {
     pub cascade: Option<crate::cascade::CascadeOfRun>,
 }
 
+/// A run in a list: without its spec and its result, which may be large. `GET /runs/{id}` has them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// Id of the run.
+    #[schema(value_type = String)]
+    pub id: RunId,
+    /// Name of the stored task. `None`: the run belongs to no task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// State of the run.
+    #[schema(value_type = String)]
+    pub state: RunState,
+    /// Reason for the final state, or for waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Trigger: `manual`, `rerun`, `task` ...
+    pub trigger: String,
+    /// Name of the token that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// Run that this one repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub rerun_of: Option<RunId>,
+    /// Number of the attempt that counts, from 1. 0 before the first lease.
+    pub attempt: u32,
+    /// Runner of that attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
+    /// Pool, labels and priority.
+    pub queue: QueueOptions,
+    /// Time of the request.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// Start of the attempt that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Timestamp>,
+    /// End of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub finished_at: Option<Timestamp>,
+    /// A cancel was requested.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_requested: bool,
+    /// Bytes of its log so far.
+    pub log_length: u64,
+    /// Approval of a commit from another repository. `None`: none is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// Branch and tag of the commit, as a text for people. Only of a run that waits for its approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Name of the token that approved it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
+    /// Cascade that started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<crate::cascade::CascadeOfRun>,
+}
+
 /// Whether a run of a stranger's commit may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

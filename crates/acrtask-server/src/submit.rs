@@ -135,6 +135,16 @@ impl Draft {
         event::restrict_cache(&mut run.spec, &run.trust_domain);
     }
 
+    /// Checks the size of the spec with all that the request, the task and the trigger say.
+    ///
+    /// # Errors
+    /// When it is larger than a spec may be.
+    pub(crate) fn check_size(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        checks::check_size("the spec of the run", &self.run.spec, &mut problems);
+        problems.into_result()
+    }
+
     /// The same run with the id that its caller chose.
     #[must_use]
     pub fn with_id(mut self, id: Option<RunId>) -> Self {

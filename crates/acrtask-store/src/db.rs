@@ -67,6 +67,14 @@ impl Sql {
         }
     }
 
+    /// Returns both texts followed by a text that was put together from texts of this crate.
+    pub(crate) fn with(&self, rest: &str) -> Self {
+        Self {
+            sqlite: Cow::Owned(format!("{}{rest}", self.sqlite)),
+            postgres: Cow::Owned(format!("{}{rest}", self.postgres)),
+        }
+    }
+
     /// A text that was put together from texts of this crate.
     pub(crate) fn built(text: String) -> Self {
         Self {

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use acrtask_api::{
-    run::{Approval, Run, RunResult},
-    spec::RunSpec,
+    run::{Approval, Run, RunResult, RunSummary},
+    spec::{Facts, RunSpec},
     task::QueueOptions,
 };
 use acrtask_model::{RunId, RunState, TrustDomain};
@@ -226,6 +226,71 @@ macro_rules! select_runs {
     };
 }
 
+/// What a list shows of a run: no column that may be large.
+macro_rules! select_summaries {
+    ($facts:literal) => {
+        concat!(
+            "SELECT r.id, r.task_name, r.queue, r.started_by, r.requested_by, r.rerun_of, r.state, r.reason, r.attempt, \
+             r.runner_id, n.name AS runner_name, r.created_at, r.started_at, r.finished_at, r.cancel_requested_at, \
+             r.log_length, r.approval, r.approved_by, CASE WHEN r.approval = 'pending' THEN ",
+            $facts,
+            " END AS facts FROM runs r LEFT JOIN runners n ON n.id = r.runner_id "
+        )
+    };
+}
+
+#[derive(Debug, FromRow)]
+struct RawSummary {
+    id: String,
+    task_name: Option<String>,
+    queue: String,
+    started_by: String,
+    requested_by: Option<String>,
+    rerun_of: Option<String>,
+    state: String,
+    reason: Option<String>,
+    attempt: i64,
+    runner_id: Option<String>,
+    runner_name: Option<String>,
+    created_at: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    cancel_requested_at: Option<i64>,
+    log_length: i64,
+    approval: Option<String>,
+    approved_by: Option<String>,
+    facts: Option<String>,
+}
+
+impl TryFrom<RawSummary> for RunSummary {
+    type Error = StoreError;
+
+    fn try_from(raw: RawSummary) -> Result<Self> {
+        let facts: Option<Facts> = raw.facts.as_deref().map(from_json).transpose()?;
+        Ok(Self {
+            revision: facts.and_then(|facts| facts.revision()),
+            id: id(raw.id)?,
+            task: raw.task_name,
+            state: lives::state(&raw.state)?,
+            reason: raw.reason,
+            trigger: raw.started_by,
+            requested_by: raw.requested_by,
+            rerun_of: raw.rerun_of.map(id).transpose()?,
+            attempt: lives::small(raw.attempt)?,
+            runner: raw.runner_name.or(raw.runner_id),
+            queue: from_json(&raw.queue)?,
+            created_at: crate::timestamp(raw.created_at),
+            started_at: raw.started_at.map(crate::timestamp),
+            finished_at: raw.finished_at.map(crate::timestamp),
+            cancel_requested: raw.cancel_requested_at.is_some(),
+            log_length: lives::size(raw.log_length)?,
+            approval: raw.approval.as_deref().map(approval).transpose()?,
+            approved_by: raw.approved_by,
+            cascade: None,
+        })
+    }
+}
+
 #[derive(Debug, FromRow)]
 struct RawRun {
     id: String,
@@ -365,8 +430,8 @@ pub(crate) fn missing(id: &RunId) -> StoreError {
 }
 
 /// The place of a run in lists: `CREATED_AT:ID`.
-fn cursor(row: &RunRow) -> String {
-    format!("{}:{}", row.created_at, row.id)
+fn cursor(created_at: Ms, id: &RunId) -> String {
+    format!("{created_at}:{id}")
 }
 
 fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
@@ -379,7 +444,7 @@ fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
 
 /// The statement of one page. Each state has an index that has the order, so each is asked for its part of the page; but
 /// in one statement, so that a run that goes from one state to another meanwhile is neither missed nor seen twice.
-fn page(filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
+fn page(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
     let mut conditions = Vec::new();
     let mut args = args![i64::from(filter.limit) + 1];
     let mut parameter = |value: Arg| {
@@ -420,12 +485,19 @@ fn page(filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
             )
         })
         .collect();
-    let text = format!(
-        "{} JOIN ({}) AS page ON page.id = r.id ORDER BY r.created_at DESC, r.id DESC LIMIT $1",
-        select_runs!(),
+    let rest = format!(
+        "JOIN ({}) AS page ON page.id = r.id ORDER BY r.created_at DESC, r.id DESC LIMIT $1",
         parts.join(" UNION ALL ")
     );
-    Ok((Sql::built(text), args))
+    Ok((columns.with(&rest), args))
+}
+
+/// Cuts a page to its limit. Returns whether there is another one.
+fn cut_page<T>(rows: &mut Vec<T>, filter: &RunFilter) -> bool {
+    let limit = filter.limit as usize;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    more
 }
 
 /// What no text that begins with `prefix` reaches.
@@ -445,15 +517,33 @@ impl Store {
 
     /// A page of runs, newest first, and the cursor of the next one.
     pub async fn runs(&self, filter: RunFilter) -> Result<(Vec<RunRow>, Option<String>)> {
-        let (sql, args) = page(&filter)?;
+        let (sql, args) = page(&Sql::from(select_runs!()), &filter)?;
         let raw: Vec<RawRun> = self.db.rows(sql, args).await?;
         let rows: Result<Vec<RunRow>> = raw.into_iter().map(RunRow::try_from).collect();
         let mut rows = rows?;
-        let limit = filter.limit as usize;
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        let next = rows.last().filter(|_| more).map(cursor);
+        let more = cut_page(&mut rows, &filter);
+        let next = rows.last().filter(|_| more);
+        let next = next.map(|row| cursor(row.created_at, &row.id));
         Ok((rows, next))
+    }
+
+    /// Returns the same page without specs, results and secrets, which may be large.
+    pub async fn run_summaries(
+        &self,
+        filter: RunFilter,
+    ) -> Result<(Vec<RunSummary>, Option<String>)> {
+        let columns = Sql::of(
+            select_summaries!("json_extract(r.spec, '$.facts')"),
+            select_summaries!("(r.spec::json -> 'facts')::text"),
+        );
+        let (sql, args) = page(&columns, &filter)?;
+        let mut raw: Vec<RawSummary> = self.db.rows(sql, args).await?;
+        let more = cut_page(&mut raw, &filter);
+        let last = raw.last().filter(|_| more);
+        let last = last.map(|row| (row.created_at, row.id.clone()));
+        let rows: Result<Vec<RunSummary>> = raw.into_iter().map(RunSummary::try_from).collect();
+        let next = last.map(|(at, last)| Ok::<_, StoreError>(cursor(at, &id(last)?)));
+        Ok((rows?, next.transpose()?))
     }
 
     /// Ends a queued run at once; of a leased or running one the runner is told. A final one is left alone. Gives the row

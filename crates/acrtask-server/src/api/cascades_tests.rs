@@ -7,7 +7,7 @@ use acrtask_api::{
         CascadeSummary, MovedBase, QuietHours,
     },
     image::ImageDetail,
-    run::{Page, Run},
+    run::{Page, Run, RunSummary},
 };
 use acrtask_cascade::show::PlanView;
 use acrtask_model::events::BaseRole;
@@ -314,7 +314,7 @@ async fn a_cascade_that_waits_for_consent_says_so() {
     };
     assert_eq!(run.cascade, Some(of));
     // Lists say the same, and nothing of a run that a person started.
-    let all: Page<Run> = server.get("/runs?task=lib").await.json(StatusCode::OK);
+    let all: Page<RunSummary> = server.get("/runs?task=lib").await.json(StatusCode::OK);
     assert_eq!(all.items.len(), 2);
     for listed in all.items {
         let expected = run.cascade.clone().filter(|_| listed.id == id);

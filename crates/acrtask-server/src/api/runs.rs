@@ -1,8 +1,11 @@
 //! Runs: asked for, listed, shown, canceled, done again.
 
+use std::collections::HashMap;
+
 use acrtask_api::{
     BASE,
-    run::{Attempt, CancelRun, CreateRun, Page, Run},
+    cascade::CascadeOfRun,
+    run::{Attempt, CancelRun, CreateRun, Page, Run, RunSummary},
 };
 use acrtask_model::{RunId, RunState};
 use acrtask_store::{Enqueued, Hint, NewRun, RunFilter, RunRow, StoreError};
@@ -56,16 +59,16 @@ struct ListRuns {
     cursor: Option<String>,
 }
 
-/// Runs, the newest first.
+/// Runs, the newest first, without their specs and results.
 #[utoipa::path(get, path = "/runs", tag = "runs", params(ListRuns), security(("token" = ["read"])), responses(
-    (status = OK, body = Page<Run>),
+    (status = OK, body = Page<RunSummary>),
     (status = BAD_REQUEST, body = Problem, description = "A filter is wrong."),
 ))]
 async fn list(
     by: By<auth::Read>,
     State(api): State<Api>,
     Query(asked): Query<ListRuns>,
-) -> Result<Json<Page<Run>>, ApiError> {
+) -> Result<Json<Page<RunSummary>>, ApiError> {
     let mut filter = RunFilter {
         states: states(asked.state.as_deref().unwrap_or_default())?,
         before: asked.cursor,
@@ -80,9 +83,13 @@ async fn list(
         }));
     };
     (filter.task, filter.task_prefix) = limit.into_names();
-    let (rows, next) = api.app.store.runs(filter).await?;
-    let mut items: Vec<Run> = rows.iter().map(RunRow::to_api).collect();
-    tell_cascades(&api, &mut items).await?;
+    let (mut items, next) = api.app.store.run_summaries(filter).await?;
+    let of_cascades = items.iter().filter(|run| run.trigger == "cascade");
+    let ids = of_cascades.map(|run| run.id.clone()).collect();
+    let mut found = cascades_of(&api, ids).await?;
+    for run in &mut items {
+        run.cascade = found.remove(&run.id);
+    }
     Ok(Json(Page { items, next }))
 }
 
@@ -100,18 +107,15 @@ fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
         .collect()
 }
 
-/// Says of runs which cascade started them, and why.
-async fn tell_cascades(api: &Api, runs: &mut [Run]) -> Result<(), ApiError> {
-    let of_cascades = runs.iter().filter(|run| run.trigger == "cascade");
-    let ids: Vec<RunId> = of_cascades.map(|run| run.id.clone()).collect();
-    if ids.is_empty() {
-        return Ok(());
+/// Returns which cascades started runs, and why.
+async fn cascades_of(
+    api: &Api,
+    runs: Vec<RunId>,
+) -> Result<HashMap<RunId, CascadeOfRun>, ApiError> {
+    if runs.is_empty() {
+        return Ok(HashMap::new());
     }
-    let mut found = api.app.store.cascades_of_runs(&ids).await?;
-    for run in runs {
-        run.cascade = found.remove(&run.id);
-    }
-    Ok(())
+    Ok(api.app.store.cascades_of_runs(&runs).await?)
 }
 
 /// How many entries a page has.
@@ -270,8 +274,11 @@ pub(super) async fn complete(
                 .help(format!("set it: `acrtask secret set {first}`")),
         );
     }
+    let draft = draft.with_id(id);
     draft
-        .with_id(id)
+        .check_size()
+        .map_err(|problems| ApiError::too_large(problems.to_string()))?;
+    draft
         .seal(&api.app)
         .map_err(|error| ApiError::internal(&error))
 }
@@ -347,7 +354,10 @@ async fn show(
     if row.trigger == "timer" {
         run.tick = super::timers::tick_of(&api, &row.id).await?;
     }
-    tell_cascades(&api, std::slice::from_mut(&mut run)).await?;
+    if row.trigger == "cascade" {
+        let mut found = cascades_of(&api, vec![row.id.clone()]).await?;
+        run.cascade = found.remove(&row.id);
+    }
     Ok(Json(run))
 }
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use acrtask_api::run::{BaseResult, RunResult};
-use acrtask_model::events::{BaseRole, Evidence};
+use acrtask_model::{
+    Principal,
+    events::{BaseRole, Evidence},
+};
 use axum::http::Method;
 use proptest::prelude::*;
 use serde_json::json;
@@ -155,13 +158,13 @@ async fn lists_are_filtered_and_paged() {
         server.app.clock.set(crate::api::testing::NOW + at);
         server.start_run().await;
     }
-    let page: Page<Run> = server.get("/runs?limit=2").await.json(StatusCode::OK);
+    let page: Page<RunSummary> = server.get("/runs?limit=2").await.json(StatusCode::OK);
     assert_eq!(page.items.len(), 2);
     assert!(page.items[0].created_at > page.items[1].created_at);
     let mut seen = page.items.len();
     let mut next = page.next;
     while let Some(cursor) = next {
-        let page: Page<Run> = server
+        let page: Page<RunSummary> = server
             .get(&format!("/runs?limit=2&cursor={cursor}"))
             .await
             .json(StatusCode::OK);
@@ -169,12 +172,12 @@ async fn lists_are_filtered_and_paged() {
         next = page.next;
     }
     assert_eq!(seen, 5);
-    let page: Page<Run> = server
+    let page: Page<RunSummary> = server
         .get("/runs?state=queued,running&limit=200")
         .await
         .json(StatusCode::OK);
     assert_eq!(page.items.len(), 5);
-    let page: Page<Run> = server
+    let page: Page<RunSummary> = server
         .get("/runs?state=succeeded")
         .await
         .json(StatusCode::OK);
@@ -409,4 +412,50 @@ fn form(pairs: &[(&str, &str)]) -> String {
     url::form_urlencoded::Serializer::new(String::new())
         .extend_pairs(pairs)
         .finish()
+}
+
+#[tokio::test]
+async fn specs_above_256_kib_are_refused_and_lists_carry_none() {
+    let server = Server::start().await;
+    let run = |bytes: usize| {
+        json!({"spec": {
+            "work": {"do": "cmd", "line": "alpine true"},
+            "set": {"text": "x".repeat(bytes)},
+        }})
+    };
+    let refused = server.post("/runs", run(256 << 10)).await;
+    let problem = refused.problem(StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(problem.message.contains("may take 256 KiB"), "{problem:?}");
+    // What came before the limit is stored still.
+    server.start_run().await;
+    let begun = std::time::Instant::now();
+    for _ in 0..10 {
+        server
+            .get("/runs?limit=40")
+            .await
+            .json::<Page<RunSummary>>(StatusCode::OK);
+    }
+    let few = begun.elapsed();
+    let principal = Principal::Token { id: "x".into() };
+    for _ in 0..40 {
+        let asked = serde_json::from_value(run(1 << 20)).unwrap();
+        let draft =
+            submit::from_request(&server.app, asked, &principal, Request::default()).unwrap();
+        let new = draft.seal(&server.app).unwrap();
+        let now = crate::api::testing::NOW + 1;
+        server.app.store.enqueue(new, now).await.unwrap();
+    }
+    let begun = std::time::Instant::now();
+    for _ in 0..10 {
+        let listed = server.get("/runs?limit=40").await;
+        assert!(listed.body.len() < 40 * 1024, "{} bytes", listed.body.len());
+        let page: Page<RunSummary> = listed.json(StatusCode::OK);
+        assert_eq!(page.items.len(), 40);
+    }
+    let many = begun.elapsed();
+    let allowed = few * 20 + std::time::Duration::from_millis(500);
+    assert!(
+        many < allowed,
+        "{few:?} without large specs, {many:?} with them"
+    );
 }

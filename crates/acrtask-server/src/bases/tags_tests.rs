@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     image::{Base, BaseProposal, ImageDetail, TagState},
-    run::{Page, Run, RunResult},
+    run::{Page, Run, RunResult, RunSummary},
 };
 use acrtask_model::{RunId, RunState, events::BaseRole};
 use axum::http::StatusCode;
@@ -81,8 +81,8 @@ async fn shown(server: &Server) -> Vec<BaseProposal> {
 }
 
 /// Runs that newer tags started, the newest first.
-async fn started(server: &Server) -> Vec<Run> {
-    let page: Page<Run> = server.get("/runs").await.json(StatusCode::OK);
+async fn started(server: &Server) -> Vec<RunSummary> {
+    let page: Page<RunSummary> = server.get("/runs").await.json(StatusCode::OK);
     let all = page.items.into_iter();
     all.filter(|run| run.trigger == "base-tag").collect()
 }

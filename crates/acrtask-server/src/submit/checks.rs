@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::inline;
 use acrtask_trigger::{ImageRules, TriggerRules};
 
@@ -14,6 +16,8 @@ use acrtask_api::{
 const MAX_NAME: usize = 100;
 /// Longest inline task file, in bytes: no larger one is read.
 const MAX_TEXT: usize = acrtask_spec::MAX_FILE;
+/// Largest spec of a run and largest definition of a task, in bytes of JSON.
+pub(crate) const MAX_SPEC: usize = 256 << 10;
 /// Longest limit of a run, in seconds: a week.
 const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 
@@ -55,6 +59,7 @@ impl std::error::Error for Problems {}
 /// What is wrong with the definition of a task.
 pub fn check_task(task: &TaskDefinition) -> Problems {
     let mut problems = Problems::default();
+    check_size("the definition of the task", task, &mut problems);
     if let Err(reason) = task_name(&task.name) {
         problems.add(format!("`name`: {reason}"));
     }
@@ -149,6 +154,19 @@ fn check_triggers(task: &TaskDefinition, problems: &mut Problems) {
             std::iter::once(&notify.url).chain(&notify.sign_with),
             problems,
         );
+    }
+}
+
+/// Refuses what takes more than [`MAX_SPEC`] as JSON: it is stored with each run, and sent to its runner.
+pub(super) fn check_size(name: &str, value: &impl Serialize, problems: &mut Problems) {
+    // What cannot be written as JSON is refused where it is stored.
+    let size = serde_json::to_vec(value).map_or(0, |json| json.len());
+    if size > MAX_SPEC {
+        problems.add(format!(
+            "{name} takes {} KiB as JSON, and may take {} KiB: put large texts and values into a file of the context",
+            size.div_ceil(1024),
+            MAX_SPEC >> 10
+        ));
     }
 }
 

@@ -87,6 +87,7 @@ pub(crate) fn from_event(
     run.origin.lane = happening.lane;
     run.origin.commit = (!happening.commit.is_empty()).then_some(happening.commit);
     run.origin.needs_approval = happening.stranger;
+    draft.check_size()?;
     Ok(draft)
 }
 

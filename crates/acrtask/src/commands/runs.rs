@@ -1,6 +1,6 @@
 //! `acrtask runs`: what a server knows of runs.
 
-use acrtask_api::run::{Page, Run, Waiting};
+use acrtask_api::run::{Page, Run, RunSummary, Waiting};
 use acrtask_model::RunState;
 use jiff::Timestamp;
 
@@ -46,7 +46,7 @@ pub(crate) fn runs(
 fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let found = block_on(async {
-        let mut found: Vec<Run> = Vec::new();
+        let mut found: Vec<RunSummary> = Vec::new();
         let mut cursor = None;
         loop {
             let left = args.limit - u32::try_from(found.len()).unwrap_or(args.limit);
@@ -61,7 +61,7 @@ fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
                 query.push(("state", states.join(",")));
             }
             query.extend(cursor.map(|cursor: String| ("cursor", cursor)));
-            let page: Page<Run> = client.get(&["runs"], &query).await?;
+            let page: Page<RunSummary> = client.get(&["runs"], &query).await?;
             found.extend(page.items);
             cursor = page.next;
             if cursor.is_none() || found.len() >= args.limit as usize {

@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     admin::{Runner, RunnerState},
-    run::{Approval, Run, Waiting},
+    run::{Approval, Run, RunSummary, Waiting},
     spec::{ContextSource, Work},
     task::Task,
 };
@@ -41,14 +41,14 @@ pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
 }
 
 /// A list of runs.
-pub(crate) fn runs(runs: &[Run], now: Timestamp, style: Style) -> String {
+pub(crate) fn runs(runs: &[RunSummary], now: Timestamp, style: Style) -> String {
     let rows = runs.iter().map(|run| {
         vec![
             run.id.to_string(),
             run.task.clone().unwrap_or_else(|| "-".into()),
             state(run.state, style),
             ago(run.created_at, now),
-            took(run, now),
+            took(run.started_at, run.finished_at, now),
             run.runner.clone().unwrap_or_else(|| "-".into()),
             why_listed(run),
         ]
@@ -62,19 +62,16 @@ pub(crate) fn runs(runs: &[Run], now: Timestamp, style: Style) -> String {
 }
 
 /// The reason of a run in a list; of one that waits for its approval, what would be approved.
-fn why_listed(run: &Run) -> String {
-    let revision = run.spec.facts.revision();
-    match (&run.reason, revision) {
-        (None, Some(revision)) if run.approval == Some(Approval::Pending) => {
-            one_line(&format!("needs approval: {revision}"))
-        }
+fn why_listed(run: &RunSummary) -> String {
+    match (&run.reason, &run.revision) {
+        (None, Some(revision)) => one_line(&format!("needs approval: {revision}")),
         (reason, _) => reason.as_deref().map(one_line).unwrap_or_default(),
     }
 }
 
-fn took(run: &Run, now: Timestamp) -> String {
-    run.started_at.map_or("-".into(), |started| {
-        text::duration(millis(started, run.finished_at.unwrap_or(now)))
+fn took(started: Option<Timestamp>, finished: Option<Timestamp>, now: Timestamp) -> String {
+    started.map_or("-".into(), |started| {
+        text::duration(millis(started, finished.unwrap_or(now)))
     })
 }
 
@@ -145,7 +142,9 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ),
             (
                 "time",
-                run.started_at.map(|_| took(run, now)).unwrap_or_default(),
+                run.started_at
+                    .map(|_| took(run.started_at, run.finished_at, now))
+                    .unwrap_or_default(),
             ),
         ],
         style,

@@ -40,7 +40,11 @@ fn queued() -> Run {
 #[test]
 fn runs_as_a_table_and_one_by_one() {
     let all = [queued(), over()];
-    let mut text = runs(&all, now(), Style::PLAIN);
+    let listed: Vec<RunSummary> = all
+        .iter()
+        .map(|run| serde_json::from_value(json!(run)).unwrap())
+        .collect();
+    let mut text = runs(&listed, now(), Style::PLAIN);
     for one in &all {
         text += &format!("\n--- {}\n{}", one.id, run(one, now(), Style::PLAIN));
     }

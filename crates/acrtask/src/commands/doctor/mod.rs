@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use acrtask_api::{
     admin::{Credential, Me, Runner, Secret},
     probe::TaskProbe,
-    run::{Page, Run},
+    run::{Page, RunSummary},
     task::Task,
     webhook::{Delivery, Webhook},
 };
@@ -125,7 +125,7 @@ struct SeenTask {
     task: Task,
     secrets: Asked<Vec<Secret>>,
     credentials: Asked<Vec<Credential>>,
-    last: Asked<Option<Run>>,
+    last: Asked<Option<RunSummary>>,
     /// What the server finds at other hosts.
     probe: Asked<TaskProbe>,
 }
@@ -245,7 +245,7 @@ impl SeenTask {
     async fn look(client: &Client, name: &str) -> Result<Self, CliError> {
         let task = super::stored::find(client, name).await?;
         let query = [("task", name.to_owned()), ("limit", "1".to_owned())];
-        let runs: Asked<Page<Run>> = ask(client, "runs", &query).await;
+        let runs: Asked<Page<RunSummary>> = ask(client, "runs", &query).await;
         let at = ["tasks", name, "probe"];
         let probe: Result<TaskProbe, ApiError> = client.post(&at, &serde_json::json!({})).await;
         Ok(Self {
