@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub, metrics::Metrics, probe,
-    runners::hub::Hub, vault::Vault, webhooks,
+    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub,
+    metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault, webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -50,6 +50,8 @@ pub struct Config {
     pub public_url: Option<Url>,
     /// The body of a delivery has to be there within this time.
     pub webhook_timeout: Duration,
+    /// Proxies whose `X-Forwarded-For` or `Forwarded` names the client.
+    pub trusted_proxies: Vec<Network>,
     /// Whom a task tells of results may be at an address that is not public, and without TLS; and a repository that is
     /// looked at for a task may be there too.
     pub notify_private: bool,
@@ -77,6 +79,7 @@ impl Default for Config {
             insecure_registries: Vec::new(),
             public_url: None,
             webhook_timeout: Duration::from_secs(30),
+            trusted_proxies: Vec::new(),
             notify_private: false,
             trust: TrustPolicy::default(),
         }
@@ -120,6 +123,8 @@ pub struct App {
     pub(crate) probes: Semaphore,
     /// Which callers with a limit to tasks had their turn at that.
     pub(crate) probe_turns: probe::Turns,
+    /// Limits of failed and of frequent requests.
+    pub(crate) limits: Limits,
     /// What /metrics shows.
     pub metrics: Metrics,
     /// The control plane is shutting down: streams end, and what is under way is finished.
@@ -147,6 +152,7 @@ impl App {
             deliveries: webhooks::Together::default(),
             probes: Semaphore::new(probe::AT_ONCE),
             probe_turns: probe::Turns::default(),
+            limits: Limits::default(),
             metrics: Metrics::default(),
             closing: CancellationToken::new(),
         }

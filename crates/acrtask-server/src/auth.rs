@@ -13,7 +13,7 @@ use acrtask_model::Principal;
 use acrtask_store::{StoreError, TokenRow};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::{header, request::Parts},
+    http::{Extensions, HeaderMap, header, request::Parts},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::RngCore as _;
@@ -22,11 +22,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     App,
     api::{Api, ApiError},
+    serve::request_guard::Guarded as _,
 };
 
 mod limits;
 
-pub use limits::Limits;
+pub(crate) use limits::{CredentialKind, Limits};
 
 /// How stale `lastUsedAt` may be, in milliseconds.
 const TOUCH_MS: i64 = 60_000;
@@ -288,59 +289,67 @@ impl<S: Needs> FromRequestParts<Api> for By<S> {
     }
 }
 
-/// The address that a request came from; all requests without one count as one address.
-pub fn address(parts: &Parts) -> IpAddr {
-    let address = parts
-        .extensions
-        .get::<ConnectInfo<std::net::SocketAddr>>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |info| {
-            info.0.ip().to_canonical()
-        });
-    match address {
-        IpAddr::V4(_) => address,
-        // Whoever has one IPv6 address has a whole /64.
+/// The address that a request is counted under, as the listener found it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientAddress(pub(crate) IpAddr);
+
+/// Returns the address that a request is counted under. All requests without one count as one address.
+pub(crate) fn address(extensions: &Extensions) -> IpAddr {
+    let of_listener = extensions.get().map(|ClientAddress(address)| *address);
+    of_listener.unwrap_or_else(|| {
+        extensions
+            .get::<ConnectInfo<std::net::SocketAddr>>()
+            .map_or(IpAddr::from([0, 0, 0, 0]), |info| network_of(info.0.ip()))
+    })
+}
+
+/// Returns the IPv4 address, or the /64 of an IPv6 address: one client has a whole one.
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 => v4,
     }
+}
+
+/// Returns the token of an `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, text) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| text.trim())
 }
 
 async fn authenticate(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
     let app = &api.app;
     let now = app.clock.now_ms();
-    let address = address(parts);
-    let Some(header) = parts.headers.get(header::AUTHORIZATION) else {
+    if !parts.headers.contains_key(header::AUTHORIZATION) {
         return Err(ApiError::unauthorized("this needs a token")
             .help("send `Authorization: Bearer TOKEN`; `acrtask login` does"));
-    };
-    let token = header
-        .to_str()
-        .ok()
-        .and_then(|text| text.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .and_then(|(_, text)| parse(text.trim()));
-    // An address with many failures is refused before the database is asked, but for tokens that were right lately:
-    // behind one proxy, nobody locks out the others.
-    let known = token
-        .as_ref()
-        .is_some_and(|(id, _)| api.limits.is_known(id));
-    if !known {
-        api.limits.failures_left(address, now)?;
     }
     let failed = || {
-        api.limits.failed(address, now);
-        ApiError::unauthorized("the token is wrong, expired or revoked")
-            .help("ask for a new one, and give it to `acrtask login`")
+        let refusal = ApiError::unauthorized("the token is wrong, expired or revoked")
+            .help("ask for a new one, and give it to `acrtask login`");
+        let address = address(&parts.extensions);
+        app.limits
+            .fail(CredentialKind::Token, address, now, refusal)
     };
-    let Some((id, hash)) = token else {
+    let Some((id, hash)) = bearer(&parts.headers).and_then(parse) else {
         return Err(failed());
     };
+    let turn = app.limits.lookup(&hash).await;
     let row = app.store.token_by_id(id).await?;
-    let Some(row) = row.filter(|row| same(&row.hash, &hash)) else {
+    drop(turn);
+    let valid =
+        row.filter(|row| same(&row.hash, &hash) && row.expires_at.is_none_or(|end| end > now));
+    let Some(row) = valid else {
+        app.limits.forget(&hash);
         return Err(failed());
     };
-    if row.expires_at.is_some_and(|end| end <= now) {
-        return Err(failed());
-    }
-    api.limits.request(&row.id, now)?;
+    app.limits.remember(&hash);
+    parts.extensions.authenticated();
+    app.limits.request(&row.id, now)?;
     if row.last_used_at.is_none_or(|last| now - last >= TOUCH_MS) {
         // Nothing depends on it: a request is not refused for it.
         if let Err(error) = app.store.touch_token(&row.id, now).await {

@@ -101,16 +101,49 @@ struct Discovery {
 /// What is known of an issuer.
 #[derive(Debug, Default)]
 struct Known {
-    /// Its keys, and when they were fetched.
-    keys: Option<(JwkSet, i64)>,
-    /// When it was asked last, and why it did not answer then.
-    asked: Option<(i64, Result<(), String>)>,
+    /// Its keys, and when they were fetched. Never locked while the issuer is asked.
+    keys: Mutex<Option<(Arc<JwkSet>, i64)>>,
+    /// When it was asked last, and why it did not answer then. Locked while it is asked.
+    asked: tokio::sync::Mutex<Option<(i64, Result<(), String>)>>,
 }
 
-/// The keys of issuers, as they were fetched lately. While one is asked, others who want its keys wait.
+impl Known {
+    /// Returns the key that a token names, if it is among those that were fetched lately.
+    fn key(
+        &self,
+        kid: Option<&str>,
+        algorithm: Algorithm,
+        now: i64,
+    ) -> Option<Result<DecodingKey, ExchangeError>> {
+        let keys = self.keys.lock().expect("no panic while it is held").clone();
+        let (set, fetched) = keys?;
+        (now - fetched < KEEP_MS)
+            .then(|| pick(&set, kid, algorithm).map(decoding_key))
+            .flatten()
+    }
+
+    /// Asks the issuer for its keys, unless that was done a moment ago.
+    async fn refresh(&self, issuer: &str, now: i64) -> Result<(), String> {
+        let mut asked = self.asked.lock().await;
+        match &*asked {
+            Some((at, Err(reason))) if now - at < RETRY_MS => return Err(reason.clone()),
+            Some((at, Ok(()))) if now - at < REFETCH_MS => return Ok(()),
+            _ => {}
+        }
+        // Keys that it gave before still hold where it does not answer.
+        let fetched = fetch(issuer).await.map(|set| {
+            let mut keys = self.keys.lock().expect("no panic while it is held");
+            *keys = Some((Arc::new(set), now));
+        });
+        *asked = Some((now, fetched.clone()));
+        fetched
+    }
+}
+
+/// The keys of issuers, as they were fetched lately. While one is asked, others wait only for keys that are new.
 #[derive(Debug, Default)]
 pub struct Issuers {
-    known: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Known>>>>,
+    known: Mutex<HashMap<String, Arc<Known>>>,
 }
 
 /// Whether `issuer` may be asked for keys.
@@ -249,35 +282,22 @@ impl Issuers {
             .entry(issuer.to_owned())
             .or_default()
             .clone();
-        let mut known = known.lock().await;
-        let failed = |reason: &str| ExchangeError::Issuer {
+        if let Some(key) = known.key(kid, algorithm, now) {
+            return key;
+        }
+        // A task of its own: a request that ends early leaves the answer to those that wait for it.
+        let (asked, of) = (known.clone(), issuer.to_owned());
+        let refreshed = tokio::spawn(async move { asked.refresh(&of, now).await }).await;
+        let failed = |reason: String| ExchangeError::Issuer {
             issuer: issuer.to_owned(),
-            reason: reason.to_owned(),
+            reason,
         };
-        if let Some((set, fetched)) = &known.keys
-            && now - fetched < KEEP_MS
-            && let Some(key) = pick(set, kid, algorithm)
-        {
-            return decoding_key(key);
-        }
-        match &known.asked {
-            Some((at, Err(reason))) if now - at < RETRY_MS => return Err(failed(reason)),
-            Some((at, Ok(()))) if now - at < REFETCH_MS => return Err(unknown_key(kid)),
-            _ => {}
-        }
-        match fetch(issuer).await {
-            Ok(set) => {
-                known.asked = Some((now, Ok(())));
-                let (set, _) = known.keys.insert((set, now));
-                pick(set, kid, algorithm).map_or_else(|| Err(unknown_key(kid)), decoding_key)
-            }
-            // Keys that it gave before still hold.
-            Err(reason) => {
-                let error = failed(&reason);
-                known.asked = Some((now, Err(reason)));
-                Err(error)
-            }
-        }
+        refreshed
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(failed)?;
+        known
+            .key(kid, algorithm, now)
+            .unwrap_or_else(|| Err(unknown_key(kid)))
     }
 }
 

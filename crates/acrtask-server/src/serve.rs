@@ -5,14 +5,21 @@
 //! TLS only the machine itself is listened to, unless the operator says otherwise; shutting down finishes what is under way within a
 //! deadline, and what is written down by then is all that counts.
 
+pub(crate) mod admission;
+mod client_address;
+mod connection;
+mod gate;
 mod health;
 mod listener;
+pub(crate) mod request_guard;
 mod supervise;
+
+pub use client_address::Network;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use acrtask_store::{Store, StoreError};
-use tokio::{net::TcpListener, sync::Mutex, time::Instant};
+use tokio::{sync::Mutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::supervise::Supervisor;
@@ -110,11 +117,8 @@ pub enum ServeError {
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
-    router: axum::Router,
     /// Connections, and sessions of runners.
-    connections: TaskTracker,
-    /// Ends connections that do not end by themselves.
-    cut: CancellationToken,
+    service: listener::Service,
     background: Supervisor,
     writer: Supervisor,
 }
@@ -136,7 +140,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
         address: options.listen,
         source,
     };
-    let socket = TcpListener::bind(options.listen).await.map_err(failed)?;
+    let socket = listener::listen(options.listen).map_err(failed)?;
     let address = socket.local_addr().map_err(failed)?;
     if options.config.server_id.is_empty() {
         options.config.server_id = format!("s{:012x}", rand::random::<u64>() >> 16);
@@ -149,27 +153,23 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let writers = Supervisor::new(app.clone());
     start_writer(&writers, &app, writer);
     start_background(&background, &app, &recorder, &outbox);
-    let service = runners::Service::server(app.clone(), recorder, connections.clone());
     let router = api::router(app.clone())
         .merge(health::router(app.clone()))
         .merge(webhooks::router(app.clone()))
-        .route_service("/acrtask.runner.v1.Runners/{*call}", service);
-    let cut = CancellationToken::new();
-    connections.spawn(listener::accept(
-        socket,
-        tls,
-        router.clone(),
-        app.clone(),
-        connections.clone(),
-        cut.clone(),
-    ));
+        .merge(runners::router(app.clone(), recorder, connections.clone()));
+    let service = listener::Service {
+        app: app.clone(),
+        router,
+        gate: gate::Gate::new(gate::raise_file_limit()),
+        connections: connections.clone(),
+        cut: CancellationToken::new(),
+    };
+    connections.spawn(listener::accept(socket, tls, service.clone()));
     tracing::info!(%address, server = app.config.server_id, "the control plane listens");
     Ok(Server {
         address,
         app,
-        router,
-        connections,
-        cut,
+        service,
         background,
         writer: writers,
     })
@@ -269,16 +269,12 @@ impl Server {
             address: wanted,
             source,
         };
-        let socket = TcpListener::bind(wanted).await.map_err(failed)?;
+        let socket = listener::listen(wanted).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        self.connections.spawn(listener::accept(
-            socket,
-            None,
-            self.router.clone(),
-            self.app.clone(),
-            self.connections.clone(),
-            self.cut.clone(),
-        ));
+        let service = self.service.clone();
+        self.service
+            .connections
+            .spawn(listener::accept(socket, None, service));
         Ok(address)
     }
 
@@ -297,20 +293,21 @@ impl Server {
     pub async fn shutdown(mut self) {
         tracing::info!("the control plane shuts down");
         // It holds a way to the writer.
-        self.router = axum::Router::new();
+        self.service.router = axum::Router::new();
         self.app.closing.cancel();
         self.app.hub.end_all("the control plane is shutting down");
-        self.connections.close();
-        if tokio::time::timeout(DEADLINE, self.connections.wait())
+        let connections = &self.service.connections;
+        connections.close();
+        if tokio::time::timeout(DEADLINE, connections.wait())
             .await
             .is_err()
         {
             tracing::warn!(
-                connections = self.connections.len(),
+                connections = connections.len(),
                 "connections are cut that did not end"
             );
         }
-        self.cut.cancel();
+        self.service.cut.cancel();
         self.background.stop().await;
         // The writer ends by itself when nobody can say anything any more.
         if !self.writer.ended(LAST_WRITES).await {
@@ -325,7 +322,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.app.closing.cancel();
-        self.cut.cancel();
+        self.service.cut.cancel();
         self.background.cancel();
         self.writer.cancel();
     }

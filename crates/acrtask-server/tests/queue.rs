@@ -5,6 +5,8 @@
 
 #[path = "queue/faults.rs"]
 mod faults;
+#[path = "queue/limits.rs"]
+mod limits;
 #[path = "queue/listener.rs"]
 mod listener;
 #[path = "queue/logs.rs"]

@@ -18,8 +18,8 @@ use acrtask_api::{
 use acrtask_store::{ContextRow, StoreError};
 use axum::{
     body::Body,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
+    extract::{Request, State},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -34,6 +34,7 @@ use crate::{
     App,
     auth::{self, By, Caller},
     blobs::BlobError,
+    serve::request_guard::Guarded as _,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -167,9 +168,11 @@ async fn append(
     by: By<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Json<Context>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let (headers, guard) = (parts.headers, parts.extensions.guard().cloned());
+    guard.streams_body();
     let app = &api.app;
     let offset: u64 = extract::header(&headers, "upload-offset")?
         .and_then(|text| text.parse().ok())
@@ -192,7 +195,12 @@ async fn append(
     if let Some(announced) = announced {
         check_length(app, announced, room)?;
     }
-    let row = match store_part(app, &row, &by.caller, body).await? {
+    let stored = store_part(app, &row, &by.caller, body).await;
+    let stored = stored.map_err(|error| match guard.refusal() {
+        Some(refusal) => refusal.to_problem(),
+        None => error,
+    });
+    let row = match stored? {
         Some(row) => row,
         // Whole already, but the last answer was lost between the part and the check.
         None if row.received == row.size => row,

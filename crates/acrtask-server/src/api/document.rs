@@ -2,7 +2,10 @@
 //!
 //! They hold nothing that is secret, and editors ask for them without a token.
 
+use std::sync::OnceLock;
+
 use axum::{
+    body::Bytes,
     http::header,
     response::{IntoResponse, Response},
 };
@@ -79,24 +82,36 @@ fn json(content_type: &'static str, body: impl Into<axum::body::Body>) -> Respon
         .into_response()
 }
 
+/// A document that is written once: as many requests as there may be share its bytes.
+type Written = OnceLock<Result<Bytes, serde_json::Error>>;
+
+fn written(
+    content_type: &'static str,
+    once: &'static Written,
+    write: impl FnOnce() -> Result<String, serde_json::Error>,
+) -> Response {
+    match once.get_or_init(|| write().map(Bytes::from)) {
+        Ok(bytes) => json(content_type, bytes.clone()),
+        Err(error) => super::ApiError::internal(error).into_response(),
+    }
+}
+
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "schemas", responses((status = OK, body = Object)))]
 async fn openapi() -> Response {
-    match super::openapi().to_json() {
-        Ok(text) => json("application/json", text),
-        Err(error) => super::ApiError::internal(&error).into_response(),
-    }
+    static ONCE: Written = OnceLock::new();
+    written("application/json", &ONCE, || super::openapi().to_json())
 }
 
 /// The JSON Schema of a task's definition, as the API and files of `acrtask task apply` have it.
 #[utoipa::path(get, path = "/schemas/task.json", tag = "schemas", responses((status = OK, body = Object)))]
 async fn task_schema() -> Response {
-    let mut schema = schemars::schema_for!(TaskDefinition);
-    schema.insert("$id".into(), format!("{BASE}/schemas/task.json").into());
-    match serde_json::to_string_pretty(&schema) {
-        Ok(text) => json("application/schema+json", text),
-        Err(error) => super::ApiError::internal(&error).into_response(),
-    }
+    static ONCE: Written = OnceLock::new();
+    written("application/schema+json", &ONCE, || {
+        let mut schema = schemars::schema_for!(TaskDefinition);
+        schema.insert("$id".into(), format!("{BASE}/schemas/task.json").into());
+        serde_json::to_string_pretty(&schema)
+    })
 }
 
 /// The JSON Schema of `acr-task.yaml`, for editors.

@@ -9,6 +9,7 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{ApiError, BODY_LIMIT};
+use crate::serve::request_guard::Guarded as _;
 
 /// A JSON body.
 #[derive(Debug)]
@@ -40,16 +41,29 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
 }
 
 async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(format!(
-                "the body is larger than {} MiB, the limit of a JSON body",
-                BODY_LIMIT >> 20
-            ))
-            .help("files go up as a context: POST /api/v1/contexts"),
-            _ => ApiError::invalid(rejection.body_text()),
-        })
+    bytes(request, state, || {
+        ApiError::too_large(format!(
+            "the body is larger than {} MiB, the limit of a JSON body",
+            BODY_LIMIT >> 20
+        ))
+        .help("files go up as a context: POST /api/v1/contexts")
+    })
+    .await
+}
+
+/// Reads a body whole. `too_large` names the limit of the handler.
+pub(super) async fn bytes<S: Send + Sync>(
+    request: Request,
+    state: &S,
+    too_large: impl FnOnce() -> ApiError,
+) -> Result<Bytes, ApiError> {
+    let guard = request.extensions().guard().cloned();
+    let read = Bytes::from_request(request, state).await;
+    read.map_err(|rejection| match (guard.refusal(), rejection.status()) {
+        (Some(refusal), _) => refusal.to_problem(),
+        (None, StatusCode::PAYLOAD_TOO_LARGE) => too_large(),
+        (None, _) => ApiError::invalid(rejection.body_text()),
+    })
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -17,8 +17,9 @@ use super::{
     tokens,
 };
 use crate::{
-    auth::{self, By},
+    auth::{self, By, CredentialKind},
     oidc::{self, ExchangeError},
+    serve::request_guard::{Guarded as _, RequestGuard},
     submit::{self, Problems},
 };
 
@@ -121,16 +122,15 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The address that a request without a token came from; refused where it failed too often.
-struct Stranger(std::net::IpAddr);
+/// The address of a request without a token, and its guard.
+struct Anonymous(std::net::IpAddr, Option<RequestGuard>);
 
-impl FromRequestParts<Api> for Stranger {
-    type Rejection = ApiError;
+impl FromRequestParts<Api> for Anonymous {
+    type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let address = auth::address(parts);
-        api.limits.failures_left(address, api.app.clock.now_ms())?;
-        Ok(Self(address))
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Self::Rejection> {
+        let guard = parts.extensions.guard().cloned();
+        Ok(Self(auth::address(&parts.extensions), guard))
     }
 }
 
@@ -142,13 +142,15 @@ impl FromRequestParts<Api> for Stranger {
     (status = TOO_MANY_REQUESTS, body = Problem),
 ))]
 async fn exchange(
-    stranger: Stranger,
+    Anonymous(address, guard): Anonymous,
     State(api): State<Api>,
     Json(asked): Json<ExchangeToken>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
     let app = &api.app;
     let now = app.clock.now_ms();
+    let turn = app.limits.lookup(&[]).await;
     let federations = app.store.federations().await?;
+    drop(turn);
     let SecretText(token) = asked.token;
     let granted = match api.issuers.verify(&token, &federations, now).await {
         Ok(granted) => granted,
@@ -160,12 +162,14 @@ async fn exchange(
             return Err(ApiError::upstream(error.to_string()));
         }
         Err(error) => {
-            api.limits.failed(stranger.0, now);
             tracing::info!(%error, "an identity token was refused");
-            return Err(ApiError::unauthorized(error.to_string())
-                .help("compare `iss`, `aud` and `sub` of the token with the federation"));
+            let refusal = ApiError::unauthorized(error.to_string())
+                .help("compare `iss`, `aud` and `sub` of the token with the federation");
+            let kind = CredentialKind::Identity;
+            return Err(app.limits.fail(kind, address, now, refusal));
         }
     };
+    guard.proved();
     let federation = granted.federation;
     let minted = auth::mint();
     let ttl = federation.ttl_secs.clamp(1, MAX_TTL);
@@ -188,6 +192,7 @@ async fn exchange(
         pools: federation.pools.clone(),
     };
     app.store.create_token(&row).await?;
+    app.limits.remember(&row.hash);
     tracing::info!(
         token = row.id,
         name = row.name,

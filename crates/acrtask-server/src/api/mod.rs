@@ -10,7 +10,7 @@ use axum::{Router, extract::DefaultBodyLimit};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{App, auth::Limits, oidc::Issuers};
+use crate::{App, oidc::Issuers};
 
 #[cfg(test)]
 mod authorization_tests;
@@ -49,7 +49,6 @@ const BODY_LIMIT: usize = 4 << 20;
 #[derive(Debug, Clone)]
 pub struct Api {
     pub(crate) app: Arc<App>,
-    pub(crate) limits: Arc<Limits>,
     pub(crate) issuers: Arc<Issuers>,
 }
 
@@ -58,7 +57,6 @@ pub fn router(app: Arc<App>) -> Router {
     let (router, _) = parts();
     let api = Api {
         app,
-        limits: Arc::default(),
         issuers: Arc::default(),
     };
     router

@@ -14,9 +14,8 @@ use acrtask_api::{
 };
 use acrtask_store::{Enqueued, NewRun, StoreError, TriggerUrlRow, timestamp};
 use axum::{
-    body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest as _, Request, State},
-    http::StatusCode,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{Extensions, StatusCode},
     response::{IntoResponse, Response},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -27,7 +26,8 @@ use super::{
     runs, tasks,
 };
 use crate::{
-    auth::{self, By},
+    auth::{self, By, CredentialKind},
+    serve::request_guard::Guarded as _,
     submit::{
         self,
         event::{Happening, from_event},
@@ -37,7 +37,7 @@ use crate::{
 /// Where URLs of tasks are, below the server's address.
 const BASE: &str = "/trigger";
 /// Largest body of a call, in bytes.
-const MAX_BODY: usize = 64 << 10;
+const MAX_BODY: usize = 32 << 10;
 /// After so long it is written down how many calls were turned away.
 const WRITTEN: Duration = Duration::from_secs(1);
 /// Longest idempotency key, in characters.
@@ -181,15 +181,13 @@ async fn call(
     Path(token): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (parts, body) = request.into_parts();
-    let (url, task) = opened(&api, &token, auth::address(&parts)).await?;
+    let (url, task) = opened(&api, &token, request.extensions()).await?;
     let store = &api.app.store;
     let now = api.app.clock.now_ms();
     // Nothing depends on it: a call is not refused for it.
     if let Err(error) = store.touch_trigger_url(&url.id, now).await {
         tracing::warn!(%error, "cannot note when a trigger URL was used");
     }
-    let request = Request::from_parts(parts, body);
     match drafted(&api, &url, &task, request).await {
         Ok(new) => {
             let set = new.spec.set.clone();
@@ -222,24 +220,32 @@ async fn call(
 async fn opened(
     api: &Api,
     text: &str,
-    address: std::net::IpAddr,
+    extensions: &Extensions,
 ) -> Result<(TriggerUrlRow, Task), ApiError> {
+    let limits = &api.app.limits;
     let now = api.app.clock.now_ms();
-    api.limits.failures_left(address, now)?;
     let wrong = || {
-        api.limits.failed(address, now);
-        ApiError::unauthorized("the trigger URL is wrong, or was replaced or removed")
-            .help("ask for a new one: `acrtask task trigger-url create NAME`")
+        let refusal =
+            ApiError::unauthorized("the trigger URL is wrong, or was replaced or removed")
+                .help("ask for a new one: `acrtask task trigger-url create NAME`");
+        let address = auth::address(extensions);
+        limits.fail(CredentialKind::TriggerUrl, address, now, refusal)
     };
     let text = text
         .strip_prefix(PREFIX)
         .map(|own| format!("{TOKEN_PREFIX}{own}"))
         .unwrap_or_default();
     let (id, hash) = auth::parse(&text).ok_or_else(wrong)?;
+    let turn = limits.lookup(&hash).await;
     let found = api.app.store.trigger_url_by_id(id).await?;
-    let found = found.filter(|(url, _)| auth::same(&url.hash, &hash));
-    let (url, task) = found.ok_or_else(wrong)?;
-    if let Err(refused) = api.limits.call(&url.id, now) {
+    drop(turn);
+    let Some((url, task)) = found.filter(|(url, _)| auth::same(&url.hash, &hash)) else {
+        limits.forget(&hash);
+        return Err(wrong());
+    };
+    limits.remember(&hash);
+    extensions.proved();
+    if let Err(refused) = limits.call(&url.id, now) {
         turn_away(api, url.id);
         return Err(refused);
     }
@@ -248,13 +254,13 @@ async fn opened(
 
 /// Counts a call that is turned away: written down together with those that follow, so that many of them cost little.
 fn turn_away(api: &Api, url: String) {
-    if !api.limits.turn_away(&url) {
+    if !api.app.limits.turn_away(&url) {
         return;
     }
     let api = api.clone();
     tokio::spawn(async move {
         tokio::time::sleep(WRITTEN).await;
-        let calls = api.limits.turned_away(&url);
+        let calls = api.app.limits.turned_away(&url);
         let now = api.app.clock.now_ms();
         tracing::warn!(url, calls, "calls of a trigger URL were turned away");
         if let Err(error) = api.app.store.turn_away_trigger_url(&url, calls, now).await {
@@ -314,15 +320,13 @@ async fn drafted(
 
 /// What a call says.
 async fn said(request: Request) -> Result<CallTask, ApiError> {
-    let body = Bytes::from_request(request, &())
-        .await
-        .map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(format!(
-                "the body is larger than {} KiB, the limit of a call",
-                MAX_BODY >> 10
-            )),
-            _ => ApiError::invalid(rejection.body_text()),
-        })?;
+    let body = extract::bytes(request, &(), || {
+        ApiError::too_large(format!(
+            "the body is larger than {} KiB, the limit of a call",
+            MAX_BODY >> 10
+        ))
+    })
+    .await?;
     if body.trim_ascii().is_empty() {
         return Ok(CallTask::default());
     }

@@ -1,10 +1,21 @@
-//! How often addresses may fail and tokens may ask. In memory, bounded, and lost with it.
+//! Limits of wrong credentials, of requests per token, and of lookups of credentials that are not known yet.
+//!
+//! Invariants: a credential is looked up before anything is counted, so that a valid one always passes; wrong
+//! ones are counted by kind and address, and only change the answer; lookups for unknown credentials run a
+//! few at a time, those that were valid a moment ago do not wait for them. In memory, bounded, and lost with it.
 
-use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Mutex};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Mutex,
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::api::ApiError;
 
-/// Failed authentications that an address may have, and how fast they are forgiven.
+/// Wrong credentials of one kind that an address may send, and how fast they are forgiven.
 const FAILURES: Rate = Rate {
     burst: 20.0,
     per_second: 0.2,
@@ -21,6 +32,36 @@ const CALLS: Rate = Rate {
 };
 /// Addresses, or tokens, that are counted at once.
 const MAX_COUNTED: usize = 20_000;
+/// Lookups at once of credentials that are not known to be valid. The database has 4 readers or more.
+const LOOKUPS: usize = 3;
+
+/// A kind of credential. Failures with one kind do not count for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum CredentialKind {
+    /// A token of the API.
+    Token,
+    /// An identity token of a CI job.
+    Identity,
+    /// The URL of a task.
+    TriggerUrl,
+    /// The key of a runner, or what registers one.
+    RunnerKey,
+    /// The signature of a delivery.
+    Webhook,
+}
+
+impl CredentialKind {
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Token => "wrong tokens",
+            Self::Identity => "wrong identity tokens",
+            Self::TriggerUrl => "wrong trigger URLs",
+            Self::RunnerKey => "wrong runner keys",
+            Self::Webhook => "deliveries with a wrong signature",
+        }
+    }
+}
+
 /// What may be done how often: a bucket of `burst` that fills again.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
@@ -90,12 +131,15 @@ impl<K: Eq + Hash> Buckets<K> {
 
 /// Limits how often addresses fail and tokens ask. In memory, and lost with it.
 #[derive(Debug)]
-pub struct Limits {
-    failures: Mutex<Buckets<IpAddr>>,
+pub(crate) struct Limits {
+    failures: Mutex<Buckets<(CredentialKind, IpAddr)>>,
     requests: Mutex<Buckets<String>>,
     calls: Mutex<Buckets<String>>,
     /// Calls that were turned away and are not written down yet.
     turned_away: Mutex<HashMap<String, u64>>,
+    /// Hashes of tokens and keys that were valid at their last use.
+    valid: Mutex<HashSet<Vec<u8>>>,
+    lookups: Semaphore,
 }
 
 impl Default for Limits {
@@ -105,32 +149,73 @@ impl Default for Limits {
             requests: Mutex::new(Buckets::new(REQUESTS)),
             calls: Mutex::new(Buckets::new(CALLS)),
             turned_away: Mutex::default(),
+            valid: Mutex::default(),
+            lookups: Semaphore::new(LOOKUPS),
         }
     }
 }
 
 impl Limits {
-    /// Refuses an address that has failed too often.
-    ///
-    /// # Errors
-    /// 429.
-    pub fn failures_left(&self, address: IpAddr, now: i64) -> Result<(), ApiError> {
-        let failures = self.failures.lock().expect("no panic while it is held");
-        if failures.left(&address, now) >= 1.0 {
-            return Ok(());
+    /// Counts a wrong credential. Returns the answer: `refusal`, or 429 once the address has sent too many.
+    pub(crate) fn fail(
+        &self,
+        kind: CredentialKind,
+        address: IpAddr,
+        now: i64,
+        refusal: ApiError,
+    ) -> ApiError {
+        let mut failures = self.failures.lock().expect("no panic while it is held");
+        let key = (kind, address);
+        if failures.left(&key, now) < 1.0 {
+            let message = format!("too many {} came from this address", kind.plural());
+            return ApiError::too_many(message, failures.wait(&key, now));
         }
-        Err(ApiError::too_many(
-            "too many wrong tokens came from this address",
-            failures.wait(&address, now),
-        ))
+        failures.take(key, now);
+        refusal
     }
 
-    /// Counts a failure.
-    pub fn failed(&self, address: IpAddr, now: i64) {
-        self.failures
+    /// Waits for a turn to look a credential up. Returns at once for one that was valid at its last use.
+    pub(crate) async fn lookup(&self, hash: &[u8]) -> Option<SemaphorePermit<'_>> {
+        if self.recognizes(hash) {
+            return None;
+        }
+        self.lookups.acquire().await.ok()
+    }
+
+    /// Returns whether the credential with this hash was valid at its last use.
+    fn recognizes(&self, hash: &[u8]) -> bool {
+        self.valid
             .lock()
             .expect("no panic while it is held")
-            .take(address, now);
+            .contains(hash)
+    }
+
+    /// Returns whether `Authorization` has a token or key that was valid at its last use.
+    pub(crate) fn recognizes_header(&self, headers: &http::HeaderMap) -> bool {
+        let Some(text) = super::bearer(headers) else {
+            return false;
+        };
+        match super::parse(text) {
+            Some((_, hash)) => self.recognizes(&hash),
+            None => crate::runners::key_hash(text).is_some_and(|hash| self.recognizes(&hash)),
+        }
+    }
+
+    /// Notes that the credential with this hash is valid.
+    pub(crate) fn remember(&self, hash: &[u8]) {
+        let mut valid = self.valid.lock().expect("no panic while it is held");
+        if valid.len() >= MAX_COUNTED {
+            valid.clear();
+        }
+        valid.insert(hash.to_vec());
+    }
+
+    /// Notes that the credential with this hash is not valid any more.
+    pub(crate) fn forget(&self, hash: &[u8]) {
+        self.valid
+            .lock()
+            .expect("no panic while it is held")
+            .remove(hash);
     }
 
     pub(super) fn request(&self, token: &str, now: i64) -> Result<(), ApiError> {
@@ -176,15 +261,6 @@ impl Limits {
         let mut all = self.turned_away.lock().expect("no panic while it is held");
         all.remove(url).unwrap_or_default()
     }
-
-    /// Whether a token with this id was right lately.
-    pub(super) fn is_known(&self, token: &str) -> bool {
-        self.requests
-            .lock()
-            .expect("no panic while it is held")
-            .of
-            .contains_key(token)
-    }
 }
 
 #[cfg(test)]
@@ -194,17 +270,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_forgiven_slowly() {
+    fn failures_are_counted_by_kind_and_address_and_forgiven_slowly() {
         let limits = Limits::default();
         let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let fail = |kind, address, now| {
+            let refusal = limits.fail(kind, address, now, ApiError::unauthorized("wrong"));
+            (refusal.status().as_u16(), refusal.retry_after())
+        };
         for _ in 0..20 {
-            limits.failures_left(one, 0).unwrap();
-            limits.failed(one, 0);
+            assert_eq!(fail(CredentialKind::Token, one, 0), (401, None));
         }
-        let refused = limits.failures_left(one, 0).unwrap_err();
-        assert_eq!(refused.retry_after(), Some(5));
-        limits.failures_left(other, 0).unwrap();
-        limits.failures_left(one, 5000).unwrap();
+        assert_eq!(fail(CredentialKind::Token, one, 0), (429, Some(5)));
+        assert_eq!(fail(CredentialKind::Token, other, 0), (401, None));
+        assert_eq!(fail(CredentialKind::Webhook, one, 0), (401, None));
+        assert_eq!(fail(CredentialKind::Token, one, 5000), (401, None));
+    }
+
+    #[tokio::test]
+    async fn credentials_that_were_valid_wait_for_no_lookup() {
+        let limits = Limits::default();
+        let mut turns = Vec::new();
+        for number in 0..LOOKUPS {
+            turns.push(limits.lookup(&[u8::try_from(number).unwrap()]).await);
+        }
+        let waits = std::time::Duration::from_millis(20);
+        let unknown = tokio::time::timeout(waits, limits.lookup(b"unknown")).await;
+        assert!(unknown.is_err());
+        limits.remember(b"valid");
+        assert!(limits.lookup(b"valid").await.is_none());
+        limits.forget(b"valid");
+        let forgotten = tokio::time::timeout(waits, limits.lookup(b"valid")).await;
+        assert!(forgotten.is_err());
     }
 
     proptest! {

@@ -60,7 +60,12 @@ pub(crate) fn fits(text: &str, stored: &[u8]) -> bool {
             == 0
 }
 
-fn hash(text: &str) -> Vec<u8> {
+/// Returns what a key is stored as. `None`: the text has not the form of a key.
+pub(crate) fn key_hash(text: &str) -> Option<Vec<u8>> {
+    id(Kind::Key, text).map(|_| hash(text))
+}
+
+pub(super) fn hash(text: &str) -> Vec<u8> {
     Sha256::digest(text.as_bytes()).to_vec()
 }
 

@@ -19,7 +19,7 @@ use acrtask_proto::{
     MAX_MESSAGE,
     runner::{
         ContextChunk, FetchContextRequest, FromRunner, RegisterRequest, RegisterResponse, ToRunner,
-        runners_server::{Runners, RunnersServer},
+        runners_server::{self, Runners, RunnersServer},
     },
 };
 use acrtask_store::{NewRunner, RunnerRow, RunnerTokenRow, StoreError};
@@ -27,12 +27,16 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use self::keys::Kind;
+pub(crate) use self::keys::key_hash;
 use crate::{
     App,
+    api::ApiError,
+    auth::{self, CredentialKind},
     recorder::{Recorder, describe, millis},
+    serve::request_guard::{ANONYMOUS_BODY, Guarded as _},
 };
 
 /// Longest name of a runner.
@@ -88,28 +92,39 @@ pub(crate) struct Service {
     tasks: TaskTracker,
 }
 
-impl Service {
-    /// Sessions of runners are `tasks`.
-    pub(crate) fn server(
-        app: Arc<App>,
-        recorder: Recorder,
-        tasks: TaskTracker,
-    ) -> RunnersServer<Self> {
-        let service = Self {
-            app,
-            recorder,
-            tasks,
-        };
-        RunnersServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE)
+/// The routes of the service. Sessions of runners are `tasks`.
+pub(crate) fn router(app: Arc<App>, recorder: Recorder, tasks: TaskTracker) -> axum::Router {
+    let service = Arc::new(Service {
+        app,
+        recorder,
+        tasks,
+    });
+    let server = |most: usize| {
+        RunnersServer::from_arc(service.clone())
+            .max_decoding_message_size(most)
             .max_encoding_message_size(MAX_MESSAGE + 64 * 1024)
-    }
+    };
+    let base = format!("/{}", runners_server::SERVICE_NAME);
+    // Messages of the others are decoded before anybody has checked a credential.
+    let decoded_first = usize::try_from(ANONYMOUS_BODY).unwrap_or(usize::MAX);
+    axum::Router::new()
+        .route_service(&format!("{base}/Connect"), server(MAX_MESSAGE))
+        .route_service(&format!("{base}/{{*call}}"), server(decoded_first))
+}
 
+impl Service {
     /// The runner whose key a call carries.
-    async fn caller(&self, metadata: &MetadataMap) -> Result<RunnerRow, Status> {
+    async fn caller(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<RunnerRow, Status> {
         let refused = || {
-            Status::unauthenticated(
-                "this is no key of a runner; register with a token of `acrtask runner token`",
+            self.wrong(
+                extensions,
+                Status::unauthenticated(
+                    "this is no key of a runner; register with a token of `acrtask runner token`",
+                ),
             )
         };
         let key = metadata
@@ -118,11 +133,35 @@ impl Service {
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(refused)?;
         let id = keys::id(Kind::Key, key).ok_or_else(refused)?;
+        let (limits, hash) = (&self.app.limits, keys::hash(key));
+        let turn = limits.lookup(&hash).await;
         let runner = self.app.store.runner_by_id(id).await.map_err(failed)?;
+        drop(turn);
         // A removed runner's key is worth nothing.
-        runner
-            .filter(|runner| keys::fits(key, &runner.key_hash) && runner.removed_at.is_none())
-            .ok_or_else(refused)
+        let valid = runner
+            .filter(|runner| keys::fits(key, &runner.key_hash) && runner.removed_at.is_none());
+        let Some(runner) = valid else {
+            limits.forget(&hash);
+            return Err(refused());
+        };
+        limits.remember(&hash);
+        extensions.authenticated();
+        Ok(runner)
+    }
+
+    /// Counts a wrong credential. Returns `refusal`, or that too many came from the address.
+    fn wrong(&self, extensions: &Extensions, refusal: Status) -> Status {
+        let problem = ApiError::unauthorized(refusal.message());
+        let (address, now) = (auth::address(extensions), self.app.clock.now_ms());
+        let kind = CredentialKind::RunnerKey;
+        let answer = self.app.limits.fail(kind, address, now, problem);
+        match answer.retry_after() {
+            None => refusal,
+            Some(seconds) => Status::resource_exhausted(format!(
+                "{}; try again in {seconds} s",
+                answer.problem().message
+            )),
+        }
     }
 }
 
@@ -149,23 +188,25 @@ impl Runners for Service {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
-        let request = request.into_inner();
+        let (_, extensions, request) = request.into_parts();
         let refused = || {
-            Status::permission_denied(
-                "the registration token is unknown, was used, or has ended; \
-                 `acrtask runner token` makes a new one",
+            self.wrong(
+                &extensions,
+                Status::permission_denied(
+                    "the registration token is unknown, was used, or has ended; \
+                     `acrtask runner token` makes a new one",
+                ),
             )
         };
         let token_id = keys::id(Kind::Registration, &request.token).ok_or_else(refused)?;
-        let token = self
-            .app
-            .store
-            .runner_token(token_id)
-            .await
-            .map_err(failed)?;
+        let turn = self.app.limits.lookup(&[]).await;
+        let token = self.app.store.runner_token(token_id).await;
+        drop(turn);
         token
+            .map_err(failed)?
             .filter(|token| keys::fits(&request.token, &token.hash))
             .ok_or_else(refused)?;
+        extensions.proved();
         if !is_name(&request.name) {
             return Err(Status::invalid_argument(format!(
                 "a runner's name has 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
@@ -188,6 +229,7 @@ impl Runners for Service {
             StoreError::Invalid { what } => Status::invalid_argument(what),
             error => failed(error),
         })?;
+        self.app.limits.remember(&row.key_hash);
         tracing::info!(runner = row.id, name = row.name, "a runner has registered");
         Ok(Response::new(RegisterResponse {
             runner_id: row.id,
@@ -201,7 +243,10 @@ impl Runners for Service {
         &self,
         request: Request<Streaming<FromRunner>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let runner = self.caller(request.metadata()).await?;
+        let runner = self
+            .caller(request.metadata(), request.extensions())
+            .await?;
+        request.extensions().begins_session();
         if self.app.closing.is_cancelled() {
             return Err(Status::unavailable("the control plane is shutting down"));
         }
@@ -231,7 +276,9 @@ impl Runners for Service {
         &self,
         request: Request<FetchContextRequest>,
     ) -> Result<Response<Self::FetchContextStream>, Status> {
-        let runner = self.caller(request.metadata()).await?;
+        let runner = self
+            .caller(request.metadata(), request.extensions())
+            .await?;
         let chunks = fetch::context(&self.app, &runner, request.into_inner()).await?;
         Ok(Response::new(chunks))
     }

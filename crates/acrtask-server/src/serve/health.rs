@@ -1,9 +1,13 @@
 //! `/healthz`: the process is alive. `/readyz`: it can serve. `/metrics`: for Prometheus.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
+    body::Bytes,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -17,14 +21,55 @@ use crate::{
     recorder::describe,
 };
 
+/// How long an answer is given again: they need no token, and cost queries.
+const REUSED: Duration = Duration::from_millis(250);
 /// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
 struct Seen {
     app: Arc<App>,
-    /// Gauges are set by one at a time.
-    gauges: Arc<Mutex<()>>,
+    /// The last answers, made by one request at a time.
+    ready: Arc<Mutex<Option<Answer>>>,
+    metrics: Arc<Mutex<Option<Answer>>>,
+}
+
+/// An answer, and when it was made.
+#[derive(Debug, Clone)]
+struct Answer {
+    made: Instant,
+    status: StatusCode,
+    content_type: &'static str,
+    text: Bytes,
+}
+
+impl Answer {
+    fn new(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Self {
+        Self {
+            made: Instant::now(),
+            status,
+            content_type,
+            text: text.into(),
+        }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let kind = [(header::CONTENT_TYPE, self.content_type)];
+        (self.status, kind, self.text).into_response()
+    }
+}
+
+/// Returns the last answer, or makes one.
+async fn reused(last: &Mutex<Option<Answer>>, make: impl Future<Output = Answer>) -> Response {
+    let mut last = last.lock().await;
+    if let Some(answer) = &*last
+        && answer.made.elapsed() < REUSED
+    {
+        return answer.clone().into_response();
+    }
+    last.insert(make.await).clone().into_response()
 }
 
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -34,17 +79,23 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .with_state(Seen {
             app,
-            gauges: Arc::default(),
+            ready: Arc::default(),
+            metrics: Arc::default(),
         })
 }
 
 async fn ready(State(seen): State<Seen>) -> Response {
-    let refuse = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    reused(&seen.ready, check_ready(&seen)).await
+}
+
+async fn check_ready(seen: &Seen) -> Answer {
+    let kind = "text/plain; charset=utf-8";
+    let refuse = |why: &'static str| Answer::new(StatusCode::SERVICE_UNAVAILABLE, kind, why);
     if seen.app.closing.is_cancelled() {
         return refuse("shutting down\n");
     }
     match tokio::time::timeout(PATIENCE, seen.app.store.ping()).await {
-        Ok(Ok(())) => "ready\n".into_response(),
+        Ok(Ok(())) => Answer::new(StatusCode::OK, kind, "ready\n"),
         Ok(Err(error)) => {
             tracing::warn!(error = describe(&error), "not ready");
             refuse("the database cannot be reached\n")
@@ -54,7 +105,10 @@ async fn ready(State(seen): State<Seen>) -> Response {
 }
 
 async fn metrics(State(seen): State<Seen>) -> Response {
-    let _one = seen.gauges.lock().await;
+    reused(&seen.metrics, read_metrics(&seen)).await
+}
+
+async fn read_metrics(seen: &Seen) -> Answer {
     let metrics = &seen.app.metrics;
     for gauge in [&metrics.runners, &metrics.slots, &metrics.busy] {
         gauge.clear();
@@ -98,11 +152,12 @@ async fn metrics(State(seen): State<Seen>) -> Response {
     match metrics.text() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
+            Answer::new(StatusCode::OK, kind, text)
         }
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written as text");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            let kind = "text/plain; charset=utf-8";
+            Answer::new(StatusCode::INTERNAL_SERVER_ERROR, kind, "")
         }
     }
 }

@@ -11,7 +11,7 @@ mod look;
 mod sender;
 mod together;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use acrtask_api::webhook::Receipt;
 use acrtask_model::Secret;
@@ -21,13 +21,12 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, Request, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{Extensions, HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use accept::{Accepted, Source, accept, headers_of};
 pub use index::Index;
@@ -36,15 +35,15 @@ pub(crate) use look::Came;
 pub(crate) use sender::Sender;
 pub use together::Together;
 
-use crate::{App, api::ApiError};
+use crate::{
+    App,
+    api::ApiError,
+    auth::{self, CredentialKind},
+    serve::request_guard::{BodyRefusal, Guarded as _},
+};
 
-/// Bytes of bodies that are held at once.
-const HELD: usize = 256 << 20;
-/// How long a delivery waits for room among them.
-const ROOM: Duration = Duration::from_secs(5);
-/// Room is taken by so much, as the bytes come. The first of it counts for nothing: most bodies are not longer, and a
-/// connection costs as much anyway.
-const STEP: usize = 64 << 10;
+/// Bytes that are set aside for a body before any of it has come.
+const FIRST: usize = 64 << 10;
 /// Bodies from this size on are read on a thread of their own.
 const LARGE: usize = 256 << 10;
 
@@ -67,16 +66,11 @@ pub(crate) fn secrets(app: &App, row: &WebhookRow) -> Result<Vec<Secret>, ApiErr
 #[derive(Debug, Clone)]
 struct Hooks {
     app: Arc<App>,
-    /// Room for bodies, in units of [`STEP`].
-    room: Arc<Semaphore>,
 }
 
 /// `/hooks/NAME`.
 pub fn router(app: Arc<App>) -> Router {
-    let hooks = Hooks {
-        app,
-        room: Arc::new(Semaphore::new(HELD / STEP)),
-    };
+    let hooks = Hooks { app };
     Router::new()
         .route(
             "/hooks/{name}",
@@ -142,7 +136,10 @@ async fn deliver(
 
 async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response, ApiError> {
     let app = &hooks.app;
-    let row = match app.store.webhook(name).await {
+    let turn = app.limits.lookup(&[]).await;
+    let found = app.store.webhook(name).await;
+    drop(turn);
+    let row = match found {
         Err(StoreError::NotFound { .. }) => {
             return Err(ApiError::not_found("there is no such webhook")
                 .help("`acrtask webhook list` shows those that there are"));
@@ -155,22 +152,23 @@ async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response
     })?;
     let (parts, body) = request.into_parts();
     check_type(&parts.headers)?;
+    let extensions = parts.extensions;
+    extensions.allow_body(MAX_BODY);
     let limit = app.config.webhook_timeout;
-    let body = tokio::time::timeout(limit, read(hooks, &parts.headers, body))
-        .await
-        .map_err(|_| {
-            ApiError::of(
-                StatusCode::REQUEST_TIMEOUT,
-                "timeout",
-                format!("the body did not come within {} s", limit.as_secs()),
-            )
-        })??;
+    let reading = read(&extensions, &parts.headers, body);
+    let body = tokio::time::timeout(limit, reading).await.map_err(|_| {
+        ApiError::of(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            format!("the body did not come within {} s", limit.as_secs()),
+        )
+    })??;
     let token = query_token(parts.uri.query());
     let secrets = secrets(app, &row)?;
     let now = app.clock.now();
     let headers = parts.headers;
-    let large = body.bytes.len() >= LARGE;
-    let (bytes, checked) = (body.bytes.clone(), headers.clone());
+    let large = body.len() >= LARGE;
+    let (bytes, checked) = (body.clone(), headers.clone());
     let check = move || verify(sender, &checked, token.as_deref(), &bytes, &secrets, now);
     let source = if large {
         tokio::task::spawn_blocking(check)
@@ -179,7 +177,15 @@ async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response
     } else {
         check()
     }
-    .map_err(|rejection| refused(&rejection))?;
+    .map_err(|rejection| {
+        let refusal = refused(&rejection);
+        if !matches!(refusal.status().as_u16(), 401 | 403) {
+            return refusal;
+        }
+        let (kind, address) = (CredentialKind::Webhook, auth::address(&extensions));
+        app.limits.fail(kind, address, app.clock.now_ms(), refusal)
+    })?;
+    extensions.proved();
     let answer = match &source {
         Source::Registry(RegistryDelivery {
             event: RegistryEvent::Handshake { answer },
@@ -187,17 +193,7 @@ async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response
         }) => Some(answer.clone()),
         _ => None,
     };
-    let accepted = accept(
-        app,
-        &row,
-        sender,
-        source,
-        &headers,
-        body.bytes.clone(),
-        None,
-    )
-    .await?;
-    drop(body);
+    let accepted = accept(app, &row, sender, source, &headers, body, None).await?;
     if let Some(answer) = answer {
         return Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response());
     }
@@ -286,13 +282,7 @@ fn query_token(query: Option<&str>) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-/// A body, and the room that it takes.
-struct Held {
-    bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, ApiError> {
+async fn read(extensions: &Extensions, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let too_large = || {
         ApiError::too_large(format!(
             "the body is larger than {} MiB, the most that a delivery may have",
@@ -300,50 +290,30 @@ async fn read(hooks: &Hooks, headers: &HeaderMap, body: Body) -> Result<Held, Ap
         ))
         .help("let the sender send fewer events at once")
     };
-    let told = headers
+    let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<usize>().ok());
-    if told.is_some_and(|length| length > MAX_BODY) {
+    if announced.is_some_and(|length| length > MAX_BODY) {
         return Err(too_large());
     }
-    let mut room: Option<OwnedSemaphorePermit> = None;
-    let mut held = STEP;
     let mut body = body;
-    let mut bytes = BytesMut::with_capacity(told.unwrap_or(0).min(STEP));
+    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::invalid("the body broke off"))?;
+        let frame = frame.map_err(|_| match extensions.refusal() {
+            Some(BodyRefusal::TooLarge(_)) => too_large(),
+            Some(refusal) => refusal.to_problem(),
+            None => ApiError::invalid("the body broke off"),
+        })?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
         if bytes.len() + data.len() > MAX_BODY {
             return Err(too_large());
         }
-        while bytes.len() + data.len() > held {
-            let more = take_room(hooks, held).await?;
-            held += more.num_permits() * STEP;
-            match &mut room {
-                Some(room) => room.merge(more),
-                None => room = Some(more),
-            }
-        }
         bytes.extend_from_slice(&data);
     }
-    Ok(Held {
-        bytes: bytes.freeze(),
-        _room: room,
-    })
-}
-
-async fn take_room(hooks: &Hooks, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let steps = u32::try_from(bytes.div_ceil(STEP).max(1)).unwrap_or(u32::MAX);
-    let taken = hooks.room.clone().acquire_many_owned(steps);
-    match tokio::time::timeout(ROOM, taken).await {
-        Ok(Ok(room)) => Ok(room),
-        _ => Err(ApiError::unavailable(
-            "too many deliveries are under way; send it again",
-        )),
-    }
+    Ok(bytes.freeze())
 }
 
 impl Accepted {

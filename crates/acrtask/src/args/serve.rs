@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use acrtask_server::serve::Network;
 use clap::Args;
 
 use super::{
@@ -91,6 +92,15 @@ pub(crate) struct ServeArgs {
     /// Where people, forges and registries reach it: https://HOST[:PORT]. Stands in addresses of webhooks and in links
     #[arg(long, env = "ACRTASK_PUBLIC_URL", value_name = "URL", value_parser = values::public_url)]
     pub(crate) public_url: Option<url::Url>,
+
+    /// A proxy in front, by address or range (10.0.0.0/8): its X-Forwarded-For or Forwarded header names the client that limits are counted for; may be repeated
+    #[arg(
+        long,
+        env = "ACRTASK_TRUSTED_PROXY",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) trusted_proxy: Vec<Network>,
 
     /// A folder of task files that the server's tasks follow; may be repeated
     #[arg(long, value_name = "DIR")]

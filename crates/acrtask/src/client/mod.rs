@@ -140,6 +140,8 @@ impl Client {
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
             .tcp_keepalive(Duration::from_secs(20))
+            // The window of TCP grows with the way. That of HTTP/2 is small: the server bounds what waits for it.
+            .http1_only()
             .redirect(redirect::Policy::none());
         if local {
             builder = builder.no_proxy();

@@ -125,6 +125,7 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             tags_interval: args.tags_interval,
             insecure_registries: args.insecure_registry.clone(),
             public_url: args.public_url.clone(),
+            trusted_proxies: args.trusted_proxy.clone(),
             notify_private: args.allow_private_addresses,
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
             ..Config::default()
