@@ -31,6 +31,7 @@ impl Bench {
             Case::Rebuild => self.rebuild(),
             Case::Watch => self.watch(),
             Case::CascadePlan => self.cascade_plan(),
+            Case::Load => self.strangers(),
         }
     }
 

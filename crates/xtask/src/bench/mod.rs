@@ -9,6 +9,7 @@ mod cascades;
 mod cases;
 mod measure;
 mod service;
+mod strangers;
 mod webhooks;
 
 pub(crate) use measure::measured;
@@ -52,6 +53,8 @@ pub(crate) enum Case {
     Watch,
     /// Plans of cascades over 100,000 and 1,000,000 images.
     CascadePlan,
+    /// Valid clients and memory of a control plane while clients without a token attack it.
+    Load,
 }
 
 /// One line of the table.

@@ -1,0 +1,366 @@
+//! Clients with valid credentials, one of each kind, and how long each of their requests took.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use acrtask_proto::runner::{
+    FromRunner, Heartbeat, Hello, RegisterRequest, ToRunner, from_runner,
+    runners_client::RunnersClient, to_runner,
+};
+use acrtask_tests::forge::signature;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
+
+use crate::target::Target;
+
+/// Longest time that a client waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Secret of the webhook.
+const SECRET: &str = "the secret of a webhook under attack";
+/// Tokens that the server has not seen before the attack in which each is used.
+const FRESH: usize = 300;
+
+/// Requests of valid clients: durations, and the reasons of those that were refused.
+#[derive(Default)]
+pub(crate) struct Samples(Mutex<Vec<(Duration, Option<String>)>>);
+
+impl Samples {
+    fn add(&self, kind: &str, begun: Instant, result: Result<(), String>) {
+        let took = begun.elapsed();
+        let refused = result
+            .err()
+            .map(|why| format!("{kind} after {took:?}: {why}"));
+        self.0.lock().unwrap().push((took, refused));
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    /// Reasons of refusals, and requests that took longer than a second.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        let all = self.0.lock().unwrap();
+        all.iter()
+            .filter_map(|(_, refused)| refused.clone())
+            .collect()
+    }
+
+    /// Returns the duration that this part of the requests kept to. A refusal took for ever.
+    pub(crate) fn percentile(&self, part: f64) -> Duration {
+        let all = self.0.lock().unwrap();
+        let mut durations: Vec<Duration> = all
+            .iter()
+            .map(|(took, refused)| {
+                if refused.is_some() {
+                    Duration::from_secs(999)
+                } else {
+                    *took
+                }
+            })
+            .collect();
+        durations.sort();
+        let at = (durations.len() as f64 * part) as usize;
+        durations
+            .get(at.min(durations.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+/// All clients of one server.
+pub(crate) struct Clients {
+    url: String,
+    token: String,
+    /// Opens a connection for each request.
+    fresh: Client,
+    /// Keeps its connections.
+    kept: Client,
+    /// Tokens that were not used yet.
+    tokens: Vec<String>,
+    next: AtomicUsize,
+    trigger: String,
+    issuer: MockServer,
+    key: EncodingKey,
+    channel: Channel,
+    runner_key: String,
+}
+
+fn client(target: &Target) -> reqwest::ClientBuilder {
+    let builder = Client::builder()
+        .timeout(PATIENCE)
+        .resolve("localhost", target.address.socket);
+    match &target.certificate {
+        None => builder,
+        Some(pem) => {
+            let root = reqwest::Certificate::from_pem(pem.as_bytes()).unwrap();
+            builder.tls_certs_only([root])
+        }
+    }
+}
+
+impl Clients {
+    /// Makes a task with a URL, a webhook, a federation, a runner and tokens.
+    pub(crate) async fn prepare(target: &Target) -> Self {
+        let issuer = MockServer::start().await;
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        // Uncompressed: 4, x, y.
+        let point = pair.public_key_raw();
+        let key = json!({
+            "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "one",
+            "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..65]),
+        });
+        for (path, answer) in [
+            (
+                "/.well-known/openid-configuration",
+                json!({ "issuer": issuer.uri(), "jwks_uri": format!("{}/keys", issuer.uri()) }),
+            ),
+            ("/keys", json!({ "keys": [key] })),
+        ] {
+            Mock::given(matchers::path(path))
+                .respond_with(ResponseTemplate::new(200).set_body_json(answer))
+                .mount(&issuer)
+                .await;
+        }
+        let mut endpoint = Endpoint::from_shared(target.url()).unwrap();
+        if let Some(pem) = &target.certificate {
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            endpoint = endpoint.tls_config(tls).unwrap();
+        }
+        let mut clients = Self {
+            url: target.url(),
+            token: target.token.clone(),
+            fresh: client(target).pool_max_idle_per_host(0).build().unwrap(),
+            kept: client(target).build().unwrap(),
+            tokens: Vec::new(),
+            next: AtomicUsize::new(0),
+            trigger: String::new(),
+            key: EncodingKey::from_ec_der(&pair.serialize_der()),
+            channel: endpoint.connect().await.unwrap(),
+            runner_key: String::new(),
+            issuer,
+        };
+        let task = json!({"name": "load", "cmd": "reg.example.com/app:1 true"});
+        clients.ask(Method::POST, "/tasks", task).await;
+        let url = clients
+            .ask(Method::POST, "/tasks/load/trigger-url", json!({}))
+            .await;
+        clients.trigger = url["path"].as_str().unwrap().to_owned();
+        let hook = json!({"provider": "github", "secrets": [SECRET]});
+        clients.ask(Method::PUT, "/webhooks/load", hook).await;
+        let federation = json!({
+            "name": "ci", "issuer": clients.issuer.uri(), "audience": "acrtask",
+            "subject": "repo:org/app:*", "scopes": ["read"],
+        });
+        clients
+            .ask(Method::PUT, "/federations/ci", federation)
+            .await;
+        for number in 0..FRESH {
+            let token = json!({"name": format!("fresh-{number}"), "scopes": ["read"]});
+            let made = clients.ask(Method::POST, "/tokens", token).await;
+            clients
+                .tokens
+                .push(made["secret"].as_str().unwrap().to_owned());
+        }
+        let made = clients.ask(Method::POST, "/runner-tokens", json!({})).await;
+        let request = RegisterRequest {
+            token: made["secret"].as_str().unwrap().to_owned(),
+            name: "load".into(),
+        };
+        let registered = RunnersClient::new(clients.channel.clone())
+            .register(request)
+            .await;
+        clients.runner_key = registered.unwrap().into_inner().key;
+        clients
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Value) -> Value {
+        let request = self
+            .kept
+            .request(method, format!("{}{}{path}", self.url, acrtask_api::BASE))
+            .bearer_auth(&self.token)
+            .json(&body);
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success(), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Makes requests of all kinds for so long.
+    pub(crate) async fn run(&self, time: Duration) -> Samples {
+        let samples = Samples::default();
+        let until = Instant::now() + time;
+        tokio::join!(
+            every(100, until, &samples, "API with a token", || {
+                self.get("/api/v1/me", &self.token, &self.fresh)
+            }),
+            every(100, until, &samples, "API on an open connection", || {
+                self.get("/api/v1/runs?limit=1", &self.token, &self.kept)
+            }),
+            every(200, until, &samples, "API with a new token", || self
+                .first_use()),
+            every(150, until, &samples, "webhook", || self.deliver()),
+            every(1100, until, &samples, "trigger URL", || self.trigger()),
+            every(250, until, &samples, "OIDC exchange", || self.exchange()),
+            self.heartbeats(until, &samples),
+        );
+        samples
+    }
+
+    async fn get(&self, path: &str, token: &str, client: &Client) -> Result<(), String> {
+        let url = format!("{}{path}", self.url);
+        succeeds(client.get(url).bearer_auth(token)).await
+    }
+
+    async fn first_use(&self) -> Result<(), String> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.tokens.len();
+        self.get("/api/v1/me", &self.tokens[number], &self.fresh)
+            .await
+    }
+
+    async fn deliver(&self) -> Result<(), String> {
+        let body = json!({"zen": "Keep it logically awesome.", "hook_id": 1}).to_string();
+        let id = format!("load-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let request = self
+            .fresh
+            .post(format!("{}/hooks/load", self.url))
+            .header("content-type", "application/json")
+            .header("x-github-event", "ping")
+            .header("x-github-delivery", id)
+            .header("x-hub-signature-256", signature(SECRET, body.as_bytes()))
+            .body(body);
+        succeeds(request).await
+    }
+
+    async fn trigger(&self) -> Result<(), String> {
+        succeeds(self.fresh.post(format!("{}{}", self.url, self.trigger))).await
+    }
+
+    async fn exchange(&self) -> Result<(), String> {
+        let now = jiff::Timestamp::now().as_second();
+        let claims = json!({
+            "iss": self.issuer.uri(), "aud": "acrtask", "sub": "repo:org/app:ref:refs/heads/main",
+            "exp": now + 300, "nbf": now,
+        });
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some("one".into());
+        let token = jsonwebtoken::encode(&header, &claims, &self.key).unwrap();
+        let url = format!("{}/api/v1/auth/exchange", self.url);
+        succeeds(self.fresh.post(url).json(&json!({ "token": token }))).await
+    }
+
+    /// A runner that connects, and whose heartbeats are answered.
+    async fn heartbeats(&self, until: Instant, samples: &Samples) {
+        while Instant::now() < until {
+            let begun = Instant::now();
+            match tokio::time::timeout(PATIENCE, self.connect()).await {
+                Ok(Ok((out, mut answers))) => {
+                    samples.add("runner", begun, Ok(()));
+                    while Instant::now() < until {
+                        let begun = Instant::now();
+                        let beat = beat(&out, &mut answers);
+                        let result = tokio::time::timeout(PATIENCE, beat).await;
+                        let result = result.unwrap_or_else(|_| Err("no answer".into()));
+                        let ended = result.is_err();
+                        samples.add("heartbeat", begun, result);
+                        if ended {
+                            break;
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                Ok(Err(why)) => samples.add("runner", begun, Err(why)),
+                Err(_) => samples.add("runner", begun, Err("no answer".into())),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn connect(&self) -> Result<(mpsc::Sender<FromRunner>, Streaming<ToRunner>), String> {
+        let (out, messages) = mpsc::channel(4);
+        let hello = from_runner::Message::Hello(Hello {
+            version: "load".into(),
+            platforms: vec!["linux/amd64".into()],
+            slots: 1,
+            free_disk: 1 << 40,
+            ..Hello::default()
+        });
+        out.send(FromRunner {
+            message: Some(hello),
+        })
+        .await
+        .map_err(|error| error.to_string())?;
+        let mut request = tonic::Request::new(ReceiverStream::new(messages));
+        let bearer = format!("Bearer {}", self.runner_key).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        let answers = RunnersClient::new(self.channel.clone())
+            .connect(request)
+            .await;
+        Ok((
+            out,
+            answers.map_err(|status| status.to_string())?.into_inner(),
+        ))
+    }
+}
+
+async fn beat(
+    out: &mpsc::Sender<FromRunner>,
+    answers: &mut Streaming<ToRunner>,
+) -> Result<(), String> {
+    let heartbeat = from_runner::Message::Heartbeat(Heartbeat {
+        held: Vec::new(),
+        free_disk: 1 << 40,
+    });
+    let message = FromRunner {
+        message: Some(heartbeat),
+    };
+    out.send(message).await.map_err(|error| error.to_string())?;
+    loop {
+        let answer = answers
+            .message()
+            .await
+            .map_err(|status| status.to_string())?;
+        match answer.ok_or("the stream ended")?.message {
+            Some(to_runner::Message::Renewed(_)) => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+async fn succeeds(request: reqwest::RequestBuilder) -> Result<(), String> {
+    let answer = request.send().await.map_err(|error| format!("{error:?}"))?;
+    let status = answer.status();
+    let text = answer.text().await.map_err(|error| format!("{error:?}"))?;
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(format!("{status}: {text}"))
+}
+
+async fn every<F: Future<Output = Result<(), String>>>(
+    milliseconds: u64,
+    until: Instant,
+    samples: &Samples,
+    kind: &str,
+    request: impl Fn() -> F,
+) {
+    while Instant::now() < until {
+        let begun = Instant::now();
+        samples.add(kind, begun, request().await);
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    }
+}
