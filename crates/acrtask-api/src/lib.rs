@@ -8,6 +8,7 @@ pub mod admin;
 pub mod cascade;
 pub mod image;
 pub mod probe;
+pub mod quota;
 pub mod run;
 pub mod spec;
 pub mod task;

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, logs::LogHub,
-    metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault, webhooks,
+    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor,
+    logs::LogHub, metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault,
+    webhooks,
 };
 
 /// Settings of a control plane that do not change while it runs.
@@ -57,6 +58,8 @@ pub struct Config {
     pub notify_private: bool,
     /// Tasks that share a trust domain. By default, each task has its own.
     pub trust: TrustPolicy,
+    /// Free disk below which no new contexts, runs and logs are stored.
+    pub floor: DiskFloor,
 }
 
 impl Default for Config {
@@ -82,6 +85,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             notify_private: false,
             trust: TrustPolicy::default(),
+            floor: DiskFloor::default(),
         }
     }
 }
@@ -97,6 +101,8 @@ pub struct App {
     pub blobs: Blobs,
     /// Encrypts what is secret.
     pub vault: Vault,
+    /// Free disk that stays free.
+    pub floor: DiskFloor,
     /// The time.
     pub clock: Clock,
     /// Runners that are connected to this control plane.
@@ -135,6 +141,7 @@ impl App {
     /// One without runners and readers.
     pub fn new(config: Config, store: Store, blobs: Blobs, vault: Vault, clock: Clock) -> Self {
         Self {
+            floor: config.floor.clone(),
             config,
             store,
             blobs,

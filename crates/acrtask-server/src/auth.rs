@@ -166,6 +166,17 @@ impl Caller {
         }
     }
 
+    /// Returns the identity whose quotas count what the caller stores. `None` for administrators, who set the quotas.
+    pub fn charged_to(&self) -> Option<String> {
+        if self.has(Scope::Admin) {
+            return None;
+        }
+        Some(match &self.principal {
+            Principal::Token { id } => id.clone(),
+            Principal::Federation { issuer, subject } => format!("{issuer} {subject}"),
+        })
+    }
+
     /// Whether it may do what needs `scope`.
     pub fn has(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)

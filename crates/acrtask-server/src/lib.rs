@@ -11,6 +11,7 @@ pub mod bases;
 pub mod blobs;
 pub mod cascades;
 pub mod clock;
+pub mod floor;
 mod forge;
 mod hints;
 pub mod logs;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::RunId;
+use acrtask_model::{RunId, RunState};
 use acrtask_store::{Hint, Report, Reported, StoreError, Verdict};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -215,6 +215,20 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             tracing::info!(%run, attempt, runner = runner_id, reason, "a report was refused");
         }
         (_, Verdict::LogAt(_)) => {}
+        (_, Verdict::LogFull(exceeded)) => {
+            tracing::info!(%run, attempt, runner = runner_id, %exceeded, "a log has reached a quota");
+        }
+        (Report::LogFull { reason, .. }, Verdict::Done) => {
+            if app.hub.release(runner_id, run, *attempt).is_some() {
+                app.metrics.run_finished(RunState::Error);
+            }
+            tracing::info!(%run, attempt, runner = runner_id, reason, "a run ended because of its log");
+            app.cascades.wake();
+            app.wake.notify_one();
+            app.logs.wake(run);
+            outbox.add(Hint::Log(run.clone()));
+            outbox.add(Hint::Enqueued);
+        }
         // Here and not where the answer is sent: a report that ends the run may be the next one.
         (Report::Renewed, Verdict::Done) => app.hub.learn(runner_id, run, *attempt),
         (Report::Accepted, Verdict::Done) => app.hub.accepted(runner_id, run, *attempt),

@@ -11,6 +11,8 @@ use crate::App;
 
 /// How often is looked for what is old.
 const EVERY: Duration = Duration::from_secs(600);
+/// How long an upload may take, in milliseconds: a day.
+const UNFINISHED: i64 = 24 * 3_600_000;
 /// Runs that are removed in one transaction.
 const BATCH: u32 = 200;
 /// Blobs whose deletion failed that are remembered.
@@ -77,6 +79,15 @@ pub async fn pass(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreErr
         removed.blobs += delete(app, expired.blobs, left).await;
         // Others want the database too.
         tokio::task::yield_now().await;
+    }
+    loop {
+        let unfinished = now.saturating_sub(UNFINISHED);
+        let expired = app.store.expire_uploads(unfinished, BATCH).await?;
+        if expired.contexts == 0 {
+            break;
+        }
+        removed.contexts += expired.contexts;
+        removed.blobs += delete(app, expired.blobs, left).await;
     }
     // A token that has ended opens nothing; a day later nobody asks any more which one it was.
     let ended = now.saturating_sub(24 * 3_600_000);

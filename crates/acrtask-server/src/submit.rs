@@ -103,6 +103,8 @@ pub struct Request {
     pub requested_by: Option<String>,
     /// A second request with the same key gets the first one's run.
     pub idempotency_key: Option<String>,
+    /// The principal whose quotas the run counts against. `None`: only those of its task.
+    pub charged_to: Option<String>,
     /// W3C traceparent; empty where nothing is traced.
     pub traceparent: String,
 }
@@ -488,7 +490,10 @@ fn draft(
             traceparent: by.traceparent,
             warm_key,
             max_attempts: app.config.max_attempts.max(1),
-            origin: Origin::default(),
+            origin: Origin {
+                charged_to: by.charged_to,
+                ..Origin::default()
+            },
             trust_domain: domain,
             spec,
         },

@@ -1,5 +1,6 @@
 //! Uploaded contexts: parts that are blobs, in order, and whether all of them are there.
 
+use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use acrtask_model::{Digest, Principal};
 use sqlx::FromRow;
 
@@ -7,7 +8,7 @@ use crate::{
     Ms, Result, Store, StoreError,
     db::{Tx, args, locked},
     error::is_unique_violation,
-    from_json, lives,
+    from_json, lives, quotas,
 };
 
 /// A part of a context.
@@ -107,6 +108,20 @@ impl Store {
         owner: &Principal,
         now: Ms,
     ) -> Result<ContextRow> {
+        self.create_context_within(id, size, digest, owner, None, now)
+            .await
+    }
+
+    /// Creates a context as [`Store::create_context`] does, and counts it against the quotas of `charged_to`.
+    pub async fn create_context_within(
+        &self,
+        id: &str,
+        size: u64,
+        digest: &Digest,
+        owner: &Principal,
+        charged_to: Option<&str>,
+        now: Ms,
+    ) -> Result<ContextRow> {
         let owner = owner.key();
         let mut tx = self.db.write().await?;
         let same: Option<(String,)> = tx
@@ -128,6 +143,16 @@ impl Store {
                 same
             }
             None => {
+                if let Some(by) = charged_to {
+                    let by = [QuotaSubject::Token(by.to_owned())];
+                    for (kind, more) in [
+                        (QuotaKind::Contexts, 1),
+                        (QuotaKind::ContextBytes, size),
+                        (QuotaKind::UnfinishedContexts, 1),
+                    ] {
+                        quotas::need(&mut tx, &by, kind, more, now).await?;
+                    }
+                }
                 let made = tx
                     .exec(
                         "INSERT INTO contexts (id, size, digest, created_at, last_used_at, owner) \

@@ -19,6 +19,7 @@ use crate::{
     enqueue,
     groups::membership,
     lives::{self, Change},
+    quotas::Admission,
     runs,
 };
 
@@ -399,6 +400,8 @@ impl Store {
         }
         let bodies = new.iter().filter(|one| one.signs_something());
         lives::lock_groups(&mut tx, bodies.map(Led::body).collect()).await?;
+        let runs = new.iter().flat_map(|one| &one.looked).filter_map(new_run);
+        let mut admission = Admission::load(&mut tx, runs, now).await?;
         let rounds = rounds(new);
         if rounds.len() > 1 {
             let all = rounds.iter().flatten().flat_map(|one| &one.looked);
@@ -406,10 +409,11 @@ impl Store {
         }
         let mut later = stored;
         for round in rounds {
-            for (place, delivered) in lead(&mut tx, round, &mut later, now).await? {
+            for (place, delivered) in lead(&mut tx, round, &mut later, &mut admission, now).await? {
                 done[place] = Some(delivered);
             }
         }
+        admission.store(&mut tx, now).await?;
         tx.commit().await?;
         done.into_iter()
             .collect::<Option<_>>()
@@ -476,6 +480,7 @@ async fn lead(
     tx: &mut Tx,
     round: Vec<Led>,
     later: &mut HashSet<String>,
+    admission: &mut Admission,
     now: Ms,
 ) -> Result<Vec<(usize, Delivered)>> {
     let looked: Vec<&Looked> = round.iter().flat_map(|one| &one.looked).collect();
@@ -499,7 +504,14 @@ async fn lead(
             .iter()
             .filter_map(|one| one.leads_to.lane().map(str::to_owned))
             .collect();
-        let outcomes = plan.add(&delivery, looked, &live, same_body.as_deref(), now);
+        let outcomes = plan.add(
+            &delivery,
+            looked,
+            &live,
+            same_body.as_deref(),
+            admission,
+            now,
+        );
         done.push((place, outcomes, lanes));
     }
     let mut canceled: Vec<(RunId, &str)> = Vec::new();

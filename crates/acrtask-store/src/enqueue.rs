@@ -11,6 +11,7 @@ use crate::{
     db::{Arg, Sql, Tx, args, one_of},
     groups::membership,
     lives::{self, Change},
+    quotas::Admission,
     runs, to_json,
 };
 
@@ -61,14 +62,14 @@ const TRIGGER: Sql = Sql::of(
 const RUN: Sql = Sql::of(
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
+     approval, notify, trust_domain, charged_to) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)",
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain) \
+     approval, notify, trust_domain, charged_to) \
      SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
      $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
-     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[])",
+     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[], $26::text[])",
 );
 
 /// Its class: pool, platform, labels as JSON.
@@ -151,6 +152,7 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         origin.needs_approval.then_some("pending"),
         origin.notify,
         new.trust_domain.key(),
+        origin.charged_to.as_deref(),
     ])
 }
 
@@ -203,6 +205,16 @@ pub(crate) async fn mark_superseded(tx: &mut Tx, runs: Vec<String>, by: &RunId) 
     tx.exec(sql, args![runs, by]).await.map(drop)
 }
 
+/// Returns `true` if an earlier request had the idempotency key of this one.
+async fn is_repeated(tx: &mut Tx, new: &NewRun) -> Result<bool> {
+    let Some(key) = new.idempotency_key.as_deref() else {
+        return Ok(false);
+    };
+    let sql = "SELECT id FROM triggers WHERE idempotency_key = $1";
+    let earlier: Option<(String,)> = tx.row(sql, args![key]).await?;
+    Ok(earlier.is_some())
+}
+
 async fn check_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
     let contexts: BTreeSet<&str> = new
         .iter()
@@ -243,10 +255,19 @@ impl Store {
     /// The same for many, in one transaction.
     pub async fn enqueue_many(&self, new: Vec<NewRun>, now: Ms) -> Result<Vec<Enqueued>> {
         let mut tx = self.db.write().await?;
+        let mut admission = Admission::load(&mut tx, new.iter(), now).await?;
+        for one in &new {
+            if let Err(exceeded) = admission.admit(one)
+                && !is_repeated(&mut tx, one).await?
+            {
+                return Err(exceeded.into());
+            }
+        }
         let groups = new.iter().filter_map(membership);
         lives::lock_groups(&mut tx, groups.map(|group| group.key).collect()).await?;
         lives::lock_members(&mut tx, superseding(&new)).await?;
         let ids = insert(&mut tx, &new, now).await?;
+        admission.store(&mut tx, now).await?;
         let wanted = ids.iter().map(|(id, _)| id.to_string()).collect();
         let rows = runs::find_all(&mut tx, wanted).await?;
         tx.commit().await?;

@@ -3,6 +3,8 @@
 
 use sqlx::error::{DatabaseError, ErrorKind};
 
+use crate::QuotaExceeded;
+
 /// Why the store could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +27,9 @@ pub enum StoreError {
         /// In one sentence without a full stop.
         what: String,
     },
+    /// A quota is used up.
+    #[error(transparent)]
+    Quota(Box<QuotaExceeded>),
     /// The database was made by a newer program.
     #[error(
         "the database is newer than this program: it has the migration {found}, this program ends at {known}; \
@@ -64,6 +69,12 @@ impl StoreError {
     /// True where the same call may succeed later without anybody's help.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<QuotaExceeded> for StoreError {
+    fn from(exceeded: QuotaExceeded) -> Self {
+        Self::Quota(Box::new(exceeded))
     }
 }
 

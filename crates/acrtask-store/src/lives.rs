@@ -16,7 +16,7 @@ use crate::{
 /// The columns of [`RawLife`].
 macro_rules! life_columns {
     () => {
-        "id, seq, order_key, class_id, warm_key, task_name, group_name, timeout_secs, max_attempts, state, held, reason, attempt, losses, \
+        "id, seq, order_key, class_id, warm_key, task_name, charged_to, group_name, timeout_secs, max_attempts, state, held, reason, attempt, losses, \
          runner_id, lease_until, accept_by, run_until, leased_at, started_at, finished_at, cancel_requested_at, cancel_reason, \
          log_length, log_sha256, result"
     };
@@ -31,6 +31,7 @@ pub(crate) struct RawLife {
     class_id: i64,
     warm_key: String,
     task_name: Option<String>,
+    charged_to: Option<String>,
     group_name: Option<String>,
     timeout_secs: Option<i64>,
     max_attempts: i64,
@@ -63,6 +64,8 @@ pub(crate) struct Living {
     pub(crate) warm_key: String,
     /// The name of its task.
     pub(crate) task: Option<String>,
+    /// Whose quotas it counts against beside those of its task.
+    pub(crate) charged_to: Option<String>,
     pub(crate) group: Option<String>,
     pub(crate) life: Life,
 }
@@ -80,6 +83,7 @@ impl TryFrom<RawLife> for Living {
             class: raw.class_id,
             warm_key: raw.warm_key,
             task: raw.task_name,
+            charged_to: raw.charged_to,
             group: raw.group_name,
             life: Life {
                 state,

@@ -58,6 +58,24 @@ impl Store {
             .collect()
     }
 
+    /// Returns `true` if a blob holds a chunk of the log that begins at `offset`.
+    pub async fn is_log_blob(
+        &self,
+        run: &RunId,
+        attempt: u32,
+        offset: u64,
+        blob: &str,
+    ) -> Result<bool> {
+        let row: Option<(i64,)> = self
+            .db
+            .row(
+                "SELECT begins FROM log_chunks WHERE run_id = $1 AND attempt = $2 AND begins = $3 AND blob = $4",
+                args![run, attempt, offset, blob],
+            )
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// How far the log of a run is.
     pub async fn log_state(&self, run: &RunId) -> Result<LogState> {
         let row: Option<(i64, i64, String)> = self

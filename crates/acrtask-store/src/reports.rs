@@ -1,7 +1,7 @@
 //! What runners say, and what the reaper finds when they say nothing. Each is decided by `transitions.rs` and written
 //! guarded by state and attempt. A batch is one transaction.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use acrtask_api::run::RunResult;
 use acrtask_model::{RunId, RunState};
@@ -12,6 +12,7 @@ use crate::{
     db::{Sql, Tx, args, one_of, runs_by},
     images,
     lives::{self, Change, Living, RawLife, life_columns},
+    quotas::{LogRoom, QuotaExceeded},
 };
 
 /// What a runner says about a run that it holds.
@@ -36,6 +37,17 @@ pub enum Report {
         length: u32,
         /// The blob's name.
         blob: String,
+    },
+    /// The log has reached a quota: it ends with this mark, and the run as an error.
+    LogFull {
+        /// Where the mark begins in the log.
+        offset: u64,
+        /// Bytes of the mark.
+        length: u32,
+        /// The mark's blob.
+        blob: String,
+        /// Why.
+        reason: String,
     },
     /// It is over.
     Finished {
@@ -77,6 +89,8 @@ pub enum Verdict {
     },
     /// The log does not fit: it is stored up to here.
     LogAt(u64),
+    /// A quota for logs has no room for the chunk.
+    LogFull(Box<QuotaExceeded>),
 }
 
 /// A lease that the reaper ended.
@@ -126,7 +140,10 @@ const CHUNK: Sql = Sql::of(
 impl Report {
     /// It may free a place of the run's group.
     fn may_free(&self) -> bool {
-        matches!(self, Self::Finished { .. } | Self::Declined { .. })
+        matches!(
+            self,
+            Self::Finished { .. } | Self::Declined { .. } | Self::LogFull { .. }
+        )
     }
 }
 
@@ -168,6 +185,7 @@ impl Store {
         }
         let ids = batch.iter().map(|said| &said.run).collect();
         let mut runs = lives::by_id(lives::lock_runs(&mut tx, &ids).await?);
+        let mut room = log_room(&mut tx, batch, &runs).await?;
         let mut chunks = Vec::new();
         let mut verdicts = Vec::with_capacity(batch.len());
         for said in batch {
@@ -177,8 +195,20 @@ impl Store {
                 });
                 continue;
             };
-            let life = &mut change.run.life;
-            let heard = life.hear(said.attempt, &said.runner_id, &said.report, now, lease_ms);
+            let run = &mut change.run;
+            let before = matches!(said.report, Report::LogChunk { .. }).then(|| run.life.clone());
+            let life = &mut run.life;
+            let mut heard = life.hear(said.attempt, &said.runner_id, &said.report, now, lease_ms);
+            let chunk = heard.chunk.as_ref();
+            let chunk = chunk.map(|chunk| (chunk.offset, u64::from(chunk.length)));
+            if let (Some(before), Some((offset, length))) = (before, chunk) {
+                let (task, charged_to) = (run.task.as_deref(), run.charged_to.as_deref());
+                if let Err(full) = room.add(task, charged_to, offset, length) {
+                    run.life = before;
+                    heard.chunk = None;
+                    heard.verdict = Verdict::LogFull(Box::new(full));
+                }
+            }
             if let Some(chunk) = heard.chunk {
                 chunks.push(args![
                     &said.run,
@@ -196,6 +226,7 @@ impl Store {
         if !chunks.is_empty() {
             tx.each(CHUNK, chunks).await?;
         }
+        room.store(&mut tx).await?;
         tx.commit().await?;
         Ok(verdicts)
     }
@@ -344,6 +375,24 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// Reads what the runs of a batch may still log.
+async fn log_room(
+    tx: &mut Tx,
+    batch: &[Reported],
+    runs: &BTreeMap<RunId, Change>,
+) -> Result<LogRoom> {
+    let logging: Vec<_> = batch
+        .iter()
+        .filter(|said| matches!(said.report, Report::LogChunk { .. }))
+        .filter_map(|said| runs.get(&said.run))
+        .map(|change| (change.run.task.as_deref(), change.run.charged_to.as_deref()))
+        .collect();
+    if logging.is_empty() {
+        return Ok(LogRoom::default());
+    }
+    LogRoom::load(tx, &logging).await
 }
 
 async fn runner_names(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<String, String>> {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::{
     Ms, Result, Store, cascades,
     db::{Tx, args, one_of},
-    images, triggers,
+    images, quotas, triggers,
 };
 
 /// What was removed.
@@ -42,6 +42,49 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Removes uploads that began before `before` and are not complete, at most `limit`.
+    pub async fn expire_uploads(&self, before: Ms, limit: u32) -> Result<Expired> {
+        let mut tx = self.db.write().await?;
+        let mut expired = Expired::default();
+        let ids: Vec<(String,)> = tx
+            .rows(
+                "SELECT id FROM contexts WHERE complete = 0 AND created_at < $1 ORDER BY created_at LIMIT $2",
+                args![before, limit],
+            )
+            .await?;
+        if ids.is_empty() {
+            return Ok(expired);
+        }
+        let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
+        let parts: Vec<(String, String)> = tx
+            .rows(
+                one_of!(
+                    "SELECT context_id, blob FROM context_parts WHERE context_id",
+                    "$1",
+                    ""
+                ),
+                args![ids.clone()],
+            )
+            .await?;
+        // One that was completed meanwhile stays.
+        let sql = one_of!(
+            "DELETE FROM contexts WHERE complete = 0 AND id",
+            "$1",
+            " RETURNING id"
+        );
+        let gone: Vec<(String,)> = tx.rows(sql, args![ids]).await?;
+        let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
+        expired.contexts = gone.len() as u64;
+        let blobs = parts
+            .into_iter()
+            .filter(|(context, _)| gone.contains(context));
+        expired.blobs = blobs.map(|(_, blob)| blob).collect();
+        tx.commit().await?;
+        Ok(expired)
+    }
+}
+
 async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
     let ids: Vec<(String,)> = tx
         .rows(
@@ -62,6 +105,7 @@ async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Res
         .await?;
     expired.blobs.extend(blobs.into_iter().map(|(blob,)| blob));
     triggers::forget_ticks(tx, ids.clone()).await?;
+    let bytes = quotas::logs_of_runs(tx, ids.clone()).await?;
     tx.exec(
         one_of!("DELETE FROM triggers WHERE run_id", "$1", ""),
         args![ids.clone()],
@@ -70,6 +114,7 @@ async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Res
     expired.runs = tx
         .exec(one_of!("DELETE FROM runs WHERE id", "$1", ""), args![ids])
         .await?;
+    quotas::give_back(tx, bytes).await?;
     Ok(())
 }
 

@@ -67,6 +67,8 @@ pub struct Origin {
     pub lane: Option<String>,
     /// The commit.
     pub commit: Option<String>,
+    /// The token, or the identity of another issuer, whose quotas the run counts against. `None`: only those of its task.
+    pub charged_to: Option<String>,
     /// Runs of the lane take turns, unless the task has a concurrency group.
     pub one_at_a_time: bool,
     /// It may not begin before somebody has approved it.

@@ -1,10 +1,12 @@
 //! Secrets and credentials, encrypted by the caller. Their scope is a task's id, or empty for all tasks.
 
+use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
     db::{args, one_of},
+    quotas,
 };
 
 /// A secret, without its value.
@@ -36,14 +38,22 @@ pub struct CredentialRow {
 impl Store {
     /// Sets a secret.
     pub async fn put_secret(&self, scope: &str, name: &str, value: &[u8], now: Ms) -> Result<()> {
-        self.db
-            .exec(
-                "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (scope, name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
-                args![scope, name, value, now],
-            )
-            .await
-            .map(drop)
+        let mut tx = self.db.write().await?;
+        let there = "SELECT name FROM secrets WHERE scope = $1 AND name = $2";
+        let there: Option<(String,)> = tx.row(there, args![scope, name]).await?;
+        let of = "SELECT name FROM tasks WHERE id = $1";
+        let task: Option<(String,)> = tx.row(of, args![scope]).await?;
+        if let (None, Some((task,))) = (there, task) {
+            let task = [QuotaSubject::Task(task)];
+            quotas::need(&mut tx, &task, QuotaKind::Secrets, 1, now).await?;
+        }
+        tx.exec(
+            "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (scope, name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+            args![scope, name, value, now],
+        )
+        .await?;
+        tx.commit().await
     }
 
     /// The encrypted value of a secret.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use acrtask_api::task::{Task, TaskDefinition};
 use sqlx::FromRow;
 
@@ -9,7 +10,7 @@ use crate::{
     Ms, Result, Store, StoreError,
     db::{Arg, Sql, Tx, args, locked, one_of},
     error::is_unique_violation,
-    from_json,
+    from_json, quotas,
     runs::beyond,
     timestamp, to_json,
 };
@@ -94,15 +95,34 @@ impl Store {
         source: Option<&str>,
         now: Ms,
     ) -> Result<Task> {
+        self.create_task_within(id, definition, source, None, now)
+            .await
+    }
+
+    /// Creates a task as [`Store::create_task`] does, for a token that is limited to the tasks of a pattern.
+    pub async fn create_task_within(
+        &self,
+        id: &str,
+        definition: &TaskDefinition,
+        source: Option<&str>,
+        pattern: Option<&str>,
+        now: Ms,
+    ) -> Result<Task> {
         let name = definition.name.as_str();
-        let written = self
-            .db
+        let mut tx = self.db.write().await?;
+        let patterns = std::iter::once("*").chain(pattern.filter(|it| it.ends_with('*')));
+        let subjects: Vec<QuotaSubject> = patterns
+            .map(|pattern| QuotaSubject::Tasks(pattern.to_owned()))
+            .collect();
+        quotas::need(&mut tx, &subjects, QuotaKind::Tasks, 1, now).await?;
+        let written = tx
             .exec(
                 "INSERT INTO tasks (id, name, definition, source, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $5)",
                 args![id, name, to_json(definition)?, source, now],
             )
             .await;
         unless_taken(written, name)?;
+        tx.commit().await?;
         self.task(name).await
     }
 

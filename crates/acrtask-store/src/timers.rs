@@ -14,7 +14,9 @@ use sqlx::FromRow;
 use crate::{
     Ms, NewRun, Result, Store, StoreError, Unaccounted,
     db::{Sql, Tx, args},
-    enqueue, from_json, lives, runs,
+    enqueue, from_json, lives,
+    quotas::Admission,
+    runs,
     tasks::RawTask,
     to_json,
 };
@@ -443,7 +445,22 @@ async fn known(tx: &mut Tx) -> Result<KnownTimers> {
 }
 
 /// Writes down one tick with its trigger and its run. Gives the run; none where the tick is there already.
-async fn write_tick(tx: &mut Tx, row: &TimerRow, tick: NewTick, now: Ms) -> Result<Option<RunId>> {
+async fn write_tick(
+    tx: &mut Tx,
+    row: &TimerRow,
+    mut tick: NewTick,
+    now: Ms,
+) -> Result<Option<RunId>> {
+    if let TickLeadsTo::Run(run) = &tick.leads_to {
+        let mut admission = Admission::load(tx, std::iter::once(&**run), now).await?;
+        match admission.admit(run) {
+            Ok(()) => admission.store(tx, now).await?,
+            Err(exceeded) => {
+                let reason = format!("{exceeded}; {}", exceeded.help());
+                tick.leads_to = TickLeadsTo::Nothing { reason };
+            }
+        }
+    }
     let trigger = match &tick.leads_to {
         TickLeadsTo::Run(run) => run.id.to_string(),
         TickLeadsTo::Nothing { .. } => {

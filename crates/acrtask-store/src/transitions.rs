@@ -236,9 +236,29 @@ impl Life {
                         chunk,
                     };
                 }
-                if end > self.log_length {
+                return verdict(Verdict::LogAt(self.log_length));
+            }
+            Report::LogFull {
+                offset,
+                length,
+                blob,
+                reason,
+            } => {
+                if *offset != self.log_length {
                     return verdict(Verdict::LogAt(self.log_length));
                 }
+                self.log_length = offset + u64::from(*length);
+                let chunk = Chunk {
+                    attempt,
+                    offset: *offset,
+                    length: *length,
+                    blob: blob.clone(),
+                };
+                self.end(RunState::Error, Some(reason.clone()), now);
+                return Heard {
+                    verdict: Verdict::Done,
+                    chunk: Some(chunk),
+                };
             }
             Report::Finished {
                 state,

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         Command::Images(command) => commands::images::images(&command, stdout),
         Command::Base(command) => commands::images::base(&command, stdout),
         Command::Cascade(command) => commands::cascades::cascade(&command, stdout),
+        Command::Quota(command) => commands::quotas::quota(&command, stdout),
         Command::Token(command) => commands::tokens::token(&command, stdout),
         Command::Schema { of } => commands::schema::schema(of),
         Command::Completions { shell } => commands::completions::completions(shell),

@@ -6,6 +6,7 @@ mod caches;
 mod container_flags;
 mod groups;
 mod images;
+mod quotas;
 mod requests;
 mod runners;
 mod sources;

@@ -321,3 +321,41 @@ async fn a_cascade_that_waits_for_consent_says_so() {
         assert_eq!(listed.cascade, expected, "{}", listed.trigger);
     }
 }
+
+#[tokio::test]
+async fn settings_name_no_task_that_a_token_may_not_see() {
+    let server = Server::start().await;
+    let rules = json!({
+        "rules": [
+            {"tasks": "", "mode": {"canary": {"first": ["prod/small", "team/small"]}}},
+            {"tasks": "team/web", "mode": "approval"},
+            {"tasks": "prod/", "mode": "approval"},
+        ],
+        "promotion": {"tasks": "", "tests": ["prod/e2e", "team/e2e", "team/e2e/smoke"]},
+    });
+    server
+        .put("/cascades/settings", rules)
+        .await
+        .json::<serde_json::Value>(StatusCode::OK);
+    let seen = async |tasks: &str| {
+        let token = server.token(&[Scope::Read], Some(tasks)).await;
+        let answer = server
+            .ask(Method::GET, "/cascades/settings", &token, None)
+            .await;
+        answer.json::<serde_json::Value>(StatusCode::OK)
+    };
+    let team = seen("team/*").await;
+    assert!(!team.to_string().contains("prod"), "{team}");
+    let first = &team["rules"][0]["mode"]["canary"]["first"];
+    assert_eq!(*first, json!(["team/small"]));
+    assert_eq!(
+        team["promotion"]["tests"],
+        json!(["team/e2e", "team/e2e/smoke"])
+    );
+    let one = seen("team/e2e").await;
+    assert_eq!(
+        one["promotion"]["tests"],
+        json!(["team/e2e", "team/e2e/smoke"])
+    );
+    assert_eq!(one["rules"].as_array().unwrap().len(), 1, "{one}");
+}

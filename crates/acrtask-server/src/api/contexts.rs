@@ -66,6 +66,8 @@ async fn create(
     Json(asked): Json<CreateContext>,
 ) -> Result<Response, ApiError> {
     let app = &api.app;
+    let caller = &by.caller;
+    app.floor.check().map_err(ApiError::no_room)?;
     if asked.size == 0 {
         return Err(
             ApiError::invalid("a context of 0 bytes is none").help("give `context` nothing")
@@ -81,11 +83,12 @@ async fn create(
     let id = format!("c{}", auth::random_id());
     let row = app
         .store
-        .create_context(
+        .create_context_within(
             &id,
             asked.size,
             &asked.digest,
-            &by.caller.principal,
+            &caller.principal,
+            caller.charged_to().as_deref(),
             app.clock.now_ms(),
         )
         .await?;
@@ -174,6 +177,7 @@ async fn append(
     let (headers, guard) = (parts.headers, parts.extensions.guard().cloned());
     guard.streams_body();
     let app = &api.app;
+    app.floor.check().map_err(ApiError::no_room)?;
     let offset: u64 = extract::header(&headers, "upload-offset")?
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| {

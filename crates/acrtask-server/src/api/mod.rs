@@ -27,6 +27,7 @@ mod log;
 mod log_text;
 mod probes;
 mod problem;
+mod quotas;
 mod runners;
 mod runs;
 mod secrets;
@@ -93,6 +94,7 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(federations::routes())
                 .merge(webhooks::routes())
                 .merge(runners::routes())
+                .merge(quotas::routes())
                 .merge(images::routes())
                 .merge(bases::routes())
                 .merge(cascades::routes()),

@@ -87,6 +87,15 @@ impl ApiError {
         }
     }
 
+    /// 507: the server has too little room.
+    pub fn no_room(message: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(60),
+            ..Self::new(StatusCode::INSUFFICIENT_STORAGE, "no-room", message)
+        }
+        .help("free some disk of the server, or start it with another --min-free-disk")
+    }
+
     /// 502: somebody whom we had to ask did not answer as they should.
     pub fn upstream(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "upstream", message)
@@ -165,6 +174,11 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound { what } => Self::not_found(format!("there is no {what}")),
             StoreError::Conflict { what } => Self::conflict(what.clone()),
             StoreError::Invalid { what } => Self::invalid(what.clone()),
+            StoreError::Quota(exceeded) => Self {
+                retry_after: Some(60),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "quota", exceeded.to_string())
+            }
+            .help(exceeded.help()),
             StoreError::Unavailable(_) => {
                 tracing::warn!(error = chain(&error), "the database cannot be reached");
                 Self::unavailable("the database cannot be reached now")

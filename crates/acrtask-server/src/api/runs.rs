@@ -221,8 +221,9 @@ pub(super) fn request(caller: &Caller, headers: &HeaderMap) -> Result<Request, A
     }
     Ok(Request {
         requested_by: Some(caller.name.clone()),
-        // Keys of different callers are different keys.
-        idempotency_key: key.map(|key| format!("{}\n{key}", caller.name)),
+        // Keys of different callers are different keys. A name may be given to another token later.
+        idempotency_key: key.map(|key| format!("{}\n{key}", caller.principal.key())),
+        charged_to: caller.charged_to(),
         traceparent: header(headers, "traceparent")
             .ok()
             .flatten()
@@ -286,6 +287,7 @@ pub(super) async fn complete(
 /// Stores a run and wakes whoever hands it out.
 pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError> {
     let app = &api.app;
+    app.floor.check().map_err(ApiError::no_room)?;
     let (id, context) = (new.id.clone(), new.context_id.clone());
     let enqueued = match app.store.enqueue(new, app.clock.now_ms()).await {
         Ok(enqueued) => enqueued,

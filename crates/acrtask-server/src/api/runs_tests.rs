@@ -459,3 +459,23 @@ async fn specs_above_256_kib_are_refused_and_lists_carry_none() {
         "{few:?} without large specs, {many:?} with them"
     );
 }
+
+#[tokio::test]
+async fn an_idempotency_key_is_not_that_of_a_later_token_of_the_same_name() {
+    let server = Server::start().await;
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let body = json!({"name": "ci", "scopes": ["run"]});
+        let made: serde_json::Value = server.post("/tokens", body).await.json(StatusCode::CREATED);
+        let token = made["secret"].as_str().unwrap();
+        let body = json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
+        let mut request = Server::request(Method::POST, "/runs", Some(token), Some(&body));
+        let key = "k1".parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
+        let run: Run = server.send(request).await.json(StatusCode::CREATED);
+        runs.push(run.id);
+        let id = made["id"].as_str().unwrap();
+        server.delete(&format!("/tokens/{id}")).await;
+    }
+    assert_ne!(runs[0], runs[1]);
+}

@@ -100,16 +100,22 @@ async fn create(
     by.caller.need_task(Some(&definition.name))?;
     need_queue(&by.caller, &definition, None)?;
     submit::check_task(&definition).into_result()?;
-    let task = insert(&api, &definition).await?;
+    let task = insert(&api, &by.caller, &definition).await?;
     Ok(created(task))
 }
 
-async fn insert(api: &Api, definition: &TaskDefinition) -> Result<Task, ApiError> {
+async fn insert(api: &Api, caller: &Caller, definition: &TaskDefinition) -> Result<Task, ApiError> {
     let app = &api.app;
     let id = format!("t{}", auth::random_id());
     let task = app
         .store
-        .create_task(&id, definition, None, app.clock.now_ms())
+        .create_task_within(
+            &id,
+            definition,
+            None,
+            caller.tasks.as_deref(),
+            app.clock.now_ms(),
+        )
         .await?;
     changed(api).await;
     Ok(task)
@@ -262,7 +268,7 @@ async fn replace(
         Ok(task) => task,
         Err(StoreError::NotFound { .. }) if expected.is_none() && name == definition.name => {
             need_queue(&by.caller, &definition, None)?;
-            return Ok(created(insert(&api, &definition).await?));
+            return Ok(created(insert(&api, &by.caller, &definition).await?));
         }
         Err(StoreError::NotFound { .. }) => {
             return Err(no_task(&name));

@@ -1,7 +1,8 @@
 //! Chunks of logs on their way into blobs and the index.
 //!
-//! Invariants: a chunk's bytes are kept before its row is written; no blob is ever replaced by a shorter one; a runner
-//! is told that a byte is stored only when it is.
+//! Invariants: a chunk's bytes are kept before its row is written; each try has a blob of its own, which is removed unless
+//! the try was written down; a runner is told that a byte is stored only when it is; a log that reaches a quota ends with a
+//! mark that says so.
 
 use std::{
     collections::HashMap,
@@ -9,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::RunId;
+use acrtask_model::{Event, EventKind, RunId};
 use acrtask_proto::runner::{Attempt, LogAck, to_runner::Message};
-use acrtask_store::{Report, Verdict};
+use acrtask_store::{QuotaExceeded, Report, Verdict};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -78,10 +79,16 @@ impl Chunk {
         let attempt = self.of.attempt;
         let mut gaps = 0;
         loop {
-            let stored = match receipt.await {
+            let verdict = receipt.await;
+            let is_done = matches!(verdict, Ok(Verdict::Done));
+            let stored = match verdict {
                 Ok(Verdict::Done) => chunk_end,
                 Ok(Verdict::LogAt(stored)) => stored,
-                Ok(Verdict::Refused { reason }) => return vec![abandon(self.of, reason)],
+                Ok(Verdict::LogFull(exceeded)) => return self.full(&exceeded, &end).await,
+                Ok(Verdict::Refused { reason }) => {
+                    self.discard().await;
+                    return vec![abandon(self.of, reason)];
+                }
                 Err(_) => return unwritten(&end),
             };
             let is_gap = stored < self.offset;
@@ -90,9 +97,13 @@ impl Chunk {
                 offset: stored,
             };
             if is_gap && gaps == GAP_TRIES {
+                self.discard().await;
                 return vec![Message::LogAck(ack)];
             }
             if stored >= chunk_end {
+                if stored > chunk_end || !is_done {
+                    self.discard().await;
+                }
                 let news = self.told.is_news(&self.run, attempt, stored);
                 return news.then_some(Message::LogAck(ack)).into_iter().collect();
             }
@@ -100,6 +111,7 @@ impl Chunk {
                 gaps += 1;
                 tokio::time::sleep(GAP_PAUSE).await;
             } else {
+                self.discard().await;
                 let skip = usize::try_from(stored - self.offset).unwrap_or(usize::MAX);
                 self.data = self.data.slice(skip..);
                 self.offset = stored;
@@ -112,13 +124,93 @@ impl Chunk {
                 .await;
         }
     }
+
+    /// Ends the log with a mark, and the run as an error. The runner stops it.
+    async fn full(mut self, exceeded: &QuotaExceeded, end: &End) -> Vec<Message> {
+        self.discard().await;
+        let reason = format!("the log has reached a limit: {exceeded}");
+        for _ in 0..=GAP_TRIES {
+            let mark = mark(&self.app, &self.run, &reason, exceeded.help());
+            self.report = match put(&self.app, &self.run, self.of.attempt, self.offset, &mark).await
+            {
+                Report::LogChunk {
+                    offset,
+                    length,
+                    blob,
+                } => Report::LogFull {
+                    offset,
+                    length,
+                    blob,
+                    reason: format!("{reason}; {}", exceeded.help()),
+                },
+                other => other,
+            };
+            let report = self.report.clone();
+            let receipt = self
+                .recorder
+                .submit(&self.id, &self.run, self.of.attempt, report)
+                .await;
+            match receipt.await {
+                Ok(Verdict::Done) => break,
+                Ok(Verdict::LogAt(stored)) => self.offset = stored,
+                Ok(Verdict::Refused { .. } | Verdict::LogFull(_)) => {
+                    self.discard().await;
+                    break;
+                }
+                Err(_) => return unwritten(end),
+            }
+            self.discard().await;
+        }
+        vec![abandon(self.of, reason)]
+    }
+
+    /// Removes the blob of a try that was not written down.
+    async fn discard(&self) {
+        let (Report::LogChunk { offset, blob, .. } | Report::LogFull { offset, blob, .. }) =
+            &self.report
+        else {
+            return;
+        };
+        // An answer may have been lost after the commit.
+        let store = &self.app.store;
+        match store
+            .is_log_blob(&self.run, self.of.attempt, *offset, blob)
+            .await
+        {
+            Ok(true) => {}
+            Ok(false) => {
+                if let Err(error) = self.app.blobs.delete(std::slice::from_ref(blob)).await {
+                    tracing::warn!(run = %self.run, error = describe(&error), "a blob that nothing needs stays");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(run = %self.run, %error, "a blob that nothing needs stays")
+            }
+        }
+    }
 }
 
-/// The key of a chunk. With the length in it no blob is ever replaced by a shorter one. Few folders that are there already
-/// hold all runs: a folder for each run would be as many more writes that the disk has to confirm as its whole log.
+/// Returns the mark at which a log ends early: an event on a line of its own, since the log may end within a line.
+fn mark(app: &App, run: &RunId, reason: &str, help: String) -> Bytes {
+    let event = Event {
+        time: app.clock.now(),
+        run: run.clone(),
+        kind: EventKind::Warning {
+            step: None,
+            message: reason.to_owned(),
+            help: Some(help),
+        },
+    };
+    let text = serde_json::to_string(&event).unwrap_or_default();
+    Bytes::from(format!("\n{text}\n"))
+}
+
+/// Returns the key of one try to store a chunk. Few folders that are there already hold all runs: a folder for each run would
+/// be as many more writes that the disk has to confirm as its whole log.
 fn key(run: &RunId, attempt: u32, offset: u64, length: u32) -> String {
     let folder = Sha256::digest(run.as_str())[0];
-    format!("logs/{folder:02x}/{run}-{attempt}-{offset}-{length}")
+    let own: u32 = rand::random();
+    format!("logs/{folder:02x}/{run}-{attempt}-{offset}-{length}-{own:08x}")
 }
 
 /// Puts bytes of a log into a blob and gives the report of it.
@@ -126,6 +218,11 @@ pub(super) async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data:
     let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
     let blob = key(run, attempt, offset, length);
     let mut pause = Duration::from_millis(100);
+    while let Err(reason) = app.floor.check() {
+        tracing::error!(%run, attempt, reason, "a part of a log waits for free disk");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
     while let Err(error) = app.blobs.put(&blob, data.clone()).await {
         tracing::error!(%run, attempt, error = describe(&error), "a part of a log waits for the place for blobs");
         tokio::time::sleep(pause).await;

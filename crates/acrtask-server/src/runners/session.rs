@@ -187,7 +187,7 @@ impl Session {
         let mut abandoned = Vec::new();
         for (of, run, receipt) in claims {
             match receipt.await {
-                Ok(Verdict::Done | Verdict::LogAt(_)) => {
+                Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => {
                     let state = app.store.log_state(&run).await.map_err(pause)?;
                     let hold = Hold {
                         attempt: of.attempt,
@@ -319,7 +319,7 @@ impl Session {
         replies.push(
             async move {
                 match receipt.await {
-                    Ok(Verdict::Done | Verdict::LogAt(_)) => Vec::new(),
+                    Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => Vec::new(),
                     Ok(Verdict::Refused { reason }) => vec![abandon(of, reason)],
                     Err(_) => unwritten(&end),
                 }
@@ -353,7 +353,7 @@ impl Session {
             let mut held = Vec::new();
             for (of, verdict) in join_all(claims).await {
                 match verdict {
-                    Ok(Verdict::Done | Verdict::LogAt(_)) => held.push(of),
+                    Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => held.push(of),
                     Ok(Verdict::Refused { reason }) => messages.push(abandon(of, reason)),
                     Err(_) => return unwritten(&end),
                 }
@@ -375,7 +375,7 @@ impl Session {
         async move {
             match receipt.await {
                 // What the runner was told is not enough to go by: that may be behind, and forgets with each connection.
-                Ok(Verdict::Done | Verdict::LogAt(_)) => {
+                Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => {
                     match app.store.is_cancel_requested(&run).await {
                         Ok(canceled) => vec![answer(!canceled)],
                         Err(error) => {
@@ -509,6 +509,7 @@ impl Session {
             let log_offset = match receipt.await {
                 Ok(Verdict::Done) => whole,
                 Ok(Verdict::LogAt(offset)) => offset,
+                Ok(Verdict::LogFull(_)) => 0,
                 Ok(Verdict::Refused { reason }) => {
                     told.forget(&run);
                     digests.forget(&run);

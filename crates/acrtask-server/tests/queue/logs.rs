@@ -9,7 +9,7 @@ use futures::TryStreamExt as _;
 
 use crate::{
     place::Place,
-    support::{FakeRunner, Line, enqueue, new_run, on_both, reaches},
+    support::{FakeRunner, Line, enqueue, eventually, new_run, on_both, reaches},
 };
 
 on_both!(
@@ -67,6 +67,33 @@ async fn chunks_that_come_again_overlap_or_leave_a_gap(place: Place) {
     assert_eq!(stored(server.app(), 0).await, log);
     assert_eq!(stored(server.app(), 9).await, &log[9..]);
     assert_eq!(line.finish(&of, RunState::Succeeded, log).await, 20);
+    // Of all that was sent, no blob is left that holds no part of the log.
+    let run = RunId::new("rone").unwrap();
+    let chunks = server
+        .app()
+        .store
+        .log_chunks(&run, 1, 0, 100)
+        .await
+        .unwrap();
+    eventually("only blobs of the log are left", || async {
+        let left = files(&place.folder().join("blobs"));
+        let known = |file: &String| chunks.iter().any(|chunk| chunk.blob.ends_with(file));
+        (left.len() == chunks.len() && left.iter().all(known)).then_some(())
+    })
+    .await;
+}
+
+/// Returns the names of all files below a folder.
+fn files(folder: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            found.extend(files(&entry.path()));
+        } else {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found
 }
 
 async fn an_end_before_the_log_is_whole_is_no_end(place: Place) {

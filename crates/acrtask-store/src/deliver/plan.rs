@@ -9,6 +9,7 @@ use super::{Ends, InLane, LeadsTo, Looked, NewDelivery};
 use crate::{
     Ms, NewRun, OutcomeRow,
     db::{Arg, args},
+    quotas::Admission,
 };
 
 /// What is to be written beside the deliveries.
@@ -31,6 +32,7 @@ impl Plan {
         looked: Vec<Looked>,
         live: &[InLane],
         same_body: Option<&str>,
+        admission: &mut Admission,
         now: Ms,
     ) -> Vec<OutcomeRow> {
         let mut outcomes = Vec::with_capacity(looked.len());
@@ -81,7 +83,15 @@ impl Plan {
                                 && run.commit_id == new.origin.commit
                         })
                         .map(|run| run.id.clone());
-                    if joined.is_none() {
+                    let admitted = joined.is_some()
+                        || match admission.admit(&new) {
+                            Ok(()) => true,
+                            Err(exceeded) => {
+                                reason = format!("{exceeded}; {}", exceeded.help());
+                                false
+                            }
+                        };
+                    if joined.is_none() && admitted {
                         if let (true, Some(lane)) = (newest_wins, &new.origin.lane) {
                             let ends = if new.origin.needs_approval {
                                 Ends::Unapproved

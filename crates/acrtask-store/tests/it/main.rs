@@ -17,6 +17,7 @@ mod logs;
 mod opening;
 mod promotions;
 mod queue;
+mod quotas;
 mod reports;
 mod restart;
 mod retention;

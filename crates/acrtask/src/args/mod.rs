@@ -7,6 +7,7 @@ pub(crate) mod cascades;
 pub(crate) mod control;
 pub(crate) mod engine;
 pub(crate) mod images;
+pub(crate) mod quotas;
 pub(crate) mod serve;
 pub(crate) mod server;
 pub(crate) mod stored;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::quotas::QuotaCommand;
 use self::{
     cascades::CascadeCommand,
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
@@ -162,6 +164,9 @@ pub(crate) enum Command {
     /// What a new base image makes be built again: planned, followed and steered
     #[command(subcommand)]
     Cascade(CascadeCommand),
+    /// What tasks and tokens may take of a server
+    #[command(subcommand)]
+    Quota(QuotaCommand),
     /// Tokens that open a server
     #[command(subcommand)]
     Token(TokenCommand),

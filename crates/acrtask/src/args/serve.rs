@@ -160,6 +160,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = values::size)]
     pub(crate) context_limit: u64,
 
+    /// Free disk below which no new contexts, runs and logs are stored: a number of bytes, or with K, M or G behind it; 0 for none
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::size_or_none)]
+    pub(crate) min_free_disk: u64,
+
     /// A lease that a runner does not renew for so long is over, and its run goes to another one
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, hide = true)]
     pub(crate) lease: Duration,

@@ -17,6 +17,7 @@ mod log;
 pub(crate) mod login;
 pub(crate) mod plan;
 mod proposals;
+pub(crate) mod quotas;
 pub(crate) mod remote;
 pub(crate) mod remote_run;
 pub(crate) mod run;

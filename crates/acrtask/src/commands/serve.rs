@@ -15,6 +15,7 @@ use acrtask_agent::AgentConfig;
 use acrtask_server::{
     App, Config, auth,
     clock::Clock,
+    floor::DiskFloor,
     runners::{RunnerGrant, new_runner_token},
     serve::{ServeError, ServeOptions, Server, TlsFiles, start},
 };
@@ -127,11 +128,25 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             public_url: args.public_url.clone(),
             trusted_proxies: args.trusted_proxy.clone(),
             notify_private: args.allow_private_addresses,
+            floor: DiskFloor {
+                bytes: args.min_free_disk,
+                folders: folders_of(args, data),
+            },
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
             ..Config::default()
         },
         clock: Clock::real(),
     }
+}
+
+/// Returns the folders that the database and the blobs are in, as far as they are on this machine.
+fn folders_of(args: &ServeArgs, data: &Path) -> Vec<PathBuf> {
+    let blobs = args.blobs.as_deref();
+    let blobs = blobs.map(|url| url.strip_prefix("file://").unwrap_or(url));
+    let blobs = blobs
+        .filter(|path| !path.contains("://"))
+        .map(PathBuf::from);
+    std::iter::once(data.to_owned()).chain(blobs).collect()
 }
 
 /// Says where it is, and the first token where there was none.

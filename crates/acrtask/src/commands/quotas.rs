@@ -1,0 +1,74 @@
+//! `acrtask quota`: what tasks and tokens may take of a server.
+
+use acrtask_api::quota::{Quota, SetQuota};
+
+use super::remote::{block_on, client, print_json};
+use crate::{
+    args::{
+        quotas::{QuotaCommand, QuotaLimit},
+        server::{ListOutput, OutputArgs},
+    },
+    error::CliError,
+    exit::Exit,
+    render::{style::Style, table, text},
+};
+
+/// Carries out one of the commands about quotas.
+pub(crate) fn quota(command: &QuotaCommand, style: Style) -> Result<Exit, CliError> {
+    match command {
+        QuotaCommand::List(args) => {
+            let client = client(&args.server)?;
+            let found = block_on(async { Ok(client.get(&["quotas"], &[]).await?) })?;
+            show(found, args.output, style)
+        }
+        QuotaCommand::Show(args) => {
+            let client = client(&args.server)?;
+            let task = args.task.clone();
+            let found = block_on(async { Ok(client.get(&["quotas"], &[("task", task)]).await?) })?;
+            show(found, args.output, style)
+        }
+        QuotaCommand::Set(args) => {
+            let client = client(&args.server)?;
+            let body = SetQuota {
+                subject: args.subject.clone(),
+                kind: args.kind,
+                limit: match args.limit {
+                    QuotaLimit::Default => None,
+                    QuotaLimit::Of(limit) => Some(limit),
+                },
+            };
+            let mut found: Vec<Quota> = block_on(async {
+                client.put(&["quotas"], None, &body).await?;
+                Ok(client.get(&["quotas"], &[]).await?)
+            })?;
+            found.retain(|quota| quota.subject == args.subject);
+            show(found, args.output, style)
+        }
+    }
+}
+
+fn show(found: Vec<Quota>, output: OutputArgs, style: Style) -> Result<Exit, CliError> {
+    if output.output == ListOutput::Json {
+        return print_json(&found);
+    }
+    let rows = found.iter().map(|quota| {
+        let amount = |value: u64| match (quota.kind.is_bytes(), i64::try_from(value)) {
+            (true, Ok(bytes)) => text::bytes(bytes),
+            _ => value.to_string(),
+        };
+        vec![
+            quota.subject.to_string(),
+            quota.kind.to_string(),
+            quota.used.map_or("-".into(), amount),
+            amount(quota.limit),
+            if quota.set { "set" } else { "default" }.to_owned(),
+        ]
+    });
+    let text = table::list(
+        &["SUBJECT", "QUOTA", "USED", "LIMIT", "FROM"],
+        rows.collect(),
+        "there are no quotas",
+        style,
+    );
+    super::print(text.as_bytes())
+}
