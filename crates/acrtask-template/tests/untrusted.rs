@@ -19,7 +19,7 @@ fn marked(text: &str) -> String {
         ],
         template: Vec::new(),
     };
-    let template = Template::parse("t", text).expect("it is a template");
+    let template = Template::parse("main", text).expect("it is a template");
     let rendered = template
         .render_untrusted(&data, &untrusted, &Limits::default())
         .expect("it renders");
@@ -151,7 +151,7 @@ fn template_text_can_be_untrusted_itself() {
             .map(|at| (*at..at + 2, Sources::of(5)))
             .collect(),
     };
-    let template = Template::parse("t", text).expect("it is a template");
+    let template = Template::parse("main", text).expect("it is a template");
     let rendered = template
         .render_untrusted(&json!({}), &untrusted, &Limits::default())
         .expect("it renders");
