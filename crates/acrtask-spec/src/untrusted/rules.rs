@@ -162,6 +162,11 @@ impl Marks<'_> {
             if text.starts_with('-') && !follows_word {
                 return Err(self.fault(number, "it begins with `-`, so it would be a flag"));
             }
+            if before.ends_with('$') || before.ends_with("${") {
+                return Err(as_variable(
+                    self.fault(number, "it would decide which variable a script reads"),
+                ));
+            }
             if is_script && begins_command(&before) {
                 return Err(as_variable(
                     self.fault(number, "it would be a command of a script"),
@@ -264,10 +269,21 @@ fn as_variable(fault: Fault) -> Fault {
     }
 }
 
+/// Words of a script that a command follows.
+const COMMAND_FOLLOWS: [&str; 17] = [
+    "if", "then", "elif", "else", "while", "until", "do", "exec", "eval", "command", "builtin",
+    "env", "sudo", "time", "nohup", "xargs", "source",
+];
+
 /// Returns `true` if a script expects a command after this text.
 fn begins_command(before: &str) -> bool {
     let before = before.trim_end_matches([' ', '\t', '"', '\'']);
-    before.is_empty() || before.ends_with([';', '&', '|', '(', '{', '!', '`', '\n', '\r'])
+    let last = before
+        .split([' ', '\t', '\n', ';', '&', '|', '('])
+        .next_back();
+    before.is_empty()
+        || last.is_some_and(|word| COMMAND_FOLLOWS.contains(&word))
+        || before.ends_with([';', '&', '|', '(', '{', '!', '`', '\n', '\r'])
 }
 
 fn names_registry(reference: &str) -> bool {
