@@ -7,6 +7,7 @@
 pub mod events;
 pub mod ids;
 pub mod mask;
+pub mod printable;
 pub mod reference;
 pub mod secret;
 pub mod state;

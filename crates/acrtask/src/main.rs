@@ -14,10 +14,7 @@ mod forge;
 mod render;
 mod telemetry;
 
-use std::{
-    io::{IsTerminal, Write},
-    process::ExitCode,
-};
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 
@@ -68,8 +65,7 @@ fn main() -> ExitCode {
         Command::Completions { shell } => commands::completions::completions(shell),
     };
     let exit = done.unwrap_or_else(|error| {
-        // Where standard error is closed, the exit code still tells.
-        let _ = std::io::stderr().write_all(error.render(style).as_bytes());
+        commands::remote::write_error(&error.render(style));
         error.exit()
     });
     ExitCode::from(exit.code())

@@ -12,10 +12,11 @@ use super::{
     extract::{Json, Path, Query},
     secrets::{OfTask, check_value, scope_of, task_names},
     tasks,
+    tokens::check_printable,
 };
 use crate::{
     auth::{self, By},
-    submit,
+    submit::{self, Problems},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -80,6 +81,9 @@ async fn put(
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::host_name(&host).map_err(ApiError::invalid)?;
     check_value("username", &asked.username)?;
+    let mut problems = Problems::default();
+    check_printable("username", &asked.username, &mut problems);
+    problems.into_result()?;
     let password = asked.kept().map_err(ApiError::invalid)?;
     check_value("password", &password)?;
     let host = canonical_host(&host);

@@ -1,6 +1,7 @@
 //! Tokens: made, listed, revoked; and who the caller is.
 
 use acrtask_api::admin::{CreateToken, Me, NewToken, Problem, Scope, Token};
+use acrtask_model::printable::unprintable_in_name;
 use acrtask_store::TokenRow;
 use axum::{extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -93,6 +94,16 @@ pub(super) fn check_pools(pools: &[String], tasks: Option<&str>, problems: &mut 
     }
 }
 
+/// Refuses a name with characters that would act on the terminal of those who list it.
+pub(super) fn check_printable(key: &str, name: &str, problems: &mut Problems) {
+    if let Some(c) = unprintable_in_name(name) {
+        let code = u32::from(c);
+        problems.add(format!(
+            "`{key}` contains U+{code:04X}, which is not printable: write letters, digits, blanks and signs"
+        ));
+    }
+}
+
 /// Makes a token. It is seen this once.
 #[utoipa::path(post, path = "/tokens", tag = "tokens", request_body = CreateToken, security(("token" = ["admin"])), responses(
     (status = CREATED, body = NewToken),
@@ -107,6 +118,7 @@ async fn create(
     if asked.name.trim().is_empty() || asked.name.chars().count() > MAX_NAME {
         problems.add(format!("`name` must have 1 to {MAX_NAME} characters"));
     }
+    check_printable("name", &asked.name, &mut problems);
     check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
     check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
     if asked

@@ -63,6 +63,11 @@ async fn a_token_that_makes_no_sense_is_refused() {
     let server = Server::start().await;
     for wrong in [
         json!({"name": "", "scopes": ["read"]}),
+        json!({"name": "a\u{1b}[2Jb", "scopes": ["read"]}),
+        json!({"name": "a\u{9b}2Jb", "scopes": ["read"]}),
+        json!({"name": "a\u{202e}b", "scopes": ["read"]}),
+        json!({"name": "ci\u{200b}", "scopes": ["read"]}),
+        json!({"name": "a\nb", "scopes": ["read"]}),
         json!({"name": "x", "scopes": []}),
         json!({"name": "x", "scopes": ["root"]}),
         json!({"name": "x", "scopes": ["admin"], "tasks": "a"}),

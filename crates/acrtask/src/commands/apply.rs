@@ -185,7 +185,5 @@ fn line_of(text: &str, line: usize) -> std::ops::Range<usize> {
 }
 
 fn say_all(text: &str) {
-    use std::io::Write as _;
-    // Where standard error is closed, the exit code still tells.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    super::remote::write_error(text);
 }

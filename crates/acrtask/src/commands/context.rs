@@ -3,7 +3,7 @@
 //! Invariant: nothing is fetched before it is needed. A signal while something is fetched ends the program, after
 //! what had come was removed.
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use acrtask_job::{Files, Git, JobError};
 use acrtask_source::{ContextSpec, GitFacts, Progress, Workspace};
@@ -28,7 +28,7 @@ impl Context {
         })?;
         let progress: acrtask_source::OnProgress = Arc::new(|progress| {
             if let Progress::Started(what) = progress {
-                let _ = writeln!(std::io::stderr(), "{what}");
+                super::remote::say(&what);
             }
         });
         Ok(Self {

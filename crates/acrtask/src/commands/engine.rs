@@ -1,10 +1,6 @@
 //! From flags to a connected executor, and one plan through it while it is shown.
 
-use std::{
-    io::{Read, Write},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::Read, path::PathBuf, time::Duration};
 
 use acrtask_buildkit::{Endpoint, TlsFiles};
 use acrtask_executor::{Allow, DockerEndpoint, Executor, Options, Reach, RunRequest};
@@ -244,8 +240,7 @@ impl Session {
             Ok(view) => {
                 if let Some(verdict) = summary::verdict(&view).filter(|_| !superseded) {
                     let line = format!("{} {verdict}\n", stderr.bad("error:"));
-                    // Where standard error is closed, the exit code still tells.
-                    let _ = std::io::stderr().write_all(line.as_bytes());
+                    super::remote::write_error(&line);
                 }
             }
             Err(error) => tracing::error!(%error, "the run could not be shown to its end"),

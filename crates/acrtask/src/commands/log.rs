@@ -32,12 +32,27 @@ pub(crate) async fn log(
             .help("ask again; `acrtask runs logs -f` goes on by itself")
     };
     if form == Form::Json {
+        let mut rest = Vec::new();
         loop {
-            match answer.chunk().await {
-                Ok(Some(chunk)) => super::print(&chunk)?,
-                Ok(None) => return Ok(Exit::Succeeded),
+            let chunk = match answer.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return super::write_out(&rest),
                 Err(error) => return Err(cut(&error.without_url())),
             };
+            rest.extend_from_slice(&chunk);
+            // A character may be split over chunks.
+            let whole = rest
+                .utf8_chunks()
+                .next()
+                .map_or(0, |part| part.valid().len());
+            let whole = if rest.len() - whole < 4 {
+                whole
+            } else {
+                rest.len()
+            };
+            let text = String::from_utf8_lossy(&rest[..whole]);
+            super::write_out(render::text::json(&text).as_bytes())?;
+            rest.drain(..whole);
         }
     }
     let (sender, receiver) = mpsc::channel::<Feed>(32);

@@ -41,10 +41,15 @@ pub(crate) mod webhooks;
 
 use std::io::{self, Write};
 
-use crate::{error::CliError, exit::Exit};
+use crate::{error::CliError, exit::Exit, render};
 
-/// Puts `data` on standard output. A reader that has gone away has seen enough.
-fn print(data: &[u8]) -> Result<Exit, CliError> {
+/// Writes `text` to standard output, without what could do more to a terminal than show it.
+fn print(text: &[u8]) -> Result<Exit, CliError> {
+    write_out(render::text::terminal(&String::from_utf8_lossy(text)).as_bytes())
+}
+
+/// Writes `data` to standard output as it is. A reader that has gone away has seen enough.
+fn write_out(data: &[u8]) -> Result<Exit, CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(data).and_then(|()| out.flush()) {
         Ok(()) => Ok(Exit::Succeeded),

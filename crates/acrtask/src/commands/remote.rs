@@ -13,6 +13,7 @@ use crate::{
     client::{Client, Connection, config::Config, shown},
     error::CliError,
     exit::Exit,
+    render::text,
 };
 
 fn var(name: &str) -> Option<String> {
@@ -84,13 +85,19 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<Exit, CliError
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| CliError::unreachable("the answer cannot be written").because(&error))?;
     text.push('\n');
-    super::print(text.as_bytes())
+    super::write_out(text::json(&text).as_bytes())
 }
 
-/// Says something on standard error. Where that is closed, the exit code still tells.
-pub(crate) fn say(text: &str) {
+/// Writes a line to standard error.
+pub(crate) fn say(line: &str) {
+    write_error(&format!("{line}\n"));
+}
+
+/// Writes `text` to standard error, without what could do more to a terminal than show it. Where
+/// standard error is closed, the exit code still tells.
+pub(crate) fn write_error(text: &str) {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = std::io::stderr().write_all(text::terminal(text).as_bytes());
 }
 
 /// The value that `from` leads to; `what` is what it is.

@@ -1,6 +1,6 @@
 //! `acrtask run`.
 
-use std::{io::Write, path::Path};
+use std::path::Path;
 
 use acrtask_executor::Reach;
 use acrtask_model::RunId;
@@ -125,8 +125,7 @@ fn watch(
     stderr: Style,
 ) -> Result<Exit, CliError> {
     let say = |what: &str| {
-        // Where standard error is closed, the runs themselves still tell.
-        let _ = writeln!(std::io::stderr(), "{}", stderr.dim(what));
+        super::remote::say(&stderr.dim(what));
     };
     let mut changes = Changes::of(folder)?;
     let interrupted = &session.interrupts.token;
@@ -136,7 +135,7 @@ fn watch(
         let prepared = match prepare(args, context, stderr) {
             Ok(prepared) => prepared,
             Err(error) => {
-                let _ = std::io::stderr().write_all(error.render(stderr).as_bytes());
+                super::remote::write_error(&error.render(stderr));
                 None
             }
         };

@@ -1,6 +1,6 @@
 //! `acrtask secret` and `acrtask credential`: what a server keeps for tasks and shows to nobody again.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use acrtask_api::{
     admin::{Credential, PutCredential, PutSecret, Secret},
@@ -8,7 +8,10 @@ use acrtask_api::{
 };
 use jiff::Timestamp;
 
-use super::remote::{block_on, client, print_json, say, value};
+use super::{
+    remote::{block_on, client, print_json, say, value},
+    spec::warn_of_short_secrets,
+};
 use crate::{
     args::{
         control::{CredentialCommand, ListArgs, SecretCommand, SecretNameArgs},
@@ -48,6 +51,7 @@ pub(crate) fn credential(command: &CredentialCommand, style: Style) -> Result<Ex
         CredentialCommand::Set(args) => {
             let client = client(&args.server)?;
             let value = value(&args.from, &format!("the password for {}", args.host))?;
+            warn_of_short_secrets(&BTreeMap::from([(args.host.clone(), value.clone())]));
             let known_hosts = args.known_hosts.as_deref().map(read_known_hosts);
             let body = PutCredential {
                 username: args.username.clone(),

@@ -12,10 +12,10 @@ use std::{
 use acrtask_api::spec::{BuildSpec, Facts, RunSpec, Work};
 use acrtask_executor::Allow;
 use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
-use acrtask_model::{RunId, Secret, TrustDomain};
+use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
 use acrtask_spec::{TaskSource, values_from_yaml};
 
-use super::{context::Context, task::terminal_width};
+use super::{context::Context, remote::say, task::terminal_width};
 use crate::{
     args::{
         BuildArgs, HowArgs, PathOrStdin, RunArgs,
@@ -88,6 +88,7 @@ fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
         secrets.insert(name, value);
     }
     secrets.extend(secret_files(&args.secret_file)?);
+    warn_of_short_secrets(&secrets);
     let map = |pairs: &[Pair]| -> BTreeMap<String, String> {
         let pairs = pairs.iter();
         pairs
@@ -241,6 +242,17 @@ fn values(path: Option<&Path>) -> Result<serde_json::Map<String, serde_json::Val
         );
         CliError::usage(format!("the values in {shown} cannot be used\n{what}"))
     })
+}
+
+/// Warns of secrets that the masking of logs leaves in clear.
+pub(crate) fn warn_of_short_secrets(secrets: &BTreeMap<String, Secret>) {
+    for (name, value) in secrets {
+        if value.expose().trim().len() < MIN_LEN {
+            say(&format!(
+                "warning: the secret `{name}` is not masked in logs: it has fewer than {MIN_LEN} bytes"
+            ));
+        }
+    }
 }
 
 /// `--secret-file`: ids and the files' contents.

@@ -1,7 +1,5 @@
 //! What the commands that read a task file have in common.
 
-use std::io::Write;
-
 use acrtask_spec::{Diagnostic, TaskSource};
 
 use crate::{args::task::FactArgs, error::CliError, render::style::Style};
@@ -25,8 +23,7 @@ pub(crate) fn tell(source: &TaskSource, diagnostics: &[Diagnostic], style: Style
             style.is_colored(),
             terminal_width(),
         );
-        // Where standard error is closed, the exit code still tells.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        super::remote::write_error(&text);
     }
 }
 

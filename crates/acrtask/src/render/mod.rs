@@ -190,7 +190,7 @@ impl<W: Write> Renderer<W> {
         match self.form {
             Form::Json => match serde_json::to_string(event) {
                 Ok(line) => {
-                    self.pending.push_str(&line);
+                    self.pending.push_str(&text::json(&line));
                     self.pending.push('\n');
                 }
                 Err(error) => tracing::error!(%error, "an event could not be written as JSON"),
@@ -217,7 +217,8 @@ impl<W: Write> Renderer<W> {
                 // The output took note of what went wrong.
                 let _ = screen.draw(&self.pending, &frame, size);
             }
-            (Sink::Stream(out), _) => out.write(&self.pending),
+            (Sink::Stream(out), Form::Json) => out.write(&self.pending),
+            (Sink::Stream(out), _) => out.write(&text::terminal(&self.pending)),
             (Sink::Screen(_), _) => {}
         }
         self.pending.clear();
@@ -230,8 +231,8 @@ impl<W: Write> Renderer<W> {
                 let _ = screen.draw(&self.pending, &[], terminal_size());
             }
             (Sink::Stream(out), Form::Plain(style)) => {
-                out.write(&self.pending);
-                out.write(&summary::summary(&self.view, style));
+                out.write(&text::terminal(&self.pending));
+                out.write(&text::terminal(&summary::summary(&self.view, style)));
             }
             (Sink::Stream(out), _) => out.write(&self.pending),
             (Sink::Screen(_), _) => {}

@@ -80,29 +80,30 @@ impl<W: Write> Screen<W> {
         if above.is_empty() && frame == self.drawn {
             return Ok(());
         }
-        let mut text = String::from(BEGIN);
+        let mut drawing = String::from(BEGIN);
         if !self.hidden && !frame.is_empty() {
-            text.push_str(HIDE_CURSOR);
+            drawing.push_str(HIDE_CURSOR);
             self.hidden = true;
             CURSOR_HIDDEN.store(true, Ordering::SeqCst);
         }
         let up = self.rows(size);
         if up > 0 {
-            let _ = write!(text, "\x1b[{up}A");
+            let _ = write!(drawing, "\x1b[{up}A");
         }
-        text.push('\r');
+        drawing.push('\r');
         for line in above.lines().chain(frame.iter().map(String::as_str)) {
-            let _ = write!(text, "{line}{CLEAR_LINE}\r\n");
+            let line = text::terminal(line);
+            let _ = write!(drawing, "{line}{CLEAR_LINE}\r\n");
         }
-        text.push_str(CLEAR_BELOW);
+        drawing.push_str(CLEAR_BELOW);
         if self.hidden && frame.is_empty() {
-            text.push_str(SHOW_CURSOR);
+            drawing.push_str(SHOW_CURSOR);
             self.hidden = false;
             CURSOR_HIDDEN.store(false, Ordering::SeqCst);
         }
-        text.push_str(END);
+        drawing.push_str(END);
         self.drawn = frame.to_vec();
-        self.out.write_all(text.as_bytes())?;
+        self.out.write_all(drawing.as_bytes())?;
         self.out.flush()
     }
 

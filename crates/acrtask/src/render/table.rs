@@ -10,7 +10,7 @@ pub(crate) fn titled(heading: &str, rows: Vec<Vec<String>>, style: Style, out: &
         return;
     }
     let _ = writeln!(out, "\n{}", style.bold(heading));
-    for line in lines(&rows) {
+    for line in lines(&rows, style) {
         let _ = writeln!(out, "  {line}");
     }
 }
@@ -27,7 +27,7 @@ pub(crate) fn list(
     }
     let mut all = vec![columns.iter().map(|name| style.bold(name)).collect()];
     all.extend(rows);
-    lines(&all).map(|line| line + "\n").collect()
+    lines(&all, style).map(|line| line + "\n").collect()
 }
 
 /// Names and what they stand for; what is empty is left out.
@@ -37,11 +37,17 @@ pub(crate) fn facts(pairs: &[(&str, String)], style: Style) -> String {
         .filter(|(_, value)| !value.is_empty())
         .map(|(name, value)| vec![style.dim(name), value.clone()])
         .collect();
-    lines(&rows).map(|line| line + "\n").collect()
+    lines(&rows, style).map(|line| line + "\n").collect()
 }
 
-/// Columns that line up.
-fn lines(rows: &[Vec<String>]) -> impl Iterator<Item = String> {
+/// Columns that line up. A cell is one line, whatever a server put into it.
+fn lines(rows: &[Vec<String>], style: Style) -> impl Iterator<Item = String> + use<> {
+    let clean = |cell: &String| match style.is_colored() {
+        true => text::colored(cell).into_owned(),
+        false => text::plain(cell).into_owned(),
+    };
+    let clean_row = |row: &Vec<String>| row.iter().map(clean).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean_row).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|c| {
@@ -52,7 +58,7 @@ fn lines(rows: &[Vec<String>]) -> impl Iterator<Item = String> {
                 .unwrap_or(0)
         })
         .collect();
-    rows.iter().map(move |row| {
+    rows.into_iter().map(move |row| {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
@@ -77,6 +83,8 @@ mod tests {
             "NAME    WHAT\na       long value\nlonger  b\n"
         );
         assert_eq!(list(&["NAME"], Vec::new(), "none", Style::PLAIN), "none\n");
+        let evil = vec![vec!["a\x1b[2J\u{202e}\nb".into(), "\x1b[31mx".into()]];
+        assert_eq!(list(&["A", "B"], evil, "", Style::PLAIN), "A   B\nab  x\n");
         assert_eq!(
             facts(&[("a", "1".into()), ("b", String::new())], Style::PLAIN),
             "a  1\n"

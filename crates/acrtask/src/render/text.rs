@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use acrtask_model::printable::is_printable;
+
 /// Columns that `text` takes on a terminal.
 pub(crate) fn width(text: &str) -> usize {
     console::measure_text_width(text)
@@ -30,7 +32,7 @@ pub(crate) fn colored(line: &str) -> Cow<'_, str> {
 }
 
 fn clean(line: &str, colors: bool) -> Cow<'_, str> {
-    if !line.contains(|c: char| c.is_control()) {
+    if line.chars().all(is_printable) {
         return Cow::Borrowed(line);
     }
     let line = line.trim_end_matches(['\r', '\n']);
@@ -42,7 +44,7 @@ fn clean(line: &str, colors: bool) -> Cow<'_, str> {
     let mut colored = false;
     for (part, is_ansi) in console::AnsiCodeIterator::new(line) {
         if is_ansi {
-            if colors && part.starts_with("\x1b[") && part.ends_with('m') {
+            if colors && is_color(part) {
                 out.push_str(part);
                 colored = true;
             }
@@ -51,13 +53,62 @@ fn clean(line: &str, colors: bool) -> Cow<'_, str> {
         for c in part.chars() {
             match c {
                 '\t' => out.push_str("    "),
-                c if c.is_control() => {}
-                c => out.push(c),
+                c if is_printable(c) => out.push(c),
+                _ => {}
             }
         }
     }
     if colored {
         out.push_str("\x1b[0m");
+    }
+    Cow::Owned(out)
+}
+
+/// Removes from `text` everything that could do more to a terminal than show lines in colours: cursor
+/// movements, titles, links, the clipboard, overrides of the direction of writing. Every text of this
+/// program passes here last, whatever a server, a forge, a registry or a runner put into it.
+pub(crate) fn terminal(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| is_printable(c) || matches!(c, '\n' | '\t');
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for (part, is_ansi) in console::AnsiCodeIterator::new(text) {
+        if !is_ansi {
+            out.extend(part.chars().filter(|c| harmless(*c)));
+        } else if is_color(part) {
+            out.push_str(part);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// True if an escape sequence selects colours and nothing else (SGR).
+fn is_color(sequence: &str) -> bool {
+    let inner = sequence.strip_prefix("\x1b[");
+    let inner = inner.and_then(|rest| rest.strip_suffix('m'));
+    inner.is_some_and(|inner| {
+        inner
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || matches!(byte, b';' | b':'))
+    })
+}
+
+/// Escapes in a JSON text what JSON itself would leave to act on a terminal.
+pub(crate) fn json(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| is_printable(c) || matches!(c, '\n' | '\t' | '\r');
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if harmless(c) {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
     }
     Cow::Owned(out)
 }
@@ -120,6 +171,42 @@ mod tests {
         ] {
             assert_eq!(plain(line), shown, "{line:?}");
         }
+    }
+
+    #[test]
+    fn terminal_text_keeps_lines_and_colours_only() {
+        for (text, shown) in [
+            ("a\n\tb\n", "a\n\tb\n"),
+            ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
+            ("\x1b[2J\x1b[1;1Hgone\x1bc", "gone"),
+            ("\x1b]8;;http://evil\x1b\\text\x1b]8;;\x1b\\", "text"),
+            ("\x1b]8;;http://evil\x07text\x1b]8;;\x07", "text"),
+            ("\x1b]52;c;ZXZpbA==\x07x", "x"),
+            ("\u{9b}2Jx\u{9d}0;t\u{9c}", "x"),
+            ("ok\rno", "okno"),
+            ("a\u{202e}b\u{2066}c\u{200b}d\x7f\x08", "abcd"),
+            ("\x1bP+q544e\x1b\\x", "x"),
+        ] {
+            let safe = terminal(text);
+            assert_eq!(safe, shown, "{text:?}");
+            let left = console::strip_ansi_codes(&safe).into_owned();
+            assert!(
+                left.chars().all(|c| is_printable(c) || "\n\t".contains(c)),
+                "{safe:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_on_a_terminal_is_the_same_json() {
+        let value = serde_json::json!({"name": "a\u{9b}2J\u{202e}b\u{e0041}\x1b\x7f"});
+        let text = value.to_string();
+        let safe = json(&text);
+        assert!(safe.chars().all(is_printable), "{safe:?}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&safe).unwrap(),
+            value
+        );
     }
 
     #[test]
