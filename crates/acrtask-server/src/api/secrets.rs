@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use acrtask_api::admin::{Problem, PutSecret, Secret};
+use acrtask_model::mask::MIN_LEN;
 use acrtask_store::TaskFilter;
 use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
@@ -133,6 +134,7 @@ async fn put(
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::secret_name(&name).map_err(ApiError::invalid)?;
     check_value("value", &asked.value.0)?;
+    check_maskable(&asked.value.0)?;
     let app = &api.app;
     let now = app.clock.now_ms();
     let sealed = app
@@ -161,6 +163,19 @@ pub(super) fn check_value(key: &str, value: &str) -> Result<(), ApiError> {
             "`{key}` has {} bytes, and may have {MAX_VALUE}",
             value.len()
         )));
+    }
+    Ok(())
+}
+
+/// Refuses a secret that logs would show: shorter texts are not masked.
+fn check_maskable(value: &str) -> Result<(), ApiError> {
+    let length = value.trim().len();
+    if length < MIN_LEN {
+        return Err(ApiError::invalid(format!(
+            "`value` has {length} bytes without the white space around it: secrets shorter than {MIN_LEN} bytes \
+             cannot be masked in logs"
+        ))
+        .help(format!("set a value of at least {MIN_LEN} bytes")));
     }
     Ok(())
 }

@@ -73,12 +73,17 @@ async fn what_is_no_secret_is_refused() {
         ("/secrets/a", json!({"value": ""}), StatusCode::BAD_REQUEST),
         (
             "/secrets/a",
+            json!({"value": " abc\n"}),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            "/secrets/a",
             json!({"value": "x".repeat(70_000)}),
             StatusCode::PAYLOAD_TOO_LARGE,
         ),
         (
             "/secrets/a",
-            json!({"value": "x", "task": "nothere"}),
+            json!({"value": "hunter2", "task": "nothere"}),
             StatusCode::NOT_FOUND,
         ),
         (
