@@ -139,6 +139,8 @@ impl Server {
     /// The same for a database that has a token already.
     pub fn start_with(world: &World, flags: &[&str], token: Option<&str>) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
+        // As an operator makes it: others can enter it, and read nothing in it.
+        std::fs::create_dir(folder.path().join("data")).expect("a folder can be made");
         let port = free_port();
         let mut arguments = vec![
             "serve".to_owned(),

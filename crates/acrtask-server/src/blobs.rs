@@ -141,7 +141,7 @@ impl Blobs {
             url: url.to_owned(),
             reason,
         };
-        std::fs::create_dir_all(&path).map_err(|error| failed(error.to_string()))?;
+        make_private(&path).map_err(|error| failed(error.to_string()))?;
         let store = LocalFileSystem::new_with_prefix(&path)
             .map_err(|error| failed(error.to_string()))?
             .with_fsync(true)
@@ -337,6 +337,29 @@ fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
     } else {
         Arc::new(PrefixStore::new(store, prefix))
     }
+}
+
+/// Makes a folder that its owner alone can enter, and closes one that others can.
+fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
+    let mut make = std::fs::DirBuilder::new();
+    make.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut make, 0o700);
+    make.create(folder)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(folder)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(
+                folder = %folder.display(),
+                mode = format!("{:o}", mode & 0o777),
+                "closing the folder of logs and contexts to other users of the machine"
+            );
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
