@@ -9,7 +9,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use acrtask_model::{Event, EventKind, Masker, RunId, StepId, events::Stream, mask::Patterns};
+use acrtask_model::{
+    Event, EventKind, Masker, Outcome, RunId, StepId, StepState, events::Stream, mask::Patterns,
+};
 use tokio::sync::mpsc;
 
 /// Longest piece of one line, in bytes.
@@ -73,6 +75,42 @@ impl Events {
                 attempt,
                 delay_secs,
                 reason: mask(reason),
+            },
+            EventKind::StepFinished {
+                step,
+                state,
+                elapsed_ms,
+                log_tail,
+                excerpt,
+            } => EventKind::StepFinished {
+                step,
+                state: match state {
+                    StepState::Failed {
+                        reason,
+                        exit_code,
+                        ignored,
+                    } => StepState::Failed {
+                        reason: mask(reason),
+                        exit_code,
+                        ignored,
+                    },
+                    other => other,
+                },
+                elapsed_ms,
+                log_tail: log_tail.into_iter().map(mask).collect(),
+                excerpt: excerpt.map(mask),
+            },
+            EventKind::RunFinished {
+                outcome,
+                elapsed_ms,
+                left,
+            } => EventKind::RunFinished {
+                outcome: Outcome {
+                    reason: outcome.reason.map(mask),
+                    ..outcome
+                },
+                elapsed_ms,
+                left: left.into_iter().map(mask).collect(),
             },
             other => other,
         }
