@@ -47,6 +47,7 @@ pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
 pub use fence::Fence;
+pub use steps::build::bases::runtime_base;
 
 use builder::Builder;
 use engine::Engine;

@@ -102,6 +102,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("codegen", &[]),
+    (
+        "fuzz",
+        &[
+            "acrtask-api",
+            "acrtask-executor",
+            "acrtask-model",
+            "acrtask-proto",
+            "acrtask-source",
+            "acrtask-spec",
+            "acrtask-template",
+            "acrtask-trigger",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

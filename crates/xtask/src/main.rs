@@ -10,6 +10,7 @@ mod check;
 mod codegen;
 mod demo;
 mod engine;
+mod fuzz;
 mod http;
 mod images;
 mod npm;
@@ -49,6 +50,20 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Feed mutated inputs to everything that reads what a stranger can write.
+    Fuzz {
+        /// Run only this target.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Start of the random numbers; the same seed makes the same inputs.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only list the targets.
+        #[arg(long)]
+        list: bool,
+    },
     /// Compare with the `docker` command: all, or the named cases.
     Bench {
         /// What to compare.
@@ -84,6 +99,12 @@ fn run(command: Command) -> Result<()> {
         Command::Test => test::test()?,
         Command::Check => check::check()?,
         Command::Codegen { check } => codegen::codegen(check)?,
+        Command::Fuzz {
+            target,
+            seconds,
+            seed,
+            list,
+        } => fuzz::fuzz(target, seconds, seed, list)?,
         Command::Bench { cases } => bench::bench(&cases)?,
         Command::Measured { command } => bench::measured(&command)?,
         Command::Up => {

@@ -110,6 +110,11 @@ struct Roots {
     frontend: Option<String>,
 }
 
+/// Returns the image that the final stage of a Dockerfile is based on, as far as its text alone says so.
+pub fn runtime_base(dockerfile: &str) -> Option<String> {
+    Roots::of(dockerfile, None, BTreeMap::new())?.runtime
+}
+
 impl Roots {
     fn of(text: &str, target: Option<&str>, given: BTreeMap<String, String>) -> Option<Self> {
         let dockerfile = parse_dockerfile::parse(text).ok()?;

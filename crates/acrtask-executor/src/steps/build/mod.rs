@@ -1,6 +1,6 @@
 //! Build steps: from the words of the line to images in the right place.
 
-mod bases;
+pub(crate) mod bases;
 mod fetched;
 mod input;
 mod outputs;
