@@ -15,6 +15,8 @@ use crate::{App, oidc::Issuers};
 #[cfg(test)]
 mod authorization_tests;
 mod bases;
+#[cfg(test)]
+mod bombs_tests;
 mod cascades;
 mod contexts;
 mod credentials;
