@@ -17,6 +17,28 @@ const TABLE: &str = "CREATE TABLE bare (id BIGINT PRIMARY KEY, state TEXT NOT NU
 const INDEX: &str = "CREATE INDEX bare_queue ON bare (id) WHERE state = 'queued'";
 const ROW: &str = "INSERT INTO bare (id, state) VALUES ($1, 'queued')";
 
+/// Returns every row of every table of a PostgreSQL database as JSON, bytes in hexadecimal.
+///
+/// # Errors
+/// The server cannot be reached, or refuses.
+pub async fn dump(url: &str) -> Result<Vec<String>> {
+    let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await?;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'public'",
+    )
+    .fetch_all(&mut connection)
+    .await?;
+    let mut rows = Vec::new();
+    for table in tables {
+        let query = format!("SELECT to_jsonb(t)::text FROM \"{table}\" t");
+        let found: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(query))
+            .fetch_all(&mut connection)
+            .await?;
+        rows.extend(found);
+    }
+    Ok(rows)
+}
+
 /// Makes the empty database `name` on the server of `url`, in place of one that is there; its URL.
 ///
 /// # Errors
