@@ -177,11 +177,6 @@ impl Images {
             .collect()
     }
 
-    /// Returns the image that `name` means, if it belongs to this run: a full or short name, or a digest.
-    pub(crate) fn find(&self, name: &str) -> Option<Arc<OwnImage>> {
-        self.find_ref(&name.parse::<ImageRef>().ok()?.or_latest())
-    }
-
     /// Returns the image that a complete name means, if it belongs to this run.
     pub(crate) fn find_ref(&self, reference: &ImageRef) -> Option<Arc<OwnImage>> {
         let all = lock(&self.own);
@@ -192,13 +187,6 @@ impl Images {
         };
         let found = all.iter().rev().find(of_name);
         found.or_else(|| all.iter().rev().find(of_digest)).cloned()
-    }
-
-    /// Returns `true` if only the engine of one's own machine has the image.
-    pub(crate) fn is_of_engine(&self, name: &ImageRef) -> bool {
-        let resolved = lock(&self.resolved);
-        let found = resolved.get(name).and_then(|cell| cell.get());
-        matches!(found, Some(Found::Engine { .. }))
     }
 
     /// Returns the names that registries have resolved for the run.
@@ -538,7 +526,11 @@ mod tests {
             Origin::Engine("127.0.0.1:0/run/r1:1".parse().unwrap()),
             false,
         ));
-        let found = |name: &str| images.find(name).map(|image| image.step.to_string());
+        let found = |name: &str| {
+            let reference: ImageRef = name.parse().ok()?;
+            let image = images.find_ref(&reference.or_latest())?;
+            Some(image.step.to_string())
+        };
         assert_eq!(found("r.io/x:1").as_deref(), Some("b"));
         assert_eq!(found("y:latest").as_deref(), Some("a"));
         assert_eq!(

@@ -46,6 +46,7 @@ async fn token(server: &Server) -> String {
         hash: minted.hash,
         scopes: vec![Scope::Run],
         tasks: None,
+        pools: Vec::new(),
         created_at: 0,
         expires_at: None,
         last_used_at: None,

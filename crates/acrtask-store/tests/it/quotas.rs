@@ -240,7 +240,8 @@ async fn secrets_and_tasks_are_limited(fixture: &Fixture) {
         let text = serde_json::json!({"name": name, "cmd": "alpine true"});
         let definition = serde_json::from_value(text).unwrap();
         let pattern = Some("team/*");
-        let made = store.create_task_within(&format!("t{name}"), &definition, None, pattern, NOW);
+        let id = format!("t{name}");
+        let made = store.create_task_within(&id, &definition, None, pattern, NOW);
         made.await.map(drop)
     };
     create("team/a").await.unwrap();
