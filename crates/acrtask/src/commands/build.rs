@@ -30,7 +30,7 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
     let id = spec::run_id(&args.facts);
     let job = spec::job(&id, &asked, &mut context, engine::allow(&args.engine))?;
     let prepared = acrtask_job::prepare(&job)?;
-    let reach = engine::reach(&job.files);
+    let fetched = engine::fetched(&job.files, context.spec());
     let root = match job.files {
         Files::OfTheOperator(root) | Files::FromElsewhere(root) => Some(root),
         Files::None => None,
@@ -43,7 +43,7 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
     let files = RunFiles {
         context: root,
         stdin: None,
-        reach,
+        fetched,
     };
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();

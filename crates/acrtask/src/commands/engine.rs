@@ -7,6 +7,7 @@ use acrtask_executor::{Allow, DockerEndpoint, Executor, Options, Reach, RunReque
 use acrtask_job::Files;
 use acrtask_model::{RunId, Secret};
 use acrtask_registry::Credentials;
+use acrtask_source::ContextSpec;
 use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -149,15 +150,15 @@ pub(crate) struct RunFiles {
     pub(crate) context: Option<PathBuf>,
     /// What builds read as `-`.
     pub(crate) stdin: Option<PathBuf>,
-    /// What builds may fetch: everything where the files are the user's own.
-    pub(crate) reach: Reach,
+    /// The context, where it was fetched: its task need not be trusted with this machine.
+    pub(crate) fetched: Option<String>,
 }
 
-/// Returns what builds with these files may fetch: files that came from elsewhere need not be trusted.
-pub(crate) fn reach(files: &Files) -> Reach {
+/// Returns the name of a context that came from elsewhere. `None`: the files are the user's own.
+pub(crate) fn fetched(files: &Files, context: &ContextSpec) -> Option<String> {
     match files {
-        Files::FromElsewhere(_) => Reach::Public,
-        Files::OfTheOperator(_) | Files::None => Reach::Everything,
+        Files::FromElsewhere(_) => Some(context.to_string()),
+        Files::OfTheOperator(_) | Files::None => None,
     }
 }
 
@@ -229,8 +230,11 @@ impl Session {
         let request = RunRequest {
             context: files.context,
             stdin: files.stdin,
-            reach: files.reach,
-            ..RunRequest::new(id, plan, local_domain())
+            reach: match files.fetched {
+                Some(_) => Reach::Public,
+                None => Reach::Everything,
+            },
+            ..RunRequest::new(id, plan, local_domain(files.fetched.as_deref()))
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;
         // Stopped by nobody but the program itself, which says why.

@@ -10,15 +10,16 @@ use std::{
 };
 
 use acrtask_model::{CacheNamespace, RunDomain, TrustDomain};
+use sha2::{Digest as _, Sha256};
 
 use super::runner::state_dir;
 
 /// The file with the namespace, in the folder for what outlives a process.
 const FILE: &str = "build-namespace";
 
-/// Returns the domain of the user's own runs. Where the namespace cannot be kept, this process gets one of its own and
-/// builds without the caches of before.
-pub(crate) fn local_domain() -> RunDomain {
+/// Returns the domain of the user's own runs; with the name of a context that was `fetched`, that of its runs alone. Where
+/// the namespace cannot be kept, this process gets one of its own and builds without the caches of before.
+pub(crate) fn local_domain(fetched: Option<&str>) -> RunDomain {
     let kept = match state_dir() {
         Ok(folder) => load_or_create(&folder).map_err(|error| error.to_string()),
         Err(error) => Err(format!("{error:?}")),
@@ -27,10 +28,30 @@ pub(crate) fn local_domain() -> RunDomain {
         tracing::warn!(error, "cannot keep the namespace of build caches");
         CacheNamespace::from_bytes(rand::random())
     });
-    RunDomain {
-        trust: TrustDomain::Local,
-        cache_namespace,
+    match fetched {
+        None => RunDomain {
+            trust: TrustDomain::Local,
+            cache_namespace,
+        },
+        Some(context) => {
+            let trust = TrustDomain::Local.contribution(context);
+            RunDomain {
+                cache_namespace: derive(&cache_namespace, &trust),
+                trust,
+            }
+        }
     }
+}
+
+/// Returns a namespace that only the owner of `own` can compute.
+fn derive(own: &CacheNamespace, domain: &TrustDomain) -> CacheNamespace {
+    let digest = Sha256::new()
+        .chain_update(own.expose())
+        .chain_update(domain.key())
+        .finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    CacheNamespace::from_bytes(bytes)
 }
 
 fn load_or_create(folder: &Path) -> io::Result<CacheNamespace> {
@@ -67,6 +88,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn each_fetched_context_has_a_namespace_of_its_own() {
+        let own = CacheNamespace::from_bytes([1; 16]);
+        let of = |context: &str| {
+            let domain = TrustDomain::Local.contribution(context);
+            derive(&own, &domain).expose().to_owned()
+        };
+        assert_eq!(of("https://a/x"), of("https://a/x"));
+        assert_ne!(of("https://a/x"), of("https://a/y"));
+        assert_ne!(of("https://a/x"), own.expose());
+    }
 
     #[test]
     fn the_namespace_is_kept_for_its_owner_alone() {

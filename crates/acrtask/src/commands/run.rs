@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use acrtask_executor::Reach;
 use acrtask_model::RunId;
 use acrtask_source::{ContextSpec, Scratch};
 use acrtask_spec::{
@@ -70,7 +69,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
     if !matches!(context.spec(), ContextSpec::None) {
         context.fetch()?;
     }
-    let reach = engine::reach(&context.files()?.0);
+    let fetched = engine::fetched(&context.files()?.0, context.spec());
     let workspace = context.into_workspace();
     let stdin = if stdin_is_taken.is_none() && reads_stdin(&plan) {
         Some(keep_stdin()?)
@@ -80,7 +79,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
     let files = RunFiles {
         context: workspace.as_ref().map(|workspace| workspace.root.clone()),
         stdin: stdin.as_ref().map(|kept| kept.path().join(STDIN_FILE)),
-        reach,
+        fetched,
     };
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();
@@ -146,7 +145,7 @@ fn watch(
                 let files = RunFiles {
                     context: root.clone(),
                     stdin: None,
-                    reach: Reach::Everything,
+                    fetched: None,
                 };
                 let running = session.run(id, plan, files, form, stderr, cancel.clone());
                 let mut running = std::pin::pin!(running);
