@@ -126,6 +126,11 @@ impl std::fmt::Display for BuildFailure {
     }
 }
 
+/// What a builder says of a source that the request's rules refuse.
+const DENIED: &str = "denied by policy";
+const DENIED_HELP: &str = "builds fetch from public addresses alone, written with a full host name; an operator who trusts the task \
+                           allows others with `--allow-private-addresses`";
+
 impl BuildError {
     /// The Dockerfile's lines as `docker build` shows them.
     pub fn render_excerpt(&self) -> Option<String> {
@@ -139,6 +144,7 @@ impl BuildError {
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
+            Self::Failed(failure) if failure.message.contains(DENIED) => Some(DENIED_HELP),
             _ => None,
         }
     }
