@@ -4,6 +4,7 @@
 
 mod caches;
 mod container_flags;
+mod contexts;
 mod groups;
 mod images;
 mod quotas;

@@ -115,6 +115,17 @@ fn nothing_on_the_loopback_of_the_builder_is_fetched() {
         assert_eq!(state, "failed", "{line}\n{dockerfile}\n{}", outcome.all());
     }
     assert_eq!(trap.connections(), 0, "{}", outcome.all());
+    // The builder itself refuses what the look-ahead does not see.
+    assert!(
+        outcome.stdout.contains("denied by policy"),
+        "{}",
+        outcome.all()
+    );
+    assert!(
+        outcome.stdout.contains("--allow-private-addresses"),
+        "{}",
+        outcome.all()
+    );
 }
 
 #[test]

@@ -399,7 +399,8 @@ async fn a_task_has_its_secrets_and_logins() {
 #[tokio::test]
 async fn files_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
     let server = Server::start().await;
-    let task = json!({"name": "app", "cmd": "alpine true", "cache": true});
+    let url = "https://git.example.com/task.git";
+    let task = json!({"name": "app", "cmd": "alpine true", "context": url, "cache": true});
     let task: Task = server.post("/tasks", task).await.json(StatusCode::CREATED);
     let own = TrustDomain::Task { id: task.id };
     let starter = server.token(&[Scope::Read, Scope::Run], None).await;
