@@ -546,7 +546,7 @@ async fn an_upload_may_take_longer_than_an_answer() {
     });
     let digest = sha256(&b"piece".repeat(7));
     let stored = anonymous()
-        .put_blob_stream(&target, &digest, 35, async || Ok(pieces))
+        .put_blob_stream(&target, &digest, 35, &[], async || Ok(pieces))
         .await;
     stored.unwrap();
 }
