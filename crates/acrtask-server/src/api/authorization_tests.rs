@@ -163,7 +163,7 @@ fn table() -> Vec<Row> {
             "/secrets/{name}",
             write,
             Forbidden,
-            json!({"value": "x", "task": "mine"}),
+            json!({"value": "a secret", "task": "mine"}),
         ),
         row(delete.clone(), "/secrets/{name}", write, Forbidden, none()),
         row(get.clone(), "/credentials", read, Empty, none()),
@@ -172,7 +172,7 @@ fn table() -> Vec<Row> {
             "/credentials/{host}",
             write,
             Forbidden,
-            json!({"username": "u", "password": "p"}),
+            json!({"username": "u", "password": "a password"}),
         ),
         row(
             delete.clone(),
@@ -353,13 +353,13 @@ impl World {
         server.start_run().await;
         for path in ["/secrets/mine", "/secrets/own"] {
             let body = if path.ends_with("own") {
-                json!({"value": "x", "task": "mine"})
+                json!({"value": "a secret", "task": "mine"})
             } else {
-                json!({"value": "x"})
+                json!({"value": "a secret"})
             };
             server.put(path, body).await.json::<Value>(StatusCode::OK);
         }
-        let login = json!({"username": "u", "password": "p"});
+        let login = json!({"username": "u", "password": "a password"});
         server
             .put("/credentials/mine", login)
             .await
