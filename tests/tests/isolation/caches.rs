@@ -100,20 +100,18 @@ fn cache_mounts_of_one_task_are_not_seen_by_another() {
         "{}",
         again.all()
     );
-    // On one's own machine neither.
+    // On one's own machine neither. Its namespace is the same in the next test run, so the layer has to differ.
+    let local_mark = format!("local-{id}");
     let files = folder(&[
-        ("Dockerfile", &mounting(&world, &id, "local")),
+        ("Dockerfile", &mounting(&world, &id, &local_mark)),
         (
             "acr-task.yaml",
             "version: v1.1.0\nsteps:\n  - {id: image, build: .}\n",
         ),
     ]);
     let local = world.acrtask(files.path(), &["run", "-o", "json", "."]);
-    assert!(
-        local.stdout.contains("found-nothing-before-local"),
-        "{}",
-        local.all()
-    );
+    let found = format!("found-nothing-before-{local_mark}");
+    assert!(local.stdout.contains(&found), "{}", local.all());
 }
 
 #[test]
