@@ -294,9 +294,10 @@ async fn rebinding_does_not_reach_private_addresses() {
             origin: Origin::TaskFile,
             ..acrtask_source::Options::default()
         };
-        for _ in 0..3 {
+        // The first answer is public, and every later one is not.
+        for attempt in 0..3 {
             let fetched = acrtask_source::fetch(&spec, &options).await;
-            assert!(fetched.is_err(), "{url}");
+            assert!(attempt == 0 || fetched.is_err(), "{url}: {attempt}");
         }
     }
     // The policy of a server that looks at base images of tasks.

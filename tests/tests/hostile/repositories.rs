@@ -129,6 +129,15 @@ fn head(kind: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+/// The history that a client gets is one commit long.
+fn shallow() -> Vec<u8> {
+    [
+        line(format!("shallow {COMMIT}").as_bytes()),
+        b"0000".to_vec(),
+    ]
+    .concat()
+}
+
 /// A pack with one file of 2^40 bytes, as far as it goes.
 fn endless_pack() -> Reply {
     // Kind 3 with the lowest four bits of the length, then seven more bits at a time.
@@ -137,8 +146,7 @@ fn endless_pack() -> Reply {
     start.extend([0x78, 0x01]);
     let start = [
         head("result"),
-        line(format!("shallow {COMMIT}").as_bytes()),
-        b"0000".to_vec(),
+        shallow(),
         line(b"NAK\n"),
         line(&[&[1], &start[..]].concat()),
     ];
@@ -163,6 +171,10 @@ fn misbehave(seen: &Seen) -> Reply {
             Reply::RawEndless(start, refs.collect::<Vec<_>>().concat())
         }
         "pack.git" if listing => whole(advertisement(true)),
+        // What is wanted comes first, and nothing is sent before the client is done.
+        "pack.git" if !seen.body.windows(4).any(|word| word == b"done") => {
+            Reply::Raw([head("result"), shallow()].concat())
+        }
         "pack.git" => endless_pack(),
         "junk.git" => whole(b"zzzz".repeat(1000)),
         "lengths.git" => whole([advertisement(false), b"0003".to_vec()].concat()),
