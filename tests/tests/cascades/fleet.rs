@@ -292,12 +292,14 @@ impl Fleet {
         assert_eq!(self.stale(), Vec::<String>::new());
     }
 
-    /// Runs of a task, the newest first.
+    /// Runs of a task with their specs, the newest first.
     pub(crate) fn runs(&self, task: &str) -> Vec<Value> {
         let list = self.server.json(&[
             "runs", "list", "--task", task, "--limit", "200", "-o", "json",
         ]);
-        list["items"].as_array().unwrap().clone()
+        let ids = list["items"].as_array().unwrap().iter();
+        ids.map(|run| self.server.run_of(run["id"].as_str().unwrap()))
+            .collect()
     }
 
     /// The digests that an image was recorded to be built from, by base.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use acrtask_api::{
-    run::{BaseResult, ImageResult, Page, Run, RunResult},
+    run::{BaseResult, ImageResult, Page, RunResult, RunSummary},
     task::TaskDefinition,
     webhook::PutWebhook,
 };
@@ -272,10 +272,10 @@ async fn known(api: &Api, registry: &str) {
 }
 
 /// The run of the task that was asked for since then, when it is over.
-async fn newest(api: &Api, since: Timestamp) -> Run {
+async fn newest(api: &Api, since: Timestamp) -> RunSummary {
     for _ in 0..600 {
         let text = api.text(&format!("/runs?task={TASK}&limit=1")).await;
-        let page: Page<Run> = serde_json::from_str(&text).unwrap();
+        let page: Page<RunSummary> = serde_json::from_str(&text).unwrap();
         if let Some(run) = page.items.into_iter().next()
             && run.created_at > since
             && run.state.is_final()
