@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use acrtask_model::{Secret, mask::Patterns};
+use acrtask_model::{
+    Secret,
+    mask::{Patterns, mask_fragments},
+};
 use acrtask_template::{Limits, Rendered, Sources, Template, Untrusted};
 
 use crate::{
@@ -80,9 +83,9 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
             diagnostics
                 .into_iter()
                 .map(|diagnostic| {
-                    diagnostic
-                        .within(&source.text)
-                        .map_texts(|text| shortened(patterns.mask(text)))
+                    diagnostic.within(&source.text).map_texts(|text| {
+                        shortened(hidden(&patterns, secrets.known.values(), text))
+                    })
                 })
                 .collect(),
         )
@@ -93,6 +96,15 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
         diagnostics,
         refusals: masked(refusals),
     }
+}
+
+/// A text of a diagnostic without secrets. It may quote them in pieces, as YAML was read up to an error.
+fn hidden<'s>(
+    patterns: &Patterns,
+    secrets: impl Iterator<Item = &'s Secret>,
+    text: &str,
+) -> String {
+    mask_fragments(&patterns.mask(text), secrets)
 }
 
 /// A text of a diagnostic, cut where it quotes more of the file than anybody reads.
@@ -254,7 +266,7 @@ pub fn render_image(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> 
                 labels: Vec::new(),
                 ..problem
             }
-            .map_texts(|text| shortened(patterns.mask(text))))
+            .map_texts(|text| shortened(hidden(&patterns, secrets.known.values(), text))))
         }
     }
 }

@@ -9,7 +9,11 @@
 
 mod forms;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use forms::{Beginning, Form, START, Start, Tail};
 
@@ -107,6 +111,36 @@ impl Patterns {
         out.extend(masker.finish());
         String::from_utf8_lossy(&out).into_owned()
     }
+}
+
+/// Fewest bytes of a secret that [`mask_fragments`] masks.
+const MIN_FRAGMENT: usize = 6;
+
+/// Masks every part of a secret in `text`, [`MIN_FRAGMENT`] bytes or more. For short texts that quote
+/// pieces of something that a secret was written into, as a parser leaves them.
+pub fn mask_fragments<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+    let mut hidden = vec![false; text.len()];
+    for secret in secrets {
+        let value = secret.expose().as_bytes();
+        let parts: HashSet<&[u8]> = value.windows(MIN_FRAGMENT).collect();
+        for (at, part) in text.as_bytes().windows(MIN_FRAGMENT).enumerate() {
+            if parts.contains(part) {
+                hidden[at..at + MIN_FRAGMENT].fill(true);
+            }
+        }
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut masked = false;
+    for (at, c) in text.char_indices() {
+        let hide = hidden[at..at + c.len_utf8()].contains(&true);
+        match (hide, masked) {
+            (false, _) => out.push(c),
+            (true, false) => out.push_str(MASK),
+            (true, true) => {}
+        }
+        masked = hide;
+    }
+    out
 }
 
 /// The texts that are masked of a secret, none shorter than [`MIN_LEN`]: its lines, and all of it.
@@ -290,6 +324,18 @@ mod tests {
         }
         assert_eq!(patterns(&[]).mask("as it is"), "as it is");
         assert_eq!(patterns(&["ab"]).mask("cab"), "cab", "too short to mask");
+    }
+
+    #[test]
+    fn pieces_of_a_secret_in_a_message_are_masked() {
+        let secrets = [
+            Secret::new(r"first-half\$second-half"),
+            Secret::new("größe"),
+        ];
+        let text = "write `env: ['MY=first-half', 'second-half']`, größer";
+        let masked = mask_fragments(text, &secrets);
+        assert_eq!(masked, "write `env: ['MY=***', '***']`, ***r");
+        assert_eq!(mask_fragments("first", &secrets), "first");
     }
 
     #[test]
