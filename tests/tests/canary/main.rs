@@ -69,6 +69,8 @@ async fn secrets_stay_where_they_belong_with_postgres() {
 }
 
 async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
+    // The client needs a provider for TLS even where it speaks plain HTTP; an error means it has one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let began = SystemTime::now();
     let guarded = |name: &str| std::env::var(name).expect("`cargo xtask test` sets it");
     let (auth_host, auth_user, auth_password) = (
@@ -81,7 +83,8 @@ async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
     let volume = Canary::new("secret volume", "\n");
     let mount = Canary::new("build secret of a task", "&'");
     let engine = Canary::new("secret in an error of the engine", "%");
-    let of_run = Canary::new("secret of a run", "\\$");
+    let of_run = Canary::new("secret of a run", "$&");
+    let breaking = Canary::new("secret that breaks the task file", "\\$");
     let file = Canary::new("secret file of a build", "<>");
     let build_argument = Canary::new("secret build argument", "=");
     let git_token = Canary::new("token for git", "-");
@@ -255,6 +258,7 @@ steps:
         mount,
         engine,
         of_run,
+        breaking,
         file,
         build_argument,
         git_token,
@@ -306,6 +310,10 @@ steps:
     let ran = client(&args, &[("ofRun", &value)]);
     assert_eq!(ran.code, Some(1), "{}", ran.all());
     assert!(ran.stdout.contains("***"), "{}", ran.all());
+    // A message about the text that the secret breaks quotes no piece of it.
+    let value = value_of("secret that breaks the task file");
+    let broken = client(&args, &[("ofRun", &value)]);
+    assert_eq!(broken.code, Some(2), "{}", broken.all());
     let built_name = format!("{}/{image}:built", world.registry);
     let value = value_of("secret build argument");
     let args = [
@@ -333,7 +341,7 @@ steps:
             ["succeeded", "failed", "error", "canceled", "timed_out"]
                 .contains(&run["state"].as_str().unwrap())
         };
-        if runs.len() >= 4 && runs.iter().all(over) {
+        if runs.len() >= 5 && runs.iter().all(over) {
             break runs;
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -368,7 +376,7 @@ steps:
     }
     assert!(masked > 20, "{masked} masks: {printed}");
     search_all(
-        &canaries[..13],
+        &canaries[..14],
         "the output of clients",
         printed.as_bytes(),
         &mut found,
@@ -383,6 +391,12 @@ steps:
         &canaries,
         "the output of a build",
         built.all().as_bytes(),
+        &mut found,
+    );
+    search_all(
+        &canaries,
+        "a message about a task file",
+        broken.all().as_bytes(),
         &mut found,
     );
     let log = server.log();
