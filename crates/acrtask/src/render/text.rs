@@ -42,20 +42,22 @@ fn clean(line: &str, colors: bool) -> Cow<'_, str> {
         .unwrap_or("");
     let mut out = String::with_capacity(line.len());
     let mut colored = false;
-    for (part, is_ansi) in console::AnsiCodeIterator::new(line) {
-        if is_ansi {
-            if colors && is_color(part) {
-                out.push_str(part);
+    for part in parts(line) {
+        match part {
+            Part::Text(text) => {
+                for c in text.chars() {
+                    match c {
+                        '\t' => out.push_str("    "),
+                        c if is_printable(c) => out.push(c),
+                        _ => {}
+                    }
+                }
+            }
+            Part::Color(color) if colors => {
+                out.push_str(color);
                 colored = true;
             }
-            continue;
-        }
-        for c in part.chars() {
-            match c {
-                '\t' => out.push_str("    "),
-                c if is_printable(c) => out.push(c),
-                _ => {}
-            }
+            Part::Color(_) | Part::Other => {}
         }
     }
     if colored {
@@ -73,25 +75,83 @@ pub(crate) fn terminal(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
-    for (part, is_ansi) in console::AnsiCodeIterator::new(text) {
-        if !is_ansi {
-            out.extend(part.chars().filter(|c| harmless(*c)));
-        } else if is_color(part) {
-            out.push_str(part);
+    for part in parts(text) {
+        match part {
+            Part::Text(text) => out.extend(text.chars().filter(|c| harmless(*c))),
+            Part::Color(color) => out.push_str(color),
+            Part::Other => {}
         }
     }
     Cow::Owned(out)
 }
 
-/// True if an escape sequence selects colours and nothing else (SGR).
-fn is_color(sequence: &str) -> bool {
-    let inner = sequence.strip_prefix("\x1b[");
-    let inner = inner.and_then(|rest| rest.strip_suffix('m'));
-    inner.is_some_and(|inner| {
-        inner
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || matches!(byte, b';' | b':'))
+/// A piece of a text for a terminal.
+#[derive(Debug, PartialEq, Eq)]
+enum Part<'t> {
+    /// Characters, controls among them.
+    Text(&'t str),
+    /// An escape sequence that selects colours and nothing else (SGR).
+    Color(&'t str),
+    /// Another escape sequence.
+    Other,
+}
+
+/// Splits `text` at its escape sequences, those with 8-bit introducers included (ECMA-48).
+fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
+    let introduces = |c: char| {
+        matches!(
+            c,
+            '\x1b' | '\u{90}' | '\u{98}' | '\u{9b}' | '\u{9d}'..='\u{9f}'
+        )
+    };
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let at = rest.find(introduces).unwrap_or(rest.len());
+        if at > 0 {
+            let (before, after) = rest.split_at(at);
+            rest = after;
+            return Some(Part::Text(before));
+        }
+        let mut chars = rest.chars();
+        let kind = match chars.next()? {
+            '\x1b' => chars.next().unwrap_or('\x1b'),
+            // The 8-bit form of the character behind the escape.
+            c => char::from_u32(u32::from(c) - 0x40).unwrap_or(c),
+        };
+        let body = chars.as_str();
+        let len = rest.len() - body.len() + length_of(kind, body);
+        let (sequence, after) = rest.split_at(len);
+        rest = after;
+        let color = kind == '[' && sequence.ends_with('m') && sequence.starts_with("\x1b[");
+        let digits = |byte: u8| byte.is_ascii_digit() || matches!(byte, b';' | b':');
+        Some(match sequence.get(2..len - 1) {
+            Some(inner) if color && inner.bytes().all(digits) => Part::Color(sequence),
+            _ => Part::Other,
+        })
     })
+}
+
+/// The length of an escape sequence behind its introducer of this kind. Of one that does not end, only
+/// the introducer is removed.
+fn length_of(kind: char, body: &str) -> usize {
+    match kind {
+        // Parameters and one final byte.
+        '[' => {
+            let last = body.find(|c: char| !(' '..='?').contains(&c));
+            last.filter(|at| (b'@'..=b'~').contains(&body.as_bytes()[*at]))
+                .map_or(0, |at| at + 1)
+        }
+        // A string up to its terminator, on one line.
+        ']' | 'P' | 'X' | '^' | '_' => {
+            let line = body.split('\n').next().unwrap_or_default();
+            let end = |terminator: &str| line.find(terminator).map(|at| at + terminator.len());
+            let ends = ["\x07", "\x1b\\", "\u{9c}"].into_iter().filter_map(end);
+            ends.min().unwrap_or(0)
+        }
+        // Designations of character sets: one more byte.
+        ' '..='/' => usize::from(body.starts_with(|c: char| c.is_ascii_graphic())),
+        _ => 0,
+    }
 }
 
 /// Escapes in a JSON text what JSON itself would leave to act on a terminal.
