@@ -293,7 +293,10 @@ async fn a_run_that_cannot_be_started_is_started_when_it_can_be() {
         .await
         .json::<Value>(StatusCode::CREATED);
     server
-        .put("/secrets/missing", json!({"value": "x", "task": "app"}))
+        .put(
+            "/secrets/missing",
+            json!({"value": "hunter2", "task": "app"}),
+        )
         .await;
     server
         .pushed("app", ("r.io/app:1", 'f'), &[(&on, '0', BaseRole::Runtime)])
@@ -306,7 +309,10 @@ async fn a_run_that_cannot_be_started_is_started_when_it_can_be() {
     let detail = blocked[0].detail.as_deref().unwrap();
     assert!(detail.contains("no secret `missing`"), "{detail}");
     server
-        .put("/secrets/missing", json!({"value": "x", "task": "app"}))
+        .put(
+            "/secrets/missing",
+            json!({"value": "hunter2", "task": "app"}),
+        )
         .await;
     pass(&server.app).await.unwrap();
     let runs = started(&server).await;

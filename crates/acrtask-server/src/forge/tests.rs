@@ -235,7 +235,7 @@ async fn a_strangers_commit_is_told_to_wait() {
         .mount(&forge)
         .await;
     with_statuses(&world, json!({"api": forge.uri(), "token": "t"})).await;
-    world.put("/secrets/t", json!({"value": "x"})).await;
+    world.put("/secrets/t", json!({"value": "hunter2"})).await;
     world
         .task(
             "app",
