@@ -96,6 +96,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-api",
             "acrtask-model",
             "acrtask-proto",
+            "acrtask-registry",
             "acrtask-source",
             "acrtask-spec",
             "acrtask-store",
