@@ -5,7 +5,9 @@
 //! writing, so that none finds the database busy half-way. PostgreSQL gives up a transaction whose server sleeps in it, so
 //! that no lock is held for ever; and nobody waits for ever for a PostgreSQL that has gone without a word.
 
-use std::{borrow::Cow, path::Path, str::FromStr, time::Duration};
+mod private_files;
+
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, Connection, FromRow, PgConnection, Postgres, SqlSafeStr, SqlStr, Sqlite,
@@ -448,8 +450,10 @@ async fn open_sqlite(url: &str) -> Result<Db> {
         .busy_timeout(WAIT);
     let in_memory = url.contains(":memory:");
     if !in_memory {
-        keep_private(options.get_filename()).map_err(|error| StoreError::Invalid {
-            what: format!("the database of `{url}` cannot be opened: {error}"),
+        private_files::keep_private(options.get_filename()).map_err(|error| {
+            StoreError::Invalid {
+                what: format!("the database of `{url}` cannot be opened: {error}"),
+            }
         })?;
     }
     // Pages go from the log to the database in large batches: a claim touches some that the next one touches again.
@@ -482,38 +486,6 @@ async fn open_sqlite(url: &str) -> Result<Db> {
             .await?
     };
     Ok(Db::Sqlite { read, write })
-}
-
-/// Makes `path` and the files that SQLite keeps beside it readable for their owner alone. SQLite gives
-/// new files beside a database the mode of the database.
-fn keep_private(path: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
-        for beside in ["", "-wal", "-shm", "-journal"] {
-            let mut name = path.as_os_str().to_owned();
-            name.push(beside);
-            let Ok(found) = std::fs::metadata(&name) else {
-                continue;
-            };
-            let mode = found.permissions().mode();
-            if mode & 0o077 != 0 {
-                tracing::warn!(
-                    file = %name.display(),
-                    mode = format!("{:o}", mode & 0o777),
-                    "closing a database file to other users of the machine"
-                );
-                std::fs::set_permissions(&name, std::fs::Permissions::from_mode(0o600))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn sqlite_writer(options: SqliteConnectOptions) -> Result<SqlitePool, MigrateError> {

@@ -12,7 +12,7 @@ use sqlx::FromRow;
 
 use crate::{
     Ms, NewRun, Result, Store, StoreError,
-    db::{Sql, Tx, args, one_of},
+    db::{Sql, Tx, args},
     lives,
     runs::beyond,
 };
@@ -238,15 +238,13 @@ macro_rules! stored_use {
     };
 }
 
+mod logs;
+
+pub(crate) use logs::{LogRoom, give_back, logs_of_runs};
+
 const STORED: Sql = Sql::of(
     stored_use!("IN (SELECT value FROM json_each($1))"),
     stored_use!("= ANY($1)"),
-);
-
-/// The same, locked until the end of the transaction.
-const STORED_LOCKED: Sql = Sql::of(
-    stored_use!("IN (SELECT value FROM json_each($1))"),
-    concat!(stored_use!("= ANY($1)"), " FOR UPDATE"),
 );
 
 /// Reads the use of all that is wanted and has a limit: one statement for each way of counting, however many tasks there
@@ -349,25 +347,6 @@ const CREATED: Sql = {
         concat!(
             "INSERT INTO quota_usage (kind, subject, since, used) \
              SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::bigint[])",
-            conflict!()
-        ),
-    )
-};
-
-const LOGGED: Sql = {
-    macro_rules! conflict {
-        () => {
-            " ON CONFLICT (kind, subject) DO UPDATE SET used = quota_usage.used + excluded.used"
-        };
-    }
-    Sql::of(
-        concat!(
-            "INSERT INTO quota_usage (kind, subject, used) VALUES ($1, $2, $3)",
-            conflict!()
-        ),
-        concat!(
-            "INSERT INTO quota_usage (kind, subject, used) \
-             SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[])",
             conflict!()
         ),
     )
@@ -536,148 +515,6 @@ pub(crate) async fn need(
             }
             .into());
         }
-    }
-    Ok(())
-}
-
-/// What is left of the quotas for logs, to the runs of a batch of reports.
-#[derive(Debug, Default)]
-pub(crate) struct LogRoom {
-    limits: Limits,
-    used: HashMap<QuotaSubject, u64>,
-    added: BTreeMap<QuotaSubject, u64>,
-}
-
-/// The subject whose stored logs a run adds to: its task, or its principal.
-pub(crate) fn logs_of(task: Option<&str>, charged_to: Option<&str>) -> Option<QuotaSubject> {
-    task.map(|task| QuotaSubject::Task(task.to_owned()))
-        .or_else(|| charged_to.map(|by| QuotaSubject::Token(by.to_owned())))
-}
-
-impl LogRoom {
-    /// Reads what the subjects of these runs use.
-    pub(crate) async fn load(tx: &mut Tx, runs: &[(Option<&str>, Option<&str>)]) -> Result<Self> {
-        let limits = Limits::load(tx).await?;
-        let mut wanted = BTreeSet::new();
-        for (task, charged_to) in runs {
-            let own = logs_of(*task, *charged_to);
-            let patterns = task
-                .iter()
-                .flat_map(|task| limits.patterns(QuotaKind::LogBytes, task));
-            let subjects = own.into_iter().chain(patterns.cloned());
-            wanted.extend(subjects.map(|subject| (subject, QuotaKind::LogBytes)));
-        }
-        // Of two servers one waits for the other: a task's runs may log to both.
-        let used = used(tx, &limits, &wanted, STORED_LOCKED, 0).await?;
-        let used = used.into_iter().map(|((subject, _), used)| (subject, used));
-        let used = used.collect();
-        Ok(Self {
-            limits,
-            used,
-            added: BTreeMap::new(),
-        })
-    }
-
-    /// Counts `length` more bytes of the log of a run that has `stored` bytes, unless a quota is used up.
-    pub(crate) fn add(
-        &mut self,
-        task: Option<&str>,
-        charged_to: Option<&str>,
-        stored: u64,
-        length: u64,
-    ) -> Result<(), QuotaExceeded> {
-        let Some(own) = logs_of(task, charged_to) else {
-            return self.check(
-                &QuotaSubject::EachTask,
-                QuotaKind::LogBytesPerRun,
-                stored,
-                length,
-            );
-        };
-        self.check(&own, QuotaKind::LogBytesPerRun, stored, length)?;
-        let mut subjects = vec![own.clone()];
-        subjects.extend(
-            task.iter()
-                .flat_map(|task| self.limits.patterns(QuotaKind::LogBytes, task))
-                .cloned(),
-        );
-        for subject in &subjects {
-            let used = self.used.get(subject).copied().unwrap_or_default();
-            self.check(subject, QuotaKind::LogBytes, used, length)?;
-        }
-        for subject in subjects {
-            *self.used.entry(subject).or_default() += length;
-        }
-        *self.added.entry(own).or_default() += length;
-        Ok(())
-    }
-
-    fn check(
-        &self,
-        subject: &QuotaSubject,
-        kind: QuotaKind,
-        used: u64,
-        more: u64,
-    ) -> Result<(), QuotaExceeded> {
-        match self.limits.of(subject, kind) {
-            Some(limit) if used.saturating_add(more) > limit => Err(QuotaExceeded {
-                kind,
-                subject: subject.clone(),
-                limit,
-                used,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Stores how much was added. Rows are written in one order, after all other locks.
-    pub(crate) async fn store(self, tx: &mut Tx) -> Result<()> {
-        let rows = self
-            .added
-            .into_iter()
-            .map(|(subject, bytes)| args![QuotaKind::LogBytes.name(), subject.to_string(), bytes]);
-        let rows: Vec<_> = rows.collect();
-        if !rows.is_empty() {
-            tx.each(LOGGED, rows).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Returns the bytes of the stored logs of runs, by the subject whose logs they are.
-pub(crate) async fn logs_of_runs(
-    tx: &mut Tx,
-    runs: Vec<String>,
-) -> Result<BTreeMap<QuotaSubject, i64>> {
-    let rows: Vec<(Option<String>, Option<String>, i64)> = tx
-        .rows(
-            one_of!(
-                "SELECT r.task_name, r.charged_to, CAST(SUM(c.length) AS BIGINT) FROM log_chunks c \
-                 JOIN runs r ON r.id = c.run_id WHERE r.id",
-                "$1",
-                " GROUP BY r.task_name, r.charged_to"
-            ),
-            args![runs],
-        )
-        .await?;
-    let mut bytes: BTreeMap<QuotaSubject, i64> = BTreeMap::new();
-    for (task, charged_to, length) in rows {
-        if let Some(subject) = logs_of(task.as_deref(), charged_to.as_deref()) {
-            *bytes.entry(subject).or_default() += length;
-        }
-    }
-    Ok(bytes)
-}
-
-/// Gives these bytes of removed logs back. To be called after all other locks are taken.
-pub(crate) async fn give_back(tx: &mut Tx, bytes: BTreeMap<QuotaSubject, i64>) -> Result<()> {
-    for (subject, bytes) in bytes {
-        tx.exec(
-            "UPDATE quota_usage SET used = CASE WHEN used > $2 THEN used - $2 ELSE 0 END \
-             WHERE kind = 'logBytes' AND subject = $1",
-            args![subject.to_string(), bytes],
-        )
-        .await?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod bases;
 mod cascades;
 mod deliveries;
 mod entities;
+mod forks;
 mod groups;
 mod hints;
 mod images;

@@ -1,0 +1,44 @@
+//! Tests of `submit.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn a_rerun_is_pinned_to_the_commit() {
+    let commit = "0123456789012345678901234567890123456789";
+    for (url, pinned) in [
+        ("https://h/a.git", Some("https://h/a.git#C")),
+        ("https://h/a.git#main", Some("https://h/a.git#C")),
+        (
+            "https://h/a.git#main:sub/x",
+            Some("https://h/a.git#C:sub/x"),
+        ),
+        ("https://h/a.git#:sub", Some("https://h/a.git#C:sub")),
+        ("oci://h/a:1", None),
+    ] {
+        assert_eq!(
+            at_commit(url, commit),
+            pinned.map(|pinned| pinned.replace('C', commit)),
+            "{url}"
+        );
+    }
+    assert_eq!(at_commit("https://h/a.tar.gz", ""), None);
+    assert_eq!(at_commit("https://h/a.git", "--upload-pack"), None);
+}
+
+proptest! {
+    #[test]
+    fn a_cache_name_fits_a_tag(task in "[a-zA-Z0-9/._-]{1,100}") {
+        let name = cache_name(&task);
+        prop_assert!(name.len() <= MAX_CACHE_NAME);
+        prop_assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    }
+}
+
+#[test]
+fn cache_names_differ() {
+    assert_eq!(cache_name("app"), "app");
+    assert_ne!(cache_name("team/app"), cache_name("team-app"));
+    assert_ne!(cache_name("team/app"), cache_name("team//app"));
+}
