@@ -324,12 +324,12 @@ pub(crate) async fn resolve(
         }
         Arc::clone(resolved.entry(name.clone()).or_default())
     };
-    cell.get_or_try_init(|| resolve_once(run, name))
+    cell.get_or_try_init(|| resolve_once(run, name, again))
         .await
         .cloned()
 }
 
-async fn resolve_once(run: &RunContext, name: &ImageRef) -> Result<Found, String> {
+async fn resolve_once(run: &RunContext, name: &ImageRef, again: bool) -> Result<Found, String> {
     // A pin says which digest, and not that the run may read it.
     let wanted = run.pinned(name).unwrap_or_else(|| name.clone());
     let registry = run.registry();
@@ -349,6 +349,10 @@ async fn resolve_once(run: &RunContext, name: &ImageRef) -> Result<Found, String
             OWN_MACHINE_PATIENCE.as_secs()
         ),
     };
+    // `pull: true` and `docker pull` want the registry's image and no other.
+    if again {
+        return Err(why);
+    }
     let stored = run.engine.image(&wanted.to_string()).await;
     let stored = stored.map_err(|error| chain(&error))?;
     match stored.map(|stored| stored.id.parse()) {
