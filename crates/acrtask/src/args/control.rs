@@ -212,11 +212,11 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) slots: u32,
 
-    /// The pool that it is registered for, to be sure [default: the one of its token]
+    /// Expected pool; the server refuses another one [default: that of the registration token]
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<String>,
 
-    /// A label that it is registered for, to be sure; may be repeated [default: those of its token]
+    /// Expected label, repeatable; the server refuses others [default: those of the registration token]
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<Pair>,
 
