@@ -182,7 +182,6 @@ impl Builder {
             push_by_digest: by_digest,
             insecure: ctx.run.is_insecure(image.registry()),
             attrs: build::no_store(),
-            ..Default::default()
         })];
         let outcome = self
             .build(ctx, request)

@@ -162,6 +162,7 @@ fn read(path: &Path, at: u64, size: u64) -> io::Result<Vec<u8>> {
 }
 
 /// The blobs of an image of the engine.
+#[expect(clippy::large_enum_variant, reason = "there is one for each upload")]
 enum Blobs {
     /// In the content store of the engine's BuildKit.
     Content(acrtask_buildkit::Client),

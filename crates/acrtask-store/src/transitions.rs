@@ -446,11 +446,18 @@ mod tests {
                             prop_assert!(heard.chunk.is_none());
                         } else {
                             prop_assert!(!stale);
-                            // Said again, it is taken again and changes nothing. Only time renews.
+                            // A repeated report changes nothing. Only time renews. A repeated chunk is
+                            // answered with the offset that the log has reached.
                             let after = life.clone();
                             if !matches!(report, Report::Declined { .. }) {
                                 let again = life.hear(attempt, &by, &report, now, LEASE);
-                                prop_assert_eq!(again.verdict, Verdict::Done);
+                                let expected = match report {
+                                    Report::LogChunk { length: 1.., .. } => {
+                                        Verdict::LogAt(life.log_length)
+                                    }
+                                    _ => Verdict::Done,
+                                };
+                                prop_assert_eq!(again.verdict, expected);
                                 prop_assert_eq!(again.chunk, None);
                                 prop_assert_eq!(&life, &after);
                             }

@@ -138,12 +138,10 @@ pub(crate) fn maps_in(
     let mut rest = vec![value];
     while let Some(value) = rest.pop() {
         match value {
-            Value::Map(map) => {
-                if seen.insert(map.index()) {
-                    meter.step(1)?;
-                    found.push(*map);
-                    rest.extend(maps[map.index()].values().filter(|value| nests(value)));
-                }
+            Value::Map(map) if seen.insert(map.index()) => {
+                meter.step(1)?;
+                found.push(*map);
+                rest.extend(maps[map.index()].values().filter(|value| nests(value)));
             }
             Value::List(list) => {
                 meter.step(list.len() as u64 / 8)?;

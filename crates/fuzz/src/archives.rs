@@ -32,7 +32,7 @@ pub(crate) fn archives() -> Vec<Vec<u8>> {
 }
 
 /// Gives each header a checksum that fits, so that mutations are read at all.
-pub(crate) fn repair_tar(archive: &mut Vec<u8>) {
+pub(crate) fn repair_tar(archive: &mut [u8]) {
     for block in archive.chunks_exact_mut(512) {
         let looks_like_one = block[257..262] == *b"ustar"
             || block[148..154].iter().all(|b| (b'0'..=b'7').contains(b));

@@ -247,6 +247,7 @@ async fn stop(ctx: &StepContext, id: &str) -> Exit {
 }
 
 /// What a container is made of.
+#[expect(clippy::large_enum_variant, reason = "there is one for each container")]
 enum Image {
     /// An image that a step of this run built.
     Built(Arc<OwnImage>),

@@ -117,7 +117,7 @@ async fn what_is_refused_is_accounted_for() {
         (
             vec![b' '; MAX_BODY + 1].into(),
             StatusCode::PAYLOAD_TOO_LARGE,
-            "the body is larger than 64 KiB, the limit of a call",
+            "the body is larger than 32 KiB, the limit of a call",
         ),
         (
             Body::empty(),

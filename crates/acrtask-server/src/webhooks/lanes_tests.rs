@@ -139,7 +139,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
         )
         .await;
     assert_eq!(status, 409, "{answer}");
-    // The next commit was not approved; it ends the run of the one before.
+    // The next commit was not approved: it ends no run that was.
     let second = world
         .taken(
             "forge",
@@ -148,8 +148,8 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
         .await;
     let next = world.run(&second.runs[0]).await;
     assert_eq!(next.approval, Some(Approval::Pending));
-    assert_eq!(world.run(&held.id).await.state, RunState::Canceled);
-    // Closing it ends what is left.
+    assert_eq!(world.run(&held.id).await.state, RunState::Queued);
+    // Closing the pull request ends the run that waits for its approval.
     let closed = Sent::changed("github", "pr_merged", |body| {
         body["number"] = 7.into();
         body["pull_request"]["number"] = 7.into();
@@ -157,6 +157,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let receipt = world.taken("forge", &closed).await;
     assert_eq!(receipt.runs, []);
     assert_eq!(world.run(&next.id).await.state, RunState::Canceled);
+    assert_eq!(world.run(&held.id).await.state, RunState::Queued);
     let delivery: Delivery = world
         .get(&format!("/deliveries/{}", receipt.delivery))
         .await;

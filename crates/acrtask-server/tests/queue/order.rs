@@ -124,12 +124,13 @@ async fn first_come_is_first_served_within_a_priority(place: Place) {
 async fn a_run_goes_only_where_it_may(place: Place) {
     let server = place.server(Config::default()).await;
     let plain = FakeRunner::register(&server, "plain").await;
-    let token = token(&server, Some("big"), &[]).await;
+    let of_big = [("disk", "nvme"), ("zone", "a")];
+    let token = token(&server, Some("big"), &of_big).await;
     let mut big = FakeRunner::register_with(&server, "big", &token)
         .await
         .unwrap();
     big.hello.platforms = vec!["linux/arm64".into(), "linux/amd64".into()];
-    big.hello.labels = labels(&[("disk", "nvme"), ("zone", "a")]);
+    big.hello.labels = labels(&of_big);
     let mut plain_line = plain.connect(&server).await;
     let mut big_line = big.connect(&server).await;
     let queue = |pool: &str, wanted: &[(&str, &str)]| QueueOptions {

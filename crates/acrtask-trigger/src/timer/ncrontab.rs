@@ -227,7 +227,7 @@ impl Field {
             let start = name.get(..text.len());
             start.is_some_and(|start| start.eq_ignore_ascii_case(text))
         };
-        let position = self.names.iter().position(|name| starts(&name));
+        let position = self.names.iter().position(starts);
         let position = position.and_then(|position| u8::try_from(position).ok());
         position
             .map(|position| self.min + position)
