@@ -16,10 +16,10 @@ use acrtask_registry::credentials::canonical_host;
 use acrtask_store::{NewRun, Origin, RunGroup, RunRow, StoreError};
 use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::{App, vault::VaultError};
 
+mod cache_name;
 mod checks;
 pub(crate) mod event;
 mod inline;
@@ -28,9 +28,6 @@ mod lease;
 pub use checks::{Problems, check_task, secret_name, task_name};
 pub(crate) use checks::{check_labels, host_name, word};
 pub use lease::{LeaseError, LeasePayload, lease_payload};
-
-/// Longest part of a tag that the name of a shared cache may be.
-const MAX_CACHE_NAME: usize = 64;
 
 /// What a run has that must not be seen: stored encrypted with it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -344,7 +341,7 @@ fn of_task(
         hold: false,
         cache: if definition.cache {
             SharedCache::ReadWrite {
-                name: cache_name(&definition.name),
+                name: cache_name::cache_name(&definition.name),
             }
         } else {
             SharedCache::Off
@@ -373,11 +370,32 @@ fn of_task(
 /// The run that does once more what `run` did: the same files, values and secrets, and the bases that were used then.
 /// Whoever asks for it, it stays in the domain of `run`, whose code it is and who alone can have changed that.
 ///
+/// `task` is the run's task as it is now. Its queue and its `noPush` win over what the run had: a rerun
+/// brings back no pool, group or push that was taken from the task. `None` if the run has no task or the
+/// task is gone; then a run of a task waits in the default pool, in no group.
+///
 /// # Errors
 /// When its secrets cannot be decrypted.
-pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> {
+pub fn again(
+    app: &App,
+    run: &RunRow,
+    task: Option<&Task>,
+    by: Request,
+) -> Result<Draft, VaultError> {
     let secrets = unseal(app, run)?;
     let mut spec = run.spec.clone();
+    let queue = match task {
+        Some(task) => {
+            spec.no_push |= task.definition.no_push;
+            task.definition.queue.clone()
+        }
+        None if run.task_id.is_some() => QueueOptions::default(),
+        None => run.queue.clone(),
+    };
+    let queue = QueueOptions {
+        priority: run.queue.priority,
+        ..queue
+    };
     // What its cascade held back nobody would promote for this one.
     spec.hold &= run.trigger != "cascade";
     if let Some(result) = &run.result {
@@ -409,7 +427,7 @@ pub fn again(app: &App, run: &RunRow, by: Request) -> Result<Draft, VaultError> 
         run.trust_domain.clone(),
         owner,
         spec,
-        run.queue.clone(),
+        queue,
         secrets,
         "rerun",
         by,
@@ -536,22 +554,6 @@ fn add_names<'n>(names: &mut Vec<String>, more: impl Iterator<Item = &'n String>
             names.push(name.clone());
         }
     }
-}
-
-/// A task's name as a part of a tag. Two names never become the same.
-fn cache_name(task: &str) -> String {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if task.len() <= MAX_CACHE_NAME && task.chars().all(good) {
-        return task.to_owned();
-    }
-    let digest = Sha256::digest(task.as_bytes());
-    let suffix: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    let start: String = task
-        .chars()
-        .take(MAX_CACHE_NAME - 13)
-        .map(|c| if good(c) { c } else { '-' })
-        .collect();
-    format!("{start}-{suffix}")
 }
 
 /// Names of stored secrets that are not there: looked for under the task `scope` first, then among those of all tasks.

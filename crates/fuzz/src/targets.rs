@@ -43,7 +43,7 @@ pub struct Target {
     /// Inputs beside those of its folder.
     pub(crate) seeds: fn() -> Vec<Vec<u8>>,
     /// Mends what a mutation always breaks, as a checksum.
-    pub(crate) repair: Option<fn(&mut Vec<u8>)>,
+    pub(crate) repair: Option<fn(&mut [u8])>,
     /// Runs it; different numbers are different outcomes.
     pub(crate) check: fn(&[u8]) -> u64,
 }

@@ -360,6 +360,9 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
     })
 }
 
+/// Ports that one container may publish. The engine runs a process for each, and sets them up one by one.
+const MAX_PORTS: usize = 100;
+
 /// Published ports, `[[IP:]HOST:]CONTAINER[/PROTOCOL]` with ranges, and what they expose.
 ///
 /// A port without an address is published on [`LOOPBACK`], and another address is refused, unless `any_address`.
@@ -404,6 +407,11 @@ pub(crate) fn ports(
         {
             return Err(format!(
                 "the two port ranges of `{spec}` have different lengths"
+            ));
+        }
+        if exposed.len() + containers.len() > MAX_PORTS {
+            return Err(format!(
+                "`{spec}` publishes more than the {MAX_PORTS} ports that a container may publish: name fewer"
             ));
         }
         for (i, port) in containers.clone().enumerate() {

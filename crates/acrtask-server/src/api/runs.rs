@@ -6,6 +6,7 @@ use acrtask_api::{
     BASE,
     cascade::CascadeOfRun,
     run::{Attempt, CancelRun, CreateRun, Page, Run, RunSummary},
+    task::Task,
 };
 use acrtask_model::{RunId, RunState};
 use acrtask_store::{Enqueued, Hint, NewRun, RunFilter, RunRow, StoreError};
@@ -418,15 +419,23 @@ async fn rerun(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let row = find(&api, &by.caller, &id).await?;
+    let mut task = None;
     if let Some(name) = &row.task_name {
         match api.app.store.task(name).await {
-            Ok(task) => super::tasks::need_enabled(&task)?,
-            // It is gone; what it said is in the run.
+            Ok(found) => {
+                super::tasks::need_enabled(&found)?;
+                // Another task of the same name decides nothing about this run.
+                task = Some(found).filter(|found| row.task_id.as_ref() == Some(&found.id));
+            }
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let draft = submit::again(&api.app, &row, request(&by.caller, &headers)?)?;
+    let asked = request(&by.caller, &headers)?;
+    let draft = submit::again(&api.app, &row, task.as_ref(), asked)?;
+    if row.task_id.is_some() {
+        need_secrets_of_task(&draft, task.as_ref())?;
+    }
     let new = complete(&api, draft, None).await?;
     let enqueued = enqueue(&api, new).await?;
     if let Enqueued::Existing(earlier) = &enqueued
@@ -435,6 +444,21 @@ async fn rerun(
         return Err(used_key(earlier));
     }
     Ok(enqueued_response(&enqueued))
+}
+
+/// Refuses a rerun that would get a stored secret which its task does not name any more.
+fn need_secrets_of_task(draft: &submit::Draft, task: Option<&Task>) -> Result<(), ApiError> {
+    let named = |secret: &str| {
+        task.is_some_and(|task| task.definition.secrets.values().any(|name| name == secret))
+    };
+    let (_, mut stored) = draft.stored();
+    match stored.find(|secret| !named(secret)) {
+        None => Ok(()),
+        Some(secret) => Err(ApiError::conflict(format!(
+            "the run used the secret `{secret}`, which its task does not name any more"
+        ))
+        .help("start the task as it is now: `acrtask task run`")),
+    }
 }
 
 /// The attempts at a run: one for each time that it was handed to a runner.

@@ -478,3 +478,43 @@ async fn an_idempotency_key_is_not_that_of_a_later_token_of_the_same_name() {
     }
     assert_ne!(runs[0], runs[1]);
 }
+
+#[tokio::test]
+async fn a_rerun_brings_back_nothing_that_was_taken_from_its_task() {
+    let server = Server::start().await;
+    let secret = json!({"value": "long enough"});
+    server.put("/secrets/shared", secret).await;
+    let set = async |more: serde_json::Value| {
+        let mut task = json!({"name": "app", "cmd": "alpine true"});
+        for (key, value) in more.as_object().unwrap() {
+            task[key] = value.clone();
+        }
+        let answer = server.put("/tasks/app", task).await;
+        assert!(answer.status.is_success(), "{}", answer.status);
+    };
+    let start = async || -> Run {
+        let answer = server.post("/tasks/app/runs", json!({})).await;
+        answer.json(StatusCode::CREATED)
+    };
+    let rerun = async |run: &Run| {
+        let path = format!("/runs/{}/rerun", run.id);
+        server.ask(Method::POST, &path, &server.admin, None).await
+    };
+    let group = json!({"max": 1, "group": "shared", "cancelSuperseded": true});
+    set(json!({"queue": {"pool": "gpu", "concurrency": group}})).await;
+    let queued = start().await;
+    assert_eq!(queued.queue.pool.as_deref(), Some("gpu"));
+    set(json!({"secrets": {"token": "shared"}})).await;
+    let with_secret = start().await;
+    rerun(&with_secret).await.json::<Run>(StatusCode::CREATED);
+    set(json!({"noPush": true})).await;
+    let again: Run = rerun(&queued).await.json(StatusCode::CREATED);
+    assert_eq!((again.queue.pool, again.queue.concurrency), (None, None));
+    assert!(again.spec.no_push);
+    let refused = rerun(&with_secret).await.problem(StatusCode::CONFLICT);
+    assert!(refused.message.contains("`shared`"), "{refused:?}");
+    server.delete("/tasks/app").await;
+    let again: Run = rerun(&queued).await.json(StatusCode::CREATED);
+    assert_eq!((again.queue.pool, again.queue.concurrency), (None, None));
+    rerun(&with_secret).await.problem(StatusCode::CONFLICT);
+}

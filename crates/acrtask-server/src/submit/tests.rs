@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    cache_name::{MAX_CACHE_NAME, cache_name},
+    *,
+};
 
 #[test]
 fn a_rerun_is_pinned_to_the_commit() {
