@@ -99,13 +99,13 @@ async fn each_sender_proves_itself_in_its_own_way() {
         world
             .post(&format!("/runs/{}/cancel", receipt.runs[0]), json!({}))
             .await;
+        let metrics = world.http.get(world.url("/metrics")).send().await.unwrap();
+        let text = metrics.text().await.unwrap();
+        assert!(
+            text.contains("acrtask_webhook_deliveries_total{outcome=\"unproved\"}"),
+            "{text}"
+        );
     }
-    let metrics = world.http.get(world.url("/metrics")).send().await.unwrap();
-    let text = metrics.text().await.unwrap();
-    assert!(
-        text.contains("acrtask_webhook_deliveries_total{outcome=\"unproved\"}"),
-        "{text}"
-    );
 }
 
 #[tokio::test]
