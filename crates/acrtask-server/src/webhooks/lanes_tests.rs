@@ -149,7 +149,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let next = world.run(&second.runs[0]).await;
     assert_eq!(next.approval, Some(Approval::Pending));
     assert_eq!(world.run(&held.id).await.state, RunState::Queued);
-    // Closing the pull request ends the run that waits for its approval.
+    // Whoever may merge it ends all of its runs.
     let closed = Sent::changed("github", "pr_merged", |body| {
         body["number"] = 7.into();
         body["pull_request"]["number"] = 7.into();
@@ -157,7 +157,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let receipt = world.taken("forge", &closed).await;
     assert_eq!(receipt.runs, []);
     assert_eq!(world.run(&next.id).await.state, RunState::Canceled);
-    assert_eq!(world.run(&held.id).await.state, RunState::Queued);
+    assert_eq!(world.run(&held.id).await.state, RunState::Canceled);
     let delivery: Delivery = world
         .get(&format!("/deliveries/{}", receipt.delivery))
         .await;
