@@ -379,7 +379,9 @@ async fn named(
             held.push(Held::Fetched(workspace));
             return Ok(NamedContext::Local(dir));
         }
-        if ctx.run.reach == Reach::Public {
+        // Images may come from a private registry, as those of `FROM` may.
+        let is_image = value.starts_with("docker-image://");
+        if ctx.run.reach == Reach::Public && !is_image {
             fetched::check(value).await?;
         }
         return Ok(NamedContext::Reference(value.into()));
