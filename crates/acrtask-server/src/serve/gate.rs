@@ -14,7 +14,7 @@ const CONNECTIONS: usize = 20_000;
 /// Connections that have shown no valid credential, of all addresses together.
 const ANONYMOUS_CONNECTIONS: usize = 1024;
 /// Requests without a valid credential that are under way, of all addresses together.
-const ANONYMOUS_REQUESTS: usize = 1024;
+const ANONYMOUS_REQUESTS: usize = 2048;
 /// Share of one address of these: one in this number.
 const ADDRESS_SHARE: usize = 2;
 
