@@ -104,8 +104,11 @@ pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe,
     };
     let (mut source, mut logins) = tokio::join!(source, registries);
     if !all {
-        let probes = source.iter_mut().chain(&mut logins);
-        if probes.fold(false, |any, probe| blur(probe) || any) {
+        let mut blurred = false;
+        for probe in source.iter_mut().chain(&mut logins) {
+            blurred |= blur(probe);
+        }
+        if blurred {
             tokio::time::sleep_until((begun + LIMITED).into()).await;
         }
     }

@@ -334,9 +334,9 @@ async fn beat(
             .message()
             .await
             .map_err(|status| status.to_string())?;
-        match answer.ok_or("the stream ended")?.message {
-            Some(to_runner::Message::Renewed(_)) => return Ok(()),
-            _ => {}
+        let message = answer.ok_or("the stream ended")?.message;
+        if let Some(to_runner::Message::Renewed(_)) = message {
+            return Ok(());
         }
     }
 }

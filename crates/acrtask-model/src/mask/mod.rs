@@ -7,6 +7,8 @@
 //! A text is searched for the first four bytes of every form through a table of bits, and the few
 //! places that it finds are compared. The cost depends on the text and hardly on the number of secrets.
 
+// Long because: the search and the tests of every form that it finds are read together.
+
 mod forms;
 
 use std::{
