@@ -170,11 +170,14 @@ fn descendants(roots: &[Pid]) -> BTreeSet<Pid> {
 mod tests {
     use super::*;
 
-    /// A shell that runs `script` and carries a mark of its own.
+    /// A script that waits, and starts no other process: a copy of the shell would carry the mark for a moment.
+    const WAIT: &str = r#"exec tail -f /dev/null "$0""#;
+
+    /// Starts a shell that runs `script` and carries a mark of its own.
     fn start(name: &str, script: &str) -> (Service, Child) {
         let service = Service {
             mark: format!("xtask-test-{name}-{}", std::process::id()),
-            programs: &["sh"],
+            programs: &["sh", "tail"],
         };
         let mut command = Command::new("sh");
         command.args(["-c", script, &service.mark]);
@@ -189,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_service_is_found_and_stopped_once() {
-        let (service, mut child) = start("polite", "while :; do sleep 0.01; done");
+        let (service, mut child) = start("polite", WAIT);
         let pid = Pid::from_raw(child.id().try_into().unwrap());
         assert_eq!(service.processes(), [pid]);
         assert!(service.stop(None, Duration::from_secs(10)).unwrap());
@@ -219,7 +222,7 @@ mod tests {
 
     #[test]
     fn another_program_with_the_mark_is_left_alone() {
-        let (service, mut child) = start("other", "while :; do sleep 0.01; done");
+        let (service, mut child) = start("other", WAIT);
         let registry = Service {
             programs: &["docker-registry"],
             ..service.clone()

@@ -55,14 +55,12 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-#[ignore = "not finished: its own task file breaks where the marked secret has a quote"]
 async fn secrets_stay_where_they_belong_with_sqlite() {
     let Some(world) = World::find() else { return };
     secrets_stay_where_they_belong(&world, None).await;
 }
 
 #[tokio::test]
-#[ignore = "not finished: its own task file breaks where the marked secret has a quote"]
 async fn secrets_stay_where_they_belong_with_postgres() {
     let (Some(world), Some(database)) = (World::find(), postgres().await) else {
         return;
@@ -108,7 +106,7 @@ volumes:
 steps:
   - id: env
     cmd: {busybox} sh -c 'echo "$MY"; printf %s "$MY" | base64; printf %s "$MY" | od -An -tx1; cat /keys/key.txt; base64 /keys/key.txt; sleep 1'
-    env: ["MY={{{{.Secrets.task}}}}"]
+    env: [{{{{printf "MY=%s" .Secrets.task | quote}}}}]
     volumeMounts: [{{name: keys, mountPath: /keys}}]
   - id: line
     cmd: {busybox} echo x{{{{.Secrets.argument}}}}

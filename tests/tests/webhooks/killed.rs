@@ -101,7 +101,10 @@ async fn while_killed(mut server: Server, database: &str, deliveries: u32, kills
         ),
     ]);
     for args in [
-        &["task", "apply", "--file", "app.yaml"][..],
+        // More runs of one task than a team starts.
+        &["quota", "set", "task:*", "runsPerMinute", "1000000"][..],
+        &["quota", "set", "task:*", "queuedRuns", "1000000"],
+        &["task", "apply", "--file", "app.yaml"],
         &[
             "webhook",
             "create",

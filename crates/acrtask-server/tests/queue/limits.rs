@@ -167,7 +167,8 @@ async fn oldest_anonymous_connection_of_an_address_makes_room() {
     let server = place.server(Config::default()).await;
     let mut first = TcpStream::connect(server.addr()).await.unwrap();
     let mut silent = Vec::new();
-    for _ in 0..400 {
+    // More than the limit of one address.
+    for _ in 0..600 {
         silent.push(TcpStream::connect(server.addr()).await.unwrap());
     }
     let mut byte = [0];
