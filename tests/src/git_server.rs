@@ -470,6 +470,11 @@ impl SshGit {
         format!("ssh://{user}@127.0.0.1:{}{root}/{name}.git", self.port)
     }
 
+    /// Returns the folder of its keys.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The private key that may come in.
     pub fn private_key(&self) -> String {
         self.read("user")

@@ -119,6 +119,13 @@ impl World {
         self.start_as(&new_run_id(), folder, args, variables, input)
     }
 
+    /// Returns the program as a command, without the passwords of the tests in its environment.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_remove("ACRTASK_TEST_AUTH_PASSWORD");
+        command
+    }
+
     /// The same, with `run` as the run's id.
     pub fn start_as<S: AsRef<OsStr>>(
         &self,
@@ -128,7 +135,7 @@ impl World {
         variables: &[(&str, &str)],
         input: &str,
     ) -> Running {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         let (name, rest) = args.split_first().expect("a command");
         command
             .arg(name)
@@ -145,7 +152,7 @@ impl World {
         args: &[S],
         variables: &[(&str, &str)],
     ) -> Running {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command
             .args(args)
             .current_dir(folder)

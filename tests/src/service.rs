@@ -179,7 +179,7 @@ impl Server {
 
     /// Starts it again where it was, with what it had.
     pub fn restart(&mut self) {
-        let mut command = Command::new(self.world.program());
+        let mut command = self.world.command();
         command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -418,7 +418,7 @@ impl Runner {
 
     /// Starts it again with the state that it had.
     pub fn restart(&mut self) {
-        let mut command = Command::new(self.world.program());
+        let mut command = self.world.command();
         command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

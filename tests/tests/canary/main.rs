@@ -19,7 +19,7 @@ use acrtask_tests::{
     World,
     engine::things_of,
     forge::deliver,
-    git_server::{HttpGit, Repositories},
+    git_server::{HttpGit, Repositories, SshGit},
     new_run_id,
     project::folder,
     service::Server,
@@ -78,6 +78,8 @@ async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
         guarded("ACRTASK_TEST_AUTH_USER"),
         guarded("ACRTASK_TEST_AUTH_PASSWORD"),
     );
+    let repositories = Repositories::default();
+    repositories.create("app");
     let task = Canary::new("secret of a task", "/\"+ ");
     let argument = Canary::new("secret in a line", "/+");
     let volume = Canary::new("secret volume", "\n");
@@ -91,10 +93,11 @@ async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
     let hook = Canary::new("secret of a webhook", "-");
     let notification = Canary::new("URL of a notification", "-");
     let signing = Canary::new("key that notifications are signed with", "-");
+    let ssh = SshGit::start(&repositories.root()).expect("`cargo xtask test` sets sshd up");
+    let key = ssh.private_key();
+    let ssh_key = Canary::whole("SSH key", key.lines().nth(2).unwrap());
     let registry_password = Canary::whole("password for a registry", &auth_password);
 
-    let repositories = Repositories::default();
-    repositories.create("app");
     let image = format!("canary/{}", new_run_id());
     let busybox = "$Registry/base/busybox:1.36";
     let task_file = format!(
@@ -158,6 +161,11 @@ steps:
         "notify": [{"url": "notification", "signWith": "signing"}],
         "triggers": {"commit": {"enabled": true}, "timers": {"far": {"schedule": "0 0 1 1 *"}}},
     });
+    let show = format!("version: v1.1.0\nsteps:\n  - cmd: {busybox} cat acr-task.yaml\n");
+    let keyed = json!({
+        "name": "keyed", "context": format!("{}#main", ssh.url("app")), "text": show,
+        "registry": world.registry,
+    });
     let notify_url = format!("{}/{}", receiver.uri(), notification.value);
     let sign_with = format!("whsec_{}", STANDARD_NO_PAD.encode(&signing.value));
     let build_docker = format!(
@@ -166,6 +174,9 @@ steps:
     );
     let files = folder(&[
         ("task.yaml", &definition.to_string()),
+        ("keyed.yaml", &keyed.to_string()),
+        ("key", &key),
+        ("known_hosts", &ssh.known_hosts()),
         ("task", &task.value),
         ("argument", &argument.value),
         ("volume", &volume.value),
@@ -232,6 +243,18 @@ steps:
         "login",
     ]);
     ok(&["task", "apply", "-f", "task.yaml"]);
+    ok(&["task", "apply", "-f", "keyed.yaml"]);
+    let login = [
+        "credential",
+        "set",
+        "127.0.0.1",
+        "--username",
+        "git",
+        "--task",
+        "keyed",
+    ];
+    let of_key = ["--known-hosts", "known_hosts", "--from-file", "key"];
+    ok(&[&login[..], &of_key].concat());
     ok(&[
         "webhook",
         "create",
@@ -265,6 +288,7 @@ steps:
         hook,
         notification,
         signing,
+        ssh_key,
         registry_password,
         own,
         of_url,
@@ -275,7 +299,8 @@ steps:
     };
     let watching = Processes::watch(server.pid(), Arc::clone(&canaries));
 
-    // A commit, a call of the URL, a run with secrets of its own, a build.
+    // A run with an SSH key, a commit, a call of the URL, a run with secrets of its own, a build.
+    ok(&["task", "run", "keyed", "-o", "plain"]);
     let commit = repositories.commit("app", &[("new", "1")]);
     let body = json!({
         "ref": "refs/heads/main", "before": "0".repeat(40), "after": commit, "forced": false,
@@ -341,7 +366,7 @@ steps:
             ["succeeded", "failed", "error", "canceled", "timed_out"]
                 .contains(&run["state"].as_str().unwrap())
         };
-        if runs.len() >= 5 && runs.iter().all(over) {
+        if runs.len() >= 6 && runs.iter().all(over) {
             break runs;
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -376,7 +401,7 @@ steps:
     }
     assert!(masked > 20, "{masked} masks: {printed}");
     search_all(
-        &canaries[..14],
+        &canaries[..15],
         "the output of clients",
         printed.as_bytes(),
         &mut found,
@@ -420,8 +445,7 @@ steps:
     files_of(
         &server,
         began,
-        files.path(),
-        &repositories.root(),
+        &[files.path(), &repositories.root(), ssh.folder()],
         &canaries,
         &mut found,
     );
@@ -511,8 +535,7 @@ async fn answers(
 fn files_of(
     server: &Server,
     began: SystemTime,
-    files: &Path,
-    repositories: &Path,
+    of_the_test: &[&Path],
     canaries: &[Canary],
     found: &mut BTreeSet<String>,
 ) {
@@ -538,9 +561,7 @@ fn files_of(
         }
     }
     for file in files_below(&std::env::temp_dir()) {
-        let ours = [own, files, repositories]
-            .iter()
-            .any(|ours| file.starts_with(ours));
+        let ours = file.starts_with(own) || of_the_test.iter().any(|ours| file.starts_with(ours));
         let Ok(meta) = fs::metadata(&file) else {
             continue;
         };

@@ -47,10 +47,11 @@ pub(crate) async fn search_images(
             }
             blobs += 1;
             let media = part["mediaType"].as_str().unwrap_or_default();
+            let is_configuration = Some(part) == manifest.get("config");
             for canary in canaries {
                 // Docker records build arguments in the history of the image: the documented reason to
                 // use a secret mount instead.
-                if canary.way != "secret build argument" || !media.contains("config") {
+                if canary.way != "secret build argument" || !is_configuration {
                     canary.search(&format!("{media} of {name}"), &bytes, found);
                 }
             }

@@ -1,11 +1,19 @@
 //! What a repository may be reached with: whether at all, at which address, with which password, and the
 //! environment of git that follows from it.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::OwnedFd,
+    path::Path,
+};
 
 use acrtask_model::Secret;
 use acrtask_registry::{AddressPolicy, Credential, net};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use command_fds::{CommandFdExt as _, FdMapping};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::process::Command;
 use url::Url;
 
 use super::ssh::{self, Ssh};
@@ -29,10 +37,15 @@ const PROXIES: [&str; 8] = [
     "NO_PROXY",
 ];
 
+/// File descriptor by which git reads the configuration that holds a password.
+const LOGIN_FD: i32 = 10;
+
 /// What git runs with.
 pub(super) struct Access {
-    /// Everything that it gets to see: variables, and configuration as variables.
+    /// Variables, and configuration as variables. They hold no password.
     pub(super) environment: Vec<(String, String)>,
+    /// Configuration with a password, in memory. `None` if the repository needs no login.
+    login: Option<OwnedFd>,
     /// Held while git runs.
     pub(super) ssh: Option<Ssh>,
 }
@@ -49,9 +62,60 @@ impl Access {
             GitTransport::Ssh => Some(Ssh::new(url, home, pinned.as_ref(), options).await?),
             _ => None,
         };
-        let environment = environment(url, home, pinned.as_ref(), ssh.as_ref(), options);
-        Ok(Self { environment, ssh })
+        let credential = credential(url, options);
+        let environment = environment(
+            url,
+            home,
+            pinned.as_ref(),
+            ssh.as_ref(),
+            credential.is_some(),
+            options,
+        );
+        let login = credential.map(|(username, password)| login_file(url, &username, &password));
+        let login = login.transpose().map_err(|source| SourceError::Io {
+            attempt: format!("keep the login of {url} in memory"),
+            source,
+        })?;
+        Ok(Self {
+            environment,
+            login,
+            ssh,
+        })
     }
+
+    /// Gives `command` the environment, and the login by a file descriptor.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be duplicated.
+    pub(super) fn apply(&self, command: &mut Command) -> io::Result<()> {
+        command.env_clear().envs(self.environment.iter().cloned());
+        if let Some(login) = &self.login {
+            let mapping = FdMapping {
+                parent_fd: login.try_clone()?,
+                child_fd: LOGIN_FD,
+            };
+            command
+                .as_std_mut()
+                .fd_mappings(vec![mapping])
+                .map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes git's configuration with a login into a file that only exists in memory.
+///
+/// A value in the environment would be shown by every list of processes with their environments.
+fn login_file(url: &GitUrl, username: &str, password: &Secret) -> io::Result<OwnedFd> {
+    let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
+    let mut file = File::from(memfd_create("login", MFdFlags::MFD_CLOEXEC)?);
+    // The origin is printed from a parsed URL, and holds neither quotes nor backslashes.
+    write!(
+        file,
+        "[http \"{}\"]\n\textraHeader = Authorization: Basic {encoded}\n",
+        origin(&url.url)
+    )?;
+    Ok(file.into())
 }
 
 fn environment(
@@ -59,9 +123,9 @@ fn environment(
     home: &Path,
     pinned: Option<&Pinned>,
     ssh: Option<&Ssh>,
+    has_login: bool,
     options: &Options,
 ) -> Vec<(String, String)> {
-    let credential = credential(url, options);
     let mut config: Vec<(String, String)> = vec![
         ("protocol.allow".into(), "never".into()),
         (
@@ -85,17 +149,13 @@ fn environment(
     ];
     // Git sends its extra headers on to where the first redirect leads, so that there is none to follow
     // where there is a password; nor where the new host's address would go unchecked.
-    let follow = credential.is_none() && options.addresses() == AddressPolicy::Any;
+    let follow = !has_login && options.addresses() == AddressPolicy::Any;
     config.push((
         "http.followRedirects".into(),
         if follow { "initial" } else { "false" }.into(),
     ));
-    if let Some((username, password)) = &credential {
-        let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
-        config.push((
-            format!("http.{}.extraHeader", origin(&url.url)),
-            format!("Authorization: Basic {encoded}"),
-        ));
+    if has_login {
+        config.push(("include.path".into(), format!("/proc/self/fd/{LOGIN_FD}")));
     }
     let mut environment: Vec<(String, String)> = vec![
         ("HOME".into(), home.display().to_string()),

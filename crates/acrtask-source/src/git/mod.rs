@@ -5,9 +5,8 @@
 //!
 //! It runs with an environment of its own: no configuration of the system or the user, no prompts, no
 //! hooks, no templates, no credential helpers; of the protocols only the one that the URL names. Configuration
-//! goes in as `GIT_CONFIG_KEY_n` and `GIT_CONFIG_VALUE_n`, passwords too, as a header for the one host: the
-//! environment of a process is readable by its user alone, arguments are readable by all. What a
-//! caller named stands behind `--`.
+//! goes in as `GIT_CONFIG_KEY_n` and `GIT_CONFIG_VALUE_n`. A password is a header for the one host, in a
+//! configuration file in memory that git reads by a file descriptor. What a caller named stands behind `--`.
 
 mod access;
 mod fetch;
@@ -134,12 +133,11 @@ impl Git {
     /// Runs git. At most [`MAX_OUTPUT`] bytes are kept.
     pub(crate) async fn run(&self, args: &[&str]) -> Result<Output, SourceError> {
         let mut command = Command::new("git");
-        command
-            .current_dir(&self.tree)
-            .args(args)
-            .env_clear()
-            .envs(self.access.environment.iter().cloned());
-        let output = process::run(command, MAX_OUTPUT, &self.bounds).await;
+        command.current_dir(&self.tree).args(args);
+        let output = match self.access.apply(&mut command) {
+            Ok(()) => process::run(command, MAX_OUTPUT, &self.bounds).await,
+            Err(error) => Err(error),
+        };
         output.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => SourceError::NoGit {
                 url: self.url.url.clone(),

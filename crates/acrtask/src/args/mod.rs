@@ -332,7 +332,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) build_arg: Vec<String>,
 
-    /// A build argument that nobody may see: masked in everything that is printed
+    /// A build argument with a secret value: masked in all output
     ///
     /// `--secret-build-arg NAME` takes the value from the environment, which keeps it out of the list of
     /// processes. A build argument can be read in the image's history: a Dockerfile of your own does

@@ -252,7 +252,7 @@ pub(crate) struct DefinitionArgs {
     )]
     pub(crate) arg: Vec<Pair>,
 
-    /// A build argument that nobody may see; a NAME alone takes its value from the environment
+    /// A build argument with a secret value; a NAME alone takes the value from the environment
     #[arg(long, visible_alias = "secret-build-arg", value_name = "NAME[=VALUE]", value_parser = values::secret_pair, help_heading = "Build")]
     pub(crate) secret_arg: Vec<SecretPair>,
 
