@@ -264,7 +264,20 @@ impl Registry {
             return Ok(());
         }
         let mount = (source.registry() == target.registry()).then_some(source);
-        let Some(location) = self.start_upload(target, &blob.digest, mount).await? else {
+        let started = match self.start_upload(target, &blob.digest, mount).await {
+            // A registry that does not mount the blob, or not for this login, may still take it.
+            Err(error)
+                if mount.is_some()
+                    && !matches!(
+                        error,
+                        RegistryError::Unreachable { .. } | RegistryError::RateLimited { .. }
+                    ) =>
+            {
+                self.start_upload(target, &blob.digest, None).await?
+            }
+            started => started?,
+        };
+        let Some(location) = started else {
             return Ok(());
         };
         let stream = self.blob(source, &blob.digest, blob.size).await?;

@@ -5,7 +5,11 @@ mod route;
 mod token;
 mod words;
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
 use acrtask_model::{ImageRef, Secret, reference::DOCKER_HUB};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -30,7 +34,7 @@ use crate::{
 
 /// How often one call is tried in all, after 429, 502, 503, 504 or no connection.
 const MAX_TRIES: u32 = 4;
-/// First wait between two tries; doubled each time. A `Retry-After` takes its place.
+/// First wait between two tries; doubled each time. A longer `Retry-After` takes its place.
 const BACK_OFF: Duration = Duration::from_millis(250);
 /// Longest `Retry-After` that is waited for; a longer one becomes an error.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -337,8 +341,9 @@ impl Transport {
             Body::None | Body::Bytes(..) => &clients.direct,
         };
         let mut request = client.request(call.method.clone(), url.clone());
-        for accept in call.accept {
-            request = request.header(header::ACCEPT, *accept);
+        // One line: some registries read only the first.
+        if !call.accept.is_empty() {
+            request = request.header(header::ACCEPT, call.accept.join(", "));
         }
         request = match &mut call.body {
             Body::None => request,
@@ -456,19 +461,27 @@ async fn failure(call: Call<'_>, response: Response, grant: Option<Grant>) -> Re
 }
 
 /// The seconds of `Retry-After`. A date there counts as nothing: its clock is not ours.
+/// Returns the wait that an answer asks for: seconds, or a date, which is compared with the answer's own.
+///
+/// Source: RFC 9110, section 10.2.3.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let date = headers
+        .get(header::DATE)
+        .and_then(|date| date.to_str().ok());
+    let now = date.and_then(|date| httpdate::parse_http_date(date.trim()).ok());
+    let now = now.unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
+/// Waits before another try: as long as the server asks for, and at least the back-off.
 async fn wait(tries: u32, asked: Option<Duration>) {
-    tokio::time::sleep(asked.unwrap_or(BACK_OFF * 2u32.pow(tries.saturating_sub(1).min(8)))).await;
+    let back_off = BACK_OFF * 2u32.pow(tries.saturating_sub(1).min(8));
+    tokio::time::sleep(asked.unwrap_or_default().max(back_off)).await;
 }
 
 fn basic(username: &str, password: &Secret) -> Secret {
@@ -488,6 +501,45 @@ fn sensitive(value: &Secret) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let asked = |headers: &[(&'static str, &'static str)]| {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            retry_after(&headers.collect())
+        };
+        let date = ("date", "Sun, 29 Nov 2026 20:00:00 GMT");
+        for (value, expected) in [
+            ("30", Some(30)),
+            (" 0 ", Some(0)),
+            ("Sun, 29 Nov 2026 20:00:30 GMT", Some(30)),
+            ("Sunday, 29-Nov-26 20:00:30 GMT", Some(30)),
+            ("Sun, 29 Nov 2026 19:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let found = asked(&[date, ("retry-after", value)]);
+            assert_eq!(found, expected.map(Duration::from_secs), "{value}");
+        }
+        assert_eq!(asked(&[date]), None);
+        let far = asked(&[("retry-after", "Fri, 01 Jan 2100 00:00:00 GMT")]);
+        assert!(
+            far > Some(MAX_WAIT),
+            "the clock of this machine counts: {far:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_at_least_the_back_off() {
+        let begun = tokio::time::Instant::now();
+        wait(3, Some(Duration::ZERO)).await;
+        assert_eq!(begun.elapsed(), BACK_OFF * 4);
+        let begun = tokio::time::Instant::now();
+        wait(1, Some(Duration::from_secs(2))).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn body_in_memory_ends_in_time() {

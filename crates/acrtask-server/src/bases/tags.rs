@@ -10,7 +10,7 @@ mod check;
 mod show;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -114,6 +114,7 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
     let mut tags = Vec::new();
     let mut from = None;
     let mut pages = 0;
+    let mut listed_pages = HashSet::new();
     let listed = loop {
         if let Err(wait) = app.watcher.wait(app, account.0, account.1).await {
             let next = app.clock.now_ms().saturating_add(millis(wait));
@@ -137,8 +138,17 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
                     });
                 }
                 from = page.next;
-                if from.is_none() {
+                let Some(next) = &from else {
                     break Ok(std::mem::take(&mut tags));
+                };
+                if !listed_pages.insert(next.clone()) {
+                    break Err(Failure {
+                        status: BaseStatus::Unreachable,
+                        detail: format!(
+                            "page {pages} of its tags names an earlier page as the next one"
+                        ),
+                        next: app.clock.now_ms() + jitter(usual),
+                    });
                 }
                 continue;
             }
