@@ -386,6 +386,39 @@ async fn a_list_that_cannot_be_had_is_a_state() {
     assert!(detail.starts_with("vanished: "), "{detail}");
 }
 
+#[tokio::test]
+async fn pages_that_lead_in_a_circle_end_the_list() {
+    let registry = MockServer::start().await;
+    let server = server().await;
+    let image = format!("{}/base", registry.address());
+    task(&server, "app", json!({"image": &image, "semver": "*"})).await;
+    let on = format!("{image}:1.0.0");
+    server
+        .pushed("app", ("r.io/app:1", 'f'), &[(&on, '0', BaseRole::Runtime)])
+        .await;
+    // The pages after the first one: a, b, a, b ...
+    Mock::given(method("GET"))
+        .respond_with(|request: &wiremock::Request| {
+            let is_a = request.url.query() == Some("last=a");
+            let next = if is_a {
+                "<?last=b>; rel=next"
+            } else {
+                "<?last=a>; rel=next"
+            };
+            ResponseTemplate::new(200)
+                .set_body_json(json!({"tags": ["1.0.0"]}))
+                .insert_header("link", next)
+        })
+        .mount(&registry)
+        .await;
+    look(&server).await;
+    let shown = shown(&server).await;
+    assert_eq!(shown[0].state, TagState::Unlisted);
+    let detail = shown[0].detail.as_deref().unwrap();
+    assert!(detail.contains("names an earlier page"), "{detail}");
+    assert_eq!(registry.received_requests().await.unwrap().len(), 3);
+}
+
 #[test]
 fn a_tag_goes_where_the_rule_says_and_never_back() {
     let task = |rule: Value, args: Value| -> Task {
