@@ -1,4 +1,4 @@
-//! What can go wrong, told apart by what the user does about it.
+//! Errors, by the remedy that the user has.
 //!
 //! BuildKit attaches facts to a failed call: a `google.rpc.Status` whose details are `Any` values, in JSON where the type
 //! URL ends in `+json`. They are read leniently: a detail that is not understood is passed over, the message stays.
@@ -18,32 +18,32 @@ use crate::session::SecretError;
 /// A BuildKit could not be reached or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody answers there.
+    /// No program answers there.
     #[error("cannot connect to BuildKit at {endpoint}")]
     Unreachable {
         /// The address.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Somebody answers, but not as BuildKit does.
+    /// A program answers, but not as BuildKit does.
     #[error("{endpoint} does not answer as BuildKit: {question} failed")]
     NotBuildKit {
         /// The address.
         endpoint: String,
-        /// What was asked.
+        /// The failed question.
         question: &'static str,
-        /// Its answer.
+        /// The answer.
         source: Box<Status>,
     },
-    /// Somebody answers, but not as a Docker Engine does.
+    /// A program answers, but not as a Docker Engine does.
     #[error("{endpoint} does not answer as a Docker Engine: {question} failed")]
     NotAnEngine {
         /// The address.
         endpoint: String,
-        /// What was asked.
+        /// The failed question.
         question: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -54,7 +54,7 @@ pub enum BuildError {
     /// The build itself failed.
     #[error("{0}")]
     Failed(Box<BuildFailure>),
-    /// It was canceled by the caller's token.
+    /// The caller's token canceled the build.
     #[error("the build was canceled")]
     Canceled,
     /// The connection broke.
@@ -62,17 +62,17 @@ pub enum BuildError {
     Transport {
         /// The address.
         endpoint: String,
-        /// What was seen.
+        /// The error of the connection.
         source: Box<Status>,
     },
     /// The endpoint cannot do what was asked; found out before anything ran.
     #[error("{endpoint} cannot do this: {feature}")]
     Unsupported {
-        /// What it cannot do.
+        /// The missing feature.
         feature: String,
         /// The address.
         endpoint: String,
-        /// What the user can do.
+        /// The remedy.
         help: String,
     },
     /// An image that the build itself runs on (a `# syntax=` frontend, an SBOM scanner) could not be fetched.
@@ -80,11 +80,11 @@ pub enum BuildError {
     HelperImage {
         /// The image.
         image: String,
-        /// What it is for: the end of a sentence.
+        /// Purpose of the image: the end of a sentence.
         role: &'static str,
-        /// What the user can do.
+        /// The remedy.
         help: String,
-        /// What the builder said.
+        /// The message of the builder.
         message: String,
     },
     /// A secret cannot be given to the build.
@@ -96,16 +96,16 @@ pub enum BuildError {
     /// Something of this machine cannot be used.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// The attempt: a verb.
         action: &'static str,
         /// On what.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// What BuildKit told of a failed build.
+/// Facts that BuildKit attached to a failed build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildFailure {
     /// The message, without the noise of the transport.
@@ -126,7 +126,7 @@ impl std::fmt::Display for BuildFailure {
     }
 }
 
-/// What a builder says of a source that the request's rules refuse.
+/// Part of a builder's message on a source that the request's rules refuse.
 const DENIED: &str = "denied by policy";
 const DENIED_HELP: &str = "builds fetch from public addresses alone, written with a full host name; an operator who trusts the task \
                            allows others with `--allow-private-addresses`";
@@ -140,7 +140,7 @@ impl BuildError {
         }
     }
 
-    /// What to do about it, where that is known.
+    /// Returns the remedy, if one is known.
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
@@ -180,7 +180,7 @@ pub(crate) struct HelperImages {
 }
 
 impl HelperImages {
-    /// Whether the message is about one of them.
+    /// Returns the error for a message that is about one of them.
     fn blame(&self, message: &str) -> Option<BuildError> {
         let unreachable = [
             "failed to resolve source metadata",

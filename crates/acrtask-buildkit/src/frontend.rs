@@ -1,4 +1,4 @@
-//! From a request to what BuildKit is told: pure decisions, all refusals before anything runs.
+//! Attributes of a solve, made from a request: pure decisions, all refusals before a step runs.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ const HOST_GATEWAY: &str = "host-gateway";
 /// The build argument that BuildKit puts before the id of each cache mount.
 const CACHE_MOUNTS: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
 const ADD_HOSTS: &str = "add-hosts";
-/// The end of the host that stands for a namespace: no resolver knows it.
+/// End of the host name that contains a namespace. No resolver has it.
 const NAMESPACE_HOST: &str = "acrtask.invalid";
 /// The address of that host: documentation only, so that nothing is there.
 const NAMESPACE_ADDRESS: &str = "192.0.2.1";
@@ -344,7 +344,7 @@ pub(crate) fn cache_options(request: &BuildRequest) -> bk::CacheOptions {
     }
 }
 
-/// What the exporter of an export is called at this endpoint, and its attributes.
+/// Returns the name of an export's exporter at this endpoint, and its attributes.
 pub(crate) fn exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
     let (name, attrs) = match export {
         Export::Image(image) => (image_exporter(kind), image_attrs(image)),
@@ -364,7 +364,7 @@ pub(crate) fn exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
     }
 }
 
-/// An engine's own exporter tells the engine about the image; the plain one would not.
+/// An engine's own exporter registers the image at the engine; the plain one does not.
 fn image_exporter(kind: EndpointKind) -> &'static str {
     match kind {
         EndpointKind::Buildkitd => "image",

@@ -1,4 +1,4 @@
-//! What to build, and where the result goes.
+//! Requests for builds: the input, the options, and the destinations of the result.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 use crate::SourceAddresses;
 use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
 
-/// One build. Start from [`BuildRequest::new`] and set what differs.
+/// Request for a build. Start from [`BuildRequest::new`] and set the fields that differ.
 pub struct BuildRequest {
     /// The files that `COPY` and `ADD` see.
     pub context: BuildContext,
@@ -26,7 +26,7 @@ pub struct BuildRequest {
     pub build_args: Vec<(String, Option<String>)>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
-    /// What must not come from the cache.
+    /// Parts that must not come from the cache.
     pub no_cache: NoCache,
     /// Take bases from their registries alone. Else an engine's store is asked for what a registry does not have.
     pub pull: bool,
@@ -50,7 +50,7 @@ pub struct BuildRequest {
     pub cache_imports: Vec<CacheSpec>,
     /// Caches to write.
     pub cache_exports: Vec<CacheSpec>,
-    /// Whether the image carries provenance. What the build used is told in the outcome in any case.
+    /// Provenance that the image carries. The outcome lists the sources of the build in any case.
     pub provenance: Provenance,
     /// Attributes of an SBOM attestation (`generator=IMAGE`, or nothing for the default scanner); no SBOM when `None`.
     pub sbom: Option<String>,
@@ -58,15 +58,15 @@ pub struct BuildRequest {
     pub syntax: Option<String>,
     /// References that must be taken at exactly this digest.
     pub pins: Vec<SourcePin>,
-    /// Where the result goes. Nowhere when empty: it is only built and cached.
+    /// Destinations of the result. Empty: it is built and cached alone.
     pub exports: Vec<Export>,
-    /// What the build shares its caches with. `None`: with all builds that have no namespaces.
+    /// Namespaces of the caches. `None`: those of all builds without namespaces.
     pub cache_namespaces: Option<CacheNamespaces>,
-    /// Which files the builder may fetch.
+    /// Addresses of files that the builder may fetch.
     pub sources: SourceAddresses,
     /// Credentials for registries.
     pub credentials: Arc<dyn Credentials>,
-    /// Tells contexts apart that are synchronized again and again: with the same key only changes are
+    /// Key of a context that is synchronized repeatedly. With the same key, only changes are
     /// sent. `None`: a key of the context folder's path.
     pub shared_key: Option<String>,
 }
@@ -125,29 +125,29 @@ pub enum BuildContext {
     None,
 }
 
-/// Where the Dockerfile is.
+/// Location of the Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DockerfileSource {
     /// A path relative to the context.
     InContext(String),
     /// A file of this machine.
     Local {
-        /// Its folder; its own `NAME.dockerignore` is looked for there.
+        /// Folder of the file, and of its own `NAME.dockerignore`.
         dir: PathBuf,
-        /// Its name.
+        /// Name of the file.
         name: String,
     },
     /// The text itself.
     Inline(Vec<u8>),
 }
 
-/// What must not come from the cache.
+/// Parts of a build that must not come from the cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NoCache {
-    /// Everything may.
+    /// All stages may.
     #[default]
     UseCache,
-    /// Nothing may.
+    /// No stage may.
     All,
     /// These stages may not.
     Stages(Vec<String>),
@@ -190,12 +190,12 @@ pub struct CacheSpec {
     pub attrs: BTreeMap<String, String>,
 }
 
-/// Whether the image carries provenance.
+/// Provenance that an image carries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Provenance {
     /// None.
     Off,
-    /// What was used, without the build's arguments. For builds with confidential arguments.
+    /// The sources, without the build's arguments. For builds with confidential arguments.
     Min,
     /// Everything, the values of build arguments included, where the endpoint can attach it.
     #[default]
@@ -223,9 +223,9 @@ impl Provenance {
 /// The names under which a builder keeps what a build may use again.
 #[derive(Debug, Clone)]
 pub struct CacheNamespaces {
-    /// Of cache mounts.
+    /// Namespace of cache mounts.
     pub mounts: CacheNamespace,
-    /// Of the layers of `RUN`s.
+    /// Namespace of the layers of `RUN`s.
     pub layers: CacheNamespace,
 }
 
@@ -238,7 +238,7 @@ pub struct SourcePin {
     pub digest: String,
 }
 
-/// Where the result goes.
+/// Destination of the result.
 #[derive(Debug)]
 pub enum Export {
     /// An image: into the endpoint's own store, and with `push` to the registry that its names say.
@@ -247,7 +247,7 @@ pub enum Export {
     Load {
         /// Names with tags.
         names: Vec<String>,
-        /// Where a separate buildkitd's archive goes.
+        /// Destination of a separate buildkitd's archive.
         archive: Option<Sink>,
     },
     /// The file system of the result, as a folder.
@@ -261,7 +261,7 @@ pub enum Export {
     Oci {
         /// Names with tags.
         names: Vec<String>,
-        /// Where it goes.
+        /// Destination of the archive.
         archive: Sink,
     },
 }
@@ -275,7 +275,7 @@ pub struct ImageExport {
     pub push: bool,
     /// Push without tags.
     pub push_by_digest: bool,
-    /// Plain HTTP, or a certificate that nobody signed.
+    /// Plain HTTP, or a certificate without a known signer.
     pub insecure: bool,
     /// Anything else that the exporter knows: `compression`, `annotation.…`, `oci-mediatypes`.
     pub attrs: BTreeMap<String, String>,

@@ -8,7 +8,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
     AttrConstraint, AttrMatch, MatchType, PolicyAction, Rule, Selector,
 };
 
-/// Which files a build may have the builder fetch.
+/// Files that a build may have the builder fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SourceAddresses {
     /// All that the builder reaches.
@@ -23,7 +23,7 @@ const GIT_URL: &str = "git.fullurl";
 
 /// A user, and perhaps a password, before the host.
 const USER: &str = r"([^/?#@\\\s]*@)?";
-/// What follows a host in a URL.
+/// Text after a host in a URL.
 const REST: &str = r"(:[0-9]{1,5})?([/?#]|$)";
 /// A name with at least two labels, the last of which begins with a letter, as that of an address never does.
 const NAME: &str = r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?\.?";

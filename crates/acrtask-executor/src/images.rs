@@ -38,7 +38,7 @@ use crate::{
 /// The registry of the names that images of runs have in the engine. No registry can have the port 0: a connection to
 /// it is refused at once, after which an engine's BuildKit takes the image from the engine.
 const OWN_REGISTRY: &str = "127.0.0.1:0";
-/// How long a registry may take before the engine of one's own machine is asked instead.
+/// Longest wait for a registry before the engine of one's own machine is used instead.
 const OWN_MACHINE_PATIENCE: Duration = Duration::from_secs(10);
 /// The file of a scratch folder that lists the names that a run has in the engine, one in each line.
 pub(crate) const NAMES_FILE: &str = "images";
@@ -48,7 +48,7 @@ pub(crate) const NAMES_FILE: &str = "images";
 pub(crate) struct OwnImage {
     /// The step that built or pulled it.
     pub(crate) step: StepId,
-    /// Its names, complete.
+    /// Complete names.
     pub(crate) names: Vec<ImageRef>,
     /// The digest of its manifest or index, as the builder gave it.
     pub(crate) digest: Digest,
@@ -117,14 +117,14 @@ impl OwnImage {
 #[derive(Debug, Default)]
 pub(crate) struct Images {
     own: Mutex<Vec<Arc<OwnImage>>>,
-    /// What names mean that the run did not build.
+    /// Images of the names that the run did not build.
     resolved: Mutex<HashMap<ImageRef, Arc<OnceCell<Found>>>>,
 }
 
 /// An image that the run did not build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Its registry has it, and the run's login may read it: name and digest.
+    /// Name and digest of an image in a registry, which the run's login may read.
     Registry(ImageRef),
     /// Only the engine of one's own machine has it: its name, and the engine's id of it.
     Engine { name: ImageRef, id: Digest },
@@ -214,8 +214,8 @@ impl Images {
 }
 
 /// The names of a run's images in the engine. They keep the images there until the run has ended, and lead to them
-/// for nobody: [`check_name`] refuses the registry. A list of them in a scratch folder tells the next start of the
-/// program what a killed run left.
+/// for no task: [`check_name`] refuses the registry. A list of them in a scratch folder is for the next start of the
+/// program, which removes the images of a killed run.
 #[derive(Debug)]
 pub(crate) struct OwnNames {
     /// The repository. Part of it is random, so that no other run can name it.

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use acrtask_model::RunId;
 
-/// One attempt at a run: `r1`, and `r1.a2` for its second attempt. A run id has neither `.` nor `_`.
+/// Attempt at a run: `r1`, and `r1.a2` for its second attempt. A run id has neither `.` nor `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RunScope {
     run: RunId,

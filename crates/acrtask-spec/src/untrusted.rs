@@ -67,7 +67,7 @@ pub(crate) fn check_aliases(
     check(rendering, Block::Aliases, report)
 }
 
-/// What a rendering is.
+/// Kind of a rendering.
 #[derive(Debug, Clone, Copy)]
 enum Block<'c> {
     Task(Option<&'c Aliases>),
@@ -208,7 +208,7 @@ impl<'c> Checker<'c> {
                     let checked = if real.is_null() {
                         Err(Fault::new(
                             self.marks.sources_of(marked_text),
-                            "it stands for nothing in YAML, so the key would have no value",
+                            "it means `null` in YAML, so the key would have no value",
                         ))
                     } else {
                         self.scalar(text, marked_text, path)

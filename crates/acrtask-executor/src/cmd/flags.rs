@@ -268,7 +268,7 @@ const VOLUME_OPTIONS: [&str; 8] = [
     "consistent",
 ];
 
-/// What `-v` asks for.
+/// Mount that `-v` names.
 #[derive(Debug)]
 pub(crate) enum VolumeFlag {
     /// A volume of the run, or a part of the workspace.

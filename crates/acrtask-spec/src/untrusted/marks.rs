@@ -218,7 +218,7 @@ impl<'r> Marks<'r> {
         ends.contains(&real.len())
     }
 
-    /// Makes a diagnostic of a fault. `span` is where the text with the fault stands in the rendering.
+    /// Makes a diagnostic of a fault. `span` is the position of the text with the fault in the rendering.
     pub(super) fn diagnostic(
         &self,
         fault: &Fault,

@@ -4,7 +4,7 @@ use acrtask_template::Sources;
 
 use super::marks::{Marks, Piece};
 
-/// Why a value cannot be used where it is.
+/// Reason to refuse a value in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) sources: Sources,
@@ -186,7 +186,7 @@ impl Marks<'_> {
     }
 
     /// Checks an image reference: a value stays inside the part of the reference that it was written for.
-    /// It may name the registry if it is the whole reference, or is written where a registry stands.
+    /// A value may name the registry if it is the whole reference, or is written in place of the registry.
     pub(super) fn check_reference(&self, marked: &str, real: &str) -> Checked {
         let pieces = self.pieces(marked);
         if let [Piece::Value(number)] = pieces.as_slice() {
@@ -252,7 +252,7 @@ impl Marks<'_> {
         Ok(())
     }
 
-    /// A text that stands for a value whose characters were checked.
+    /// Returns a text in place of a value whose characters were checked.
     fn placeholder_text(&self, number: usize) -> String {
         self.values[number].text().replace(['@', ':'], "")
     }
