@@ -11,6 +11,7 @@
 mod lines;
 mod marks;
 mod rules;
+mod script;
 
 use std::{collections::BTreeMap, ops::Range};
 

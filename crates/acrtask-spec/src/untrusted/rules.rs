@@ -2,7 +2,10 @@
 
 use acrtask_template::Sources;
 
-use super::marks::{Marks, Piece};
+use super::{
+    marks::{Marks, Piece},
+    script,
+};
 
 /// Reason to refuse a value in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +170,7 @@ impl Marks<'_> {
                     self.fault(number, "it would decide which variable a script reads"),
                 ));
             }
-            if is_script && begins_command(&before) {
+            if is_script && script::begins_command(&before) {
                 return Err(as_variable(
                     self.fault(number, "it would be a command of a script"),
                 ));
@@ -267,23 +270,6 @@ fn as_variable(fault: Fault) -> Fault {
     } else {
         fault.help(hint)
     }
-}
-
-/// Words of a script that a command follows.
-const COMMAND_FOLLOWS: [&str; 17] = [
-    "if", "then", "elif", "else", "while", "until", "do", "exec", "eval", "command", "builtin",
-    "env", "sudo", "time", "nohup", "xargs", "source",
-];
-
-/// Returns `true` if a script expects a command after this text.
-fn begins_command(before: &str) -> bool {
-    let before = before.trim_end_matches([' ', '\t', '"', '\'']);
-    let last = before
-        .split([' ', '\t', '\n', ';', '&', '|', '('])
-        .next_back();
-    before.is_empty()
-        || last.is_some_and(|word| COMMAND_FOLLOWS.contains(&word))
-        || before.ends_with([';', '&', '|', '(', '{', '!', '`', '\n', '\r'])
 }
 
 fn names_registry(reference: &str) -> bool {

@@ -1,0 +1,229 @@
+//! Words of scripts: which of them a shell, or a program that it starts, would run as a command.
+//!
+//! The lists name programs by what they do with their arguments. A program that is in none of them gets its arguments as
+//! data, as the author of the script intends.
+
+use crate::cmd_line::is_script_flag;
+
+/// Words that a command follows at once. After an option of theirs, any word may be the command.
+const PREFIXES: [&str; 29] = [
+    "if",
+    "then",
+    "elif",
+    "else",
+    "while",
+    "until",
+    "do",
+    "exec",
+    "eval",
+    "command",
+    "builtin",
+    "env",
+    "sudo",
+    "doas",
+    "time",
+    "nohup",
+    "xargs",
+    "source",
+    ".",
+    "coproc",
+    "setsid",
+    "trap",
+    "setarch",
+    "linux64",
+    "linux32",
+    "catchsegv",
+    "fakeroot",
+    "strace",
+    "ltrace",
+];
+/// Programs that run some of their arguments as a command.
+const RUNNERS: [&str; 37] = [
+    "timeout",
+    "nice",
+    "ionice",
+    "chrt",
+    "taskset",
+    "stdbuf",
+    "unbuffer",
+    "chroot",
+    "unshare",
+    "nsenter",
+    "flock",
+    "watch",
+    "parallel",
+    "su",
+    "runuser",
+    "setpriv",
+    "capsh",
+    "gosu",
+    "su-exec",
+    "chpst",
+    "start-stop-daemon",
+    "systemd-run",
+    "prlimit",
+    "busybox",
+    "toybox",
+    "script",
+    "expect",
+    "ssh",
+    "entr",
+    "runcon",
+    "dbus-run-session",
+    "xvfb-run",
+    "tini",
+    "dumb-init",
+    "firejail",
+    "bwrap",
+    "at",
+];
+/// Programs whose first argument is a program or a file with one.
+const INTERPRETERS: [&str; 20] = [
+    "sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "pwsh", "python",
+    "python2", "python3", "perl", "ruby", "node", "php", "awk", "gawk",
+];
+/// Options of `find` that a command follows.
+const FIND_OPTIONS: [&str; 4] = ["-exec", "-execdir", "-ok", "-okdir"];
+
+/// Returns `true` if a word that begins after `before` may be run as a command, or decide which one is.
+pub(super) fn begins_command(before: &str) -> bool {
+    let quoted = before.trim_end_matches(['"', '\'']);
+    let text = quoted.trim_end_matches([' ', '\t', '"', '\'']);
+    let in_word = quoted.len() == text.len()
+        && text
+            .chars()
+            .next_back()
+            .is_some_and(|last| !is_separator(last));
+    if in_word {
+        // The author wrote the beginning of the word. What is left is a word such as `eval"`.
+        let last = text.split(|c: char| c.is_whitespace() || is_separator(c));
+        return last
+            .last()
+            .is_some_and(|word| PREFIXES.contains(&word) && word != ".");
+    }
+    let command = text.rsplit(is_separator).next().unwrap_or_default();
+    let words = command
+        .split_whitespace()
+        .map(|word| word.trim_matches(['"', '\'']));
+    takes_command(words)
+}
+
+fn is_separator(c: char) -> bool {
+    matches!(c, ';' | '&' | '|' | '(' | '{' | '!' | '`' | '\n' | '\r')
+}
+
+/// Returns `true` if a command may follow these words of one command.
+fn takes_command<'w>(words: impl Iterator<Item = &'w str>) -> bool {
+    let mut words = words.peekable();
+    loop {
+        let Some(word) = words.next() else {
+            return true;
+        };
+        let program = word.rsplit('/').next().unwrap_or(word);
+        // An option of a prefix may take an argument of its own.
+        if word.starts_with('-') || RUNNERS.contains(&program) {
+            return true;
+        }
+        if is_assignment(word) || PREFIXES.contains(&program) {
+            continue;
+        }
+        if program == "find" {
+            return words.any(|word| FIND_OPTIONS.contains(&word));
+        }
+        if !INTERPRETERS.contains(&program) {
+            return false;
+        }
+        let mut is_script = false;
+        while let Some(option) = words.next_if(|word| word.starts_with('-')) {
+            is_script |= is_script_flag(Some(option));
+        }
+        // The words of a script in a script are read as those of its first command.
+        if !is_script {
+            return words.next().is_none();
+        }
+    }
+}
+
+fn is_assignment(word: &str) -> bool {
+    word.split_once('=').is_some_and(|(name, _)| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_runs_words_at_the_place_of_a_command() {
+        for (before, expected) in [
+            ("", true),
+            ("echo ", false),
+            ("echo a; ", true),
+            ("echo a && ", true),
+            ("cat a | ", true),
+            ("x=$(", true),
+            ("if ", true),
+            ("if test -f ", false),
+            (". ", true),
+            ("source ", true),
+            ("A=1 B=2 ", true),
+            ("A=", false),
+            ("A=1 app ", false),
+            ("exec ", true),
+            ("exec app ", false),
+            ("exec -a ", true),
+            ("exec -a name ", true),
+            ("eval \"", true),
+            ("eval\"", true),
+            ("/usr/bin/env ", true),
+            ("env A=1 ", true),
+            ("env A=1 app ", false),
+            ("env -i ", true),
+            ("sudo app ", false),
+            ("sudo -u me ", true),
+            ("timeout 5 ", true),
+            ("timeout -s KILL 5 ", true),
+            ("/usr/bin/timeout 5 ", true),
+            ("nice -n 5 ", true),
+            ("setsid ", true),
+            ("ionice -c 3 ", true),
+            ("stdbuf -oL ", true),
+            ("nohup ", true),
+            ("time ", true),
+            ("time app ", false),
+            ("command ", true),
+            ("builtin ", true),
+            ("doas ", true),
+            ("chroot /x ", true),
+            ("unshare -r ", true),
+            ("flock /lock ", true),
+            ("watch ", true),
+            ("parallel ", true),
+            ("su -c ", true),
+            ("runuser -u me -- ", true),
+            ("start-stop-daemon -S -x ", true),
+            ("busybox ", true),
+            ("ssh host ", true),
+            ("xargs ", true),
+            ("xargs -n 1 ", true),
+            ("xargs echo ", false),
+            ("find . -name ", false),
+            ("find . -exec ", true),
+            ("sh ", true),
+            ("sh -x ", true),
+            ("sh run.sh ", false),
+            ("bash -c \"", true),
+            ("bash -c \"timeout 5 ", true),
+            ("bash -c \"echo ", false),
+            ("python3 -m ", true),
+            ("python3 app.py ", false),
+            ("app --tag ", false),
+            ("app --tag=", false),
+            ("app \"", false),
+            ("app-", false),
+        ] {
+            assert_eq!(begins_command(before), expected, "{before:?}");
+        }
+    }
+}
