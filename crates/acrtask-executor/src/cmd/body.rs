@@ -183,6 +183,18 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
             },
         )])),
     });
+    if mode == "host"
+        && let Some(name) = host
+            .sysctls
+            .iter()
+            .flatten()
+            .map(|(name, _)| name)
+            .find(|n| n.starts_with("net."))
+    {
+        return Err(format!(
+            "`--sysctl {name}` would change the network of the machine, which the container shares with `--network host`"
+        ));
+    }
     host.network_mode = Some(mode);
 
     let detach = options.detach || line.flags.detach;

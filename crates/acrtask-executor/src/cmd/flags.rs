@@ -91,6 +91,12 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
         }
         "sysctl" => {
             let (key, value) = pair(name, value)?;
+            if !is_namespaced(&key) {
+                return Err(format!(
+                    "`--sysctl {key}` would change the whole machine; a container has its own `net.*`, `kernel.shm*`, \
+                     `kernel.msg*`, `kernel.sem` and `fs.mqueue.*` alone"
+                ));
+            }
             host.sysctls.get_or_insert_default().insert(key, value);
         }
         "ulimit" => {
@@ -242,6 +248,30 @@ fn ulimit(value: &str) -> Result<ResourcesUlimits, String> {
         soft: Some(soft.parse().map_err(|_| error())?),
         hard: Some(hard.parse().map_err(|_| error())?),
     })
+}
+
+/// Returns `true` for a setting of the kernel that each container has for itself. Docker lists the same ones. The engine
+/// refuses `net.*` in a container on the machine's network.
+fn is_namespaced(sysctl: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let of_ipc = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let begins = |start: &str| {
+        sysctl
+            .strip_prefix(start)
+            .is_some_and(|rest| !rest.is_empty())
+    };
+    sysctl.chars().all(is_name)
+        && !sysctl.contains("..")
+        && (of_ipc.contains(&sysctl) || begins("net.") || begins("fs.mqueue."))
 }
 
 /// The engine's default weight of a container's CPU time. More would take CPU time from other containers.

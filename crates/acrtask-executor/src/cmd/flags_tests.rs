@@ -230,6 +230,44 @@ fn a_way_out_needs_the_operator() {
 }
 
 #[test]
+fn sysctls_of_the_container_alone() {
+    for name in [
+        "net.core.somaxconn",
+        "net.ipv4.ip_unprivileged_port_start",
+        "kernel.shmmax",
+        "kernel.shm_rmid_forced",
+        "kernel.msgmnb",
+        "kernel.sem",
+        "fs.mqueue.msg_max",
+    ] {
+        let made = made(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap();
+        let host = made.body.host_config.unwrap();
+        assert_eq!(host.sysctls.unwrap()[name], "1");
+    }
+    for name in [
+        "kernel.core_pattern",
+        "kernel.hostname",
+        "kernel.shmx",
+        "vm.overcommit_memory",
+        "fs.file-max",
+        "net/ipv4/ip_forward",
+        "net..core",
+        "net.",
+        "netx",
+    ] {
+        let why = made(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap_err();
+        assert!(why.contains("the whole machine"), "{name}: {why}");
+    }
+    let allow = Allow {
+        host_network: true,
+        ..Allow::default()
+    };
+    let line = "--network host --sysctl net.core.somaxconn=1 alpine";
+    let why = made(line, allow).unwrap_err();
+    assert!(why.contains("`--network host`"), "{why}");
+}
+
+#[test]
 fn networks_that_are_none_of_the_runs() {
     let mode = |line: &str| {
         let allow = Allow {

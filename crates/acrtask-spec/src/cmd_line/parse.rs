@@ -31,7 +31,7 @@ const TOOLS: [&str; 30] = [
 ];
 
 /// `docker run`.
-const RUN_FLAGS: [Flag; 94] = [
+const RUN_FLAGS: [Flag; 95] = [
     value("add-host"),
     value("annotation"),
     value("attach").or('a'),
@@ -120,6 +120,7 @@ const RUN_FLAGS: [Flag; 94] = [
     value("stop-timeout"),
     switch("sig-proxy"),
     value("storage-opt"),
+    value("sysctl"),
     value("tmpfs"),
     switch("tty").or('t'),
     value("ulimit"),
