@@ -25,6 +25,22 @@ pub enum RunGroup {
 }
 
 impl RunGroup {
+    /// Checks the parts of a name between slashes, as patterns of tokens read them.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn check_name(name: &str) -> std::result::Result<(), String> {
+        match name
+            .split('/')
+            .find(|part| matches!(part.trim(), "" | "." | ".."))
+        {
+            None => Ok(()),
+            Some(part) => Err(format!(
+                "`{name}` has the part `{part}`; write parts such as `team/deploy`, without empty ones, `.` and `..`"
+            )),
+        }
+    }
+
     /// Returns the text of the column `group_name`.
     pub(crate) fn key(&self) -> String {
         match self {
@@ -105,6 +121,33 @@ pub(crate) fn membership(new: &NewRun) -> Option<Membership> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_a_name_name_no_other_group() {
+        for name in [
+            "deploy",
+            "team/deploy",
+            "a b",
+            "team/..x",
+            "v1.2",
+            "team/a.b",
+        ] {
+            assert_eq!(RunGroup::check_name(name), Ok(()), "{name}");
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "team/../prod",
+            "team/./x",
+            "team//x",
+            "/x",
+            "x/",
+            "team/.. /prod",
+        ] {
+            assert!(RunGroup::check_name(name).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn no_chosen_name_is_a_group_of_the_server() {

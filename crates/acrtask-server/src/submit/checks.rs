@@ -11,6 +11,7 @@ use acrtask_api::{
     spec::{BuildSpec, ContextSource, RunSpec, Work},
     task::{QueueOptions, TaskDefinition},
 };
+use acrtask_store::RunGroup;
 
 /// Longest name of a task.
 const MAX_NAME: usize = 100;
@@ -245,6 +246,8 @@ pub(super) fn check_queue(queue: &QueueOptions, problems: &mut Problems) {
             problems.add(format!(
                 "`queue.concurrency.group` must have 1 to {MAX_NAME} characters"
             ));
+        } else if let Some(Err(reason)) = concurrency.group.as_deref().map(RunGroup::check_name) {
+            problems.add(format!("`queue.concurrency.group`: {reason}"));
         }
     }
 }
