@@ -128,6 +128,20 @@ impl std::fmt::Display for BuildFailure {
 
 /// Part of a builder's message on a source that the request's rules refuse.
 const DENIED: &str = "denied by policy";
+const DENIED_IMAGE_HELP: &str = "a runner's builds use images that their registry gives the run's own login; name the image in the \
+                                 Dockerfile, with a registry that can be reached";
+const IMAGE_SCHEME: &str = "docker-image://";
+/// Messages of a builder that could not start the container of a `RUN`.
+const START_FAULTS: [&str; 2] = [
+    "unable to start container process",
+    "OCI runtime create failed",
+];
+/// Causes in them that the build has no part in.
+const START_CAUSES: [&str; 3] = [
+    "read init-p: connection reset by peer",
+    "read init-p: EOF",
+    "resource temporarily unavailable",
+];
 const DENIED_HELP: &str = "builds fetch from public addresses alone, written with a full host name; an operator who trusts the task \
                            allows others with `--allow-private-addresses`";
 
@@ -144,9 +158,33 @@ impl BuildError {
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
+            Self::Failed(_) if self.denied_image().is_some() => Some(DENIED_IMAGE_HELP),
             Self::Failed(failure) if failure.message.contains(DENIED) => Some(DENIED_HELP),
             _ => None,
         }
+    }
+
+    /// Returns the image that the request does not allow the build to use, by the builder's name for it.
+    pub fn denied_image(&self) -> Option<&str> {
+        let Self::Failed(failure) = self else {
+            return None;
+        };
+        let (before, _) = failure.message.split_once(DENIED)?;
+        let (_, image) = before.rsplit_once(IMAGE_SCHEME)?;
+        Some(image.trim_end_matches(['"', '\'', ' ', ':', '\\']))
+    }
+
+    /// Returns `true` if the builder itself failed, under load as a rule, and the same build may succeed.
+    pub fn is_builder_fault(&self) -> bool {
+        // With an exit code, the command of a `RUN` ran.
+        let Self::Failed(failure) = self else {
+            return false;
+        };
+        let message = failure.message.as_str();
+        let is_start = START_FAULTS.iter().any(|start| message.contains(start));
+        failure.exit_code.is_none()
+            && is_start
+            && START_CAUSES.iter().any(|cause| message.contains(cause))
     }
 
     /// Reads a failed `Solve`.
@@ -433,6 +471,35 @@ mod tests {
             clean_message("rpc error: code = odd"),
             "rpc error: code = odd"
         );
+    }
+
+    #[test]
+    fn faults_of_the_builder_are_not_those_of_the_build() {
+        for (message, expected) in [
+            (
+                "process \"/bin/sh -c true\" did not complete successfully: runc run failed: unable to start container \
+                 process: waiting for init preliminary setup: read init-p: connection reset by peer",
+                true,
+            ),
+            (
+                "OCI runtime create failed: fork/exec: resource temporarily unavailable: unknown",
+                true,
+            ),
+            (
+                "runc run failed: unable to start container process: exec: \"/bin/sh\": no such file or directory",
+                false,
+            ),
+            (
+                "process \"echo OCI runtime create failed: resource temporarily unavailable\" did not complete \
+                 successfully: exit code: 1",
+                false,
+            ),
+            ("resource temporarily unavailable", false),
+        ] {
+            let error =
+                BuildError::from_status(status(message, &[]), "e", &HelperImages::default());
+            assert_eq!(error.is_builder_fault(), expected, "{message}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub(crate) const CONTEXT: &str = "context";
 /// The name under which it asks for the Dockerfile.
 pub(crate) const DOCKERFILE: &str = "dockerfile";
 /// The scanner that BuildKit uses when none is named.
-const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
+/// The image that writes SBOMs where a build names no other one.
+pub const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
 const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 const HOST_GATEWAY: &str = "host-gateway";
 /// The build argument that BuildKit puts before the id of each cache mount.
@@ -428,11 +429,13 @@ fn without_digest(reference: &str) -> &str {
     reference.split('@').next().unwrap_or(reference)
 }
 
-/// The rules for addresses, and a policy that turns each pinned reference into one with its digest. An engine's BuildKit applies policies only after it has
-/// resolved the tag, when no reference matches any more; there pins are named contexts too, which come before everything.
+/// Returns the rules for images and addresses, and a policy that turns each pinned reference into one with its digest.
+/// An engine's BuildKit applies policies only after it has resolved the tag, when no reference matches any more; there
+/// pins are named contexts too, which come before everything.
 pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Policy> {
-    let addresses = sources::rules(request.sources);
-    if request.pins.is_empty() && addresses.is_empty() {
+    let mut rules = sources::image_rules(&request.images);
+    rules.extend(sources::rules(request.sources));
+    if request.pins.is_empty() && rules.is_empty() {
         return None;
     }
     let pins = request.pins.iter().map(|pin| {
@@ -452,7 +455,7 @@ pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Poli
     });
     Some(sourcepolicy::Policy {
         version: 1,
-        rules: addresses.into_iter().chain(pins).collect(),
+        rules: rules.into_iter().chain(pins).collect(),
     })
 }
 

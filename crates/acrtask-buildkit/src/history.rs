@@ -98,7 +98,7 @@ fn provenance_blobs(record: &BuildHistoryRecord) -> Vec<&Descriptor> {
 }
 
 async fn read_blob(channel: &Channel, digest: &str) -> Result<Vec<u8>, HistoryError> {
-    let mut pieces = content::open(channel, digest).await?;
+    let mut pieces = content::open(channel, digest, 0, 0).await?;
     let mut blob = Vec::new();
     while let Some(piece) = pieces.message().await? {
         if blob.len() + piece.data.len() > MAX_PROVENANCE {

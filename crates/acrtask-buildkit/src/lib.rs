@@ -51,7 +51,7 @@ pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{BuildError, BuildFailure, ConnectError};
 pub use excerpt::SourceExcerpt;
 pub use filesync::{BadPattern, PatternSet};
-pub use frontend::familiar;
+pub use frontend::{DEFAULT_SCANNER, familiar};
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
 pub use request::{
     BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,
@@ -61,7 +61,7 @@ pub use session::{
     Anonymous, BuildSecret, Credentials, MAX_SECRET_BYTES, RegistryCredential, SecretError,
     SecretSource, SshSource, registry_key,
 };
-pub use sources::SourceAddresses;
+pub use sources::{AllowedImage, SourceAddresses, SourceImages};
 pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
 
 /// Returns a namespace that no other build has: for one that publishes how it was built.

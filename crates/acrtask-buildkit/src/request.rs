@@ -9,8 +9,8 @@ use std::sync::Arc;
 use acrtask_model::{CacheNamespace, Secret};
 use tokio::io::AsyncWrite;
 
-use crate::SourceAddresses;
 use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
+use crate::{SourceAddresses, SourceImages};
 
 /// Request for a build. Start from [`BuildRequest::new`] and set the fields that differ.
 pub struct BuildRequest {
@@ -64,6 +64,8 @@ pub struct BuildRequest {
     pub cache_namespaces: Option<CacheNamespaces>,
     /// Addresses of files that the builder may fetch.
     pub sources: SourceAddresses,
+    /// Images that the build may use.
+    pub images: SourceImages,
     /// Credentials for registries.
     pub credentials: Arc<dyn Credentials>,
     /// Key of a context that is synchronized repeatedly. With the same key, only changes are
@@ -100,6 +102,7 @@ impl BuildRequest {
             exports: Vec::new(),
             cache_namespaces: None,
             sources: SourceAddresses::default(),
+            images: SourceImages::default(),
             credentials: Arc::new(Anonymous),
             shared_key: None,
         }

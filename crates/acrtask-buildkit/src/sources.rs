@@ -18,6 +18,44 @@ pub enum SourceAddresses {
     PublicOnly,
 }
 
+/// Images that a build may use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SourceImages {
+    /// All that the builder finds.
+    #[default]
+    Any,
+    /// These alone. The builder refuses the others, those that only its frontend knows included.
+    Only(Vec<AllowedImage>),
+}
+
+/// An image that a build may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedImage {
+    /// Registry and repository: `docker.io/library/busybox`.
+    pub name: String,
+    /// `sha256:…`. `None`: every image of the repository.
+    pub digest: Option<String>,
+}
+
+/// Returns the rules for images. They come before those of [`rules`], so that an allowed image may still be refused.
+pub(crate) fn image_rules(images: &SourceImages) -> Vec<Rule> {
+    let SourceImages::Only(images) = images else {
+        return Vec::new();
+    };
+    let allowed = images.iter().map(|image| {
+        let end = match &image.digest {
+            Some(digest) => format!("@{}$", regex::escape(digest)),
+            None => "(@|$)".to_owned(),
+        };
+        let name = regex::escape(&image.name);
+        let pattern = format!("^docker-image://{name}(:[^@/]*)?{end}");
+        rule(PolicyAction::Allow, &pattern, None)
+    });
+    std::iter::once(rule(PolicyAction::Deny, "^docker-image://", None))
+        .chain(allowed)
+        .collect()
+}
+
 /// The attribute of a git source that holds its whole URL. The identifier may say something else.
 const GIT_URL: &str = "git.fullurl";
 
@@ -245,6 +283,47 @@ mod tests {
         ] {
             assert!(!is_allowed("git://github.com/a/b.git", other), "{other}");
         }
+    }
+
+    #[test]
+    fn images_outside_of_the_list_are_refused() {
+        let digest = |c: &str| format!("sha256:{}", c.repeat(64));
+        let images = SourceImages::Only(vec![
+            AllowedImage {
+                name: "r.io/a.b/x".into(),
+                digest: Some(digest("a")),
+            },
+            AllowedImage {
+                name: "127.0.0.1:0/run/r1-00".into(),
+                digest: None,
+            },
+        ]);
+        let rules = image_rules(&images);
+        let is_allowed = |identifier: &str| {
+            let matching = rules.iter().rfind(|rule| {
+                let selector = rule.selector.as_ref().unwrap();
+                let pattern = Regex::new(&selector.identifier).unwrap();
+                pattern.is_match(identifier)
+            });
+            matching.is_none_or(|rule| rule.action == i32::from(PolicyAction::Allow))
+        };
+        for (image, allowed) in [
+            (format!("r.io/a.b/x@{}", digest("a")), true),
+            (format!("r.io/a.b/x:1@{}", digest("a")), true),
+            ("127.0.0.1:0/run/r1-00:3".to_owned(), true),
+            (format!("127.0.0.1:0/run/r1-00:3@{}", digest("b")), true),
+            (format!("r.io/a.b/x:1@{}", digest("b")), false),
+            ("r.io/a.b/x:1".to_owned(), false),
+            (format!("r.io/aXb/x@{}", digest("a")), false),
+            (format!("evil.io/r.io/a.b/x@{}", digest("a")), false),
+            (format!("r.io/a.b/x/y@{}", digest("a")), false),
+            ("127.0.0.1:0/run/r1-001:3".to_owned(), false),
+        ] {
+            let identifier = format!("docker-image://{image}");
+            assert_eq!(is_allowed(&identifier), allowed, "{image}");
+        }
+        assert!(is_allowed("https://example.com/a"));
+        assert!(image_rules(&SourceImages::Any).is_empty());
     }
 
     #[test]

@@ -295,7 +295,7 @@ const RATE_TIME: Duration = Duration::from_secs(60);
 const RATE_BYTES: u64 = 60_000;
 
 /// The stream of a response's body that ends in an error unless it has `digest`.
-fn verified(
+pub(crate) fn verified(
     response: Response,
     digest: Digest,
     limit: u64,

@@ -10,8 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use acrtask_model::{Secret, reference::DOCKER_HUB};
+use acrtask_model::{Digest, Secret, reference::DOCKER_HUB};
 use docker_credential::{CredentialRetrievalError, DockerCredential};
+
+use crate::manifest::Hasher;
 
 /// What a registry wants to know.
 #[derive(Debug, Clone)]
@@ -28,6 +30,20 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// Returns a digest that only the same login has.
+    pub fn fingerprint(&self) -> Digest {
+        let (kind, username, secret) = match self {
+            Self::Password { username, password } => ("password", username.as_str(), password),
+            Self::IdentityToken(token) => ("token", "", token),
+        };
+        let mut hasher = Hasher::sha256();
+        for part in [kind, username, secret.expose()] {
+            hasher.update(&(part.len() as u64).to_be_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.finish()
+    }
+
     /// Returns `true` if both are the same login.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {

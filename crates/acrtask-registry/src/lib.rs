@@ -24,6 +24,7 @@ mod login;
 mod look;
 pub mod manifest;
 pub mod net;
+mod range;
 mod tags;
 mod transport;
 
@@ -36,4 +37,5 @@ pub use login::Greeting;
 pub use look::{Allowance, Look, Looked};
 pub use manifest::{Descriptor, Image, Index, Manifest, ManifestBody, Platform};
 pub use net::{AddressPolicy, install_crypto_provider};
+pub use range::BlobPart;
 pub use tags::{NextTags, TagPage};

@@ -255,8 +255,12 @@ impl Hasher {
         if digest.as_str().starts_with("sha512:") {
             Self::Sha512(sha2::Digest::new())
         } else {
-            Self::Sha256(sha2::Digest::new())
+            Self::sha256()
         }
+    }
+
+    pub(crate) fn sha256() -> Self {
+        Self::Sha256(sha2::Digest::new())
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {

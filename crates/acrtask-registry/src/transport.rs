@@ -72,6 +72,8 @@ pub(crate) struct How<'a> {
     pub(crate) tries: u32,
     /// What the caller has already: where that is what there is, the answer is 304, which is a success then.
     pub(crate) etag: Option<&'a str>,
+    /// The first byte to send, and how many.
+    pub(crate) range: Option<(u64, u64)>,
     /// Who named the URL of the call.
     pub(crate) named_by: NamedBy,
 }
@@ -81,6 +83,7 @@ impl Default for How<'_> {
         Self {
             tries: MAX_TRIES,
             etag: None,
+            range: None,
             named_by: NamedBy::Caller,
         }
     }
@@ -291,6 +294,10 @@ impl Transport {
             let mut request = self.request(clients, call, &url, grant);
             if let Some(etag) = how.etag {
                 request = request.header(header::IF_NONE_MATCH, etag);
+            }
+            if let Some((first, length)) = how.range {
+                let last = first.saturating_add(length.saturating_sub(1));
+                request = request.header(header::RANGE, format!("bytes={first}-{last}"));
             }
             let sent = match &call.body {
                 Body::Stream(_, _, pace) => pace

@@ -1,9 +1,12 @@
 //! Endpoints, contexts and short ways to build.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use acrtask_buildkit::*;
+use futures::FutureExt as _;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) struct Site {
     pub(crate) client: Client,
     pub(crate) registry: String,
+    /// A build failed through a fault of the builder itself.
+    faulty: AtomicBool,
 }
 
 pub(crate) struct Built {
@@ -76,6 +81,9 @@ impl Site {
         let (result, events) = tokio::time::timeout(DEADLINE, both)
             .await
             .expect("a build must end in time");
+        if result.as_ref().is_err_and(BuildError::is_builder_fault) {
+            self.faulty.store(true, Ordering::Relaxed);
+        }
         Built { result, events }
     }
 
@@ -107,7 +115,8 @@ pub(crate) async fn on_each(test: impl AsyncFn(&Site)) {
     match engine {
         Ok(host) => {
             let url = host.replace("unix://", "docker://");
-            test(&site(Endpoint::parse(&url).expect("an engine's address")).await).await;
+            let endpoint = Endpoint::parse(&url).expect("an engine's address");
+            attempt(&site(endpoint).await, &test).await;
         }
         Err(_) if std::env::var("ACRTASK_TEST_SKIP_ENGINE").as_deref() == Ok("1") => {
             println!("skipped: no engine")
@@ -122,9 +131,22 @@ pub(crate) async fn on_each(test: impl AsyncFn(&Site)) {
             if let Ok(folder) = std::env::var("ACRTASK_TEST_BUILDKITD_TLS") {
                 endpoint = endpoint.with_tls(TlsFiles::in_folder(folder));
             }
-            test(&site(endpoint).await).await;
+            attempt(&site(endpoint).await, &test).await;
         }
         Err(_) => println!("skipped: no separate buildkitd (ACRTASK_TEST_BUILDKITD)"),
+    }
+}
+
+/// Runs the test, and repeats it once after a fault of the builder itself.
+async fn attempt(site: &Site, test: &impl AsyncFn(&Site)) {
+    let first = AssertUnwindSafe(test(site)).catch_unwind().await;
+    match first {
+        Ok(()) => {}
+        Err(_) if site.faulty.load(Ordering::Relaxed) => {
+            println!("repeating the test: the builder could not start a container");
+            test(site).await;
+        }
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
@@ -134,5 +156,9 @@ async fn site(endpoint: Endpoint) -> Site {
     let client = Client::connect(endpoint)
         .await
         .expect("the endpoint answers");
-    Site { client, registry }
+    Site {
+        client,
+        registry,
+        faulty: AtomicBool::new(false),
+    }
 }
