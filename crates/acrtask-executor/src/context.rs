@@ -20,8 +20,10 @@ use crate::{
     cmd::body::pairs,
     engine::{Engine, Labels},
     error::EngineError,
-    images::{Images, Origin, OwnNames},
+    image_names::OwnNames,
+    images::{Images, Origin},
     output::{Events, StepOutput, lock},
+    possession::Proofs,
     workspace::Workspace,
 };
 
@@ -49,6 +51,8 @@ pub(crate) struct RunContext {
     pub(crate) patterns: Patterns,
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) images: Images,
+    /// Images that runs of this process may read.
+    pub(crate) proofs: Arc<Proofs>,
     /// The names of the run's images in the engine.
     pub(crate) image_names: OwnNames,
     pub(crate) recipes: Recipes,
@@ -93,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) builder: Builder,
     pub(crate) registry: Registry,
+    pub(crate) proofs: Arc<Proofs>,
     pub(crate) labels: Labels,
     pub(crate) events: Events,
     pub(crate) patterns: Patterns,
@@ -141,6 +146,7 @@ impl RunContext {
             patterns: parts.patterns,
             workspace: parts.workspace,
             images: Images::default(),
+            proofs: parts.proofs,
             recipes: Recipes::default(),
             stdin: parts.stdin,
             no_push: parts.no_push,

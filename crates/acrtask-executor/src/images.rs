@@ -2,9 +2,10 @@
 //!
 //! Invariants:
 //! - A name of the engine is never evidence of what an image is. What a run builds has a name in the engine that no task
-//!   can use ([`OwnNames`]), and is used by its digest.
+//!   can use ([`crate::image_names`]), and is used by its digest.
 //! - A name that the run did not build is resolved in its registry with the run's own login, once, and used by digest.
 //!   So an image that another run pulled is out of reach of a run whose login may not read it.
+//! - A registry's word for a digest proves nothing ([`possession`]): at a runner it has to send the content as well.
 //! - Only on one's own machine ([`crate::Options::own_machine`]) the engine's own image is used where the registry does
 //!   not have it.
 //!
@@ -13,11 +14,7 @@
 
 use std::{
     collections::HashMap,
-    io::Write as _,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -29,19 +26,14 @@ use crate::{
     context::{RunContext, StepContext},
     engine::Engine,
     error::chain,
+    image_names::{OWN_REGISTRY, check_name},
     output::lock,
-    scope::RunScope,
+    possession::{self, Missing, Platforms, Proven, Store},
     steps,
-    workspace::Scratch,
 };
 
-/// The registry of the names that images of runs have in the engine. No registry can have the port 0: a connection to
-/// it is refused at once, after which an engine's BuildKit takes the image from the engine.
-const OWN_REGISTRY: &str = "127.0.0.1:0";
 /// Longest wait for a registry before the engine of one's own machine is used instead.
 const OWN_MACHINE_PATIENCE: Duration = Duration::from_secs(10);
-/// The file of a scratch folder that lists the names that a run has in the engine, one in each line.
-pub(crate) const NAMES_FILE: &str = "images";
 
 /// An image that belongs to a run.
 #[derive(Debug)]
@@ -213,102 +205,6 @@ impl Images {
     }
 }
 
-/// The names of a run's images in the engine. They keep the images there until the run has ended, and lead to them
-/// for no task: [`check_name`] refuses the registry. A list of them in a scratch folder is for the next start of the
-/// program, which removes the images of a killed run.
-#[derive(Debug)]
-pub(crate) struct OwnNames {
-    /// The repository. Part of it is random, so that no other run can name it.
-    repository: String,
-    next: AtomicU32,
-    listed: Mutex<Option<Listed>>,
-}
-
-#[derive(Debug)]
-struct Listed {
-    folder: Scratch,
-    names: Vec<ImageRef>,
-}
-
-impl OwnNames {
-    pub(crate) fn new(scope: &RunScope) -> Self {
-        Self {
-            repository: format!("{OWN_REGISTRY}/run/{scope}-{:032x}", rand::random::<u128>()),
-            next: AtomicU32::new(1),
-            listed: Mutex::default(),
-        }
-    }
-
-    /// Returns a new name, which is listed before the engine has it.
-    pub(crate) fn next(
-        &self,
-        scratch: impl FnOnce() -> Result<Scratch, String>,
-    ) -> Result<ImageRef, String> {
-        let serial = self.next.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}:{serial}", self.repository);
-        let name: ImageRef = name.parse().map_err(|error| chain(&error))?;
-        let mut listed = lock(&self.listed);
-        let listed = match &mut *listed {
-            Some(listed) => listed,
-            none => none.insert(Listed {
-                folder: scratch()?,
-                names: Vec::new(),
-            }),
-        };
-        let path = listed.folder.path().join(NAMES_FILE);
-        let file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&path);
-        file.and_then(|mut file| writeln!(file, "{name}"))
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        listed.names.push(name.clone());
-        Ok(name)
-    }
-
-    /// Returns a text without the names that the engine has.
-    pub(crate) fn hide<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
-        if text.contains(&self.repository) {
-            text.replace(&self.repository, "this run").into()
-        } else {
-            text.into()
-        }
-    }
-
-    /// Removes the run's images from the engine. What cannot be removed now stays listed for the next start.
-    pub(crate) async fn remove(&self, engine: &Engine) {
-        let Some(listed) = lock(&self.listed).take() else {
-            return;
-        };
-        let mut left = false;
-        for name in &listed.names {
-            if let Err(error) = engine.remove_image(&name.to_string()).await {
-                tracing::warn!(image = %name, error = %chain(&error), "could not remove an image of a run");
-                left = true;
-            }
-        }
-        if left {
-            listed.folder.leave();
-        }
-    }
-}
-
-/// Refuses names that no registry can have: those that images of runs have in the engine.
-pub(crate) fn check_name(name: &ImageRef) -> Result<(), String> {
-    let port = name.registry().rsplit(':').next().unwrap_or_default();
-    if port.parse() == Ok(0_u16) {
-        return Err(format!(
-            "{name}: no registry has the port 0; name an image of this run as the step that built it did"
-        ));
-    }
-    Ok(())
-}
-
-/// Returns `true` for a name that an image of a run has in the engine.
-pub(crate) fn is_own_name(name: &str) -> bool {
-    name.starts_with(&format!("{OWN_REGISTRY}/run/"))
-}
-
 /// Returns what a complete name means that the run did not build. A registry is asked once for each name; `again`
 /// asks it again.
 pub(crate) async fn resolve(
@@ -423,13 +319,50 @@ pub(crate) async fn pull(
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
         };
         let Err(error) = pulled else {
-            return hide_pulled(&ctx.run, image).await;
+            let proven = prove_pulled(&ctx.run, image, platform).await;
+            // Refused, too, it loses the name.
+            hide_pulled(&ctx.run, image).await?;
+            return proven;
         };
         let why = chain(&error);
         if attempt > options.download_retries {
             return Err(why);
         }
         again(ctx, why).await?;
+    }
+}
+
+/// Returns the platforms of an index that a container may use.
+fn platforms_to_run(run: &RunContext, platform: Option<&str>) -> Platforms {
+    let own = run.engine.facts.platform.as_str();
+    Platforms::Only(vec![platform.unwrap_or(own).to_owned()])
+}
+
+/// Proves that the run may read an image that the engine has pulled for it. The engine may have taken content from its
+/// own store.
+async fn prove_pulled(
+    run: &RunContext,
+    image: &ImageRef,
+    platform: Option<&str>,
+) -> Result<(), String> {
+    let platforms = platforms_to_run(run, platform);
+    possession::prove(run, image, platforms, Store::Engine, Missing::Read)
+        .await
+        .map(drop)
+}
+
+/// Proves that the run may read an image before a container uses it, and pulls what the engine does not have.
+pub(crate) async fn prove_or_pull(
+    ctx: &StepContext,
+    image: &ImageRef,
+    platform: Option<&str>,
+    pulls: bool,
+) -> Result<(), String> {
+    let platforms = platforms_to_run(&ctx.run, platform);
+    let missing = if pulls { Missing::Leave } else { Missing::Read };
+    match possession::prove(&ctx.run, image, platforms, Store::Engine, missing).await? {
+        Proven::Whole => Ok(()),
+        Proven::Partly => pull(ctx, image, platform).await,
     }
 }
 
@@ -482,19 +415,6 @@ async fn again(ctx: &StepContext, why: String) -> Result<(), String> {
     }
 }
 
-/// Removes the images that the list of a dead process' scratch folder names.
-pub(crate) async fn remove_listed(engine: &Engine, list: &str) {
-    for name in list.lines().filter(|name| is_own_name(name)) {
-        let valid = name.parse::<ImageRef>();
-        let Ok(name) = valid.map(|name| name.to_string()) else {
-            continue;
-        };
-        if let Err(error) = engine.remove_image(&name).await {
-            tracing::debug!(image = name, error = %chain(&error), "left behind by a run that was killed");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -543,41 +463,5 @@ mod tests {
         );
         assert_eq!(found("r.io/x"), None);
         assert_eq!(found("not a name"), None);
-    }
-
-    #[test]
-    fn names_of_the_engine_cannot_be_used_by_tasks() {
-        for name in [
-            "127.0.0.1:0/run/r1:1",
-            "127.0.0.1:00/run/r1:1",
-            "localhost:0/run/r1",
-            "[::1]:0/run/r1",
-        ] {
-            let name: ImageRef = name.parse().unwrap();
-            assert!(check_name(&name).is_err(), "{name}");
-        }
-        assert!(check_name(&"127.0.0.1:10/run/r1".parse().unwrap()).is_ok());
-    }
-
-    #[test]
-    fn engine_names_are_listed_until_they_are_removed() {
-        let root = tempfile::tempdir().unwrap();
-        let scope: RunScope = "r1.a2".parse().unwrap();
-        let names = OwnNames::new(&scope);
-        let owner = crate::owner::Owner::this_process();
-        let scratch = || Scratch::new(root.path(), &scope, &owner).map_err(|error| chain(&error));
-        let first = names.next(scratch).unwrap();
-        let second = names.next(|| Err("there is a folder".into())).unwrap();
-        let (repository, serial) = (first.name(), first.tag());
-        assert!(
-            repository.starts_with("127.0.0.1:0/run/r1.a2-"),
-            "{repository}"
-        );
-        assert_eq!((repository.len(), serial), (54, Some("1")));
-        assert_ne!(OwnNames::new(&scope).repository, repository);
-        let folder = std::fs::read_dir(root.path()).unwrap().next().unwrap();
-        let list = folder.unwrap().path().join("files").join(NAMES_FILE);
-        let listed = std::fs::read_to_string(list).unwrap();
-        assert_eq!(listed, format!("{first}\n{second}\n"));
     }
 }

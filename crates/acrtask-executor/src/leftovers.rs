@@ -11,7 +11,7 @@ use std::{
 use crate::{
     context::remove_all,
     engine::{Engine, Labels, label_filter},
-    images::{NAMES_FILE, remove_listed},
+    image_names::{NAMES_FILE, remove_listed},
     owner::{Judgement, OWNER_LABEL, Owner, RUN_LABEL, is_kept},
     scope::RunScope,
     workspace::{OWNER_FILE, SCRATCH_PREFIX, keeper_image},
@@ -57,16 +57,21 @@ pub(crate) async fn remove(engine: &Engine, me: &Owner, scratch_root: &Path) -> 
             tracing::debug!(%run, thing, "left behind by a run that was killed");
         }
     }
+    // A folder whose images are not all gone stays, because it lists them.
+    let mut done = Vec::new();
     for folder in dead_folders(scratch_root, me) {
-        let list = folder.join("files").join(NAMES_FILE);
-        if let Ok(list) = tokio::fs::read_to_string(list).await {
-            remove_listed(engine, &list).await;
+        let list = tokio::fs::read_to_string(folder.join("files").join(NAMES_FILE)).await;
+        let is_done = match list {
+            Ok(list) => remove_listed(engine, &list).await,
+            Err(_) => true,
+        };
+        if is_done {
+            done.push(folder);
         }
     }
     let root = scratch_root.to_owned();
-    let me = me.clone();
     let folders = tokio::task::spawn_blocking(move || {
-        let mut removed = remove_folders(&root, &me);
+        let mut removed = remove_folders(done);
         let fetched = acrtask_source::remove_leftovers(&root);
         removed.extend(
             fetched
@@ -103,13 +108,14 @@ fn dead_folders(root: &Path, me: &Owner) -> Vec<PathBuf> {
     .collect()
 }
 
-fn remove_folders(root: &Path, me: &Owner) -> Vec<String> {
-    let dead = dead_folders(root, me).into_iter();
-    dead.filter_map(|folder| {
-        std::fs::remove_dir_all(&folder).ok()?;
-        Some(format!("folder {}", folder.display()))
-    })
-    .collect()
+fn remove_folders(folders: Vec<PathBuf>) -> Vec<String> {
+    folders
+        .into_iter()
+        .filter_map(|folder| {
+            std::fs::remove_dir_all(&folder).ok()?;
+            Some(format!("folder {}", folder.display()))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -129,7 +135,7 @@ mod tests {
         let dead: Owner = label.parse().unwrap();
         let theirs = Scratch::new(root.path(), &"r2".parse().unwrap(), &dead).unwrap();
         std::fs::create_dir(root.path().join("acrtask-run-without-owner")).unwrap();
-        let removed = remove_folders(root.path(), &me);
+        let removed = remove_folders(dead_folders(root.path(), &me));
         assert_eq!(removed.len(), 1, "{removed:?}");
         assert!(removed[0].contains("acrtask-run-r2-"));
         assert!(mine.path().exists());

@@ -21,11 +21,13 @@ mod engine;
 mod error;
 mod fence;
 mod graph;
+mod image_names;
 mod images;
 mod leftovers;
 mod output;
 pub mod owner;
 mod policy;
+mod possession;
 mod run;
 mod scope;
 mod steps;
@@ -258,6 +260,9 @@ pub struct Base {
     pub evidence: Evidence,
 }
 
+/// Longest delay of a start by the removal of what dead runs left.
+pub const LEFTOVERS_LIMIT: Duration = Duration::from_secs(2);
+
 /// Executes runs on one engine.
 #[derive(Debug)]
 pub struct Executor {
@@ -267,6 +272,8 @@ pub struct Executor {
     owner: Owner,
     /// Removals of images of runs that have ended.
     removals: TaskTracker,
+    /// Images that runs of this process may read.
+    proofs: Arc<possession::Proofs>,
 }
 
 impl Executor {
@@ -286,6 +293,7 @@ impl Executor {
             options: Arc::new(options),
             owner: Owner::this_process(),
             removals: TaskTracker::new(),
+            proofs: Arc::default(),
         })
     }
 
@@ -319,12 +327,21 @@ impl Executor {
 
     /// Removes what runs left whose process is dead: containers, networks, volumes, images, scratch folders.
     /// What belongs to a process that lives, or that cannot be judged from here, is not touched. Returns what
-    /// was removed, in words.
+    /// was removed within [`LEFTOVERS_LIMIT`], in words. A busy engine takes longer; the removal then goes on in the
+    /// background, and [`Executor::finish_removals`] waits for it.
     pub async fn remove_leftovers(&self) -> Vec<String> {
-        leftovers::remove(&self.engine, &self.owner, &self.options.scratch_root).await
+        let (engine, owner) = (self.engine.clone(), self.owner.clone());
+        let root = self.options.scratch_root.clone();
+        let removing = async move { leftovers::remove(&engine, &owner, &root).await };
+        let removing = self.removals.spawn(removing);
+        match tokio::time::timeout(LEFTOVERS_LIMIT, removing).await {
+            Ok(removed) => removed.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
-    /// Waits until the images of runs that have ended are removed from the engine, at most for `limit`. What is left
+    /// Waits until the images of runs that have ended, and what dead runs left, are removed from the engine, at most for
+    /// `limit`. What is left
     /// is removed by the next start.
     pub async fn finish_removals(&self, limit: Duration) {
         self.removals.close();

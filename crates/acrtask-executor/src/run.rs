@@ -304,6 +304,7 @@ fn context(
         engine: executor.engine.clone(),
         builder: executor.builder.clone(),
         registry,
+        proofs: Arc::clone(&executor.proofs),
         patterns: patterns(&request.plan, &request.domain),
         domain: request.domain,
         labels,

@@ -6,7 +6,8 @@
 //!
 //! Invariants: every manifest keeps its bytes, so that the digest is the one that was built and tested; what the
 //! registry has is not sent again; a layout is in a folder of the run and is removed with it. Parts that the engine does
-//! not have, such as other platforms of an image that was pulled, are copied from where the run pulled it.
+//! not have, such as other platforms of an image that was pulled, are copied from where the run pulled it. A runner
+//! copies all of an image that was pulled from there.
 
 use std::{
     collections::HashMap,
@@ -56,6 +57,16 @@ pub(crate) async fn push(
         Ok(manifest) => return Ok(manifest.digest),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(chain(&error)),
+    }
+    if let (Origin::Pulled(pinned), false) = (&image.origin, run.options.own_machine) {
+        // The run has proven one platform of it. The engine may have the others from another run.
+        let target = if tagged {
+            name.clone()
+        } else {
+            name.at(image.digest.clone())
+        };
+        let copied = registry.copy(pinned, &target).await;
+        return copied.map_err(|error| chain(&error));
     }
     // A layout is in a folder that is removed after the push.
     let mut scratch = None;

@@ -92,9 +92,9 @@ impl Scratch {
         Ok(Self(folder))
     }
 
-    /// Keeps the folder, for the next start of the program.
-    pub(crate) fn leave(self) {
-        let _ = self.0.keep();
+    /// Keeps the folder, for the next start of the program. Returns its path.
+    pub(crate) fn leave(self) -> PathBuf {
+        self.0.keep()
     }
 
     /// Where files go.

@@ -303,6 +303,11 @@ async fn create(
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let name = container_name(&run.labels.scope.object(ctx.step.id.as_str()), serial);
     let platform = definition.platform.as_deref();
+    if let Image::Found(_, Found::Registry(pinned)) = &image {
+        let pulls = definition.pull != Pull::Never;
+        let proven = images::prove_or_pull(ctx, pinned, platform, pulls).await;
+        proven.map_err(Failure::Other)?;
+    }
     let mut body = definition.body.clone();
     body.image = Some(image.in_engine(&run.engine));
     let made = run

@@ -16,6 +16,7 @@ use crate::{
     cmd::io::{Exit, Io},
     context::StepContext,
     error::chain,
+    image_names::check_name,
     images::{self, Found, Origin, OwnImage},
     owner::TASK_LABEL,
     steps,
@@ -25,7 +26,7 @@ use crate::{
 pub(in crate::cmd) fn reference(text: &str) -> Result<ImageRef, String> {
     let parsed = text.parse::<ImageRef>();
     let name = parsed.map_err(|error| chain(&error))?.or_latest();
-    images::check_name(&name)?;
+    check_name(&name)?;
     Ok(name)
 }
 

@@ -13,7 +13,7 @@ pub(crate) use recipe::Recipe;
 use std::{collections::BTreeMap, sync::Arc};
 
 use acrtask_buildkit::{
-    BuildError, BuildOutcome, CacheSpec, Export, Feature, ImageExport, NoCache,
+    BuildError, BuildOutcome, BuildRequest, CacheSpec, Export, Feature, ImageExport, NoCache,
 };
 use acrtask_model::{Digest, EventKind, ImageRef, ReferenceError, events::Stream};
 use acrtask_spec::{
@@ -27,7 +27,8 @@ use crate::{
     cmd::body::working_folder,
     context::StepContext,
     error::chain,
-    images::{Origin, OwnImage, check_name},
+    image_names::check_name,
+    images::{Origin, OwnImage},
     policy::Attempt,
     workspace::resolve_path,
 };
@@ -69,8 +70,6 @@ async fn build(
         step_cache(ctx, cache, &mut recipe).await;
     }
     let recipe = Arc::new(recipe);
-    let mut request = recipe.request(ctx).map_err(Attempt::failed)?;
-
     let outputs = outputs::Outputs::plan(ctx, line, &names).map_err(Attempt::failed)?;
     let separate = !ctx.run.builder.is_engine();
     let pushes = line.push && !ctx.run.no_push;
@@ -78,7 +77,6 @@ async fn build(
         let text = "not pushed, as --no-push asks";
         ctx.output.say(Stream::Stderr, text).await;
     }
-    outputs.redirect_caches(&mut request.cache_exports);
     let makes_image = outputs.is_default() && !names.is_empty();
     let pushes = pushes && makes_image || !outputs.pushed_names().is_empty();
     // The engine gets no name that another run could resolve, unless it would get the names at once anyway.
@@ -87,25 +85,35 @@ async fn build(
         Some(name) => name.clone(),
         None => ctx.run.new_image_name().map_err(Attempt::failed)?,
     };
-    request.exports = outputs.exports(&ctx.run.builder, &stored);
-    if makes_image && separate {
-        request.exports.push(image_export(ctx, &names, pushes));
-    } else if makes_image || outputs.is_default() && line.iidfile.is_some() && !separate {
-        let stored = std::slice::from_ref(&stored);
-        request
-            .exports
-            .push(load(if direct { &names } else { stored }));
-    }
-
-    if ctx.run.is_fenced() && pushes_in_solve(&request.exports) {
+    let exports = || {
+        let mut exports = outputs.exports(&ctx.run.builder, &stored);
+        if makes_image && separate {
+            exports.push(image_export(ctx, &names, pushes));
+        } else if makes_image || outputs.is_default() && line.iidfile.is_some() && !separate {
+            let stored = std::slice::from_ref(&stored);
+            exports.push(load(if direct { &names } else { stored }));
+        }
+        exports
+    };
+    let builds_first = ctx.run.is_fenced() && pushes_in_solve(&exports());
+    if builds_first {
         let built_first = build_first(ctx, &recipe).await;
         if let Err(error) = built_first.map_err(Attempt::failed)? {
             return Err(failed(ctx, &error, trace).await);
         }
         ctx.may_push().await.map_err(Attempt::failed)?;
-        request.no_cache = NoCache::UseCache;
     }
-    let outcome = match ctx.run.builder.build(ctx, request).await {
+    let request = || {
+        let mut request = recipe.request(ctx)?;
+        outputs.redirect_caches(&mut request.cache_exports);
+        request.exports = exports();
+        if builds_first {
+            request.no_cache = NoCache::UseCache;
+        }
+        Ok(request)
+    };
+    let built = build_repeatedly(ctx, &recipe, request).await;
+    let outcome = match built.map_err(Attempt::failed)? {
         Ok(outcome) => outcome,
         Err(error) => return Err(failed(ctx, &error, trace).await),
     };
@@ -171,9 +179,49 @@ fn pushes_in_solve(exports: &[Export]) -> bool {
 /// Builds everything and exports nothing, so that what follows the question whether the run may push is the push
 /// alone, and not a build that takes longer than the answer holds.
 async fn build_first(ctx: &StepContext, recipe: &Recipe) -> Result<Result<(), BuildError>, String> {
-    let mut request = recipe.request(ctx)?;
-    request.cache_exports.clear();
-    Ok(ctx.run.builder.build(ctx, request).await.map(drop))
+    let request = || {
+        let mut request = recipe.request(ctx)?;
+        request.cache_exports.clear();
+        Ok(request)
+    };
+    let built = build_repeatedly(ctx, recipe, request).await?;
+    Ok(built.map(drop))
+}
+
+/// Images that only the frontend of a build names. A build with more of them fails.
+const MAX_FOUND: usize = 20;
+
+/// Builds. Repeats the build after a fault of the builder, once, and after the proof that the run may read an image that
+/// only the frontend names.
+async fn build_repeatedly(
+    ctx: &StepContext,
+    recipe: &Recipe,
+    request: impl Fn() -> Result<BuildRequest, String>,
+) -> Result<Result<BuildOutcome, BuildError>, String> {
+    let mut found = 0;
+    let mut repeated = false;
+    loop {
+        let error = match ctx.run.builder.build(ctx, request()?).await {
+            Ok(outcome) => return Ok(Ok(outcome)),
+            Err(error) => error,
+        };
+        if let Some(image) = error.denied_image().filter(|_| found < MAX_FOUND) {
+            found += 1;
+            let allowed = recipe.allow_named_by_frontend(&ctx.run, image).await?;
+            if allowed {
+                tracing::debug!(
+                    image,
+                    "repeating a build with an image that its frontend names"
+                );
+                continue;
+            }
+        } else if error.is_builder_fault() && !std::mem::replace(&mut repeated, true) {
+            let message = format!("{}; building once more", chain(&error));
+            ctx.run.events.warn(Some(&ctx.step.id), message, None).await;
+            continue;
+        }
+        return Ok(Err(error));
+    }
 }
 
 /// The names of `-t`, complete and without duplicates.

@@ -14,7 +14,7 @@ use crate::{
     cmd::body::working_folder,
     context::StepContext,
     error::chain,
-    images::check_name,
+    image_names::check_name,
     workspace::{Scratch, resolve_path},
 };
 

@@ -8,13 +8,13 @@ mod pins;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use acrtask_buildkit::{
-    BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec, DockerfileSource, Feature,
-    NamedContext, Network, NoCache, Provenance, SecretSource, SourceAddresses, SourcePin,
-    SshSource, one_time_namespace,
+    AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
+    DockerfileSource, Feature, NamedContext, Network, NoCache, Provenance, SecretSource,
+    SourceAddresses, SourcePin, SshSource, one_time_namespace,
 };
 use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain, events::Stream};
 use acrtask_source::{ContextSpec, Origin};
@@ -46,6 +46,8 @@ pub(crate) struct Recipe {
     pins: Vec<SourcePin>,
     /// The images of this run that the build uses, by their names in the engine.
     own: BTreeMap<ImageRef, ImageRef>,
+    /// Images of registries that the build may use at a runner.
+    allowed: Mutex<Vec<AllowedImage>>,
     provenance: Provenance,
     cache_namespaces: CacheNamespaces,
     pub(crate) cache_imports: Vec<CacheSpec>,
@@ -126,6 +128,7 @@ impl Recipe {
             named_contexts,
             pins: Vec::new(),
             own: BTreeMap::new(),
+            allowed: Mutex::default(),
             provenance,
             cache_namespaces,
             cache_imports: caches(&line.cache_from, &base)?,
@@ -181,6 +184,7 @@ impl Recipe {
             Reach::Public => SourceAddresses::PublicOnly,
             Reach::Everything => SourceAddresses::Any,
         };
+        request.images = self.images(ctx);
         request.sbom = line
             .sbom
             .clone()

@@ -17,6 +17,8 @@ pub(super) const SYNTAX_ARG: &str = "BUILDKIT_SYNTAX";
 pub(super) struct Seen {
     /// Images as they are written, with the values of arguments.
     pub(super) images: BTreeSet<String>,
+    /// Images of frontends, as they are written.
+    pub(super) frontends: BTreeSet<String>,
     /// Names of stages, in lower case.
     pub(super) stages: BTreeSet<String>,
 }
@@ -37,7 +39,8 @@ impl Seen {
             .get(SYNTAX_ARG)
             .and_then(|syntax| syntax.split_whitespace().next());
         let frontends = frontend.into_iter().chain(given_frontend);
-        seen.images.extend(frontends.map(str::to_owned));
+        seen.frontends.extend(frontends.map(str::to_owned));
+        seen.images.extend(seen.frontends.iter().cloned());
         for platform in platforms {
             let mut args = platform_args(platform, builder);
             for (name, value) in given {

@@ -2,15 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use acrtask_buildkit::{NamedContext, SourcePin, familiar};
+use acrtask_buildkit::{AllowedImage, NamedContext, SourceImages, SourcePin, familiar};
 use acrtask_model::{ImageRef, reference::DOCKER_HUB};
 
 use super::Recipe;
 use crate::{
     context::{RunContext, StepContext},
+    error::chain,
+    image_names::check_name,
     images::{self, Found, Origin},
+    output::lock,
+    possession::{self, Missing, Platforms, Store},
     steps::build::seen::Seen,
 };
+
+/// The frontend whose Dockerfiles are those that [`Seen`] reads.
+const USUAL_FRONTEND: (&str, &str) = (DOCKER_HUB, "docker/dockerfile");
 
 /// Decides which image each name of the build means: what the run built, what the plan pins, and at a runner what the
 /// registry has for the run's own login. Every other name BuildKit resolves in its registry with that login.
@@ -25,10 +32,16 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     for text in seen.iter().flat_map(|seen| &seen.images) {
         // What is not a reference BuildKit refuses itself.
         if let Ok(name) = text.parse::<ImageRef>() {
-            images::check_name(&name)?;
+            check_name(&name)?;
             needed.insert(name.or_latest());
         }
     }
+    if let Some(scanner) = recipe.sbom_scanner().filter(|_| !run.options.own_machine)
+        && let Ok(name) = scanner.parse::<ImageRef>()
+    {
+        needed.insert(name.or_latest());
+    }
+    let platforms = recipe.platforms(run, seen.as_ref());
     let own = own_images(run, recipe.line.pull);
     let mut names: BTreeSet<&ImageRef> = needed.iter().chain(run.plan.pins.keys()).collect();
     if seen.is_none() {
@@ -40,15 +53,22 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         .filter_map(|name| Some(name.parse::<ImageRef>().ok()?.or_latest()))
         .collect();
     let wanted = names.into_iter().filter(|name| !replaced.contains(name));
-    let (own_ref, needed_ref) = (&own, &needed);
+    let (own_ref, needed_ref, platforms_ref) = (&own, &needed, &platforms);
     let targets = wanted.map(|name| async move {
         let target = match own_ref.get(name) {
-            Some(own) => Ok(Some(own.clone())),
-            None => in_registry(ctx, name, needed_ref.contains(name)).await,
+            Some(own) => Some(own.clone()),
+            None => in_registry(ctx, name, needed_ref.contains(name)).await?,
         };
-        target.map(|target| (name, target))
+        // A name that only the frontend may use is proven when it does.
+        if let Some(target) = target.as_ref().filter(|_| needed_ref.contains(name)) {
+            target.prove(run, platforms_ref).await?;
+        }
+        Ok::<_, String>((name, target))
     });
     for (name, target) in futures::future::try_join_all(targets).await? {
+        let proven = |target: &&Target| target.proven || needed.contains(name);
+        let allowed = target.iter().filter(proven).filter_map(Target::allowed);
+        lock(&recipe.allowed).extend(allowed);
         // A digest needs no pin.
         let Some(target) = target.filter(|_| name.digest().is_none()) else {
             continue;
@@ -66,6 +86,7 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         }
         recipe.pin(name, target);
     }
+    let mut allowed = Vec::new();
     for context in recipe.named_contexts.values_mut() {
         let NamedContext::Reference(reference) = context else {
             continue;
@@ -77,19 +98,22 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         if recipe.own.contains_key(&name) {
             continue;
         }
-        images::check_name(&name)?;
+        check_name(&name)?;
         let name = name.or_latest();
         let target = match own.get(&name) {
             Some(own) => Some(own.clone()),
             None => in_registry(ctx, &name, true).await?,
         };
         if let Some(target) = target {
+            target.prove(run, &platforms).await?;
+            allowed.extend(target.allowed());
             *reference = format!("docker-image://{}", target.image);
             if target.in_engine {
                 recipe.own.insert(target.image, name);
             }
         }
     }
+    lock(&recipe.allowed).extend(allowed);
     Ok(())
 }
 
@@ -102,6 +126,8 @@ struct Target {
     in_engine: bool,
     /// Its digest in short, for messages.
     shown: String,
+    /// The run itself built it.
+    proven: bool,
 }
 
 impl Target {
@@ -112,7 +138,27 @@ impl Target {
                 .map_or_else(String::new, |digest| digest.short().to_owned()),
             image,
             in_engine: false,
+            proven: false,
         }
+    }
+
+    /// Proves that the run may read what the builder has of it.
+    async fn prove(&self, run: &RunContext, platforms: &Platforms) -> Result<(), String> {
+        if self.proven {
+            return Ok(());
+        }
+        let platforms = platforms.clone();
+        possession::prove(run, &self.image, platforms, Store::Builder, Missing::Leave)
+            .await
+            .map(drop)
+    }
+
+    /// Returns the builder's permission to use it. Images in the engine have one for all of them.
+    fn allowed(&self) -> Option<AllowedImage> {
+        Some(AllowedImage {
+            name: self.image.name(),
+            digest: Some(self.image.digest()?.to_string()),
+        })
     }
 }
 
@@ -126,6 +172,7 @@ fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
                 image: stored.clone(),
                 in_engine: true,
                 shown: image.digest.short().to_owned(),
+                proven: true,
             },
             Origin::Pulled(pinned) => Target::registry(pinned.clone()),
             Origin::Engine(_) | Origin::Builder { .. } => continue,
@@ -133,7 +180,10 @@ fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
         own.insert(name, target);
     }
     for (name, digest) in run.all_held() {
-        let held = Target::registry(name.at(digest));
+        let held = Target {
+            proven: true,
+            ..Target::registry(name.at(digest))
+        };
         if pull {
             own.insert(name, held);
         } else {
@@ -174,6 +224,74 @@ fn may_be_stage(name: &ImageRef, stages: Option<&BTreeSet<String>>) -> bool {
 }
 
 impl Recipe {
+    /// Returns the images that the build may use: at a runner its own, and those that the run has proven that it may
+    /// read.
+    pub(super) fn images(&self, ctx: &StepContext) -> SourceImages {
+        if ctx.run.options.own_machine {
+            return SourceImages::Any;
+        }
+        let own = AllowedImage {
+            name: ctx.run.image_names.repository().to_owned(),
+            digest: None,
+        };
+        let mut images = vec![own];
+        images.extend(lock(&self.allowed).iter().cloned());
+        SourceImages::Only(images)
+    }
+
+    /// Proves that the run may read an image that only the frontend of the build names, and allows the build to use it.
+    /// `image` is the builder's name for it, with or without a digest. Returns `false` if the build had that permission.
+    pub(crate) async fn allow_named_by_frontend(
+        &self,
+        run: &RunContext,
+        image: &str,
+    ) -> Result<bool, String> {
+        let name = image.parse::<ImageRef>().map_err(|error| chain(&error))?;
+        check_name(&name)?;
+        let name = name.or_latest();
+        let Found::Registry(pinned) = images::resolve(run, &name, false).await? else {
+            return Ok(false);
+        };
+        let target = Target::registry(pinned);
+        let Some(allowed) = target.allowed() else {
+            return Ok(false);
+        };
+        if lock(&self.allowed).contains(&allowed) {
+            return Ok(false);
+        }
+        target.prove(run, &Platforms::All).await?;
+        lock(&self.allowed).push(allowed);
+        Ok(true)
+    }
+
+    /// Returns the platforms of images that the build may use. All, where the frontend may choose others than those
+    /// of the line.
+    fn platforms(&self, run: &RunContext, seen: Option<&Seen>) -> Platforms {
+        let text = self.dockerfile_text().unwrap_or_default();
+        let is_usual = seen.is_some_and(|seen| {
+            seen.frontends.iter().all(|name| {
+                let name = name.parse::<ImageRef>();
+                name.is_ok_and(|name| (name.registry(), name.repository()) == USUAL_FRONTEND)
+            })
+        });
+        if !is_usual || text.contains("--platform") {
+            return Platforms::All;
+        }
+        let own = run.builder.client.capabilities().platforms.first().cloned();
+        let own = own.unwrap_or_else(|| "linux/amd64".into());
+        let line = self.line.platforms.iter().cloned();
+        Platforms::Only(line.chain([own]).collect())
+    }
+
+    /// Returns the image that writes the SBOM, where the line names one.
+    fn sbom_scanner(&self) -> Option<&str> {
+        let attrs = self.line.sbom.as_deref().filter(|sbom| *sbom != "false")?;
+        let named = attrs
+            .split(',')
+            .find_map(|pair| pair.trim().strip_prefix("generator="));
+        Some(named.unwrap_or(acrtask_buildkit::DEFAULT_SCANNER))
+    }
+
     /// Reads the names in the Dockerfile. `None` if it is not on this machine, or cannot be read.
     fn seen(&self, run: &RunContext) -> Option<Seen> {
         let given = self.build_args();

@@ -1,0 +1,188 @@
+//! The names of a run's images in the engine, and their removal.
+//!
+//! Invariants: no task can use one of these names; a name is listed in a scratch folder before the engine has it, and
+//! the list stays until the engine has removed the image.
+
+use std::{
+    io::Write as _,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use acrtask_model::ImageRef;
+use futures::StreamExt as _;
+
+use crate::{engine::Engine, error::chain, output::lock, scope::RunScope, workspace::Scratch};
+
+/// The registry of the names that images of runs have in the engine. No registry can have the port 0: a connection to
+/// it is refused at once, after which an engine's BuildKit takes the image from the engine.
+pub(crate) const OWN_REGISTRY: &str = "127.0.0.1:0";
+/// Images that are removed at a time.
+const REMOVALS: usize = 4;
+/// The file of a scratch folder that lists the names that a run has in the engine, one in each line.
+pub(crate) const NAMES_FILE: &str = "images";
+
+/// The names of a run's images in the engine. They keep the images there until the run has ended, and lead to them
+/// for no task: [`check_name`] refuses the registry. A list of them in a scratch folder is for the next start of the
+/// program, which removes the images of a killed run.
+#[derive(Debug)]
+pub(crate) struct OwnNames {
+    /// The repository. Part of it is random, so that no other run can name it.
+    repository: String,
+    next: AtomicU32,
+    listed: Mutex<Option<Listed>>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    folder: Scratch,
+    names: Vec<ImageRef>,
+}
+
+impl OwnNames {
+    pub(crate) fn new(scope: &RunScope) -> Self {
+        Self {
+            repository: format!("{OWN_REGISTRY}/run/{scope}-{:032x}", rand::random::<u128>()),
+            next: AtomicU32::new(1),
+            listed: Mutex::default(),
+        }
+    }
+
+    /// Returns a new name, which is listed before the engine has it.
+    pub(crate) fn next(
+        &self,
+        scratch: impl FnOnce() -> Result<Scratch, String>,
+    ) -> Result<ImageRef, String> {
+        let serial = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}:{serial}", self.repository);
+        let name: ImageRef = name.parse().map_err(|error| chain(&error))?;
+        let mut listed = lock(&self.listed);
+        let listed = match &mut *listed {
+            Some(listed) => listed,
+            none => none.insert(Listed {
+                folder: scratch()?,
+                names: Vec::new(),
+            }),
+        };
+        let path = listed.folder.path().join(NAMES_FILE);
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&path);
+        file.and_then(|mut file| writeln!(file, "{name}"))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        listed.names.push(name.clone());
+        Ok(name)
+    }
+
+    /// Returns the repository of all of them.
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Returns a text without the names that the engine has.
+    pub(crate) fn hide<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
+        if text.contains(&self.repository) {
+            text.replace(&self.repository, "this run").into()
+        } else {
+            text.into()
+        }
+    }
+
+    /// Removes the run's images from the engine. What cannot be removed now stays listed for the next start.
+    pub(crate) async fn remove(&self, engine: &Engine) {
+        let Some(listed) = lock(&self.listed).take() else {
+            return;
+        };
+        // A process that ends meanwhile leaves the list.
+        let folder = listed.folder.leave();
+        let names = listed.names.iter().map(ToString::to_string);
+        if remove_names(engine, names).await
+            && let Err(error) = tokio::fs::remove_dir_all(&folder).await
+        {
+            tracing::debug!(folder = %folder.display(), %error, "left for the next start");
+        }
+    }
+}
+
+/// Refuses names that no registry can have: those that images of runs have in the engine.
+pub(crate) fn check_name(name: &ImageRef) -> Result<(), String> {
+    let port = name.registry().rsplit(':').next().unwrap_or_default();
+    if port.parse() == Ok(0_u16) {
+        return Err(format!(
+            "{name}: no registry has the port 0; name an image of this run as the step that built it did"
+        ));
+    }
+    Ok(())
+}
+
+/// Returns `true` for a name that an image of a run has in the engine.
+pub(crate) fn is_own_name(name: &str) -> bool {
+    name.starts_with(&format!("{OWN_REGISTRY}/run/"))
+}
+
+/// Removes the images that the list of a dead process' scratch folder names. Returns `false` if one of them is left.
+pub(crate) async fn remove_listed(engine: &Engine, list: &str) -> bool {
+    let own = list.lines().filter(|name| is_own_name(name));
+    let names = own.filter_map(|name| name.parse::<ImageRef>().ok());
+    remove_names(engine, names.map(|name| name.to_string())).await
+}
+
+/// Removes images of the engine, a few at a time. Returns `false` if one of them is left.
+async fn remove_names(engine: &Engine, names: impl Iterator<Item = String>) -> bool {
+    let removals = names.map(|name| async move {
+        let removed = engine.remove_image(&name).await;
+        if let Err(error) = &removed {
+            tracing::warn!(image = name, error = %chain(error), "could not remove an image of a run");
+        }
+        removed.is_ok()
+    });
+    let removals: Vec<_> = removals.collect();
+    futures::stream::iter(removals)
+        .buffer_unordered(REMOVALS)
+        .fold(true, async |all, removed| all && removed)
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_engine_cannot_be_used_by_tasks() {
+        for name in [
+            "127.0.0.1:0/run/r1:1",
+            "127.0.0.1:00/run/r1:1",
+            "localhost:0/run/r1",
+            "[::1]:0/run/r1",
+        ] {
+            let name: ImageRef = name.parse().unwrap();
+            assert!(check_name(&name).is_err(), "{name}");
+        }
+        assert!(check_name(&"127.0.0.1:10/run/r1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn engine_names_are_listed_until_they_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let scope: RunScope = "r1.a2".parse().unwrap();
+        let names = OwnNames::new(&scope);
+        let owner = crate::owner::Owner::this_process();
+        let scratch = || Scratch::new(root.path(), &scope, &owner).map_err(|error| chain(&error));
+        let first = names.next(scratch).unwrap();
+        let second = names.next(|| Err("there is a folder".into())).unwrap();
+        let (repository, serial) = (first.name(), first.tag());
+        assert!(
+            repository.starts_with("127.0.0.1:0/run/r1.a2-"),
+            "{repository}"
+        );
+        assert_eq!((repository.len(), serial), (54, Some("1")));
+        assert_ne!(OwnNames::new(&scope).repository, repository);
+        let folder = std::fs::read_dir(root.path()).unwrap().next().unwrap();
+        let list = folder.unwrap().path().join("files").join(NAMES_FILE);
+        let listed = std::fs::read_to_string(list).unwrap();
+        assert_eq!(listed, format!("{first}\n{second}\n"));
+    }
+}
