@@ -146,8 +146,15 @@ impl Misbehaving {
         answer: &dyn Fn(&Seen) -> Reply,
     ) -> io::Result<S> {
         let mut reader = BufReader::new(stream);
-        let Some(request) = read_head(&mut reader)? else {
-            return Ok(reader.into_inner());
+        let request = match read_head(&mut reader) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(reader.into_inner()),
+            // An engine that tries TLS first goes on in plain HTTP after such an answer.
+            Err(error) => {
+                let mut out = reader.into_inner();
+                write_reply(&mut out, &Reply::status(400, &[]), false)?;
+                return Err(error);
+            }
         };
         let body = read_body(&mut reader, &request)?;
         let host = request.headers.get("host").map(String::as_str);

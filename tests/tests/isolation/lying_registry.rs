@@ -1,0 +1,286 @@
+//! A registry that a task chooses claims to have an image of others, which the engine has. A digest is no secret, so the
+//! run gets the image only if that registry also sends its content.
+
+use std::{collections::HashMap, net::TcpListener, sync::Arc};
+
+use acrtask_model::{ImageRef, Secret};
+use acrtask_registry::{Credentials, ManifestBody, Registry, Settings};
+use acrtask_tests::{
+    Outcome, World, engine,
+    misbehaving::{Misbehaving, Reply, Seen},
+    new_run_id,
+    project::folder,
+    service::Server,
+};
+
+/// What the registry sends of the image, by the first part of the repository.
+const LIES: [(&str, &[Part]); 5] = [
+    ("digest", &[]),
+    ("manifest", &[Part::Manifest]),
+    ("config", &[Part::Manifest, Part::Config]),
+    (
+        "wrong-layers",
+        &[Part::Manifest, Part::Config, Part::WrongLayer],
+    ),
+    (
+        "own-config",
+        &[Part::Manifest, Part::Config, Part::OwnConfig],
+    ),
+];
+const HONEST: (&str, &[Part]) = ("honest", &[Part::Manifest, Part::Config, Part::Layer]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Manifest,
+    Config,
+    Layer,
+    /// Bytes of the requested range that are not those of the layer.
+    WrongLayer,
+    /// An image of the attacker with the layers of the private one.
+    OwnConfig,
+}
+
+/// A private image, as a registry has it.
+#[derive(Debug, Default)]
+struct Stored {
+    digest: String,
+    /// An image of the attacker that has the same layers.
+    own_digest: String,
+    manifests: HashMap<String, (String, Vec<u8>)>,
+    configs: HashMap<String, Vec<u8>>,
+    layers: HashMap<String, Vec<u8>>,
+}
+
+impl Stored {
+    async fn read(image: &ImageRef, user: &str, password: &str) -> Self {
+        let credentials =
+            Credentials::new().with(image.registry(), user, Secret::new(password.to_owned()));
+        let registry = Registry::new(credentials, Settings::default()).unwrap();
+        let mut stored = Self::default();
+        let first = registry.manifest(image).await.unwrap();
+        stored.digest = first.digest.to_string();
+        let mut waiting = vec![first];
+        while let Some(manifest) = waiting.pop() {
+            let raw = manifest.raw.to_vec();
+            match &manifest.body {
+                ManifestBody::Index(index) => {
+                    for entry in &index.manifests {
+                        let child = image.at(entry.digest.clone());
+                        waiting.push(registry.manifest(&child).await.unwrap());
+                    }
+                }
+                ManifestBody::Image(body) => {
+                    let config = &body.config.digest;
+                    let bytes = registry.blob_bytes(image, config, 1 << 20).await.unwrap();
+                    stored.add_own_image(&raw, &bytes, config.as_str());
+                    stored.configs.insert(config.to_string(), bytes.to_vec());
+                    for layer in &body.layers {
+                        let bytes = registry.blob_bytes(image, &layer.digest, 1 << 30);
+                        let bytes = bytes.await.unwrap().to_vec();
+                        stored.layers.insert(layer.digest.to_string(), bytes);
+                    }
+                }
+            }
+            let kept = (manifest.media_type.clone(), raw);
+            stored.manifests.insert(manifest.digest.to_string(), kept);
+        }
+        stored
+    }
+
+    /// Adds an image with the same layers and another configuration.
+    fn add_own_image(&mut self, manifest: &[u8], config: &[u8], old: &str) {
+        let digest = |bytes: &[u8]| acrtask_registry::manifest::sha256(bytes).to_string();
+        let mut own: serde_json::Value = serde_json::from_slice(config).unwrap();
+        own["author"] = "the attacker".into();
+        let own = serde_json::to_vec(&own).unwrap();
+        let mut document: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+        assert_eq!(document["config"]["digest"], old);
+        document["config"]["digest"] = digest(&own).into();
+        document["config"]["size"] = own.len().into();
+        let document = serde_json::to_vec(&document).unwrap();
+        self.own_digest = digest(&document);
+        self.configs.insert(digest(&own), own);
+        let media_type = acrtask_registry::manifest::OCI_MANIFEST.to_owned();
+        self.manifests
+            .insert(self.own_digest.clone(), (media_type, document));
+    }
+
+    fn wanted(&self, parts: &[Part]) -> &str {
+        if parts.contains(&Part::OwnConfig) {
+            &self.own_digest
+        } else {
+            &self.digest
+        }
+    }
+
+    fn answer(&self, seen: &Seen) -> Reply {
+        let path = seen.request.path.trim_start_matches("/v2/");
+        let (name, rest) = path.split_once('/').unwrap_or((path, ""));
+        let all = LIES.iter().chain([&HONEST]);
+        let Some((_, parts)) = all.into_iter().find(|(lie, _)| *lie == name) else {
+            return Reply::status(if path.is_empty() { 200 } else { 404 }, &[]);
+        };
+        let (kind, digest) = rest.rsplit_once('/').unwrap_or((rest, ""));
+        let is_head = seen.request.method == "HEAD";
+        if kind.ends_with("manifests") {
+            let digest = if digest.contains(':') {
+                digest
+            } else {
+                self.wanted(parts)
+            };
+            let Some((media_type, raw)) = self.manifests.get(digest) else {
+                return Reply::status(404, &[]);
+            };
+            if !is_head && !parts.contains(&Part::Manifest) {
+                return Reply::status(404, &[]);
+            }
+            return Reply::body(media_type, raw.clone()).with("Docker-Content-Digest", digest);
+        }
+        if let Some(config) = self.configs.get(digest) {
+            return match is_head || parts.contains(&Part::Config) {
+                true => Reply::body("application/octet-stream", config.clone()),
+                false => Reply::status(404, &[]),
+            };
+        }
+        let Some(layer) = self.layers.get(digest) else {
+            return Reply::status(404, &[]);
+        };
+        if is_head || parts.contains(&Part::Layer) {
+            return Reply::body("application/octet-stream", layer.clone());
+        }
+        let range = seen.request.headers.get("range");
+        let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        match range.filter(|_| parts.contains(&Part::WrongLayer)) {
+            Some((first, last)) => {
+                let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+                Reply::Whole(206, Vec::new(), vec![0; last - first + 1])
+            }
+            None => Reply::status(404, &[]),
+        }
+    }
+}
+
+/// The steps that use `NAME:1` and `NAME@DIGEST`. Each fails unless the run gets the image; `trigger` always succeeds.
+fn attack(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempDir {
+    let (tag, pinned) = (format!("{name}:1"), format!("{name}@{digest}"));
+    let mut task = "version: v1.1.0\nsteps:\n".to_owned();
+    for (number, image) in [&tag, &pinned].into_iter().enumerate() {
+        for line in [
+            format!("cmd: {image} cat /who"),
+            format!("cmd: docker run --pull never {image} cat /who"),
+            format!("cmd: docker pull {image}"),
+            format!("cmd: docker push {image}"),
+            format!("build: -t a --build-context y=docker-image://{image} -f Named ."),
+            format!("build: -t b -f From{number} ."),
+            format!("build: -t c -f Copy{number} ."),
+        ] {
+            task.push_str(&format!("  - ignoreErrors: true\n    {line}\n"));
+        }
+    }
+    task.push_str("  - {id: trigger, build: -t own -f Trigger .}\n");
+    task.push_str("  - {ignoreErrors: true, build: -t d -f Own .}\n");
+    task.push_str(&format!(
+        "  - {{ignoreErrors: true, cmd: docker tag {pinned} {target}}}\n"
+    ));
+    folder(&[
+        ("acr-task.yaml", &task),
+        ("Named", "FROM y\nRUN cat /who\n"),
+        ("From0", &format!("FROM {tag}\nRUN cat /who\n")),
+        ("From1", &format!("FROM {pinned}\nRUN cat /who\n")),
+        (
+            "Copy0",
+            &format!("FROM {base}\nCOPY --from={tag} /who /who\nRUN cat /who\n"),
+        ),
+        (
+            "Copy1",
+            &format!("FROM {base}\nCOPY --from={pinned} /who /who\nRUN cat /who\n"),
+        ),
+        (
+            "Trigger",
+            &format!("FROM {base}\nONBUILD COPY --from={pinned} /who /who\n"),
+        ),
+        ("Own", "FROM own\nRUN cat /who\n"),
+    ])
+}
+
+fn failed(outcome: &Outcome) -> Vec<bool> {
+    let finished = outcome.events_named("step_finished");
+    let others = finished.iter().filter(|step| step["step"] != "trigger");
+    others.map(|step| step["state"] == "failed").collect()
+}
+
+#[test]
+fn a_registry_that_lies_gives_no_run_the_engines_content() {
+    let Some(world) = World::find() else { return };
+    let registry = std::env::var("ACRTASK_TEST_AUTH_REGISTRY").unwrap();
+    let user = std::env::var("ACRTASK_TEST_AUTH_USER").unwrap();
+    let password = std::env::var("ACRTASK_TEST_AUTH_PASSWORD").unwrap();
+    let server = Server::start(&world, &["--slots", "2"]);
+    let unique = new_run_id();
+    let image = format!("{registry}/iso/private:{unique}");
+    let task = format!(
+        "version: v1.1.0
+steps:
+  - cmd: docker login -u {user} -p {password} {registry}
+  - build: -t {image} .
+  - push: [{image}]
+  - cmd: docker pull {image}
+  - cmd: {image} cat /who
+"
+    );
+    let dockerfile = format!(
+        "FROM {}\nRUN echo private-{unique} > /who && head -c 200000 /dev/urandom > /big\n",
+        world.busybox()
+    );
+    let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
+    let run = || server.run(files.path(), &["run", "-o", "plain", "."]);
+    let owner = run().wait();
+    assert_eq!(owner.code, Some(0), "{}", owner.all());
+    let private = format!("private-{unique}");
+    assert!(owner.stdout.contains(&private), "{}", owner.all());
+
+    let reference: ImageRef = image.parse().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let stored = runtime.block_on(Stored::read(&reference, &user, &password));
+    let stored = Arc::new(stored);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answering = Arc::clone(&stored);
+    Misbehaving::start(listener, None, move |seen| answering.answer(seen));
+
+    let target = format!("{}/iso/stolen:{unique}", world.registry);
+    for (lie, parts) in LIES {
+        let name = format!("{address}/{lie}/x");
+        let files = attack(&name, stored.wanted(parts), &target, &world.busybox());
+        let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
+        let failed = failed(&outcome);
+        assert_eq!(failed.len(), 16, "{lie}: {}", outcome.all());
+        assert!(
+            failed.iter().all(|failed| *failed),
+            "{lie}: {failed:?} {}",
+            outcome.all()
+        );
+        assert!(
+            !outcome.stdout.contains(&private),
+            "{lie}: {}",
+            outcome.all()
+        );
+        assert!(
+            outcome
+                .stdout
+                .contains("has not proven that this run may read it"),
+            "{lie}: {}",
+            outcome.all()
+        );
+    }
+    // The same registry with all of the content is as good as the first one.
+    let name = format!("{address}/{}/x", HONEST.0);
+    let files = attack(&name, &stored.digest, &target, &world.busybox());
+    let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
+    let failed = failed(&outcome);
+    // The usual frontend has no `ONBUILD COPY --from` of an image.
+    let expected: Vec<bool> = (0..16).map(|step| step == 14).collect();
+    assert_eq!(failed, expected, "{}", outcome.all());
+    assert!(outcome.stdout.contains(&private), "{}", outcome.all());
+    engine::docker_output(&["image", "rm", "-f", &stored.digest]);
+}
