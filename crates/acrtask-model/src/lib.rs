@@ -4,6 +4,7 @@
 //! Invariants: nothing here does I/O or reads a clock; a [`Digest`] and a tag are different types;
 //! a secret is a [`Secret`], which cannot be printed; a final state holds its own reason.
 
+pub mod count;
 pub mod events;
 pub mod ids;
 pub mod mask;
@@ -13,6 +14,7 @@ pub mod secret;
 pub mod state;
 pub mod trust;
 
+pub use count::count;
 pub use events::{Event, EventKind};
 pub use ids::{RunId, StepId};
 pub use mask::Masker;

@@ -1,7 +1,7 @@
 //! Uploaded contexts: parts that are blobs, in order, and whether all of them are there.
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
-use acrtask_model::{Digest, Principal};
+use acrtask_model::{Digest, Principal, count};
 use sqlx::FromRow;
 
 use crate::{
@@ -214,8 +214,9 @@ impl Store {
         let Some(end) = end else {
             return Err(StoreError::Invalid {
                 what: format!(
-                    "a part of {length} bytes at {offset} goes beyond the {} bytes of context {id}",
-                    there.size
+                    "a part of {} at {offset} goes beyond the {} of context {id}",
+                    count(length, "byte"),
+                    count(there.size, "byte")
                 ),
             });
         };
@@ -240,8 +241,9 @@ impl Store {
         let there = lock(&mut tx, id).await?;
         if there.received != there.size {
             return Err(StoreError::conflict(format!(
-                "context {id} has {} of its {} bytes",
-                there.received, there.size
+                "context {id} has {} of its {}",
+                there.received,
+                count(there.size, "byte")
             )));
         }
         tx.exec(

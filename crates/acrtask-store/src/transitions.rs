@@ -275,8 +275,8 @@ impl Life {
                 }
                 if *log_length < self.log_length {
                     return refused(format!(
-                        "its log has {} bytes already, more than the {log_length} that it is said to have",
-                        self.log_length
+                        "its log has {} already, more than the {log_length} that it is said to have",
+                        acrtask_model::count(self.log_length, "byte")
                     ));
                 }
                 let Ok(json) = serde_json::to_string(result) else {

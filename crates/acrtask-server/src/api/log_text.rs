@@ -78,10 +78,7 @@ impl Lines {
                 engine,
                 builder,
             } => {
-                let count = match steps.len() {
-                    1 => "1 step".to_owned(),
-                    count => format!("{count} steps"),
-                };
+                let count = acrtask_model::count(steps.len(), "step");
                 say(
                     out,
                     None,

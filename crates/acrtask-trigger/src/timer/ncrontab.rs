@@ -90,7 +90,7 @@ pub(super) struct Normalized {
 pub(super) fn normalize(text: &str) -> Result<Normalized, Mistake> {
     let words: Vec<&str> = text.split_whitespace().collect();
     if words.len() != FIELDS.len() {
-        return Err(format!("it has {} fields", words.len()).into());
+        return Err(format!("it has {}", acrtask_model::count(words.len(), "field")).into());
     }
     let mut fields = Vec::with_capacity(FIELDS.len());
     for (position, (field, word)) in FIELDS.iter().zip(&words).enumerate() {
