@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     Ms, Result, Store, cascades,
-    db::{Tx, args, one_of},
+    db::{Sql, Tx, args, one_of},
     images, quotas, triggers,
 };
 
@@ -53,36 +53,48 @@ impl Store {
                 args![before, limit],
             )
             .await?;
-        if ids.is_empty() {
-            return Ok(expired);
-        }
-        let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
-        let parts: Vec<(String, String)> = tx
-            .rows(
-                one_of!(
-                    "SELECT context_id, blob FROM context_parts WHERE context_id",
-                    "$1",
-                    ""
-                ),
-                args![ids.clone()],
-            )
-            .await?;
         // One that was completed meanwhile stays.
         let sql = one_of!(
-            "DELETE FROM contexts WHERE complete = 0 AND id",
+            "DELETE FROM contexts WHERE complete = 0 AND created_at < $2 AND id",
             "$1",
             " RETURNING id"
         );
-        let gone: Vec<(String,)> = tx.rows(sql, args![ids]).await?;
-        let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
-        expired.contexts = gone.len() as u64;
-        let blobs = parts
-            .into_iter()
-            .filter(|(context, _)| gone.contains(context));
-        expired.blobs = blobs.map(|(_, blob)| blob).collect();
+        remove_contexts(&mut tx, ids, before, sql, &mut expired).await?;
         tx.commit().await?;
         Ok(expired)
     }
+}
+
+/// Removes contexts with their parts. `delete` gets the ids and `before`, and returns the ids of those that it removed.
+async fn remove_contexts(
+    tx: &mut Tx,
+    ids: Vec<(String,)>,
+    before: Ms,
+    delete: Sql,
+    expired: &mut Expired,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
+    let parts: Vec<(String, String)> = tx
+        .rows(
+            one_of!(
+                "SELECT context_id, blob FROM context_parts WHERE context_id",
+                "$1",
+                ""
+            ),
+            args![ids.clone()],
+        )
+        .await?;
+    let gone: Vec<(String,)> = tx.rows(delete, args![ids, before]).await?;
+    let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
+    expired.contexts = gone.len() as u64;
+    let blobs = parts
+        .into_iter()
+        .filter(|(context, _)| gone.contains(context));
+    expired.blobs.extend(blobs.map(|(_, blob)| blob));
+    Ok(())
 }
 
 async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
@@ -126,32 +138,11 @@ async fn contexts(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) ->
             args![before, limit],
         )
         .await?;
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
-    let parts: Vec<(String, String)> = tx
-        .rows(
-            one_of!(
-                "SELECT context_id, blob FROM context_parts WHERE context_id",
-                "$1",
-                ""
-            ),
-            args![ids.clone()],
-        )
-        .await?;
     // A run that is asked for meanwhile has written the time of use; then the context stays.
     let sql = one_of!(
         "DELETE FROM contexts WHERE last_used_at < $2 AND id",
         "$1",
         " RETURNING id"
     );
-    let gone: Vec<(String,)> = tx.rows(sql, args![ids, before]).await?;
-    let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
-    expired.contexts = gone.len() as u64;
-    let blobs = parts
-        .into_iter()
-        .filter(|(context, _)| gone.contains(context));
-    expired.blobs.extend(blobs.map(|(_, blob)| blob));
-    Ok(())
+    remove_contexts(tx, ids, before, sql, expired).await
 }
