@@ -1,43 +1,49 @@
-//! Quotas: what a task, the tasks of a prefix, and a token may take of a service.
+//! Quotas: limits of the use of a server by a task, by the tasks of a prefix, and by a token.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a quota limits.
+/// Kind of a quota: the use that it limits.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum QuotaKind {
-    /// Bytes of the log of one run. A run that reaches it ends as an error.
+    /// Bytes of the log of one run. A run that reaches the limit ends as an error.
     LogBytesPerRun,
     /// Bytes of all stored logs.
     LogBytes,
-    /// Runs that wait in the queue.
+    /// Queued runs. Of a task: without those that wait for an approval.
     QueuedRuns,
-    /// Runs that are created within a minute.
+    /// Runs created within a minute. Of a task: without those that wait for an approval.
     RunsPerMinute,
+    /// Runs of pull requests from forks that wait for an approval.
+    PendingApprovals,
+    /// Runs of pull requests from forks created within a minute.
+    PendingApprovalsPerMinute,
     /// Uploaded contexts.
     Contexts,
-    /// Bytes of all uploaded contexts, those that an unfinished upload has promised among them.
+    /// Bytes of all uploaded contexts. An unfinished upload counts with its full size.
     ContextBytes,
-    /// Uploads that are not complete.
+    /// Unfinished uploads.
     UnfinishedContexts,
     /// Stored tasks.
     Tasks,
-    /// Stored secrets of one task.
+    /// Stored secrets and logins of one task.
     Secrets,
 }
 
 impl QuotaKind {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
+    /// All kinds.
+    pub const ALL: [Self; 11] = [
         Self::LogBytesPerRun,
         Self::LogBytes,
         Self::QueuedRuns,
         Self::RunsPerMinute,
+        Self::PendingApprovals,
+        Self::PendingApprovalsPerMinute,
         Self::Contexts,
         Self::ContextBytes,
         Self::UnfinishedContexts,
@@ -52,6 +58,8 @@ impl QuotaKind {
             Self::LogBytes => "logBytes",
             Self::QueuedRuns => "queuedRuns",
             Self::RunsPerMinute => "runsPerMinute",
+            Self::PendingApprovals => "pendingApprovals",
+            Self::PendingApprovalsPerMinute => "pendingApprovalsPerMinute",
             Self::Contexts => "contexts",
             Self::ContextBytes => "contextBytes",
             Self::UnfinishedContexts => "unfinishedContexts",
@@ -68,7 +76,7 @@ impl QuotaKind {
         )
     }
 
-    /// Returns the limit of each subject of this sort where no other one is set. `None`: no limit.
+    /// Returns the limit of each subject of this sort if none is set. `None` if it has no limit.
     pub fn default_limit(self, subject: &QuotaSubject) -> Option<u64> {
         const GIB: u64 = 1 << 30;
         use QuotaSubject::{EachTask, EachToken, Task, Tasks, Token};
@@ -79,6 +87,8 @@ impl QuotaKind {
             (Self::QueuedRuns, EachToken | Token(_)) => Some(1_000),
             (Self::RunsPerMinute, EachTask | Task(_)) => Some(600),
             (Self::RunsPerMinute, EachToken | Token(_)) => Some(600),
+            (Self::PendingApprovals, EachTask | Task(_)) => Some(100),
+            (Self::PendingApprovalsPerMinute, EachTask | Task(_)) => Some(100),
             (Self::Contexts, EachToken | Token(_)) => Some(5_000),
             (Self::ContextBytes, EachToken | Token(_)) => Some(200 * GIB),
             (Self::UnfinishedContexts, EachToken | Token(_)) => Some(50),
@@ -89,7 +99,7 @@ impl QuotaKind {
         }
     }
 
-    /// Returns `true` if a quota of this kind can be set for subjects of this sort.
+    /// Returns `true` if subjects of this sort have a quota of this kind.
     pub fn fits(self, subject: &QuotaSubject) -> bool {
         match subject {
             QuotaSubject::Tasks(_) => matches!(
@@ -119,17 +129,17 @@ impl FromStr for QuotaKind {
     }
 }
 
-/// Whose use a quota limits.
+/// Subject of a quota: a task, tasks, or a token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum QuotaSubject {
-    /// Each task, where it has no quota of its own: `task:*`.
+    /// Each task that has no quota of its own: `task:*`.
     EachTask,
     /// One task: `task:NAME`.
     Task(String),
-    /// All tasks whose names begin so, together: `tasks:team/*`.
+    /// All tasks of a prefix together: `tasks:team/*`.
     Tasks(String),
-    /// Each token without the scope `admin`, where it has no quota of its own: `token:*`.
+    /// Each token without the scope `admin` that has no quota of its own: `token:*`.
     EachToken,
     /// One token, by its id: `token:ID`.
     Token(String),
@@ -188,30 +198,30 @@ impl FromStr for QuotaSubject {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Quota {
-    /// Whose use is limited: `task:NAME`, `task:*`, `tasks:PREFIX*`, `token:ID`, `token:*`.
+    /// Subject: `task:NAME`, `task:*`, `tasks:PREFIX*`, `token:ID`, `token:*`.
     #[schema(value_type = String)]
     pub subject: QuotaSubject,
-    /// What is limited.
+    /// Kind of the quota.
     pub kind: QuotaKind,
-    /// The most that may be used.
+    /// Largest allowed use.
     pub limit: u64,
-    /// The present use. Absent for quotas of each task or token, and for those of one run.
+    /// Present use. Absent for quotas of each task or token, and for those of one run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<u64>,
-    /// The limit was set by an administrator.
+    /// An administrator set the limit.
     pub set: bool,
 }
 
-/// Sets a quota.
+/// Request to set a quota.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SetQuota {
-    /// As in [`Quota`].
+    /// Subject, as in [`Quota`].
     #[schema(value_type = String)]
     pub subject: QuotaSubject,
-    /// What is limited.
+    /// Kind of the quota.
     pub kind: QuotaKind,
-    /// The most that may be used. Absent: the default limit again.
+    /// Largest allowed use. If absent, the default limit applies again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }

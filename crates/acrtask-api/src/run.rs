@@ -133,6 +133,9 @@ pub struct Run {
     /// What came of it, once it is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<RunResult>,
+    /// Trust domain of the run, as a text for people: the runs that it shares caches with.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub domain: String,
     /// Whether a stranger's commit was approved; nothing: it needs no approval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,

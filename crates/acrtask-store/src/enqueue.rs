@@ -62,14 +62,14 @@ const TRIGGER: Sql = Sql::of(
 const RUN: Sql = Sql::of(
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain, charged_to) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)",
+     approval, notify, trust_domain, charged_to, pending_facts) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)",
     "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
      timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain, charged_to) \
+     approval, notify, trust_domain, charged_to, pending_facts) \
      SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
      $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
-     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[], $26::text[])",
+     $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[], $26::text[], $27::text[])",
 );
 
 /// Its class: pool, platform, labels as JSON.
@@ -125,6 +125,10 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
     let group = membership(new);
     let origin = &new.origin;
     let head_start = i64::from(new.queue.priority) * PRIORITY_MS;
+    let pending_facts = match origin.needs_approval {
+        true => Some(to_json(&new.spec.facts)?),
+        false => None,
+    };
     Ok(args![
         &new.id,
         new.task_id.as_deref(),
@@ -153,6 +157,7 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         origin.notify,
         new.trust_domain.key(),
         origin.charged_to.as_deref(),
+        pending_facts,
     ])
 }
 

@@ -193,6 +193,7 @@ impl RunRow {
             cancel_requested: self.cancel_requested_at.is_some(),
             log_length: self.log_length,
             result: self.result.clone(),
+            domain: self.trust_domain.to_string(),
             approval: self.approval,
             approved_by: self.approved_by.clone(),
             tick: None,
@@ -228,18 +229,11 @@ macro_rules! select_runs {
     };
 }
 
-/// What a list shows of a run: no column that may be large.
-macro_rules! select_summaries {
-    ($facts:literal) => {
-        concat!(
-            "SELECT r.id, r.task_name, r.queue, r.started_by, r.requested_by, r.rerun_of, r.state, r.reason, r.attempt, \
-             r.runner_id, n.name AS runner_name, r.created_at, r.started_at, r.finished_at, r.cancel_requested_at, \
-             r.log_length, r.approval, r.approved_by, CASE WHEN r.approval = 'pending' THEN ",
-            $facts,
-            " END AS facts FROM runs r LEFT JOIN runners n ON n.id = r.runner_id "
-        )
-    };
-}
+/// Columns of a list: none that may be large.
+const SUMMARIES: &str = "SELECT r.id, r.task_name, r.queue, r.started_by, r.requested_by, r.rerun_of, r.state, r.reason, \
+    r.attempt, r.runner_id, n.name AS runner_name, r.created_at, r.started_at, r.finished_at, r.cancel_requested_at, \
+    r.log_length, r.approval, r.approved_by, CASE WHEN r.approval = 'pending' THEN r.pending_facts END AS facts \
+    FROM runs r LEFT JOIN runners n ON n.id = r.runner_id ";
 
 #[derive(Debug, FromRow)]
 struct RawSummary {
@@ -396,9 +390,7 @@ fn approval(text: &str) -> Result<Approval> {
     match text {
         "pending" => Ok(Approval::Pending),
         "approved" => Ok(Approval::Approved),
-        other => Err(StoreError::corrupt(format_args!(
-            "an approval cannot be `{other}`"
-        ))),
+        _ => Err(StoreError::corrupt(format!("approval `{text}`"))),
     }
 }
 
@@ -529,16 +521,12 @@ impl Store {
         Ok((rows, next))
     }
 
-    /// Returns the same page without specs, results and secrets, which may be large.
+    /// Returns the same page without specs, results and secrets. The statement does not read these columns.
     pub async fn run_summaries(
         &self,
         filter: RunFilter,
     ) -> Result<(Vec<RunSummary>, Option<String>)> {
-        let columns = Sql::of(
-            select_summaries!("json_extract(r.spec, '$.facts')"),
-            select_summaries!("(r.spec::json -> 'facts')::text"),
-        );
-        let (sql, args) = page(&columns, &filter)?;
+        let (sql, args) = page(&Sql::from(SUMMARIES), &filter)?;
         let mut raw: Vec<RawSummary> = self.db.rows(sql, args).await?;
         let more = cut_page(&mut raw, &filter);
         let last = raw.last().filter(|_| more);

@@ -5,7 +5,7 @@ use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
-    db::{args, one_of},
+    db::{Tx, args, one_of},
     quotas,
 };
 
@@ -35,17 +35,27 @@ pub struct CredentialRow {
     pub updated_at: Ms,
 }
 
+/// Refuses one more secret or login of a task whose quota is used up.
+async fn need_secret(tx: &mut Tx, scope: &str, now: Ms) -> Result<()> {
+    let sql = "SELECT name FROM tasks WHERE id = $1";
+    let task: Option<(String,)> = tx.row(sql, args![scope]).await?;
+    match task {
+        Some((task,)) => {
+            let task = [QuotaSubject::Task(task)];
+            quotas::need(tx, &task, QuotaKind::Secrets, 1, now).await
+        }
+        None => Ok(()),
+    }
+}
+
 impl Store {
     /// Sets a secret.
     pub async fn put_secret(&self, scope: &str, name: &str, value: &[u8], now: Ms) -> Result<()> {
         let mut tx = self.db.write().await?;
         let there = "SELECT name FROM secrets WHERE scope = $1 AND name = $2";
         let there: Option<(String,)> = tx.row(there, args![scope, name]).await?;
-        let of = "SELECT name FROM tasks WHERE id = $1";
-        let task: Option<(String,)> = tx.row(of, args![scope]).await?;
-        if let (None, Some((task,))) = (there, task) {
-            let task = [QuotaSubject::Task(task)];
-            quotas::need(&mut tx, &task, QuotaKind::Secrets, 1, now).await?;
+        if there.is_none() {
+            need_secret(&mut tx, scope, now).await?;
         }
         tx.exec(
             "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
@@ -107,15 +117,20 @@ impl Store {
         password: &[u8],
         now: Ms,
     ) -> Result<()> {
-        self.db
-            .exec(
+        let mut tx = self.db.write().await?;
+        let there = "SELECT host FROM credentials WHERE scope = $1 AND host = $2";
+        let there: Option<(String,)> = tx.row(there, args![scope, host]).await?;
+        if there.is_none() {
+            need_secret(&mut tx, scope, now).await?;
+        }
+        tx.exec(
                 "INSERT INTO credentials (scope, host, username, password, updated_at) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (scope, host) DO UPDATE SET username = excluded.username, password = excluded.password, \
                  updated_at = excluded.updated_at",
                 args![scope, host, username, password, now],
             )
-            .await
-            .map(drop)
+            .await?;
+        tx.commit().await
     }
 
     /// The logins of these scopes, by scope and host.

@@ -1,16 +1,19 @@
-//! Quotas of logs: decided when a part of a log is stored, given back when logs are removed.
+//! Quotas of logs: checked when a part of a log is stored, and reduced when logs are removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
 
-use super::{Limits, QuotaExceeded, used};
+use super::{
+    Limits, QuotaExceeded,
+    usage::{stored_use, used},
+};
 use crate::{
     Result,
     db::{Sql, Tx, args, one_of},
 };
 
-/// Reads stored use. The rows are locked until the end of the transaction.
+/// Reads stored use, and locks its rows until the end of the transaction.
 const STORED_LOCKED: Sql = Sql::of(
     stored_use!("IN (SELECT value FROM json_each($1))"),
     concat!(stored_use!("= ANY($1)"), " FOR UPDATE"),
@@ -35,7 +38,7 @@ const LOGGED: Sql = {
     )
 };
 
-/// What is left of the quotas for logs, to the runs of a batch of reports.
+/// Quotas of logs and their use, for the runs of a batch of reports.
 #[derive(Debug, Default)]
 pub(crate) struct LogRoom {
     limits: Limits,
@@ -43,14 +46,14 @@ pub(crate) struct LogRoom {
     added: BTreeMap<QuotaSubject, u64>,
 }
 
-/// The subject whose stored logs a run adds to: its task, or its principal.
+/// Returns the subject whose stored logs a run adds to: its task, or its principal.
 fn logs_of(task: Option<&str>, charged_to: Option<&str>) -> Option<QuotaSubject> {
     task.map(|task| QuotaSubject::Task(task.to_owned()))
         .or_else(|| charged_to.map(|by| QuotaSubject::Token(by.to_owned())))
 }
 
 impl LogRoom {
-    /// Reads what the subjects of these runs use.
+    /// Reads the use of the quotas of these runs.
     pub(crate) async fn load(tx: &mut Tx, runs: &[(Option<&str>, Option<&str>)]) -> Result<Self> {
         let limits = Limits::load(tx).await?;
         let mut wanted = BTreeSet::new();
@@ -62,7 +65,7 @@ impl LogRoom {
             let subjects = own.into_iter().chain(patterns.cloned());
             wanted.extend(subjects.map(|subject| (subject, QuotaKind::LogBytes)));
         }
-        // Of two servers one waits for the other: a task's runs may log to both.
+        // Runs of one task may log to two servers. Their transactions wait for each other here.
         let used = used(tx, &limits, &wanted, STORED_LOCKED, 0).await?;
         let used = used.into_iter().map(|((subject, _), used)| (subject, used));
         let used = used.collect();
@@ -125,7 +128,7 @@ impl LogRoom {
         }
     }
 
-    /// Stores how much was added. Rows are written in one order, after all other locks.
+    /// Stores the added bytes. Writes rows in one order, after all other locks.
     pub(crate) async fn store(self, tx: &mut Tx) -> Result<()> {
         let rows = self
             .added
@@ -164,7 +167,7 @@ pub(crate) async fn logs_of_runs(
     Ok(bytes)
 }
 
-/// Gives these bytes of removed logs back. To be called after all other locks are taken.
+/// Subtracts the bytes of removed logs from the use. Call it after the transaction has taken all other locks.
 pub(crate) async fn give_back(tx: &mut Tx, bytes: BTreeMap<QuotaSubject, i64>) -> Result<()> {
     for (subject, bytes) in bytes {
         tx.exec(

@@ -3,13 +3,31 @@
 use acrtask_model::RunState;
 use acrtask_store::{RunFilter, StoreError};
 
-use crate::support::{Fixture, NOW, finished, ids, new_run, on_both};
+use crate::support::{Fixture, NOW, finished, ids, new_run, on_both, run_id};
 
 on_both!(
     pages_hold_each_run_once,
     filters_choose,
+    lists_read_no_specs,
     what_postgres_cannot_hold_is_taken,
 );
+
+async fn lists_read_no_specs(fixture: &Fixture) {
+    let mut fork = new_run("fork");
+    fork.origin.needs_approval = true;
+    fork.spec.facts.branch = "fix".into();
+    fixture.store.enqueue(fork, NOW).await.unwrap();
+    fixture.queued("own", NOW).await;
+    // A spec that is not JSON fails whatever reads it.
+    assert_eq!(fixture.raw("UPDATE runs SET spec = 'large'").await, 2);
+    assert!(fixture.store.run(&run_id("fork")).await.is_err());
+    let (listed, _) = fixture.store.run_summaries(filter()).await.unwrap();
+    let revisions: Vec<_> = listed
+        .iter()
+        .map(|run| (run.id.as_str(), run.revision.as_deref()))
+        .collect();
+    assert_eq!(revisions, [("own", None), ("fork", Some("branch `fix`"))]);
+}
 
 fn filter() -> RunFilter {
     RunFilter {

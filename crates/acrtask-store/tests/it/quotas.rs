@@ -1,14 +1,24 @@
 //! Quotas: what is stored beyond them is refused, by whatever way it comes and however many come at once.
 
-use acrtask_api::quota::{QuotaKind, QuotaSubject};
+use acrtask_api::{
+    quota::{QuotaKind, QuotaSubject},
+    spec::RunSpec,
+    webhook::OutcomeKind,
+};
 use acrtask_model::{Digest, RunState};
-use acrtask_store::{Enqueued, NewRun, QuotaExceeded, Report, StoreError, Verdict};
+use acrtask_store::{Enqueued, LeadsTo, NewRun, QuotaExceeded, Report, StoreError, Verdict};
 
-use crate::support::{Fixture, NOW, chunk, finished, new_run, on_both, owner, run_id};
+use crate::{
+    support::{Fixture, NOW, chunk, finished, new_run, on_both, owner, run_id},
+    webhooks,
+};
 
 on_both!(
     queued_runs_of_a_task_of_tasks_and_of_a_token_are_limited,
     runs_of_a_minute_are_limited,
+    runs_of_forks_use_quotas_of_their_own,
+    a_fork_beyond_its_quota_leaves_a_reason,
+    prefixes_are_compared_by_bytes,
     many_requests_at_once_do_not_exceed_a_quota,
     a_repeated_request_gets_its_run_beyond_the_quota,
     a_log_ends_at_the_quota_with_its_mark,
@@ -111,6 +121,132 @@ async fn runs_of_a_minute_are_limited(fixture: &Fixture) {
     ask(fixture, of_task("e", "app", None), NOW + 60_000)
         .await
         .unwrap();
+}
+
+fn of_fork(id: &str) -> NewRun {
+    let mut new = of_task(id, "app", None);
+    new.origin.needs_approval = true;
+    new
+}
+
+async fn runs_of_forks_use_quotas_of_their_own(fixture: &Fixture) {
+    set(fixture, "task:app", QuotaKind::QueuedRuns, 1).await;
+    set(fixture, "tasks:a*", QuotaKind::QueuedRuns, 1).await;
+    set(fixture, "task:app", QuotaKind::RunsPerMinute, 1).await;
+    set(fixture, "tasks:a*", QuotaKind::RunsPerMinute, 1).await;
+    set(fixture, "task:app", QuotaKind::PendingApprovals, 2).await;
+    set(fixture, "task:app", QuotaKind::PendingApprovalsPerMinute, 3).await;
+    for id in ["f1", "f2"] {
+        ask(fixture, of_fork(id), NOW).await.unwrap();
+    }
+    let refused = ask(fixture, of_fork("f3"), NOW).await.unwrap_err();
+    assert_eq!(refused.kind, QuotaKind::PendingApprovals);
+    // They keep no run of the task's own out.
+    ask(fixture, of_task("own", "app", None), NOW)
+        .await
+        .unwrap();
+    let refused = ask(fixture, of_task("own2", "app", None), NOW + 60_000)
+        .await
+        .unwrap_err();
+    assert_eq!((refused.kind, refused.used), (QuotaKind::QueuedRuns, 1));
+    fixture
+        .store
+        .request_cancel(&run_id("f1"), "closed", NOW)
+        .await
+        .unwrap();
+    ask(fixture, of_fork("f4"), NOW).await.unwrap();
+    fixture
+        .store
+        .request_cancel(&run_id("f2"), "closed", NOW)
+        .await
+        .unwrap();
+    let refused = ask(fixture, of_fork("f5"), NOW).await.unwrap_err();
+    assert_eq!(refused.kind, QuotaKind::PendingApprovalsPerMinute);
+    ask(fixture, of_fork("f6"), NOW + 60_000).await.unwrap();
+    // An approved run is one of the queue.
+    fixture
+        .store
+        .approve(&run_id("f4"), &RunSpec::default(), "ann", NOW)
+        .await
+        .unwrap();
+    let quotas = fixture
+        .store
+        .quotas(&[subject("task:app")], NOW + 60_000)
+        .await
+        .unwrap();
+    let used = |kind| {
+        let quota = quotas
+            .iter()
+            .find(|quota| quota.kind == kind && quota.subject == subject("task:app"));
+        quota.unwrap().used
+    };
+    assert_eq!(used(QuotaKind::PendingApprovals), Some(1));
+    assert_eq!(used(QuotaKind::PendingApprovalsPerMinute), Some(1));
+    assert_eq!(used(QuotaKind::QueuedRuns), Some(2));
+}
+
+async fn a_fork_beyond_its_quota_leaves_a_reason(fixture: &Fixture) {
+    set(fixture, "task:*", QuotaKind::PendingApprovals, 1).await;
+    let fork = |id: &str, lane: &str| {
+        let mut evaluated = webhooks::run(id, lane, "c1", true);
+        if let LeadsTo::Run { new, .. } = &mut evaluated.leads_to {
+            new.origin.needs_approval = true;
+        }
+        evaluated
+    };
+    let delivered = [
+        (
+            webhooks::delivery("d1", "s1"),
+            vec![fork("f1", "t1 pull/1")],
+        ),
+        (
+            webhooks::delivery("d2", "s2"),
+            vec![fork("f2", "t1 pull/2")],
+        ),
+        (
+            webhooks::delivery("d3", "s3"),
+            vec![webhooks::run("own", "t1 main", "c2", true)],
+        ),
+    ];
+    let delivered = fixture.store.deliver_many(delivered.into(), NOW).await;
+    let led: Vec<_> = delivered
+        .unwrap()
+        .into_iter()
+        .map(|one| webhooks::new(one).0.remove(0))
+        .collect();
+    assert_eq!(led[0].0, OutcomeKind::Run);
+    assert_eq!((led[1].0, &led[1].1), (OutcomeKind::Suppressed, &None));
+    let reason =
+        "the quota pendingApprovals of task:team/app is 1, and 1 are used; approve or cancel";
+    assert!(led[1].2.starts_with(reason), "{}", led[1].2);
+    assert_eq!(led[2].0, OutcomeKind::Run);
+}
+
+async fn prefixes_are_compared_by_bytes(fixture: &Fixture) {
+    set(fixture, "tasks:team-*", QuotaKind::QueuedRuns, 1).await;
+    set(fixture, "tasks:team-*", QuotaKind::LogBytes, 100).await;
+    // Languages ignore punctuation and sort `teamx` between `team-a` and `team-z`.
+    let run = logging(fixture, "other", "teamx").await;
+    let reports = vec![chunk(0, 90), finished(RunState::Succeeded, 90)];
+    fixture.say_all("a", &run, NOW, reports).await;
+    let run = logging(fixture, "own", "team-a").await;
+    let reports = vec![chunk(0, 7), finished(RunState::Succeeded, 7)];
+    fixture.say_all("a", &run, NOW, reports).await;
+    ask(fixture, of_task("waits", "teamy", None), NOW)
+        .await
+        .unwrap();
+    let quotas = fixture.store.quotas(&[], NOW).await.unwrap();
+    let used: Vec<_> = quotas
+        .iter()
+        .map(|quota| (quota.kind, quota.used))
+        .collect();
+    assert_eq!(
+        used,
+        [
+            (QuotaKind::LogBytes, Some(7)),
+            (QuotaKind::QueuedRuns, Some(0)),
+        ]
+    );
 }
 
 async fn many_requests_at_once_do_not_exceed_a_quota(fixture: &Fixture) {
@@ -249,6 +385,14 @@ async fn secrets_and_tasks_are_limited(fixture: &Fixture) {
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
     store.put_secret("tteam/a", "one", b"x", NOW).await.unwrap();
     store.put_secret("tteam/a", "one", b"y", NOW).await.unwrap();
+    let refused = store.put_secret("tteam/a", "two", b"x", NOW).await;
+    assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
+    let login = async |host: &str| store.put_credential("tteam/a", host, "u", b"x", NOW).await;
+    let refused = login("h").await;
+    assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
+    set(fixture, "task:team/a", QuotaKind::Secrets, 2).await;
+    login("h").await.unwrap();
+    login("h").await.unwrap();
     let refused = store.put_secret("tteam/a", "two", b"x", NOW).await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
     store.put_secret("", "two", b"x", NOW).await.unwrap();

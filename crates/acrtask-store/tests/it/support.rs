@@ -93,7 +93,9 @@ pub(crate) async fn empty_postgres() -> Option<(String, Database)> {
         return None;
     };
     let name = format!("acrtask_test_{:016x}", rand::random::<u64>());
-    admin(&server, format!("CREATE DATABASE {name}")).await;
+    // Names are compared by bytes, whatever the locale of the database is: this one ignores punctuation.
+    let locale = "TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER icu ICU_LOCALE 'en-u-ka-shifted'";
+    admin(&server, format!("CREATE DATABASE {name} {locale}")).await;
     let (before, _) = server.rsplit_once('/').unwrap();
     let url = format!("{before}/{name}");
     Some((url, Database::Postgres { server, name }))

@@ -1,0 +1,6 @@
+-- Runs that wait for an approval have a quota of their own; `approval` tells them from other queued runs.
+DROP INDEX runs_queued_task;
+CREATE INDEX runs_queued_task ON runs (task_name, approval) WHERE state = 'queued' AND task_name IS NOT NULL;
+-- Branch and tag of the commit of a run that waits for an approval, as JSON. Lists read them here and not in `spec`.
+ALTER TABLE runs ADD COLUMN pending_facts TEXT;
+UPDATE runs SET pending_facts = json_extract(spec, '$.facts') WHERE approval = 'pending';
