@@ -115,7 +115,7 @@ pub(crate) async fn key(
     };
     let mut backoff = Backoff::default();
     loop {
-        let asking = register(endpoint, token, &config.name);
+        let asking = register(endpoint, token, config);
         let status = match tokio::time::timeout(2 * CONNECT, asking).await {
             Ok(Ok(key)) => {
                 state.write_key(&key)?;
@@ -139,19 +139,26 @@ pub(crate) async fn key(
     }
 }
 
-async fn register(endpoint: &Endpoint, token: &Secret, name: &str) -> Result<Key, Status> {
+async fn register(
+    endpoint: &Endpoint,
+    token: &Secret,
+    config: &AgentConfig,
+) -> Result<Key, Status> {
     let channel = endpoint
         .connect()
         .await
         .map_err(|error| Status::unavailable(chain(&error)))?;
     let request = RegisterRequest {
         token: token.expose().to_owned(),
-        name: name.to_owned(),
+        name: config.name.clone(),
+        pool: config.pool.clone().unwrap_or_default(),
+        labels: config.labels.clone().into_iter().collect(),
+        slots: config.slots,
     };
     let given = client(channel).register(request).await?.into_inner();
     Ok(Key {
         runner: given.runner_id,
-        name: name.to_owned(),
+        name: config.name.clone(),
         key: Secret::new(given.key),
     })
 }

@@ -179,6 +179,7 @@ impl Clients {
         let request = RegisterRequest {
             token: made["secret"].as_str().unwrap().to_owned(),
             name: "load".into(),
+            ..RegisterRequest::default()
         };
         let registered = RunnersClient::new(clients.channel.clone())
             .register(request)

@@ -35,7 +35,60 @@ pub(super) fn bytes(count: u64) -> u64 {
     count.min(i64::MAX.unsigned_abs())
 }
 
-/// Returns what a runner is. Its registration fixes the pool, the labels and the slots: a runner that says more is refused.
+/// Pool, labels and slots that a registration token allows a runner to have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed<'a> {
+    /// `None` for the default pool.
+    pub(super) pool: Option<&'a str>,
+    pub(super) labels: &'a BTreeMap<String, String>,
+    /// `None` if the token names no limit.
+    pub(super) max_slots: Option<u32>,
+}
+
+impl<'a> Allowed<'a> {
+    /// Checks the pool, the labels and the slots that a runner asks for, and returns its pool.
+    ///
+    /// # Errors
+    /// Says what the token does not allow, and what to do instead.
+    pub(super) fn check(
+        &self,
+        pool: &str,
+        labels: &HashMap<String, String>,
+        slots: u32,
+    ) -> Result<&'a str, String> {
+        if slots > MOST_SLOTS {
+            return Err(format!("a runner has at most {MOST_SLOTS} slots"));
+        }
+        let own = self.pool.unwrap_or(DEFAULT_POOL);
+        if !pool.is_empty() && pool != own {
+            return Err(format!(
+                "the registration of this runner is for the pool `{own}`, and not for `{0}`; leave out --pool, or \
+                 register it with a token of `acrtask runner token --pool {0}`",
+                pool.escape_debug()
+            ));
+        }
+        let mut beyond = labels.iter();
+        if let Some((name, value)) =
+            beyond.find(|(name, value)| self.labels.get(*name) != Some(*value))
+        {
+            return Err(format!(
+                "the registration of this runner is not for the label {0}={1}; leave out --label, or register it with a \
+                 token of `acrtask runner token --label {0}={1}`",
+                name.escape_debug(),
+                value.escape_debug()
+            ));
+        }
+        match self.max_slots.filter(|max| slots > *max) {
+            None => Ok(own),
+            Some(max) => Err(format!(
+                "the registration of this runner is for at most {max} slots, and it has {slots}; give --slots {max}, or \
+                 register it with a token of `acrtask runner token --max-slots {slots}`"
+            )),
+        }
+    }
+}
+
+/// Returns the facts of a runner, as its registration allows them.
 pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, String> {
     if hello.platforms.len() > MOST_FACTS
         || hello.labels.len() > MOST_FACTS
@@ -45,35 +98,12 @@ pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, Str
             "a runner has at most {MOST_FACTS} platforms, labels and features"
         ));
     }
-    if hello.slots > MOST_SLOTS {
-        return Err(format!("a runner has at most {MOST_SLOTS} slots"));
-    }
-    let pool = runner.token_pool.as_deref().unwrap_or(DEFAULT_POOL);
-    if !hello.pool.is_empty() && hello.pool != pool {
-        return Err(format!(
-            "this runner is registered for the pool `{pool}`, and not for `{0}`; leave out --pool, or register it \
-             with a token of `acrtask runner token --pool {0}`",
-            hello.pool.escape_debug()
-        ));
-    }
-    let mut beyond = hello.labels.iter();
-    if let Some((name, value)) =
-        beyond.find(|(name, value)| runner.token_labels.get(*name) != Some(*value))
-    {
-        return Err(format!(
-            "this runner is not registered for the label {0}={1}; leave out --label, or register it with a token of \
-             `acrtask runner token --label {0}={1}`",
-            name.escape_debug(),
-            value.escape_debug()
-        ));
-    }
-    if let Some(max) = runner.max_slots.filter(|max| hello.slots > *max) {
-        return Err(format!(
-            "this runner is registered for at most {max} slots, and has {0}; give --slots {max}, or register it with \
-             a token of `acrtask runner token --max-slots {0}`",
-            hello.slots
-        ));
-    }
+    let allowed = Allowed {
+        pool: runner.token_pool.as_deref(),
+        labels: &runner.token_labels,
+        max_slots: runner.max_slots,
+    };
+    let pool = allowed.check(&hello.pool, &hello.labels, hello.slots)?;
     let texts = |map: &HashMap<String, String>| -> BTreeMap<String, String> {
         map.iter()
             .map(|(name, value)| (printable(name.clone()), printable(value.clone())))

@@ -42,6 +42,7 @@ use crate::{
 /// Longest name of a runner.
 const MAX_NAME: usize = 63;
 
+use facts::Allowed;
 pub(crate) use facts::MOST_SLOTS;
 
 /// What a registration token fixes for its runner.
@@ -202,7 +203,7 @@ impl Runners for Service {
         let turn = self.app.limits.lookup(&[]).await;
         let token = self.app.store.runner_token(token_id).await;
         drop(turn);
-        token
+        let token = token
             .map_err(failed)?
             .filter(|token| keys::fits(&request.token, &token.hash))
             .ok_or_else(refused)?;
@@ -212,6 +213,15 @@ impl Runners for Service {
                 "a runner's name has 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
             )));
         }
+        // Before the token is used: a wrong option must not cost it.
+        let allowed = Allowed {
+            pool: token.pool.as_deref(),
+            labels: &token.labels,
+            max_slots: token.max_slots,
+        };
+        allowed
+            .check(&request.pool, &request.labels, request.slots)
+            .map_err(Status::invalid_argument)?;
         let id = keys::new_id('n');
         let (key, key_hash) = keys::new(Kind::Key, &id);
         let runner = NewRunner {

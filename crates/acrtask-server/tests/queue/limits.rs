@@ -121,6 +121,7 @@ async fn bodies_without_a_valid_credential_end_at_32_kib() {
     let request = RegisterRequest {
         token: "x".repeat(40 << 10),
         name: "one".into(),
+        ..RegisterRequest::default()
     };
     let refused = client(&server).await.register(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");

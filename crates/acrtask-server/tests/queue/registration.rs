@@ -18,6 +18,7 @@ on_both!(
     a_registration_token_works_once,
     a_key_is_checked,
     a_runner_is_what_its_token_says,
+    a_wrong_pool_label_or_slot_costs_no_token,
     a_runner_that_says_more_than_its_token_is_refused,
     a_runner_gets_runs_of_its_tasks_alone,
     a_removed_runner_is_sent_away,
@@ -112,6 +113,63 @@ async fn a_runner_is_what_its_token_says(place: Place) {
         .unwrap();
     assert_eq!((row.pool.as_str(), row.slots), ("gpu", 1));
     assert_eq!(row.labels, known.profile.labels);
+}
+
+async fn a_wrong_pool_label_or_slot_costs_no_token(place: Place) {
+    let server = place.server(Config::default()).await;
+    let grant = RunnerGrant {
+        pool: Some("gpu".to_owned()),
+        labels: [("zone".to_owned(), "a".to_owned())].into(),
+        max_slots: Some(2),
+        tasks: None,
+    };
+    let token = granted(&server, grant).await;
+    let good = RegisterRequest {
+        token,
+        name: "one".into(),
+        pool: "gpu".into(),
+        labels: labels(&[("zone", "a")]),
+        slots: 2,
+    };
+    for (names, wrong) in [
+        (
+            "pool `gpu`",
+            RegisterRequest {
+                pool: "prod".into(),
+                ..good.clone()
+            },
+        ),
+        (
+            "label zone=b",
+            RegisterRequest {
+                labels: labels(&[("zone", "b")]),
+                ..good.clone()
+            },
+        ),
+        (
+            "at most 2 slots",
+            RegisterRequest {
+                slots: 3,
+                ..good.clone()
+            },
+        ),
+        (
+            "a runner's name",
+            RegisterRequest {
+                name: "a b".into(),
+                ..good.clone()
+            },
+        ),
+    ] {
+        let refused = client(&server).await.register(wrong).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains(names), "{refused}");
+    }
+    let mut plane = client(&server).await;
+    plane.register(good.clone()).await.unwrap();
+    let used = plane.register(good).await.unwrap_err();
+    assert_eq!(used.code(), Code::PermissionDenied);
 }
 
 async fn a_runner_that_says_more_than_its_token_is_refused(place: Place) {

@@ -171,6 +171,7 @@ impl FakeRunner {
         let request = RegisterRequest {
             token: token.to_owned(),
             name: name.to_owned(),
+            ..RegisterRequest::default()
         };
         let response = client(server).await.register(request).await?.into_inner();
         Ok(Self {

@@ -50,6 +50,7 @@ pub(crate) async fn register(server: &str, token: &str, count: usize) -> Vec<Str
             .register(RegisterRequest {
                 token,
                 name: format!("fake-{}-{i}", std::process::id()),
+                ..RegisterRequest::default()
             })
             .await
             .unwrap();
