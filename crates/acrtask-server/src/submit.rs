@@ -24,10 +24,12 @@ mod checks;
 pub(crate) mod event;
 mod inline;
 mod lease;
+mod secrets;
 
 pub use checks::{Problems, check_task, secret_name, task_name};
-pub(crate) use checks::{check_labels, host_name, word};
+pub(crate) use checks::{check_labels, check_printable, host_name, word};
 pub use lease::{LeaseError, LeasePayload, lease_payload};
+pub(crate) use secrets::{check_username, check_value};
 
 /// What a run has that must not be seen: stored encrypted with it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -180,10 +182,7 @@ pub fn from_request(
     spec.untrusted_values.clear();
     checks::check_spec(&spec, &mut problems);
     checks::check_queue(&request.queue, &mut problems);
-    checks::check_names(request.secrets.keys(), &mut problems);
-    for credential in &request.credentials {
-        checks::check_host(&credential.host, &mut problems);
-    }
+    secrets::check_brought(&request.secrets, &request.credentials, &mut problems);
     if spec.cache != SharedCache::Off {
         problems.add("`spec.cache` is for runs of stored tasks: a run without one shares no cache");
     }
@@ -288,7 +287,7 @@ fn of_task(
             .collect(),
     };
     let definition = &task.definition;
-    checks::check_names(start.secrets.keys(), &mut problems);
+    secrets::check_brought(&start.secrets, &[], &mut problems);
     let context = match start.context {
         Some(context) => context,
         None => match &definition.context {

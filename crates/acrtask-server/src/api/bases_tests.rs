@@ -34,7 +34,7 @@ async fn server() -> Server {
         let image = format!("r.io/{task}:1");
         server.pushed(task, (&image, 'f'), &bases).await;
     }
-    let login = json!({"username": "u", "password": "p", "task": "two"});
+    let login = json!({"username": "u", "password": "a password", "task": "two"});
     server
         .put("/credentials/r.io", login)
         .await

@@ -10,9 +10,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Api, ApiError,
     extract::{Json, Path, Query},
-    secrets::{OfTask, check_value, scope_of, task_names},
+    secrets::{OfTask, scope_of, task_names},
     tasks,
-    tokens::check_printable,
 };
 use crate::{
     auth::{self, By},
@@ -80,12 +79,11 @@ async fn put(
 ) -> Result<Json<Credential>, ApiError> {
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::host_name(&host).map_err(ApiError::invalid)?;
-    check_value("username", &asked.username)?;
-    let mut problems = Problems::default();
-    check_printable("username", &asked.username, &mut problems);
-    problems.into_result()?;
     let password = asked.kept().map_err(ApiError::invalid)?;
-    check_value("password", &password)?;
+    let mut problems = Problems::default();
+    submit::check_username("username", &asked.username, &mut problems);
+    submit::check_value("password", &password, &mut problems);
+    problems.into_result()?;
     let host = canonical_host(&host);
     let app = &api.app;
     let now = app.clock.now_ms();

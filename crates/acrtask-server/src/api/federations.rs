@@ -86,8 +86,8 @@ fn check(name: &str, asked: &Federation) -> Problems {
     if asked.audience.trim().is_empty() {
         problems.add("`audience` is empty: a token for anybody else would do");
     }
-    tokens::check_printable("audience", &asked.audience, &mut problems);
-    tokens::check_printable("subject", &asked.subject, &mut problems);
+    submit::check_printable("audience", &asked.audience, &mut problems);
+    submit::check_printable("subject", &asked.subject, &mut problems);
     if asked.subject.chars().all(|c| c == '*') {
         problems.add(
             "`subject` would let in everybody whom the issuer knows: write what `sub` begins with, as in `repo:org/app:*`",

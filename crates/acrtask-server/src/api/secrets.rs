@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use acrtask_api::admin::{Problem, PutSecret, Secret};
-use acrtask_model::mask::MIN_LEN;
 use acrtask_store::TaskFilter;
 use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
@@ -17,11 +16,9 @@ use super::{
 };
 use crate::{
     auth::{self, By, Caller},
-    submit,
+    submit::{self, Problems},
 };
 
-/// Largest value, in bytes.
-const MAX_VALUE: usize = 64 << 10;
 /// Tasks that are read at once to find their names.
 const TASKS: u32 = 1000;
 
@@ -133,8 +130,9 @@ async fn put(
 ) -> Result<Json<Secret>, ApiError> {
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::secret_name(&name).map_err(ApiError::invalid)?;
-    check_value("value", &asked.value.0)?;
-    check_maskable(&asked.value.0)?;
+    let mut problems = Problems::default();
+    submit::check_value("value", &asked.value.0, &mut problems);
+    problems.into_result()?;
     let app = &api.app;
     let now = app.clock.now_ms();
     let sealed = app
@@ -152,32 +150,6 @@ async fn put(
         task: asked.task,
         updated_at: acrtask_store::timestamp(now),
     }))
-}
-
-pub(super) fn check_value(key: &str, value: &str) -> Result<(), ApiError> {
-    if value.is_empty() {
-        return Err(ApiError::invalid(format!("`{key}` is empty")));
-    }
-    if value.len() > MAX_VALUE {
-        return Err(ApiError::too_large(format!(
-            "`{key}` has {} bytes, and may have {MAX_VALUE}",
-            value.len()
-        )));
-    }
-    Ok(())
-}
-
-/// Refuses a secret that logs would show: shorter texts are not masked.
-fn check_maskable(value: &str) -> Result<(), ApiError> {
-    let length = value.trim().len();
-    if length < MIN_LEN {
-        return Err(ApiError::invalid(format!(
-            "`value` has {length} bytes without the white space around it: secrets shorter than {MIN_LEN} bytes \
-             cannot be masked in logs"
-        ))
-        .help(format!("set a value of at least {MIN_LEN} bytes")));
-    }
-    Ok(())
 }
 
 /// Removes a secret. A run that needs it and has not been handed out yet will end with an error.

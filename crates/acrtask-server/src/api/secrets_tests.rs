@@ -62,6 +62,67 @@ async fn a_secret_goes_in_and_never_comes_out() {
 }
 
 #[tokio::test]
+async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
+    let server = Server::start().await;
+    server
+        .post("/tasks", json!({"name": "app", "cmd": "alpine true"}))
+        .await
+        .json::<serde_json::Value>(StatusCode::CREATED);
+    let spec = json!({"work": {"do": "cmd", "line": "alpine true"}});
+    let login = |password: &str| json!({"host": "h", "username": "u", "password": password});
+    let large = "x".repeat((64 << 10) + 1);
+    let most = "x".repeat(64 << 10);
+    for wrong in ["", "abc", " abc\n", &large] {
+        let refused = [
+            server.put("/secrets/a", json!({"value": wrong})).await,
+            server
+                .put(
+                    "/credentials/h",
+                    json!({"username": "u", "password": wrong}),
+                )
+                .await,
+            server
+                .post("/runs", json!({"spec": spec, "secrets": {"a": wrong}}))
+                .await,
+            server
+                .post(
+                    "/runs",
+                    json!({"spec": spec, "credentials": [login(wrong)]}),
+                )
+                .await,
+            server
+                .post("/tasks/app/runs", json!({"secrets": {"a": wrong}}))
+                .await,
+        ];
+        for (at, answer) in refused.into_iter().enumerate() {
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{at}: {wrong:.9}");
+            assert!(answer.text().len() < 1000, "{at}");
+        }
+    }
+    for good in ["abcd", &most] {
+        let body = json!({"spec": spec, "secrets": {"a": good}, "credentials": [login(good)]});
+        let answer = server.post("/runs", body).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+    }
+    // Each of them is small enough, and all of them are not.
+    let many: std::collections::BTreeMap<String, &str> =
+        (0..4).map(|at| (format!("s{at}"), most.as_str())).collect();
+    for (path, body) in [
+        ("/runs", json!({"spec": spec, "secrets": many})),
+        ("/tasks/app/runs", json!({"secrets": many})),
+    ] {
+        let problem = server.post(path, body).await;
+        let problem = problem.problem(StatusCode::BAD_REQUEST);
+        let expected =
+            "`secrets` and `credentials` of the run take 257 KiB together, and may take 256 KiB";
+        assert!(problem.message.starts_with(expected), "{}", problem.message);
+    }
+    let user = json!({"username": large, "password": "abcd"});
+    let answer = server.put("/credentials/h", user).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn what_is_no_secret_is_refused() {
     let server = Server::start().await;
     for (path, body, status) in [
@@ -79,7 +140,7 @@ async fn what_is_no_secret_is_refused() {
         (
             "/secrets/a",
             json!({"value": "x".repeat(70_000)}),
-            StatusCode::PAYLOAD_TOO_LARGE,
+            StatusCode::BAD_REQUEST,
         ),
         (
             "/secrets/a",

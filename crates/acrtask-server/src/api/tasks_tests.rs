@@ -169,7 +169,7 @@ async fn a_run_of_a_task_is_what_the_task_says() {
 async fn values_of_a_token_without_write_are_untrusted() {
     let server = Server::start().await;
     server.post("/tasks", definition("team/app")).await;
-    let body = json!({"set": {"greeting": "hi"}, "secrets": {"own": "x"}});
+    let body = json!({"set": {"greeting": "hi"}, "secrets": {"own": "a value"}});
     let scopes = [Scope::Read, Scope::Run, Scope::Write];
     for (scopes, expected) in [
         (&scopes[..2], vec!["greeting", "own"]),
@@ -335,15 +335,15 @@ async fn a_task_has_its_secrets_and_logins() {
         ("/secrets/git-token", json!({"value": "of all"})),
         (
             "/credentials/Reg.Example.com",
-            json!({"username": "all", "password": "p1"}),
+            json!({"username": "all", "password": "password 1"}),
         ),
         (
             "/credentials/reg.example.com",
-            json!({"username": "app", "password": "p2", "task": "app"}),
+            json!({"username": "app", "password": "password 2", "task": "app"}),
         ),
         (
             "/credentials/other.example.com:5000",
-            json!({"username": "all", "password": "p3"}),
+            json!({"username": "all", "password": "password 3"}),
         ),
     ] {
         server
@@ -374,8 +374,8 @@ async fn a_task_has_its_secrets_and_logins() {
     assert_eq!(
         logins,
         [
-            ("reg.example.com", "app", "p2"),
-            ("other.example.com:5000", "all", "p3")
+            ("reg.example.com", "app", "password 2"),
+            ("other.example.com:5000", "all", "password 3")
         ]
     );
     // Whoever may only run it cannot put other steps in front of its secrets.
@@ -389,7 +389,7 @@ async fn a_task_has_its_secrets_and_logins() {
             .await
             .problem(StatusCode::FORBIDDEN);
     }
-    let start = json!({"secrets": {"git": "x"}});
+    let start = json!({"secrets": {"git": "a value"}});
     server
         .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
         .await
@@ -426,6 +426,11 @@ async fn files_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
     let brought = start(&starter, files.clone()).await;
     assert_ne!(brought.trust_domain, own);
     assert_eq!(brought.trust_domain.owner(), &own);
+    let shown: Run = server
+        .get(&format!("/runs/{}", brought.id))
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(shown.domain, brought.trust_domain.to_string());
     assert!(matches!(brought.spec.cache, SharedCache::ReadOnly { .. }));
     let again = start(&starter, file).await;
     assert_eq!(again.trust_domain, brought.trust_domain);

@@ -1,7 +1,6 @@
 //! Tokens: made, listed, revoked; and who the caller is.
 
 use acrtask_api::admin::{CreateToken, Me, NewToken, Problem, Scope, Token};
-use acrtask_model::printable::unprintable_in_name;
 use acrtask_store::TokenRow;
 use axum::{extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::{
     auth::{self, By},
-    submit::Problems,
+    submit::{Problems, check_printable},
 };
 
 /// The longest that a token may hold for, in seconds: ten years.
@@ -91,16 +90,6 @@ pub(super) fn check_pools(pools: &[String], tasks: Option<&str>, problems: &mut 
         if let Err(reason) = crate::submit::word(pool) {
             problems.add(format!("`pools`: {reason}"));
         }
-    }
-}
-
-/// Refuses a name with characters that would act on the terminal of those who list it.
-pub(super) fn check_printable(key: &str, name: &str, problems: &mut Problems) {
-    if let Some(c) = unprintable_in_name(name) {
-        let code = u32::from(c);
-        problems.add(format!(
-            "`{key}` contains U+{code:04X}, which is not printable: write letters, digits, blanks and signs"
-        ));
     }
 }
 

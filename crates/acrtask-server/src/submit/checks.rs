@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::inline;
+use acrtask_model::printable::unprintable_in_name;
 use acrtask_trigger::{ImageRules, TriggerRules};
 
 use acrtask_api::{
@@ -325,6 +326,16 @@ pub(crate) fn word(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses a name that a terminal or a log would not show as it is.
+pub(crate) fn check_printable(key: &str, name: &str, problems: &mut Problems) {
+    if let Some(c) = unprintable_in_name(name) {
+        let code = u32::from(c);
+        problems.add(format!(
+            "`{key}` contains U+{code:04X}, which is not printable: write letters, digits, blanks and signs"
+        ));
+    }
+}
+
 pub(super) fn check_names<'n>(names: impl Iterator<Item = &'n String>, problems: &mut Problems) {
     for name in names {
         if let Err(reason) = secret_name(name) {
@@ -499,104 +510,5 @@ pub(super) fn duration(text: &str) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn task(json: serde_json::Value) -> TaskDefinition {
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_good_task_has_no_problems() {
-        for json in [
-            serde_json::json!({"name": "app", "context": "https://example.com/a.git#main:sub", "file": "acr-task.yaml"}),
-            serde_json::json!({"name": "team/app", "context": "git@example.com:a/b.git"}),
-            serde_json::json!({"name": "team/app", "context": "github.com/a/b"}),
-            serde_json::json!({"name": "x", "context": "oci://example.com/a:1", "timeout": "1h30m", "platform": "linux/arm/v7"}),
-            serde_json::json!({"name": "x", "text": "steps: []"}),
-            serde_json::json!({"name": "x", "text": "{{.Values.steps}}: not yet\n- YAML"}),
-            serde_json::json!({"name": "x", "text": "version: v1.1.0\nsecrets:\n  - id: a\n    keyvault: https://vault.example.com/a\nsteps:\n  - build: -t $Registry/app:$Commit ."}),
-            serde_json::json!({"name": "x", "cmd": "alpine echo hello", "queue": {"concurrency": {"max": 1}}}),
-            serde_json::json!({"name": "x", "context": "https://example.com/a.tar.gz", "build": {"images": ["app:$ID"]}}),
-        ] {
-            assert_eq!(
-                check_task(&task(json.clone())),
-                Problems::default(),
-                "{json}"
-            );
-        }
-    }
-
-    #[test]
-    fn all_problems_of_a_task_are_told_at_once() {
-        let problems = check_task(&task(serde_json::json!({
-            "name": "a b",
-            "context": "https://me:hunter2@example.com/a.git",
-            "file": "../acr-task.yaml",
-            "text": "",
-            "registry": "https://example.com",
-            "secrets": {"a b": "c"},
-            "env": {"A=B": ""},
-            "aliasImages": {"docker": "x"},
-            "platform": "amd64",
-            "timeout": "soon",
-            "queue": {"priority": 11, "pool": "", "labels": {"": "x"}, "concurrency": {"max": 0}},
-            "triggers": {"timers": {"nightly": {"schedule": "0 3 * *"}}}
-        })));
-        insta::assert_snapshot!(problems.0.join("\n"));
-        assert!(!problems.to_string().contains("hunter2"));
-    }
-
-    #[test]
-    fn mistakes_of_an_inline_file_are_told_with_their_lines() {
-        let problems = check_task(&task(serde_json::json!({
-            "name": "x",
-            "text": "steps:\n  - cmd: alpine\n    build: .\n  - push: reg/app\n    when: [nobody]\n",
-        })));
-        insta::assert_snapshot!(problems.0.join("\n"));
-        let problems = check_task(&task(
-            serde_json::json!({"name": "x", "text": "steps: [\n"}),
-        ));
-        assert!(problems.0[0].starts_with("`text`, line"), "{problems}");
-    }
-
-    #[test]
-    fn contexts_that_nobody_fetches_are_refused() {
-        for context in [
-            "/etc",
-            "./here",
-            "~/x",
-            "file:///etc",
-            "ext::sh -c id",
-            "ext::sh",
-            "--upload-pack=x",
-            " https://example.com",
-            "",
-            "https://token@example.com/a.git",
-        ] {
-            let definition = task(serde_json::json!({"name": "x", "context": context}));
-            assert!(!check_task(&definition).is_empty(), "{context}");
-        }
-    }
-
-    #[test]
-    fn names_of_tasks() {
-        for good in ["a", "team/app", "A.b_c-1", &"x".repeat(100)] {
-            task_name(good).unwrap();
-        }
-        for bad in [
-            "",
-            "/",
-            "a/",
-            "/a",
-            "a//b",
-            "..",
-            "a/../b",
-            "a b",
-            "ü",
-            &"x".repeat(101),
-        ] {
-            task_name(bad).unwrap_err();
-        }
-    }
-}
+#[path = "checks_tests.rs"]
+mod tests;

@@ -40,7 +40,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     world
         .put(
             "/credentials/github.com",
-            json!({"username": "u", "password": "p"}),
+            json!({"username": "u", "password": "a password"}),
         )
         .await;
     let rules = json!({"events": ["pullRequest"], "branches": ["main"], "newestWins": true});
@@ -51,10 +51,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     assert_eq!((held.state, held.held), (RunState::Queued, true));
     assert_eq!(held.approval, Some(Approval::Pending));
     assert!(held.spec.no_push);
-    assert_eq!(
-        held.spec.cache,
-        SharedCache::ReadOnly { name: "app".into() }
-    );
+    assert!(matches!(held.spec.cache, SharedCache::ReadOnly { .. }));
     let ContextSource::Url {
         url, commit: at, ..
     } = &held.spec.context
@@ -117,10 +114,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let ready = world.run(&held.id).await;
     assert!(!ready.held);
     // An approved commit is still foreign code: it shares no cache with the task.
-    assert_eq!(
-        ready.spec.cache,
-        SharedCache::ReadOnly { name: "app".into() }
-    );
+    assert!(matches!(ready.spec.cache, SharedCache::ReadOnly { .. }));
     assert_eq!(
         ready.trust_domain.owner(),
         &TrustDomain::Task {
