@@ -37,11 +37,23 @@ proptest! {
         prop_assert!(name.len() <= MAX_CACHE_NAME);
         prop_assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
     }
+
+    #[test]
+    fn cache_names_of_different_tasks_differ(task in "[a-zA-Z0-9/._-]{1,100}", other in "[a-zA-Z0-9/._-]{1,100}") {
+        // Names that an author would choose to get the cache of `task`.
+        let own = cache_name(&task);
+        for other in [other, own.clone(), cache_name(&own), task.replace('/', "-"), format!("{task}-")] {
+            prop_assert_eq!(cache_name(&other) == own, other == task);
+        }
+    }
 }
 
 #[test]
 fn cache_names_differ() {
-    assert_eq!(cache_name("app"), "app");
+    assert_eq!(
+        cache_name("team/app"),
+        "team-app-e46f7d74783804faa2021a16921c53e9"
+    );
     assert_ne!(cache_name("team/app"), cache_name("team-app"));
     assert_ne!(cache_name("team/app"), cache_name("team//app"));
 }
