@@ -10,7 +10,7 @@ use std::{marker::PhantomData, net::IpAddr};
 
 use acrtask_api::{admin::Scope, run::SecretText};
 use acrtask_model::Principal;
-use acrtask_store::{StoreError, TokenRow};
+use acrtask_store::{DEFAULT_POOL, StoreError, TokenRow};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::{Extensions, HeaderMap, header, request::Parts},
@@ -120,6 +120,17 @@ impl TaskLimit {
         }
     }
 
+    /// Returns `true` if there are names of tasks that both limits allow.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, _) | (_, Self::All) => true,
+            (Self::Exact(name), limit) | (limit, Self::Exact(name)) => limit.allows(Some(name)),
+            (Self::Prefix(one), Self::Prefix(other)) => {
+                one.starts_with(other.as_str()) || other.starts_with(one.as_str())
+            }
+        }
+    }
+
     /// Whether it takes in `task`; nothing stands for what belongs to no task.
     pub fn allows(&self, task: Option<&str>) -> bool {
         match (self, task) {
@@ -221,6 +232,13 @@ impl Caller {
             ),
         })
         .help("use a token without a limit to tasks"))
+    }
+
+    /// Returns `true` if its tasks may name `pool`.
+    pub(crate) fn may_use_pool(&self, pool: &str) -> bool {
+        self.tasks.is_none()
+            || pool == DEFAULT_POOL
+            || self.pools.iter().any(|allowed| allowed == pool)
     }
 
     /// Whether it may see what belongs to `task`. What it may not see does not exist for it.
@@ -418,6 +436,23 @@ mod tests {
             assert!(parse(wrong).is_none(), "{wrong}");
         }
         assert_eq!(format!("{:?}", minted.text), "[secret]");
+    }
+
+    #[test]
+    fn limits_overlap_if_a_task_is_in_both() {
+        for (one, other, overlap) in [
+            (None, Some("a"), true),
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("b"), false),
+            (Some("team/*"), Some("team/app"), true),
+            (Some("team/*"), Some("prod/app"), false),
+            (Some("team/*"), Some("team/web/*"), true),
+            (Some("team/*"), Some("prod/*"), false),
+        ] {
+            let (one, other) = (TaskLimit::parse(one), TaskLimit::parse(other));
+            assert_eq!(one.overlaps(&other), overlap, "{one:?} {other:?}");
+            assert_eq!(other.overlaps(&one), overlap, "{other:?} {one:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By},
+    auth::{self, By, Caller},
     runners::{MOST_SLOTS, RunnerGrant},
     scheduler::place::Profile,
     submit::Problems,
@@ -95,28 +95,42 @@ async fn find(api: &Api, name: &str) -> Result<RunnerRow, ApiError> {
         .store
         .runner_by_name(name)
         .await?
-        .ok_or_else(|| ApiError::not_found(format!("there is no runner `{name}`")))
+        .ok_or_else(|| missing(name))
 }
 
-/// All runners that are registered.
+fn missing(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no runner `{name}`"))
+}
+
+/// Returns `true` if the caller's tasks may run there: the pool and the registration of the runner allow it.
+fn sees(caller: &Caller, seen: &Seen) -> bool {
+    caller.may_use_pool(&seen.runner.pool) && seen.profile.tasks.overlaps(&caller.limit)
+}
+
+/// Lists the registered runners. A token with a limit sees those that its tasks may use.
 #[utoipa::path(get, path = "/runners", tag = "runners", security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Runner>),
 ))]
-async fn list(_by: By<auth::Read>, State(api): State<Api>) -> Result<Json<Vec<Runner>>, ApiError> {
-    let seen = seen(&api.app).await?;
+async fn list(by: By<auth::Read>, State(api): State<Api>) -> Result<Json<Vec<Runner>>, ApiError> {
+    let mut seen = seen(&api.app).await?;
+    seen.retain(|seen| sees(&by.caller, seen));
     Ok(Json(seen.into_iter().map(|seen| seen.runner).collect()))
 }
 
-/// A runner.
+/// Shows a runner. For a token with a limit, runners that its tasks may not use do not exist.
 #[utoipa::path(get, path = "/runners/{name}", tag = "runners", params(("name" = String, Path, description = "Its name.")),
     security(("token" = ["read"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    _by: By<auth::Read>,
+    by: By<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
     let row = find(&api, &name).await?;
-    Ok(Json(to_api(&api.app, row)))
+    let seen = Seen::new(to_api(&api.app, row));
+    if !sees(&by.caller, &seen) {
+        return Err(missing(&name));
+    }
+    Ok(Json(seen.runner))
 }
 
 /// Removes a runner: its key is worth nothing from now on, and its name is free. What it holds goes to others.

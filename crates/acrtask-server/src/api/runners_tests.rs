@@ -3,6 +3,8 @@
 use axum::http::Method;
 use serde_json::json;
 
+use acrtask_store::{HelloFacts, NewRunner, RunnerTokenRow};
+
 use super::*;
 use crate::api::testing::{NOW, Server};
 
@@ -40,6 +42,90 @@ async fn runners_are_shown_drained_and_removed() {
             .await
             .problem(StatusCode::NOT_FOUND);
     }
+}
+
+#[tokio::test]
+async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
+    let server = Server::start().await;
+    let store = &server.app.store;
+    for (name, pool, tasks) in [
+        ("all", "default", None),
+        ("theirs", "default", Some("team/*")),
+        ("others", "default", Some("prod/*")),
+        ("big", "big", None),
+        ("other", "prod", None),
+    ] {
+        let token = RunnerTokenRow {
+            id: format!("x{name}"),
+            hash: vec![1],
+            pool: Some(pool.into()),
+            labels: std::collections::BTreeMap::new(),
+            max_slots: None,
+            tasks: tasks.map(str::to_owned),
+            created_at: NOW,
+            expires_at: NOW + 1000,
+        };
+        store.create_runner_token(&token).await.unwrap();
+        let runner = NewRunner {
+            id: format!("n{name}"),
+            name: name.into(),
+            key_hash: vec![2],
+        };
+        store
+            .register_runner(&token.id, &runner, NOW)
+            .await
+            .unwrap();
+        let facts = HelloFacts {
+            pool: pool.into(),
+            labels: std::collections::BTreeMap::new(),
+            platforms: vec!["linux/amd64".into()],
+            slots: 2,
+            features: std::collections::BTreeMap::new(),
+            version: "0.1.0".into(),
+            free_disk: 1 << 30,
+        };
+        store
+            .runner_hello(&runner.id, &facts, "elsewhere", NOW)
+            .await
+            .unwrap();
+    }
+    let task = json!({"name": "team/app", "cmd": "alpine true"});
+    server.post("/tasks", task).await;
+    let created =
+        json!({"name": "t", "scopes": ["read", "run"], "tasks": "team/*", "pools": ["big"]});
+    let token: acrtask_api::admin::NewToken = server
+        .post("/tokens", created)
+        .await
+        .json(StatusCode::CREATED);
+    let token = token.secret.0;
+    let ask = async |path: &str| server.ask(Method::GET, path, &token, None).await;
+    let seen: Vec<Runner> = ask("/runners").await.json(StatusCode::OK);
+    let mut names: Vec<&str> = seen.iter().map(|runner| runner.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["all", "big", "theirs"]);
+    for hidden in ["others", "other"] {
+        let problem = ask(&format!("/runners/{hidden}")).await;
+        let problem = problem.problem(StatusCode::NOT_FOUND);
+        assert_eq!(problem.message, format!("there is no runner `{hidden}`"));
+    }
+    ask("/runners/theirs").await.json::<Runner>(StatusCode::OK);
+    // Why a run waits names no runner of another pool either, and no tasks of others.
+    let run: acrtask_api::run::Run = server
+        .post(
+            "/tasks/team/app/runs".replace("team/", "team%2F").as_str(),
+            json!({}),
+        )
+        .await
+        .json(StatusCode::CREATED);
+    let waiting = ask(&format!("/runs/{}/why", run.id)).await;
+    let text = waiting.text();
+    assert!(
+        !text.contains("\"other\"") && !text.contains("prod"),
+        "{text}"
+    );
+    assert!(text.contains("is registered for other tasks"), "{text}");
+    let all: Vec<Runner> = server.get("/runners").await.json(StatusCode::OK);
+    assert_eq!(all.len(), 5);
 }
 
 #[tokio::test]

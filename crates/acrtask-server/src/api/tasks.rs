@@ -192,10 +192,8 @@ fn need_queue(
     }
     let pool = definition.queue.pool.as_deref();
     if let Some(pool) = pool
-        && caller.tasks.is_some()
-        && pool != DEFAULT_POOL
         && existing.is_none_or(|task| task.queue.pool.as_deref() != Some(pool))
-        && !caller.pools.iter().any(|allowed| allowed == pool)
+        && !caller.may_use_pool(pool)
     {
         let mut allowed = vec![DEFAULT_POOL];
         allowed.extend(caller.pools.iter().map(String::as_str));

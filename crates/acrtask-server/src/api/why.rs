@@ -38,7 +38,7 @@ async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Waiting>, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
-    let (mut position, seen) = if row.state == RunState::Queued {
+    let (mut position, mut seen) = if row.state == RunState::Queued {
         (
             api.app.store.position(&row.id).await?,
             runners::seen(&api.app).await?,
@@ -46,6 +46,8 @@ async fn why(
     } else {
         (Position::default(), Vec::new())
     };
+    // Runners of pools that its tasks may not use are none of the caller's business, but for those of the run's own pool.
+    seen.retain(|seen| seen.runner.pool == row.pool || by.caller.may_use_pool(&seen.runner.pool));
     let hidden = position
         .behind
         .take_if(|blocker| !by.caller.sees(blocker.task.as_deref()));
@@ -133,7 +135,15 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
     } else if runners.is_empty() {
         "there is no runner: start one with `acrtask runner`".into()
     } else if suiting.is_empty() {
-        format!("no runner would do: it needs {}", needs(&class))
+        let registered = runners.iter().filter(|seen| seen.profile.suits(&class));
+        let of_others = match registered.count() {
+            0 => String::new(),
+            1 => ", and the runner that has this is registered for other tasks".to_owned(),
+            count => {
+                format!(", and the {count} runners that have this are registered for other tasks")
+            }
+        };
+        format!("no runner would do: it needs {}{of_others}", needs(&class))
     } else if online.is_empty() {
         format!(
             "{} would do, and {}",

@@ -74,6 +74,8 @@ async fn a_waiting_run_says_why() {
     let mut arm = runner("arm", Online, 0);
     arm.pool = "big".into();
     arm.platforms = vec!["linux/arm64".into()];
+    let mut granted = runner("granted", Online, 0);
+    granted.tasks = Some("prod/*".into());
     let mut held = plain.clone();
     held.group = Some(RunGroup::Named("deploy".into()));
     held.held = true;
@@ -114,6 +116,7 @@ async fn a_waiting_run_says_why() {
             &first,
             vec![runner("a", Online, 0), arm],
         ),
+        ("one for other tasks", &plain, &first, vec![granted]),
         ("its group", &held, &behind, vec![runner("a", Online, 0)]),
     ] {
         text += &format!("{what}\n{}\n", shown(run, position, runners));
