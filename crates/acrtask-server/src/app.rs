@@ -58,7 +58,7 @@ pub struct Config {
     pub notify_private: bool,
     /// Tasks that share a trust domain. By default, each task has its own.
     pub trust: TrustPolicy,
-    /// Free disk below which no new contexts, runs and logs are stored.
+    /// Free disk below which the server refuses to store more.
     pub floor: DiskFloor,
 }
 

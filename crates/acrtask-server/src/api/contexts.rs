@@ -67,7 +67,6 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let app = &api.app;
     let caller = &by.caller;
-    app.floor.check().map_err(ApiError::no_room)?;
     if asked.size == 0 {
         return Err(
             ApiError::invalid("a context of 0 bytes is none").help("give `context` nothing")
@@ -177,7 +176,6 @@ async fn append(
     let (headers, guard) = (parts.headers, parts.extensions.guard().cloned());
     guard.streams_body();
     let app = &api.app;
-    app.floor.check().map_err(ApiError::no_room)?;
     let offset: u64 = extract::header(&headers, "upload-offset")?
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| {

@@ -10,7 +10,7 @@ use axum::{Router, extract::DefaultBodyLimit};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{App, oidc::Issuers};
+use crate::{App, floor, oidc::Issuers};
 
 #[cfg(test)]
 mod authorization_tests;
@@ -29,6 +29,7 @@ mod log;
 mod log_text;
 mod probes;
 mod problem;
+mod query;
 mod quotas;
 mod runners;
 mod runs;
@@ -57,16 +58,17 @@ pub struct Api {
 
 /// All of the API under `/api/v1`.
 pub fn router(app: Arc<App>) -> Router {
-    let (router, _) = parts();
+    let (router, document) = parts();
     let api = Api {
-        app,
+        app: app.clone(),
         issuers: Arc::default(),
     };
-    router
+    let router = router
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(api)
+        .with_state(api);
+    floor::guard(query::guard(router, &document), app)
 }
 
 /// The OpenAPI document.

@@ -39,6 +39,7 @@ use crate::{
     App,
     api::ApiError,
     auth::{self, CredentialKind},
+    floor,
     serve::request_guard::{BodyRefusal, Guarded as _},
 };
 
@@ -70,13 +71,14 @@ struct Hooks {
 
 /// `/hooks/NAME`.
 pub fn router(app: Arc<App>) -> Router {
-    let hooks = Hooks { app };
-    Router::new()
+    let hooks = Hooks { app: app.clone() };
+    let router = Router::new()
         .route(
             "/hooks/{name}",
             post(deliver).options(handshake).fallback(other_method),
         )
-        .with_state(hooks)
+        .with_state(hooks);
+    floor::guard(router, app)
 }
 
 /// CloudEvents asks by `OPTIONS` whether its deliveries are wanted.

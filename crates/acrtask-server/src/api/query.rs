@@ -1,0 +1,135 @@
+//! Query parameters that an operation does not have: refused, so that a caller does not take them for effective.
+//!
+//! The OpenAPI document names the parameters of each operation. It is the only list of them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::Method,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use utoipa::openapi::{OpenApi, RefOr, path::ParameterIn};
+
+use super::ApiError;
+
+/// Names of query parameters, by method and path of their operation.
+type Parameters = HashMap<(Method, String), Vec<String>>;
+
+/// Puts the check in front of the routes of `router`.
+pub(super) fn guard(router: Router, document: &OpenApi) -> Router {
+    let parameters = Arc::new(parameters(document));
+    router.route_layer(middleware::from_fn_with_state(parameters, refuse_unknown))
+}
+
+fn parameters(document: &OpenApi) -> Parameters {
+    let mut found = Parameters::new();
+    for (path, item) in &document.paths.paths {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::PUT, &item.put),
+            (Method::POST, &item.post),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            let all = operation.parameters.iter().flatten();
+            // References to components hold no parameters here: each operation has its own.
+            let names = all.filter_map(|parameter| match parameter {
+                RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => {
+                    Some(parameter.name.clone())
+                }
+                _ => None,
+            });
+            found.insert((method, path.clone()), names.collect());
+        }
+    }
+    found
+}
+
+async fn refuse_unknown(
+    State(parameters): State<Arc<Parameters>>,
+    path: MatchedPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let method = match request.method() {
+        &Method::HEAD => Method::GET,
+        method => method.clone(),
+    };
+    let query = request.uri().query().unwrap_or_default();
+    if query.is_empty() {
+        return next.run(request).await;
+    }
+    let Some(names) = parameters.get(&(method.clone(), path.as_str().to_owned())) else {
+        return next.run(request).await;
+    };
+    let unknown = url::form_urlencoded::parse(query.as_bytes())
+        .map(|(key, _)| key)
+        .find(|key| !names.iter().any(|name| name == key));
+    let Some(unknown) = unknown else {
+        return next.run(request).await;
+    };
+    let message = format!(
+        "`{}` is not a query parameter of {method} {}",
+        unknown.escape_debug(),
+        path.as_str()
+    );
+    let help = if names.is_empty() {
+        "it has none; its body has a key for each of its settings".to_owned()
+    } else {
+        format!("it has `{}`", names.join("`, `"))
+    };
+    ApiError::invalid(message).help(help).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use acrtask_api::admin::Secret;
+    use axum::http::StatusCode;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::testing::Server;
+
+    #[tokio::test]
+    async fn unknown_query_parameters_are_refused_by_every_operation() {
+        let server = Server::start().await;
+        let document = crate::api::openapi();
+        for (method, path) in parameters(&document).into_keys() {
+            let concrete = path.replace('{', "").replace('}', "");
+            let request = Request::builder()
+                .method(&method)
+                .uri(format!("{concrete}?nothing=1"))
+                .header("authorization", format!("Bearer {}", server.admin))
+                .body(axum::body::Body::empty())
+                .unwrap();
+            let problem = server.send(request).await.problem(StatusCode::BAD_REQUEST);
+            assert!(
+                problem
+                    .message
+                    .contains("`nothing` is not a query parameter of"),
+                "{method} {path}: {problem:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn secret_is_not_set_for_all_tasks_by_mistake() {
+        let server = Server::start().await;
+        let path = "/secrets/token?task=app";
+        let problem = server
+            .put(path, json!({"value": "hunter2"}))
+            .await
+            .problem(StatusCode::BAD_REQUEST);
+        assert_eq!(
+            problem.message,
+            "`task` is not a query parameter of PUT /api/v1/secrets/{name}"
+        );
+        let listed: Vec<Secret> = server.get("/secrets").await.json(StatusCode::OK);
+        assert_eq!(listed, []);
+    }
+}
