@@ -1,4 +1,4 @@
-//! Quotas: what tasks and tokens may take, what they do take, and how an administrator changes that.
+//! Quotas: limits of tasks and tokens, their use, and how an administrator changes them.
 
 use acrtask_api::{
     admin::{Problem, Scope},
@@ -16,23 +16,23 @@ use super::{
 };
 use crate::auth::{self, By, Caller};
 
-/// The highest limit, which a database holds.
+/// Highest limit: the largest number of a database.
 const MAX_LIMIT: u64 = i64::MAX.unsigned_abs();
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list, set))
 }
 
-/// Whose quotas a list shows.
+/// Filter of a list of quotas.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListQuotas {
-    /// Only those of the task with this name, and those of several tasks that it belongs to.
+    /// Name of a task: lists only its quotas, and those of patterns that match it.
     task: Option<String>,
 }
 
-/// Returns `true` if the quotas of a subject are the caller's business.
+/// Returns `true` if the caller may see the quotas of a subject.
 fn sees(caller: &Caller, subject: &QuotaSubject) -> bool {
     match subject {
         QuotaSubject::EachTask | QuotaSubject::EachToken => true,
@@ -87,10 +87,24 @@ async fn list(
     Ok(Json(quotas))
 }
 
-/// Sets a quota, or goes back to its default limit.
+/// Refuses a task or token that does not exist: its quota would never apply.
+async fn need_subject(api: &Api, caller: &Caller, subject: &QuotaSubject) -> Result<(), ApiError> {
+    match subject {
+        QuotaSubject::Task(name) => tasks::find(api, caller, name).await.map(drop),
+        QuotaSubject::Token(id) => match api.app.store.token_by_id(id).await? {
+            Some(_) => Ok(()),
+            None => Err(ApiError::not_found(format!("there is no token {id}"))
+                .help("`acrtask token list` shows the ids of tokens")),
+        },
+        QuotaSubject::EachTask | QuotaSubject::EachToken | QuotaSubject::Tasks(_) => Ok(()),
+    }
+}
+
+/// Sets a quota, or restores its default limit.
 #[utoipa::path(put, path = "/quotas", tag = "quotas", request_body = SetQuota, security(("token" = ["admin"])), responses(
-    (status = OK, body = Vec<Quota>, description = "The quotas that are set."),
+    (status = OK, body = Vec<Quota>, description = "The quota as it is now. Empty if it has no limit now."),
     (status = BAD_REQUEST, body = Problem),
+    (status = NOT_FOUND, body = Problem, description = "There is no such task or token."),
 ))]
 async fn set(
     by: By<auth::Admin>,
@@ -111,11 +125,15 @@ async fn set(
     if limit.is_some_and(|limit| limit > MAX_LIMIT) {
         return Err(ApiError::invalid(format!("`limit` is {MAX_LIMIT} at most")));
     }
+    if limit.is_some() {
+        need_subject(&api, &by.caller, &subject).await?;
+    }
     let app = &api.app;
     app.store.set_quota(&subject, kind, limit).await?;
     tracing::info!(%subject, %kind, limit, by = by.caller.name, "a quota was set");
-    let mut quotas = app.store.quotas(&[], app.clock.now_ms()).await?;
-    quotas.retain(|quota| quota.set);
+    let subjects = [subject];
+    let mut quotas = app.store.quotas(&subjects, app.clock.now_ms()).await?;
+    quotas.retain(|quota| quota.subject == subjects[0] && quota.kind == kind);
     Ok(Json(quotas))
 }
 

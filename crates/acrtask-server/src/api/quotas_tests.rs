@@ -30,7 +30,20 @@ async fn quotas_are_shown_and_set() {
     assert_eq!((now[0].limit, now[0].set), (7, true));
     let back = json!({"subject": "task:*", "kind": "queuedRuns"});
     let now: Vec<Quota> = put(&server, back).await.json(StatusCode::OK);
+    assert_eq!((now.len(), now[0].limit, now[0].set), (1, 1_000, false));
+    // Without a default there is no limit.
+    let set = json!({"subject": "tasks:team/*", "kind": "queuedRuns", "limit": 7});
+    let now: Vec<Quota> = put(&server, set).await.json(StatusCode::OK);
+    assert_eq!((now.len(), now[0].limit), (1, 7));
+    let back = json!({"subject": "tasks:team/*", "kind": "queuedRuns"});
+    let now: Vec<Quota> = put(&server, back).await.json(StatusCode::OK);
     assert_eq!(now, []);
+    for missing in ["task:nothere", "token:nothere"] {
+        let set = json!({"subject": missing, "kind": "queuedRuns", "limit": 7});
+        put(&server, set).await.problem(StatusCode::NOT_FOUND);
+        let back = json!({"subject": missing, "kind": "queuedRuns"});
+        put(&server, back).await.json::<Vec<Quota>>(StatusCode::OK);
+    }
     for wrong in [
         json!({"subject": "task:*", "kind": "contexts", "limit": 7}),
         json!({"subject": "token:k", "kind": "secrets", "limit": 7}),

@@ -1,4 +1,4 @@
-//! `acrtask quota`: what may be typed.
+//! Arguments of `acrtask quota`.
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use clap::{Args, Subcommand};
@@ -12,7 +12,7 @@ use super::{
 /// `acrtask quota ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuotaCommand {
-    /// List the quotas of each task and token, of your token, and those that were set
+    /// List the default quotas, those of your token, and those that an administrator set
     List(ListArgs),
     /// Show the quotas of a task, and how much of them is used
     Show(ShowQuotaArgs),
@@ -44,7 +44,7 @@ pub(crate) struct SetQuotaArgs {
     /// Whose quota: task:NAME, task:* for each task, tasks:PREFIX*, token:ID, or token:* for each token
     #[arg(value_name = "SUBJECT")]
     pub(crate) subject: QuotaSubject,
-    /// Which quota: logBytesPerRun, logBytes, queuedRuns, runsPerMinute, contexts, contextBytes, unfinishedContexts, tasks, secrets
+    /// Which quota: logBytesPerRun, logBytes, queuedRuns, runsPerMinute, pendingApprovals, pendingApprovalsPerMinute, contexts, contextBytes, unfinishedContexts, tasks, secrets
     #[arg(value_name = "QUOTA")]
     pub(crate) kind: QuotaKind,
     /// The limit: a number, of bytes also with K, M or G behind it, or `default`
@@ -56,12 +56,12 @@ pub(crate) struct SetQuotaArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// A limit, as it is typed.
+/// Limit on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QuotaLimit {
-    /// The default one.
+    /// The default limit.
     Default,
-    /// This one.
+    /// A number.
     Of(u64),
 }
 

@@ -313,6 +313,19 @@ impl Client {
         Ok(())
     }
 
+    /// As [`Self::put`], and returns the answer.
+    pub(crate) async fn set<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let url = self.at(segments, &[]);
+        let answer = self
+            .send(true, || self.request(Method::PUT, url.clone()).json(body))
+            .await?;
+        self.json(answer).await
+    }
+
     /// Takes something away.
     pub(crate) async fn delete(
         &self,

@@ -1,4 +1,4 @@
-//! `acrtask quota`: what tasks and tokens may take of a server.
+//! `acrtask quota`: lists, shows and sets the quotas of tasks and tokens.
 
 use acrtask_api::quota::{Quota, SetQuota};
 
@@ -13,19 +13,19 @@ use crate::{
     render::{style::Style, table, text},
 };
 
-/// Carries out one of the commands about quotas.
+/// Executes a command about quotas.
 pub(crate) fn quota(command: &QuotaCommand, style: Style) -> Result<Exit, CliError> {
     match command {
         QuotaCommand::List(args) => {
             let client = client(&args.server)?;
             let found = block_on(async { Ok(client.get(&["quotas"], &[]).await?) })?;
-            show(found, args.output, style)
+            show(found, "there are no quotas", args.output, style)
         }
         QuotaCommand::Show(args) => {
             let client = client(&args.server)?;
             let task = args.task.clone();
             let found = block_on(async { Ok(client.get(&["quotas"], &[("task", task)]).await?) })?;
-            show(found, args.output, style)
+            show(found, "there are no quotas", args.output, style)
         }
         QuotaCommand::Set(args) => {
             let client = client(&args.server)?;
@@ -37,17 +37,19 @@ pub(crate) fn quota(command: &QuotaCommand, style: Style) -> Result<Exit, CliErr
                     QuotaLimit::Of(limit) => Some(limit),
                 },
             };
-            let mut found: Vec<Quota> = block_on(async {
-                client.put(&["quotas"], None, &body).await?;
-                Ok(client.get(&["quotas"], &[]).await?)
-            })?;
-            found.retain(|quota| quota.subject == args.subject);
-            show(found, args.output, style)
+            let found: Vec<Quota> = block_on(async { Ok(client.set(&["quotas"], &body).await?) })?;
+            show(found, "there is no limit now", args.output, style)
         }
     }
 }
 
-fn show(found: Vec<Quota>, output: OutputArgs, style: Style) -> Result<Exit, CliError> {
+/// Prints quotas, or `nothing` if there are none.
+fn show(
+    found: Vec<Quota>,
+    nothing: &str,
+    output: OutputArgs,
+    style: Style,
+) -> Result<Exit, CliError> {
     if output.output == ListOutput::Json {
         return print_json(&found);
     }
@@ -67,7 +69,7 @@ fn show(found: Vec<Quota>, output: OutputArgs, style: Style) -> Result<Exit, Cli
     let text = table::list(
         &["SUBJECT", "QUOTA", "USED", "LIMIT", "FROM"],
         rows.collect(),
-        "there are no quotas",
+        nothing,
         style,
     );
     super::print(text.as_bytes())
