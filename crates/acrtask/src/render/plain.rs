@@ -110,11 +110,7 @@ impl Lines {
                     .map(|vertex| vertex.number);
                 let number = number.map(|n| format!("#{n} ")).unwrap_or_default();
                 for line in text.split('\n') {
-                    let line = if self.style.is_colored() {
-                        text::colored(line)
-                    } else {
-                        text::plain(line)
-                    };
+                    let line = text::printed(line, self.style.is_colored());
                     self.line(view, step, &format!("{number}{line}"), out);
                 }
             }

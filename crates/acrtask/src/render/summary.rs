@@ -89,7 +89,7 @@ fn failures(view: &RunView, style: Style, out: &mut String) {
         if news && !step.log_tail.is_empty() {
             let _ = writeln!(out, "{}", style.dim("  its last lines:"));
             for line in &step.log_tail {
-                let _ = writeln!(out, "  {} {}", style.dim("|"), text::plain(line));
+                let _ = writeln!(out, "  {} {}", style.dim("|"), text::printed(line, false));
             }
         }
     }

@@ -84,7 +84,10 @@ mod tests {
         );
         assert_eq!(list(&["NAME"], Vec::new(), "none", Style::PLAIN), "none\n");
         let evil = vec![vec!["a\x1b[2J\u{202e}\nb".into(), "\x1b[31mx".into()]];
-        assert_eq!(list(&["A", "B"], evil, "", Style::PLAIN), "A   B\nab  x\n");
+        assert_eq!(
+            list(&["A", "B"], evil, "", Style::PLAIN),
+            "A     B\na�␊b  x\n"
+        );
         assert_eq!(
             facts(&[("a", "1".into()), ("b", String::new())], Style::PLAIN),
             "a  1\n"

@@ -1,7 +1,8 @@
-//! Text for people: widths, times, sizes, and what a step printed made safe to show. Pure.
+//! Text for people: widths, times, sizes, and foreign texts made safe to show. Pure.
 
 use std::borrow::Cow;
 
+pub(crate) use acrtask_model::count;
 use acrtask_model::printable::is_printable;
 
 /// Columns that `text` takes on a terminal.
@@ -19,19 +20,38 @@ pub(crate) fn pad(text: &str, columns: usize) -> String {
     console::pad_str(text, columns, console::Alignment::Left, None).into_owned()
 }
 
-/// What a step printed, with nothing in it that could move the cursor, ring or recolour: no escape
-/// sequences, no control characters; tabs become blanks; of a line that was overwritten with carriage
-/// returns, the last state.
-pub(crate) fn plain(line: &str) -> Cow<'_, str> {
-    clean(line, false)
+/// Returns a text as one line that shows all of it. Removes escape sequences, and replaces each other character that
+/// could move the cursor, break the line or reorder it with a visible mark.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    one_line(text, false)
 }
 
-/// The same, but colours stay, and are switched off at the end.
-pub(crate) fn colored(line: &str) -> Cow<'_, str> {
-    clean(line, true)
+/// Returns the same line with its colours, which end with it.
+pub(crate) fn colored(text: &str) -> Cow<'_, str> {
+    one_line(text, true)
 }
 
-fn clean(line: &str, colors: bool) -> Cow<'_, str> {
+fn one_line(text: &str, colors: bool) -> Cow<'_, str> {
+    if text.chars().all(is_printable) {
+        return Cow::Borrowed(text);
+    }
+    let text = text.trim_end_matches(['\r', '\n']);
+    Cow::Owned(without_sequences(text, colors, |c| Some(mark(c))))
+}
+
+/// Returns the visible mark of a character that is not printable.
+fn mark(c: char) -> char {
+    const PICTURES: u32 = 0x2400;
+    match c {
+        '\0'..='\x1f' => char::from_u32(PICTURES + u32::from(c)).unwrap_or('\u{fffd}'),
+        '\x7f' => '\u{2421}',
+        _ => '\u{fffd}',
+    }
+}
+
+/// Returns a line that a step printed, as a terminal would show it at the end: of a line that carriage returns have
+/// overwritten, the last state. Removes escape sequences but `colors`, and control characters.
+pub(crate) fn printed(line: &str, colors: bool) -> Cow<'_, str> {
     if line.chars().all(is_printable) {
         return Cow::Borrowed(line);
     }
@@ -40,16 +60,22 @@ fn clean(line: &str, colors: bool) -> Cow<'_, str> {
         .rsplit('\r')
         .find(|part| !part.is_empty())
         .unwrap_or("");
-    let mut out = String::with_capacity(line.len());
+    Cow::Owned(without_sequences(line, colors, |_| None))
+}
+
+/// Removes escape sequences but `colors`. Tabs become blanks, and other characters that are not printable what `replace`
+/// returns.
+fn without_sequences(text: &str, colors: bool, replace: impl Fn(char) -> Option<char>) -> String {
+    let mut out = String::with_capacity(text.len());
     let mut colored = false;
-    for part in parts(line) {
+    for part in parts(text) {
         match part {
             Part::Text(text) => {
                 for c in text.chars() {
                     match c {
                         '\t' => out.push_str("    "),
                         c if is_printable(c) => out.push(c),
-                        _ => {}
+                        c => out.extend(replace(c)),
                     }
                 }
             }
@@ -63,7 +89,7 @@ fn clean(line: &str, colors: bool) -> Cow<'_, str> {
     if colored {
         out.push_str("\x1b[0m");
     }
-    Cow::Owned(out)
+    out
 }
 
 /// Removes from `text` everything that could do more to a terminal than show lines in colours: cursor
@@ -202,15 +228,6 @@ pub(crate) fn bytes(n: i64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// `1 step`, `2 steps`.
-pub(crate) fn count(n: usize, one: &str) -> String {
-    if n == 1 {
-        format!("1 {one}")
-    } else {
-        format!("{n} {one}s")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,7 +246,38 @@ mod tests {
             ("\u{9b}31mred", "red"),
             ("", ""),
         ] {
-            assert_eq!(plain(line), shown, "{line:?}");
+            assert_eq!(printed(line, false), shown, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn one_line_hides_and_forges_nothing() {
+        for (text, shown) in [
+            ("plain", "plain"),
+            ("a\tb", "a    b"),
+            ("ends\r\n", "ends"),
+            ("failed\rsucceeded", "failed␍succeeded"),
+            ("one\ntwo", "one␊two"),
+            ("a\u{85}b\u{2028}c\u{2029}d", "a\u{fffd}b\u{fffd}c\u{fffd}d"),
+            (
+                "a\u{202e}b\u{2066}c\u{200f}d\u{200b}e",
+                "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}e",
+            ),
+            ("\x1b[31mred\x1b[0m\x1b[2J", "red"),
+            ("bell\x07\x08\x7f", "bell␇␈␡"),
+        ] {
+            assert_eq!(plain(text), shown, "{text:?}");
+        }
+        // ESC and CSI begin a sequence with the characters behind them.
+        let alone = |c: &char| !is_printable(*c) && !matches!(c, '\t' | '\x1b' | '\u{9b}');
+        for c in ('\0'..='\u{ffff}').filter(alone) {
+            let text = format!("a{c} b");
+            let line = plain(&text);
+            assert!(
+                line.starts_with('a') && line.ends_with('b'),
+                "{c:?}: {line:?}"
+            );
+            assert!(line.chars().all(is_printable), "{c:?}: {line:?}");
         }
     }
 
@@ -273,6 +321,8 @@ mod tests {
     fn colours_stay_where_they_are_wanted() {
         assert_eq!(colored("\x1b[31mred"), "\x1b[31mred\x1b[0m");
         assert_eq!(colored("\x1b[2Jx"), "x");
+        assert_eq!(printed("\x1b[31mred", true), "\x1b[31mred\x1b[0m");
+        assert_eq!(printed("\x1b[2Jx", true), "x");
     }
 
     #[test]

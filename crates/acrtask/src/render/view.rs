@@ -200,7 +200,7 @@ impl RunView {
                 let step = self.step_mut(step);
                 let lines: Vec<String> = text
                     .lines()
-                    .map(|line| text::cut(&text::plain(line), TAIL_WIDTH))
+                    .map(|line| text::cut(&text::printed(line, false), TAIL_WIDTH))
                     .collect();
                 if let Some(&at) = vertex.as_ref().and_then(|v| step.by_vertex.get(v)) {
                     keep(&mut step.vertices[at].tail, &lines);
