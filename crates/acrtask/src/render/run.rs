@@ -127,6 +127,7 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ("trigger", trigger(run)),
             ("by", run.requested_by.clone().unwrap_or_default()),
             ("approval", approval(run)),
+            ("domain", run.domain.clone()),
             (
                 "repeats",
                 run.rerun_of

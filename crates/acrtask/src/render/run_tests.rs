@@ -12,7 +12,7 @@ fn over() -> Run {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     serde_json::from_value(json!({
         "id": "rdone", "task": "app", "state": "failed", "reason": "step test failed", "trigger": "manual",
-        "requestedBy": "laptop", "attempt": 2, "runner": "one", "queue": {},
+        "requestedBy": "laptop", "domain": "the task tapp", "attempt": 2, "runner": "one", "queue": {},
         "spec": { "context": { "from": "url", "url": "https://example.com/a.git#main" }, "work": { "do": "file", "path": "ci.yaml" } },
         "createdAt": "2026-01-02T03:04:05Z", "startedAt": "2026-01-02T03:04:10Z", "finishedAt": "2026-01-02T03:05:22Z",
         "logLength": 1000,
