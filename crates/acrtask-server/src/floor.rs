@@ -144,7 +144,7 @@ mod tests {
         let mut refused = Vec::new();
         for (path, item) in document["paths"].as_object().unwrap() {
             for method in item.as_object().unwrap().keys() {
-                let concrete = path.replace('{', "").replace('}', "");
+                let concrete = path.replace(['{', '}'], "");
                 let request = axum::http::Request::builder()
                     .method(method.to_uppercase().as_str())
                     .uri(concrete)

@@ -100,7 +100,7 @@ mod tests {
         let server = Server::start().await;
         let document = crate::api::openapi();
         for (method, path) in parameters(&document).into_keys() {
-            let concrete = path.replace('{', "").replace('}', "");
+            let concrete = path.replace(['{', '}'], "");
             let request = Request::builder()
                 .method(&method)
                 .uri(format!("{concrete}?nothing=1"))

@@ -96,9 +96,9 @@ pub(super) fn begins_command(before: &str) -> bool {
             .is_some_and(|last| !is_separator(last));
     if in_word {
         // The author wrote the beginning of the word. What is left is a word such as `eval"`.
-        let last = text.split(|c: char| c.is_whitespace() || is_separator(c));
-        return last
-            .last()
+        let mut words = text.rsplit(|c: char| c.is_whitespace() || is_separator(c));
+        return words
+            .next()
             .is_some_and(|word| PREFIXES.contains(&word) && word != ".");
     }
     let command = text.rsplit(is_separator).next().unwrap_or_default();
