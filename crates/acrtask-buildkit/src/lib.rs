@@ -29,6 +29,7 @@ mod capabilities;
 mod client;
 mod content;
 mod content_proto;
+mod definition;
 mod dockerfile;
 mod endpoint;
 mod error;

@@ -3,7 +3,11 @@
 //! Both generations are read (v0.2 with `materials`, v1 with `resolvedDependencies`), as a whole in-toto statement or
 //! as the bare predicate, which is how BuildKit's history keeps it.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
+
+use crate::{definition, frontend};
 
 /// Something that went into a build.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +20,8 @@ pub struct UsedSource {
     pub platform: Option<String>,
     /// The URI as the provenance has it; for images a package URL.
     pub purl: String,
+    /// `true` if the file system of the build's result begins with this image. `None` if the provenance does not say.
+    pub is_base: Option<bool>,
 }
 
 impl UsedSource {
@@ -32,6 +38,7 @@ impl UsedSource {
             digest: digest.to_owned(),
             platform: None,
             purl: format!("pkg:docker/{reference}@{digest}"),
+            is_base: None,
         })
     }
 }
@@ -63,9 +70,30 @@ pub fn parse_provenance(json: &[u8]) -> Result<Vec<UsedSource>, ProvenanceError>
         (None, None) => return Err(ProvenanceError::Unknown),
     };
     let mut sources: Vec<UsedSource> = dependencies.iter().filter_map(source).collect();
+    if let Some(bases) = definition::bases(predicate) {
+        mark_bases(&mut sources, &bases);
+    }
     sources.sort();
     sources.dedup();
     Ok(sources)
+}
+
+/// Says of each image whether it is one of `bases`. Says nothing if one of these is not among the sources.
+fn mark_bases(sources: &mut [UsedSource], bases: &BTreeSet<String>) {
+    let is = |base: &str, source: &UsedSource| {
+        let (name, digest) = base.split_once('@').unwrap_or((base, ""));
+        match digest {
+            "" => frontend::familiar(name) == frontend::familiar(&source.reference),
+            digest => digest == source.digest,
+        }
+    };
+    let images = || sources.iter().filter(|source| source.is_image());
+    if !bases.iter().all(|base| images().any(|image| is(base, image))) {
+        return;
+    }
+    for source in sources.iter_mut().filter(|source| source.is_image()) {
+        source.is_base = Some(bases.iter().any(|base| is(base, source)));
+    }
 }
 
 fn source(dependency: &Value) -> Option<UsedSource> {
@@ -91,6 +119,7 @@ fn source(dependency: &Value) -> Option<UsedSource> {
             digest,
             platform: None,
             purl: uri.to_owned(),
+            is_base: None,
         });
     };
     let (path, query) = package.split_once('?').unwrap_or((package, ""));
@@ -118,6 +147,7 @@ fn source(dependency: &Value) -> Option<UsedSource> {
         digest,
         platform: parameter("platform"),
         purl: uri.to_owned(),
+        is_base: None,
     })
 }
 
@@ -186,6 +216,32 @@ mod tests {
                 ("https://example.com/r.git#main", "sha1:cc", None, false),
             ]
         );
+    }
+
+    #[test]
+    fn bases_are_marked() {
+        let materials = json!([
+            {"uri": "pkg:docker/r.io/base@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
+            {"uri": "pkg:docker/r.io/tools@1?digest=sha256:bb", "digest": {"sha256": "bb"}},
+            {"uri": "https://example.com/r.git#main", "digest": {"sha1": "cc"}},
+        ]);
+        let marked = |identifier: &str| {
+            let steps = json!([
+                {"id": "a", "op": {"Op": {"source": {"identifier": identifier}}}},
+                {"id": "b", "op": {"Op": null}, "inputs": ["a:0"]},
+            ]);
+            let predicate = json!({"materials": materials, "buildConfig": {"llbDefinition": steps}});
+            let marks = parse(&predicate).into_iter().map(|source| source.is_base);
+            marks.collect::<Vec<_>>()
+        };
+        // Sorted: the repository, base and tools.
+        let base = [None, Some(true), Some(false)];
+        assert_eq!(marked("docker-image://r.io/base:1@sha256:aa"), base);
+        assert_eq!(marked("docker-image://r.io/base:1"), base);
+        let tools = [None, Some(false), Some(true)];
+        assert_eq!(marked("docker-image://r.io/named@sha256:bb"), tools);
+        assert_eq!(marked("local://context"), [None, Some(false), Some(false)]);
+        assert_eq!(marked("docker-image://r.io/other:1@sha256:dd"), [None; 3]);
     }
 
     #[test]

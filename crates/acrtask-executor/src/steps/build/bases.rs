@@ -1,8 +1,8 @@
-//! What each image that a build used is to it: the base of the final stage, of another one, or the frontend.
+//! The role of each image that a build used: base of the result, of another stage, or frontend.
 //!
-//! Names and digests come from the build's provenance. The role comes from the Dockerfile: the final stage is
-//! followed through the stages that it is made from until an image is met. Where there is no Dockerfile to read
-//! (a remote context), a single image is the base, and of several none is called one.
+//! Names, digests and roles come from the build's provenance, which names the image that the result's file system begins
+//! with. Where the endpoint records no steps, the text of the Dockerfile decides. If its final base is none of the
+//! images that were used, every image counts as the base: one rebuild too many is better than none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +19,8 @@ use crate::{
     dockerfile::{declared, expand},
 };
 
-/// Tells every image that a build used.
-pub(crate) async fn tell(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]) {
+/// Sends an event for every image that a build used.
+pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]) {
     let text = recipe.dockerfile_text();
     let roots = text.as_deref().and_then(|text| {
         let args = recipe
@@ -29,67 +29,100 @@ pub(crate) async fn tell(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]
         Roots::of(text, recipe.target(), args.collect())
     });
     let images = by_image(used);
-    for ((reference, digest), platforms) in &images {
+    // An image of this run has another name in the engine.
+    let name_of = |reference: &str| {
+        let own = recipe.own_name(reference).map(ToString::to_string);
+        own.unwrap_or_else(|| reference.to_owned())
+    };
+    let names: Vec<String> = images.keys().map(|(reference, _)| name_of(reference)).collect();
+    let read = ReadRoles::new(roots, &names);
+    for (((_, digest), use_of), name) in images.into_iter().zip(names) {
         let Ok(digest) = digest.parse() else {
             continue;
         };
-        // An image of this run has another name in the engine.
-        let own = recipe.own_name(reference).map(ToString::to_string);
-        let name = own.unwrap_or_else(|| (*reference).to_owned());
         ctx.run
             .events
             .send(EventKind::BaseUsed {
                 step: ctx.step.id.clone(),
-                role: role(&name, roots.as_ref(), images.len()),
+                role: read.role(&name, use_of.is_base),
                 name,
                 digest,
                 evidence: Evidence::Provenance,
-                platforms: platforms.clone(),
+                platforms: use_of.platforms,
             })
             .await;
     }
 }
 
-/// The images among what a build used, by name and digest, each with the platforms that it was used for; none where one of
-/// them is not known.
-fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Vec<String>> {
-    let mut found: BTreeMap<(&str, &str), Option<BTreeSet<String>>> = BTreeMap::new();
+/// What the provenance says of an image.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Use {
+    /// Platforms that it was used for. Empty if one of them is unknown.
+    platforms: Vec<String>,
+    /// `None` if the provenance does not say.
+    is_base: Option<bool>,
+}
+
+/// Returns the images among the sources of a build, by name and digest.
+fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
+    let mut sources: BTreeMap<(&str, &str), Vec<&UsedSource>> = BTreeMap::new();
     for source in used.iter().filter(|source| source.is_image()) {
-        let platforms = found
-            .entry((&source.reference, &source.digest))
-            .or_insert_with(|| Some(BTreeSet::new()));
-        match (&source.platform, platforms) {
-            (Some(platform), Some(platforms)) => {
-                platforms.insert(platform.clone());
-            }
-            (_, platforms) => *platforms = None,
+        let image = (source.reference.as_str(), source.digest.as_str());
+        sources.entry(image).or_default().push(source);
+    }
+    let merge = |sources: Vec<&UsedSource>| {
+        let platforms: Option<BTreeSet<String>> =
+            sources.iter().map(|source| source.platform.clone()).collect();
+        let bases: Vec<Option<bool>> = sources.iter().map(|source| source.is_base).collect();
+        Use {
+            platforms: platforms.into_iter().flatten().collect(),
+            is_base: match bases.contains(&Some(true)) {
+                true => Some(true),
+                false => (!bases.contains(&None)).then_some(false),
+            },
+        }
+    };
+    let images = sources.into_iter();
+    images.map(|(image, sources)| (image, merge(sources))).collect()
+}
+
+/// Roles as the text of a Dockerfile gives them, for images of which the provenance does not give one.
+struct ReadRoles {
+    /// `None`: there is no text, or its final base is none of the images.
+    roots: Option<Roots>,
+    frontend: Option<String>,
+}
+
+impl ReadRoles {
+    fn new(roots: Option<Roots>, names: &[String]) -> Self {
+        let frontend = roots.as_ref().and_then(|roots| roots.frontend.clone());
+        let is_used = |roots: &Roots| match &roots.runtime {
+            Some(runtime) => names.iter().any(|name| is_same(runtime, name)),
+            None => true,
+        };
+        Self {
+            roots: roots.filter(is_used),
+            frontend,
         }
     }
-    found
-        .into_iter()
-        .map(|(image, platforms)| (image, platforms.into_iter().flatten().collect()))
-        .collect()
-}
 
-fn role(reference: &str, roots: Option<&Roots>, count: usize) -> BaseRole {
-    let Some(roots) = roots else {
-        return if count == 1 {
+    fn role(&self, name: &str, is_base: Option<bool>) -> BaseRole {
+        let is = |other: Option<&String>| other.is_some_and(|other| is_same(other, name));
+        let is_base = is_base.unwrap_or_else(|| match &self.roots {
+            Some(roots) => is(roots.runtime.as_ref()),
+            None => !is(self.frontend.as_ref()),
+        });
+        if is_base {
             BaseRole::Runtime
+        } else if is(self.frontend.as_ref()) {
+            BaseRole::Frontend
         } else {
             BaseRole::BuildTime
-        };
-    };
-    let same = |name: &Option<String>| name.as_deref().is_some_and(|name| is_same(name, reference));
-    if same(&roots.runtime) {
-        BaseRole::Runtime
-    } else if same(&roots.frontend) {
-        BaseRole::Frontend
-    } else {
-        BaseRole::BuildTime
+        }
     }
 }
 
-/// Whether two texts name one image: completed as Docker does, digests aside.
+/// Returns `true` if two texts name one image: completed as Docker does, digests aside.
 fn is_same(a: &str, b: &str) -> bool {
     let complete = |text: &str| {
         let text = text.split('@').next().unwrap_or(text);
@@ -101,10 +134,10 @@ fn is_same(a: &str, b: &str) -> bool {
     }
 }
 
-/// What a Dockerfile says of roles.
+/// Roles in the text of a Dockerfile.
 #[derive(Debug, PartialEq, Eq)]
 struct Roots {
-    /// The image that the final stage stands on; nothing for `scratch`.
+    /// The base of the final stage. `None` for `scratch`.
     runtime: Option<String>,
     /// The image of `# syntax=`.
     frontend: Option<String>,
@@ -203,52 +236,92 @@ mod tests {
         );
     }
 
-    #[test]
-    fn an_image_is_told_once_with_its_platforms() {
-        let source = |reference: &str, digest: &str, platform: Option<&str>| UsedSource {
+    fn source(reference: &str, digest: &str, platform: Option<&str>) -> UsedSource {
+        UsedSource {
             reference: reference.into(),
             digest: digest.into(),
             platform: platform.map(str::to_owned),
             purl: format!("pkg:docker/{reference}"),
-        };
-        let (amd, arm) = (Some("linux/amd64"), Some("linux/arm64"));
-        let mut used = vec![
-            source("os:1", "a", arm),
-            source("os:1", "a", amd),
-            source("os:1", "b", amd),
-            source("tools:1", "c", amd),
-            source("tools:1", "c", None),
-        ];
-        used.push(UsedSource {
-            purl: "https://example.com/a.git".into(),
-            ..source("https://example.com/a.git", "d", None)
-        });
-        let found = by_image(&used);
-        let both = vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()];
-        let expected = [
-            (("os:1", "a"), both),
-            (("os:1", "b"), vec!["linux/amd64".to_owned()]),
-            (("tools:1", "c"), Vec::new()),
-        ];
-        assert_eq!(found, expected.into());
+            is_base: Some(false),
+        }
     }
 
     #[test]
-    fn gives_roles() {
-        let roots = Roots {
+    fn an_image_is_sent_once_with_its_platforms() {
+        let (amd, arm) = (Some("linux/amd64"), Some("linux/arm64"));
+        let base = |source: UsedSource, is_base| UsedSource { is_base, ..source };
+        let used = [
+            source("os:1", "a", arm),
+            base(source("os:1", "a", amd), Some(true)),
+            source("os:1", "b", amd),
+            source("tools:1", "c", amd),
+            base(source("tools:1", "c", None), None),
+            UsedSource {
+                purl: "https://example.com/a.git".into(),
+                ..source("https://example.com/a.git", "d", None)
+            },
+        ];
+        let use_of = |platforms: &[&str], is_base| Use {
+            platforms: platforms.iter().map(|&name| name.into()).collect(),
+            is_base,
+        };
+        let expected = [
+            (("os:1", "a"), use_of(&["linux/amd64", "linux/arm64"], Some(true))),
+            (("os:1", "b"), use_of(&["linux/amd64"], Some(false))),
+            (("tools:1", "c"), use_of(&[], None)),
+        ];
+        assert_eq!(by_image(&used), expected.into());
+    }
+
+    fn roles(roots: Option<Roots>, images: &[(&str, Option<bool>)]) -> Vec<BaseRole> {
+        let names: Vec<String> = images.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let read = ReadRoles::new(roots, &names);
+        let role = |(name, is_base): &(&str, Option<bool>)| read.role(name, *is_base);
+        images.iter().map(role).collect()
+    }
+
+    fn alpine() -> Roots {
+        Roots {
             runtime: Some("alpine".into()),
             frontend: Some("docker/dockerfile:1".into()),
+        }
+    }
+
+    const FRONTEND: &str = "docker/dockerfile:1";
+
+    #[test]
+    fn provenance_decides_before_the_text() {
+        let images = [
+            ("alpine:latest", Some(false)),
+            ("golang:1", Some(true)),
+            (FRONTEND, Some(false)),
+        ];
+        let expected = [BaseRole::BuildTime, BaseRole::Runtime, BaseRole::Frontend];
+        assert_eq!(roles(Some(alpine()), &images), expected);
+    }
+
+    #[test]
+    fn the_text_decides_without_provenance() {
+        let images = [
+            ("docker.io/library/alpine:latest", None),
+            ("golang:1", None),
+            (FRONTEND, None),
+        ];
+        let expected = [BaseRole::Runtime, BaseRole::BuildTime, BaseRole::Frontend];
+        assert_eq!(roles(Some(alpine()), &images), expected);
+        let scratch = Roots {
+            runtime: None,
+            ..alpine()
         };
-        assert_eq!(
-            role("docker.io/library/alpine:latest", Some(&roots), 3),
-            BaseRole::Runtime
-        );
-        assert_eq!(
-            role("docker/dockerfile:1", Some(&roots), 3),
-            BaseRole::Frontend
-        );
-        assert_eq!(role("golang:1", Some(&roots), 3), BaseRole::BuildTime);
-        assert_eq!(role("golang:1", None, 1), BaseRole::Runtime);
-        assert_eq!(role("golang:1", None, 2), BaseRole::BuildTime);
+        let expected = [BaseRole::BuildTime, BaseRole::BuildTime, BaseRole::Frontend];
+        assert_eq!(roles(Some(scratch), &images), expected);
+    }
+
+    #[test]
+    fn all_images_are_bases_where_the_base_is_unknown() {
+        let images = [("golang:1", None), ("busybox:1", None), (FRONTEND, None)];
+        let expected = [BaseRole::Runtime, BaseRole::Runtime, BaseRole::Frontend];
+        assert_eq!(roles(Some(alpine()), &images), expected);
+        assert_eq!(roles(None, &images), [BaseRole::Runtime; 3]);
     }
 }

@@ -156,7 +156,7 @@ async fn build(
             })
             .await;
     }
-    bases::tell(ctx, &recipe, &outcome.provenance).await;
+    bases::send_used(ctx, &recipe, &outcome.provenance).await;
     write_files(ctx, line, &outcome, &names)
         .await
         .map_err(Attempt::failed)?;
