@@ -238,7 +238,7 @@ async fn runtime_bases_are_recorded_however_they_are_spelled() {
         (
             "case",
             "",
-            format!("FROM {a} AS Base\nFROM {b}\nFROM bASE\n"),
+            format!("FROM {a} AS Base\nFROM {b}\nFROM base\n"),
         ),
         (
             "heredoc",

@@ -60,7 +60,11 @@ impl<'s> Step<'s> {
         let inputs = step.get("inputs").and_then(Value::as_array);
         Some(Self {
             operation: step.get("op")?.get("Op")?,
-            inputs: inputs.into_iter().flatten().filter_map(Value::as_str).collect(),
+            inputs: inputs
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect(),
         })
     }
 
@@ -176,7 +180,10 @@ mod tests {
         // The other output of the command is the mount.
         let mut other = steps.to_vec();
         other[4] = step("e", &Value::Null, &["d:1"]);
-        assert_eq!(bases_of(&other), Some(vec!["r.io/tools:1@sha256:bb".into()]));
+        assert_eq!(
+            bases_of(&other),
+            Some(vec!["r.io/tools:1@sha256:bb".into()])
+        );
         let mut plain = steps.to_vec();
         plain.push(step("f", &Value::Null, &["a:0"]));
         assert_eq!(bases_of(&plain), base);

@@ -79,20 +79,32 @@ pub fn parse_provenance(json: &[u8]) -> Result<Vec<UsedSource>, ProvenanceError>
 }
 
 /// Says of each image whether it is one of `bases`. Says nothing if one of these is not among the sources.
+///
+/// Two names may have one digest, so a name counts where it is among the sources.
 fn mark_bases(sources: &mut [UsedSource], bases: &BTreeSet<String>) {
-    let is = |base: &str, source: &UsedSource| {
+    let mut is_base = vec![false; sources.len()];
+    for base in bases {
         let (name, digest) = base.split_once('@').unwrap_or((base, ""));
-        match digest {
-            "" => frontend::familiar(name) == frontend::familiar(&source.reference),
-            digest => digest == source.digest,
+        let of_digest = |source: &UsedSource| {
+            source.is_image() && (digest.is_empty() || digest == source.digest)
+        };
+        let of_name = |source: &UsedSource| {
+            of_digest(source) && frontend::familiar(name) == frontend::familiar(&source.reference)
+        };
+        let is_named = sources.iter().any(of_name);
+        if !is_named && (digest.is_empty() || !sources.iter().any(of_digest)) {
+            return;
         }
-    };
-    let images = || sources.iter().filter(|source| source.is_image());
-    if !bases.iter().all(|base| images().any(|image| is(base, image))) {
-        return;
+        for (source, is_base) in sources.iter().zip(&mut is_base) {
+            *is_base |= if is_named {
+                of_name(source)
+            } else {
+                of_digest(source)
+            };
+        }
     }
-    for source in sources.iter_mut().filter(|source| source.is_image()) {
-        source.is_base = Some(bases.iter().any(|base| is(base, source)));
+    for (source, is_base) in sources.iter_mut().zip(is_base) {
+        source.is_base = source.is_image().then_some(is_base);
     }
 }
 
@@ -230,7 +242,8 @@ mod tests {
                 {"id": "a", "op": {"Op": {"source": {"identifier": identifier}}}},
                 {"id": "b", "op": {"Op": null}, "inputs": ["a:0"]},
             ]);
-            let predicate = json!({"materials": materials, "buildConfig": {"llbDefinition": steps}});
+            let predicate =
+                json!({"materials": materials, "buildConfig": {"llbDefinition": steps}});
             let marks = parse(&predicate).into_iter().map(|source| source.is_base);
             marks.collect::<Vec<_>>()
         };
@@ -240,8 +253,28 @@ mod tests {
         assert_eq!(marked("docker-image://r.io/base:1"), base);
         let tools = [None, Some(false), Some(true)];
         assert_eq!(marked("docker-image://r.io/named@sha256:bb"), tools);
+        assert_eq!(marked("docker-image://r.io/tools:1@sha256:bb"), tools);
         assert_eq!(marked("local://context"), [None, Some(false), Some(false)]);
         assert_eq!(marked("docker-image://r.io/other:1@sha256:dd"), [None; 3]);
+        assert_eq!(marked("docker-image://r.io/other:1"), [None; 3]);
+    }
+
+    #[test]
+    fn two_names_of_one_digest_are_told_apart() {
+        let materials = json!([
+            {"uri": "pkg:docker/r.io/base@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
+            {"uri": "pkg:docker/r.io/tools@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
+        ]);
+        let steps = json!([
+            {"id": "a", "op": {"Op": {"source": {"identifier": "docker-image://r.io/tools:1@sha256:aa"}}}},
+            {"id": "b", "op": {"Op": null}, "inputs": ["a:0"]},
+        ]);
+        let predicate = json!({"materials": materials, "buildConfig": {"llbDefinition": steps}});
+        let marks: Vec<_> = parse(&predicate)
+            .into_iter()
+            .map(|source| source.is_base)
+            .collect();
+        assert_eq!(marks, [Some(false), Some(true)]);
     }
 
     #[test]

@@ -34,7 +34,10 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
         let own = recipe.own_name(reference).map(ToString::to_string);
         own.unwrap_or_else(|| reference.to_owned())
     };
-    let names: Vec<String> = images.keys().map(|(reference, _)| name_of(reference)).collect();
+    let names: Vec<String> = images
+        .keys()
+        .map(|(reference, _)| name_of(reference))
+        .collect();
     let read = ReadRoles::new(roots, &names);
     for (((_, digest), use_of), name) in images.into_iter().zip(names) {
         let Ok(digest) = digest.parse() else {
@@ -71,8 +74,10 @@ fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
         sources.entry(image).or_default().push(source);
     }
     let merge = |sources: Vec<&UsedSource>| {
-        let platforms: Option<BTreeSet<String>> =
-            sources.iter().map(|source| source.platform.clone()).collect();
+        let platforms: Option<BTreeSet<String>> = sources
+            .iter()
+            .map(|source| source.platform.clone())
+            .collect();
         let bases: Vec<Option<bool>> = sources.iter().map(|source| source.is_base).collect();
         Use {
             platforms: platforms.into_iter().flatten().collect(),
@@ -83,7 +88,9 @@ fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
         }
     };
     let images = sources.into_iter();
-    images.map(|(image, sources)| (image, merge(sources))).collect()
+    images
+        .map(|(image, sources)| (image, merge(sources)))
+        .collect()
 }
 
 /// Roles as the text of a Dockerfile gives them, for images of which the provenance does not give one.
@@ -266,7 +273,10 @@ mod tests {
             is_base,
         };
         let expected = [
-            (("os:1", "a"), use_of(&["linux/amd64", "linux/arm64"], Some(true))),
+            (
+                ("os:1", "a"),
+                use_of(&["linux/amd64", "linux/arm64"], Some(true)),
+            ),
             (("os:1", "b"), use_of(&["linux/amd64"], Some(false))),
             (("tools:1", "c"), use_of(&[], None)),
         ];
