@@ -57,7 +57,7 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
     }
 }
 
-/// What the provenance says of an image.
+/// The use of an image, as the provenance records it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Use {
     /// Platforms that it was used for. Empty if one of them is unknown.
