@@ -71,6 +71,7 @@ async fn a_flood_of_runs_is_refused_by_name() {
         403
     );
     // Nothing of others is shown.
+    task(&server, "prod/x", "alpine true").await;
     set(&server, "task:prod/x", "queuedRuns", "7");
     let listed = done(&server, &team, "GET", "/quotas", Value::Null).await;
     assert!(!listed.to_string().contains("prod/x"), "{listed:#}");
@@ -172,14 +173,14 @@ async fn an_endless_log_ends_its_run_with_a_visible_mark() {
 async fn a_full_disk_refuses_what_is_new_by_name() {
     let Some(world) = World::find() else { return };
     let server = Server::start(&world, &["--no-runner", "--min-free-disk", "1000000G"]);
-    let team = limited_token(&server, "team", &RUNNER, "team/*");
-    task(&server, "team/app", "alpine true").await;
+    let token = server.token.clone();
     let context = json!({"size": 9, "digest": format!("sha256:{}", "a".repeat(64))});
     for (path, body) in [
+        ("/tasks", json!({"name": "team/app", "text": "steps: []"})),
         ("/tasks/team%2Fapp/runs", json!({})),
         ("/contexts", context),
     ] {
-        let (status, refused) = request(&server, &team, "POST", path, body).await;
+        let (status, refused) = request(&server, &token, "POST", path, body).await;
         assert_eq!(status, 507, "{path}: {refused}");
         assert!(
             refused["message"]

@@ -42,11 +42,9 @@ fn ended(server: &Server, world: &World, token: &[&str], flags: &[&str]) -> (Opt
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    // The name is free again.
-    let removed = server
-        .client(folder.path(), &["runner", "remove", "rogue"])
-        .wait();
-    assert_eq!(removed.code, Some(0), "{text}{}", removed.all());
+    // It was refused before its token was used.
+    let runners = server.json(&["runner", "list", "-o", "json"]);
+    assert!(!runners.to_string().contains("rogue"), "{text}{runners:#}");
     (output.status.code(), text)
 }
 
@@ -58,22 +56,22 @@ async fn a_runner_takes_no_pool_label_or_slots_beyond_its_token() {
         (
             &[][..],
             &["--pool", "prod"][..],
-            "registered for the pool `default`",
+            "is for the pool `default`",
         ),
         (
             &["--pool", "team"],
             &["--pool", "prod"],
-            "registered for the pool `team`",
+            "is for the pool `team`",
         ),
         (
             &[],
             &["--label", "zone=prod"],
-            "not registered for the label zone=prod",
+            "not for the label zone=prod",
         ),
         (
             &["--label", "zone=team"],
             &["--label", "zone=prod"],
-            "not registered for the label zone=prod",
+            "not for the label zone=prod",
         ),
         (&["--max-slots", "2"], &["--slots", "3"], "at most 2 slots"),
         (&[], &["--slots", "17"], "at most 16 slots"),
