@@ -1,10 +1,12 @@
 //! Admission of anonymous work: connections and requests that have shown no valid credential yet.
 //!
-//! Work is counted per address and in total. Newcomers are always admitted: where a limit is reached, the
-//! oldest work of the address that has the most makes room. Whoever stalls loses its slot, whoever finishes
-//! in milliseconds does not notice. Invariant: at most `total` slots exist, at most `per_address` per address.
+//! Work is counted per address and in total. Newcomers are always admitted: where a limit is reached, the address that
+//! has the most makes room, and of its connections the one that has the most, with its oldest work. So a connection
+//! with one request loses nothing to one with a hundred. Invariant: at most `total` slots exist, at most `per_address`
+//! per address.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{Arc, Mutex, OnceLock},
@@ -33,9 +35,49 @@ pub(crate) struct Admission {
 struct Slots {
     next: u64,
     count: usize,
-    by_address: HashMap<IpAddr, BTreeMap<u64, Evicted>>,
+    by_address: HashMap<IpAddr, OfAddress>,
     /// The same addresses, ordered by their number of slots.
     by_count: BTreeSet<(usize, IpAddr)>,
+}
+
+/// The slots of an address.
+#[derive(Debug, Default)]
+struct OfAddress {
+    count: usize,
+    /// By connection and number.
+    by_connection: HashMap<u64, BTreeMap<u64, Evicted>>,
+    /// The same connections by their number of slots. Of those that have as many, the oldest one is the last.
+    by_count: BTreeSet<(usize, Reverse<u64>)>,
+}
+
+impl OfAddress {
+    fn insert(&mut self, connection: u64, number: u64, evicted: Evicted) {
+        let slots = self.by_connection.entry(connection).or_default();
+        self.by_count.remove(&(slots.len(), Reverse(connection)));
+        slots.insert(number, evicted);
+        self.by_count.insert((slots.len(), Reverse(connection)));
+        self.count += 1;
+    }
+
+    fn remove(&mut self, connection: u64, number: u64) -> Option<Evicted> {
+        let slots = self.by_connection.get_mut(&connection)?;
+        let before = slots.len();
+        let removed = slots.remove(&number)?;
+        self.by_count.remove(&(before, Reverse(connection)));
+        match before {
+            1 => drop(self.by_connection.remove(&connection)),
+            _ => drop(self.by_count.insert((before - 1, Reverse(connection)))),
+        }
+        self.count -= 1;
+        Some(removed)
+    }
+
+    /// Returns the oldest slot of the connection that has the most: connection and number.
+    fn heaviest(&self) -> Option<(u64, u64)> {
+        let (_, Reverse(connection)) = self.by_count.last()?;
+        let slots = self.by_connection.get(connection)?;
+        Some((*connection, *slots.keys().next()?))
+    }
 }
 
 /// Shows an owner of a slot that it was taken away.
@@ -63,6 +105,7 @@ impl Evicted {
 pub(crate) struct Slot {
     admission: Arc<Admission>,
     address: IpAddr,
+    connection: u64,
     number: u64,
     evicted: Evicted,
 }
@@ -77,7 +120,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut slots = self.admission.slots.lock().expect("never poisoned");
-        slots.remove(self.address, self.number);
+        slots.remove(self.address, self.connection, self.number);
     }
 }
 
@@ -90,8 +133,8 @@ impl Admission {
         })
     }
 
-    /// Admits a newcomer, at the cost of the oldest slot of its address or of the address with the most slots.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Slot {
+    /// Admits work of a connection, at the cost of the heaviest connection of its address or of the heaviest address.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr, connection: u64) -> Slot {
         let mut slots = self.slots.lock().expect("never poisoned");
         if slots.count_of(address) >= self.per_address {
             slots.evict(address, Eviction::PerAddress(self.per_address));
@@ -102,11 +145,12 @@ impl Admission {
         }
         let (number, evicted) = (slots.next, Evicted::default());
         slots.next += 1;
-        slots.insert(address, number, evicted.clone());
+        slots.insert(address, connection, number, evicted.clone());
         drop(slots);
         Slot {
             admission: self.clone(),
             address,
+            connection,
             number,
             evicted,
         }
@@ -115,25 +159,23 @@ impl Admission {
 
 impl Slots {
     fn count_of(&self, address: IpAddr) -> usize {
-        self.by_address.get(&address).map_or(0, BTreeMap::len)
+        self.by_address.get(&address).map_or(0, |of| of.count)
     }
 
-    fn insert(&mut self, address: IpAddr, number: u64, evicted: Evicted) {
+    fn insert(&mut self, address: IpAddr, connection: u64, number: u64, evicted: Evicted) {
         let before = self.count_of(address);
-        self.by_address
-            .entry(address)
-            .or_default()
-            .insert(number, evicted);
+        let of_address = self.by_address.entry(address).or_default();
+        of_address.insert(connection, number, evicted);
         self.by_count.remove(&(before, address));
         self.by_count.insert((before + 1, address));
         self.count += 1;
     }
 
-    fn remove(&mut self, address: IpAddr, number: u64) -> Option<Evicted> {
+    fn remove(&mut self, address: IpAddr, connection: u64, number: u64) -> Option<Evicted> {
         let of_address = self.by_address.get_mut(&address)?;
-        let before = of_address.len();
-        let removed = of_address.remove(&number)?;
-        if of_address.is_empty() {
+        let before = of_address.count;
+        let removed = of_address.remove(connection, number)?;
+        if of_address.count == 0 {
             self.by_address.remove(&address);
         }
         self.by_count.remove(&(before, address));
@@ -146,8 +188,9 @@ impl Slots {
 
     fn evict(&mut self, address: IpAddr, why: Eviction) {
         let of_address = self.by_address.get(&address);
-        let oldest = of_address.and_then(|slots| slots.keys().next().copied());
-        if let Some(evicted) = oldest.and_then(|number| self.remove(address, number)) {
+        if let Some((connection, number)) = of_address.and_then(OfAddress::heaviest)
+            && let Some(evicted) = self.remove(address, connection, number)
+        {
             evicted.set(why);
         }
     }
@@ -170,9 +213,12 @@ mod tests {
     #[test]
     fn oldest_slot_of_an_address_makes_room() {
         let admission = Admission::new(8, 2);
-        let (first, second) = (admission.enter(address(1)), admission.enter(address(1)));
-        let other = admission.enter(address(2));
-        let third = admission.enter(address(1));
+        let (first, second) = (
+            admission.enter(address(1), 1),
+            admission.enter(address(1), 2),
+        );
+        let other = admission.enter(address(2), 3);
+        let third = admission.enter(address(1), 4);
         assert_eq!(evicted(&first), Some(Eviction::PerAddress(2)));
         for slot in [&second, &other, &third] {
             assert_eq!(evicted(slot), None);
@@ -182,9 +228,9 @@ mod tests {
     #[test]
     fn heaviest_address_makes_room_when_all_slots_are_taken() {
         let admission = Admission::new(4, 3);
-        let heavy: Vec<Slot> = (0..3).map(|_| admission.enter(address(1))).collect();
-        let light = admission.enter(address(2));
-        let newcomer = admission.enter(address(3));
+        let heavy: Vec<Slot> = (0..3).map(|n| admission.enter(address(1), n)).collect();
+        let light = admission.enter(address(2), 4);
+        let newcomer = admission.enter(address(3), 5);
         assert_eq!(evicted(&heavy[0]), Some(Eviction::Total(4)));
         for slot in [&heavy[1], &heavy[2], &light, &newcomer] {
             assert_eq!(evicted(slot), None);
@@ -192,10 +238,28 @@ mod tests {
     }
 
     #[test]
+    fn heaviest_connection_of_an_address_makes_room() {
+        let admission = Admission::new(8, 4);
+        let light = admission.enter(address(1), 1);
+        let heavy: Vec<Slot> = (0..3).map(|_| admission.enter(address(1), 2)).collect();
+        let newcomer = admission.enter(address(1), 3);
+        assert_eq!(evicted(&heavy[0]), Some(Eviction::PerAddress(4)));
+        for slot in [&light, &heavy[1], &heavy[2], &newcomer] {
+            assert_eq!(evicted(slot), None);
+        }
+        drop(heavy);
+        drop((light, newcomer));
+        assert!(admission.slots.lock().unwrap().by_address.is_empty());
+    }
+
+    #[test]
     fn dropped_slots_are_free_again() {
         let admission = Admission::new(2, 2);
         for _ in 0..10 {
-            let (one, two) = (admission.enter(address(1)), admission.enter(address(2)));
+            let (one, two) = (
+                admission.enter(address(1), 1),
+                admission.enter(address(2), 2),
+            );
             assert_eq!((evicted(&one), evicted(&two)), (None, None));
         }
         let slots = admission.slots.lock().unwrap();

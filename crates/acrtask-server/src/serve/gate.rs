@@ -1,6 +1,6 @@
 //! What all listeners of a server share: the limits of connections, requests and memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
@@ -23,6 +23,8 @@ const ADDRESS_SHARE: usize = 2;
 pub(super) struct Gate {
     /// Connections, a bound well below the limit of open files.
     pub(super) all: Arc<Semaphore>,
+    /// Connections that were accepted.
+    pub(super) accepted: Arc<AtomicU64>,
     /// Connections that have shown a valid credential.
     pub(super) established: Arc<Semaphore>,
     pub(super) connections: Arc<Admission>,
@@ -39,6 +41,7 @@ impl Gate {
         let closing = anonymous / 2;
         Self {
             all: Arc::new(Semaphore::new(all)),
+            accepted: Arc::default(),
             established: Arc::new(Semaphore::new(all - anonymous - closing)),
             connections: Admission::new(anonymous, anonymous / ADDRESS_SHARE),
             requests: Admission::new(ANONYMOUS_REQUESTS, ANONYMOUS_REQUESTS / ADDRESS_SHARE),

@@ -8,7 +8,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -58,6 +59,8 @@ const CONNECTION_WINDOW: u32 = 512 << 10;
 const STREAM_WINDOW: u32 = 128 << 10;
 /// Bytes that may wait for the client in one call, beside the part that is being sent.
 const SEND_BUFFER: usize = 64 << 10;
+/// Bytes that may wait in the system until the peer has room for them.
+const UNSENT: u32 = 64 << 10;
 /// How often a silent HTTP/2 connection is pinged, and how long it may take to respond.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Calls at once on one connection.
@@ -146,14 +149,16 @@ impl Service {
         permit: Option<OwnedSemaphorePermit>,
     ) {
         let gate = &self.gate;
+        let number = gate.accepted.fetch_add(1, Ordering::Relaxed);
         // The clients behind a proxy share its connections, so these are not counted by address.
         let slot = (!is_trusted(peer.ip(), &self.app.config.trusted_proxies))
-            .then(|| gate.connections.enter(network_of(peer.ip())));
+            .then(|| gate.connections.enter(network_of(peer.ip()), number));
         let evicted = slot.as_ref().map(super::admission::Slot::evicted);
         let connection = Connection {
             state: ConnectionState::new(slot, gate.established.clone()),
             service: self.clone(),
             peer,
+            number,
         };
         let cut = self.cut.clone();
         self.connections.spawn(async move {
@@ -185,6 +190,8 @@ struct Connection {
     service: Service,
     state: Arc<ConnectionState>,
     peer: SocketAddr,
+    /// Counts the connections of this process.
+    number: u64,
 }
 
 impl Connection {
@@ -192,6 +199,8 @@ impl Connection {
         let peer = self.peer;
         // Small messages of runners and readers must not wait for one another.
         let _ = stream.set_nodelay(true);
+        // A peer that reads nothing fills little memory of the system.
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         let Some(tls) = tls else {
             return self.talk(stream).await;
         };
@@ -267,7 +276,7 @@ impl Connection {
         let address = self.client_address(&request);
         // What was valid a moment ago is checked without a slot, so that no flood delays it.
         let slot = (!app.limits.recognizes_header(request.headers()))
-            .then(|| gate.requests.enter(address));
+            .then(|| gate.requests.enter(address, self.number));
         let guard = RequestGuard::new(address, slot, self.state.clone(), gate.bodies.clone());
         let mut request = request.map(|body| Body::new(GuardedBody::new(body, guard.clone())));
         request.extensions_mut().insert(ConnectInfo(self.peer));
