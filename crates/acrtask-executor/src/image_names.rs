@@ -9,12 +9,19 @@ use std::{
         Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use acrtask_model::ImageRef;
 use futures::StreamExt as _;
 
-use crate::{engine::Engine, error::chain, output::lock, scope::RunScope, workspace::Scratch};
+use crate::{
+    engine::Engine,
+    error::{EngineError, chain},
+    output::lock,
+    scope::RunScope,
+    workspace::Scratch,
+};
 
 /// The registry of the names that images of runs have in the engine. No registry can have the port 0: a connection to
 /// it is refused at once, after which an engine's BuildKit takes the image from the engine.
@@ -107,6 +114,51 @@ impl OwnNames {
     }
 }
 
+/// Returns a name that keeps a pulled image in the engine. Its tag is the hour of the pull, so that housekeeping knows
+/// the age of the image.
+pub(crate) fn pulled_name(now: SystemTime) -> Result<ImageRef, String> {
+    let name = format!(
+        "{OWN_REGISTRY}/pulled/{:032x}:{}",
+        rand::random::<u128>(),
+        hour_of(now)
+    );
+    name.parse().map_err(|error| chain(&error))
+}
+
+/// Returns the number of hours since 1970.
+fn hour_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs() / 3600
+}
+
+/// Returns `true` if a name is one of [`pulled_name`], given before an hour.
+fn is_pulled_before(name: &str, hour: u64) -> bool {
+    let prefix = format!("{OWN_REGISTRY}/pulled/");
+    let tag = name
+        .strip_prefix(&prefix)
+        .and_then(|rest| rest.split_once(':'));
+    tag.and_then(|(_, tag)| tag.parse::<u64>().ok())
+        .is_some_and(|pulled| pulled < hour)
+}
+
+/// Removes the images that were pulled before a time, and returns their number.
+pub(crate) async fn remove_pulled(
+    engine: &Engine,
+    before: SystemTime,
+) -> Result<usize, EngineError> {
+    let names = engine
+        .image_names(&format!("{OWN_REGISTRY}/pulled/*"))
+        .await?;
+    let hour = hour_of(before);
+    let old: Vec<String> = names
+        .into_iter()
+        .filter(|name| is_pulled_before(name, hour))
+        .collect();
+    let count = old.len();
+    remove_names(engine, old.into_iter()).await;
+    Ok(count)
+}
+
 /// Refuses names that no registry can have: those that images of runs have in the engine.
 pub(crate) fn check_name(name: &ImageRef) -> Result<(), String> {
     let port = name.registry().rsplit(':').next().unwrap_or_default();
@@ -162,6 +214,23 @@ mod tests {
             assert!(check_name(&name).is_err(), "{name}");
         }
         assert!(check_name(&"127.0.0.1:10/run/r1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn pulled_images_have_an_age() {
+        let now = UNIX_EPOCH + std::time::Duration::from_secs(3600 * 500_000 + 7);
+        let name = pulled_name(now).unwrap().to_string();
+        assert!(name.ends_with(":500000"), "{name}");
+        assert!(is_pulled_before(&name, 500_001));
+        assert!(!is_pulled_before(&name, 500_000));
+        for other in [
+            "127.0.0.1:0/run/r1:1",
+            "127.0.0.1:0/pulled/x",
+            "127.0.0.1:0/pulled/x:latest",
+            "r.io/127.0.0.1:0/pulled/x:1",
+        ] {
+            assert!(!is_pulled_before(other, u64::MAX), "{other}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use acrtask_model::{Digest, ImageRef, StepId};
@@ -26,7 +26,7 @@ use crate::{
     context::{RunContext, StepContext},
     engine::Engine,
     error::chain,
-    image_names::{OWN_REGISTRY, check_name},
+    image_names::{check_name, pulled_name},
     output::lock,
     possession::{self, Missing, Platforms, Proven, Store},
     steps,
@@ -375,8 +375,7 @@ async fn hide_pulled(run: &RunContext, image: &ImageRef) -> Result<(), String> {
     if run.options.own_machine || !run.engine.facts.containerd_store {
         return Ok(());
     }
-    let name = format!("{OWN_REGISTRY}/pulled/{:032x}:1", rand::random::<u128>());
-    let name: ImageRef = name.parse().map_err(|error| chain(&error))?;
+    let name = pulled_name(SystemTime::now())?;
     let tagged = run.engine.tag_image(digest.as_str(), &name).await;
     tagged.map_err(|error| chain(&error))?;
     let removed = run.engine.remove_image(&image.to_string()).await;

@@ -34,7 +34,11 @@ mod steps;
 mod upload;
 mod workspace;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use acrtask_model::{
     Digest, Event, Outcome, RunDomain, RunId, StepId, StepState,
@@ -274,6 +278,8 @@ pub struct Executor {
     removals: TaskTracker,
     /// Images that runs of this process may read.
     proofs: Arc<possession::Proofs>,
+    /// Shared by runs. Housekeeping takes it alone, so that no run loses an image that it is about to use.
+    runs: tokio::sync::RwLock<()>,
 }
 
 impl Executor {
@@ -294,6 +300,7 @@ impl Executor {
             owner: Owner::this_process(),
             removals: TaskTracker::new(),
             proofs: Arc::default(),
+            runs: tokio::sync::RwLock::default(),
         })
     }
 
@@ -340,6 +347,22 @@ impl Executor {
         }
     }
 
+    /// Removes images that runs of a runner pulled longer than `age` ago, and returns their number. `None` if a run is
+    /// under way: ask again later.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the engine does not list its images. Images that it does not remove, as those of a container,
+    /// stay.
+    pub async fn remove_pulled_images(&self, age: Duration) -> Result<Option<usize>, EngineError> {
+        let Ok(_alone) = self.runs.try_write() else {
+            return Ok(None);
+        };
+        let before = SystemTime::now() - age;
+        image_names::remove_pulled(&self.engine, before)
+            .await
+            .map(Some)
+    }
+
     /// Waits until the images of runs that have ended, and what dead runs left, are removed from the engine, at most for
     /// `limit`. What is left
     /// is removed by the next start.
@@ -360,6 +383,7 @@ impl Executor {
         events: mpsc::Sender<Event>,
         cancel: CancellationToken,
     ) -> Report {
+        let _shared = self.runs.read().await;
         run::run(self, request, events, cancel).await
     }
 }

@@ -38,10 +38,13 @@ pub struct AgentConfig {
     pub drain: Duration,
     /// Bytes that must be free in `state_dir` for a run to be taken.
     pub min_free_disk: u64,
+    /// Age at which pulled images are removed from the engine. They go after an hour where less than `min_free_disk`
+    /// is free.
+    pub keep_images: Duration,
 }
 
 impl AgentConfig {
-    /// One slot, no labels, five minutes to drain, 1 GiB of disk.
+    /// One slot, no labels, five minutes to drain, 1 GiB of disk, images for seven days.
     pub fn new(
         server: Uri,
         name: impl Into<String>,
@@ -62,6 +65,7 @@ impl AgentConfig {
             token: None,
             drain: Duration::from_secs(300),
             min_free_disk: 1 << 30,
+            keep_images: Duration::from_secs(7 * 24 * 3600),
         }
     }
 

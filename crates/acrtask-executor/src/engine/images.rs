@@ -1,5 +1,7 @@
 //! Images of the engine: looked at, pulled, tagged, pushed, loaded.
 
+use std::collections::HashMap;
+
 use acrtask_model::ImageRef;
 use acrtask_registry::{Credential, Credentials};
 use bollard::{
@@ -8,8 +10,8 @@ use bollard::{
     errors::Error,
     models::ImageInspect,
     query_parameters::{
-        CreateImageOptionsBuilder, ImportImageOptionsBuilder, RemoveImageOptionsBuilder,
-        TagImageOptionsBuilder,
+        CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder,
+        RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
 use bytes::Bytes;
@@ -140,6 +142,18 @@ impl Engine {
             .tag_image(source, Some(options.build()))
             .await
             .map_err(EngineError::on(format!("tag {source} as {target}")))
+    }
+
+    /// Returns the names that match a pattern, as `registry/team/*`.
+    pub(crate) async fn image_names(&self, pattern: &str) -> Result<Vec<String>, EngineError> {
+        let filters = HashMap::from([("reference", vec![pattern])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let images = self.docker.list_images(Some(options)).await;
+        let images = images.map_err(EngineError::on("list images".into()))?;
+        Ok(images
+            .into_iter()
+            .flat_map(|image| image.repo_tags)
+            .collect())
     }
 
     /// Takes a name away from an image, and the image where it was the last one.

@@ -47,6 +47,57 @@ async fn a_dropped_run_is_removed_in_the_background() {
     gone(&id).await;
 }
 
+/// Returns the names of the images that runs of runners pulled.
+async fn pulled() -> Vec<String> {
+    let filters = std::collections::HashMap::from([("reference", vec!["127.0.0.1:0/pulled/*"])]);
+    let options = bollard::query_parameters::ListImagesOptionsBuilder::new().filters(&filters);
+    let images = docker().list_images(Some(options.build())).await.unwrap();
+    images
+        .into_iter()
+        .flat_map(|image| image.repo_tags)
+        .collect()
+}
+
+#[tokio::test]
+async fn old_images_that_runs_pulled_are_removed() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let engine = engine!();
+    let mut task = engine.task("steps:\n  - cmd: $BUSYBOX true\n");
+    task.options.own_machine = false;
+    let options = task.options.clone();
+    task.run().await.ok();
+    let young = pulled()
+        .await
+        .into_iter()
+        .find(|name| !name.ends_with(":1"));
+    let young = young.expect("the run pulled an image");
+    // The tag is the hour of the pull: the second one of 1970.
+    let repository = format!("127.0.0.1:0/pulled/{}", engine.task("").id);
+    let tag = bollard::query_parameters::TagImageOptionsBuilder::new()
+        .repo(&repository)
+        .tag("1");
+    docker().tag_image(&young, Some(tag.build())).await.unwrap();
+    let old = format!("{repository}:1");
+    assert!(pulled().await.contains(&old));
+
+    let executor = Executor::connect(options).await.unwrap();
+    let sleeping = engine.task(SLEEPS);
+    let (sender, mut receiver) = mpsc::channel(16);
+    tokio::select! {
+        _ = executor.run(sleeping.request(), sender, sleeping.cancel.clone()) => panic!("the run ended"),
+        () = async {
+            while !is_ready(&receiver.recv().await.unwrap().kind) {}
+            assert_eq!(executor.remove_pulled_images(DAY).await.unwrap(), None);
+        } => {}
+    }
+    assert!(pulled().await.contains(&old));
+    let removed = executor.remove_pulled_images(DAY).await.unwrap();
+    assert!(removed.is_some_and(|count| count > 0), "{removed:?}");
+    let left = pulled().await;
+    assert!(!left.contains(&old) && left.contains(&young), "{left:?}");
+    gone(&sleeping.id).await;
+}
+
 async fn gone(id: &acrtask_model::RunId) {
     for _ in 0..200 {
         if left_on_engine(id).await.is_empty() {

@@ -240,6 +240,10 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::size_or_none)]
     pub(crate) min_free_disk: u64,
 
+    /// Remove images that runs pulled from registries after this time; after an hour where the disk is nearly full
+    #[arg(long, value_name = "TIME", default_value = "168h", value_parser = values::duration)]
+    pub(crate) keep_images: std::time::Duration,
+
     /// Let the contexts of runs be at private addresses
     #[arg(long)]
     pub(crate) allow_private_addresses: bool,

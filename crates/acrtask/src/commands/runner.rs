@@ -68,6 +68,7 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
         token: token(args.token_file.as_ref())?,
         drain: args.drain_timeout,
         min_free_disk: args.min_free_disk,
+        keep_images: args.keep_images,
         ..AgentConfig::new(
             server,
             name,
