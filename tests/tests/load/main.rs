@@ -35,11 +35,13 @@ const ATTACK: Duration = Duration::from_secs(4);
 const LEAST_REQUESTS: usize = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of the release build: `cargo xtask bench load`"]
 async fn valid_clients_are_served_while_strangers_attack() {
     attack_all(Target::start(false).await, |_| true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of the release build: `cargo xtask bench load`"]
 async fn valid_clients_are_served_while_strangers_attack_over_tls() {
     attack_all(Target::start(true).await, |attack| attack.over_tls).await;
 }

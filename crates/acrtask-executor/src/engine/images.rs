@@ -149,7 +149,7 @@ impl Engine {
         let filters = HashMap::from([("reference", vec![pattern])]);
         let options = ListImagesOptionsBuilder::new().filters(&filters).build();
         let images = self.docker.list_images(Some(options)).await;
-        let images = images.map_err(EngineError::on("list images".into()))?;
+        let images = images.map_err(EngineError::on("list images"))?;
         Ok(images
             .into_iter()
             .flat_map(|image| image.repo_tags)
