@@ -22,6 +22,7 @@ use self::{
 use crate::{
     alias::Aliases,
     diagnostic::{Diagnostic, nearest},
+    env,
     facts::RunFacts,
     plan::{ContainerOptions, Network, Plan, Step, Version},
     read::{Int, MAX_PROBLEMS, Report, Text},
@@ -59,7 +60,7 @@ pub(crate) fn plan(
     let mut refusals = Vec::new();
     let volumes = volumes(&task.volumes, report, &mut refusals);
     let (networks, default_network) = networks(task, context, report, &mut refusals);
-    let mut task_env = task.env.clone();
+    let mut task_env = read_env(&task.env, env::read_entries);
     merge_env(&mut task_env, &from_flags(&context.facts.env), report);
 
     let ids = step_ids(&task.steps, report);
@@ -80,7 +81,7 @@ pub(crate) fn plan(
         check_mounts(raw, &task.volumes, report);
         let next = task.steps.get(i + 1);
         let kind = step_kind(raw, next, &ids[i], context, report, &mut refusals);
-        let mut env = raw.env.clone();
+        let mut env = read_env(&raw.env, |entry| vec![env::read_entry(entry)]);
         merge_env(&mut env, &task_env, report);
         let (Some(kind), Some(id)) = (kind, ids[i].step.clone()) else {
             continue;
@@ -280,17 +281,31 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
     }
 }
 
+/// Returns the entries that `--env` gave. They are not quoted: a shell has read them already.
 fn from_flags(env: &[String]) -> Vec<Text> {
-    env.iter()
-        .map(|entry| Text {
-            value: entry.clone(),
-            span: 0..0,
-        })
-        .collect()
+    let entries = env.iter().flat_map(|entry| entry.split(','));
+    let text = |value: &str| Text {
+        value: value.to_owned(),
+        span: 0..0,
+    };
+    entries.map(text).collect()
 }
 
-/// Adds the variables of `more` that `env` lacks. An entry of `more` may hold several, separated by
-/// commas. Entries need a `=` only where there is something to merge, as in the reference executor.
+/// Reads the entries of an `env`, each of which may become several.
+fn read_env(env: &[Text], read: fn(&str) -> Vec<String>) -> Vec<Text> {
+    let mut entries = Vec::new();
+    for entry in env {
+        let values = read(&entry.value).into_iter();
+        entries.extend(values.map(|value| Text {
+            value,
+            span: entry.span.clone(),
+        }));
+    }
+    entries
+}
+
+/// Adds the variables of `more` that `env` lacks. Entries need a `=` only where there is something to merge, as in the
+/// reference executor.
 fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
     if more.is_empty() {
         return;
@@ -317,16 +332,10 @@ fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
         }
     }
     for entry in more {
-        for part in entry.value.split(',') {
-            let part = Text {
-                value: part.to_owned(),
-                span: entry.span.clone(),
-            };
-            match part.value.split_once('=') {
-                Some((name, _)) if !names.contains(name) => env.push(part),
-                Some(_) => {}
-                None => refuse(&part, report),
-            }
+        match entry.value.split_once('=') {
+            Some((name, _)) if !names.contains(name) => env.push(entry.clone()),
+            Some(_) => {}
+            None => refuse(entry, report),
         }
     }
 }

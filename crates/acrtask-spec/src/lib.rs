@@ -16,6 +16,7 @@ pub mod plan;
 mod alias;
 mod check;
 mod diagnostic;
+mod env;
 mod facts;
 mod flags;
 mod graph;

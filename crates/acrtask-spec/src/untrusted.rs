@@ -26,6 +26,7 @@ use self::{
 use crate::{
     alias::Aliases,
     diagnostic::Diagnostic,
+    env,
     graph::AT_ONCE,
     read::Report,
     yaml::{self, Kind, Node},
@@ -254,10 +255,10 @@ impl<'c> Checker<'c> {
             [Key("steps"), Item, rest @ ..] => rest,
             [Key("env"), Item] => {
                 marks.check_variable(marked, "the name of a variable")?;
-                if real.matches(',').count() != marked.matches(',').count() {
+                if env::read_entries(real).len() != env::read_entries(marked).len() {
                     return Err(Fault::new(
                         marks.sources_of(marked),
-                        "it contains `,`, which begins another variable",
+                        "it contains `,` or a quote, which changes where variables begin",
                     )
                     .help("write the variable under `env` of the step"));
                 }
