@@ -201,7 +201,9 @@ impl Builder {
         let mut request = recipe.request(ctx)?;
         // Nothing is to be built anew, whatever the step said the first time.
         request.no_cache = acrtask_buildkit::NoCache::UseCache;
-        request.cache_exports.clear();
+        // A cache inside of the image is part of its digest.
+        let cache_exports = &mut request.cache_exports;
+        cache_exports.retain(|cache| cache.kind == build::INLINE_CACHE);
         Ok(request)
     }
 }

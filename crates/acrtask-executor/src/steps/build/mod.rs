@@ -8,7 +8,7 @@ pub(crate) mod progress;
 mod recipe;
 mod seen;
 
-pub(crate) use recipe::Recipe;
+pub(crate) use recipe::{INLINE_CACHE, Recipe};
 
 use std::{collections::BTreeMap, sync::Arc};
 
