@@ -23,6 +23,7 @@ use crate::{
     engine::DockerEndpoint,
     error::{ConnectError, chain},
     images::OwnImage,
+    login_help::with_login_help,
     output::lock,
     steps::build,
 };
@@ -187,7 +188,7 @@ impl Builder {
         let outcome = self
             .build(ctx, request)
             .await
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| with_login_help(chain(&error)))?;
         let digest = outcome.image_digest.unwrap_or_default();
         digest
             .parse()

@@ -24,6 +24,7 @@ mod graph;
 mod image_names;
 mod images;
 mod leftovers;
+mod login_help;
 mod output;
 pub mod owner;
 mod policy;
