@@ -245,6 +245,25 @@ fn from_go_dialect(go: &str) -> Option<String> {
                 } else {
                     "[\\t\\n\\f\\r ]"
                 }),
+                // A class inside of a class is fine here.
+                'D' => out.push_str("[^0-9]"),
+                'W' => out.push_str("[^0-9A-Za-z_]"),
+                'S' => out.push_str("[^\\t\\n\\f\\r ]"),
+                'a' | 'f' | 'n' | 'r' | 't' | 'v' | 'x' | 'p' | 'P' => {
+                    out.push('\\');
+                    out.push(next);
+                }
+                'A' | 'z' | 'b' | 'B' if !in_class => {
+                    out.push('\\');
+                    out.push(next);
+                }
+                'Q' if !in_class => {
+                    let rest: String = chars.collect();
+                    let (quoted, after) = rest.split_once("\\E").unwrap_or((&rest, ""));
+                    out.push_str(&regex::escape(quoted));
+                    out.push_str(&from_go_dialect(after)?);
+                    return Some(out);
+                }
                 next if next.is_ascii_alphanumeric() => return None,
                 next if next.is_ascii_punctuation() && next != '<' && next != '>' => {
                     out.push('\\');
@@ -382,6 +401,18 @@ mod tests {
             ("[\\]a]", "]", true),
             ("[\\-x]", "-", true),
             ("a[&~]b", "a&b", true),
+            // A folder of Windows: the escapes are those of Go's expressions, as docker has it.
+            ("bin\\Debug", "binDebug", true),
+            ("bin\\Debug", "binXebug", true),
+            ("bin\\Debug", "bin1ebug", false),
+            ("bin\\Debug", "bin/Debug", false),
+            ("bin\\Debug", "bin\\Debug", false),
+            ("src\\Web", "src-eb", true),
+            ("src\\Web", "srcWeb", false),
+            ("out\\Qa.b", "outa.b", false),
+            ("[\\D]x", "ax", true),
+            ("[\\D]x", "1x", false),
+            ("a\\x41", "aA", true),
             ("*", "fileutils.go", true),
         ] {
             let set = set(&[pattern]);
@@ -428,7 +459,7 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_named() {
-        for pattern in ["!", "[", "[]a]", "[-x]", "\\", "a[", "[Local-Only]"] {
+        for pattern in ["!", "[", "[]a]", "[-x]", "\\", "a[", "[Local-Only]", "bin\\Release", "a\\Code"] {
             assert_eq!(PatternSet::new([pattern]).unwrap_err().pattern, pattern);
         }
     }
