@@ -324,9 +324,9 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) tags: Vec<BuildTag>,
 
-    /// The Dockerfile, relative to the context
-    #[arg(short, long, value_name = "PATH", default_value = "Dockerfile")]
-    pub(crate) file: String,
+    /// The Dockerfile, relative to the current folder, else to the context; `-` for standard input [default: Dockerfile in the context]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) file: Option<String>,
 
     /// A build argument; a NAME alone takes its value from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]

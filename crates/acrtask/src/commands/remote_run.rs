@@ -14,6 +14,7 @@ use acrtask_source::ContextSpec;
 
 use super::{
     context::Context,
+    dockerfile::Dockerfile,
     remote::{block_on, secret},
     runs::started,
     spec::{self, Asked, Place},
@@ -78,7 +79,9 @@ pub(crate) fn build(
                 .help("name a folder: `.`"),
         );
     }
-    let mut asked = spec::of_build(args)?;
+    let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
+    dockerfile.for_server()?;
+    let mut asked = spec::of_build(args, &dockerfile)?;
     facts_of(&context, &mut asked.spec);
     let how = How {
         id: args.facts.id.clone(),

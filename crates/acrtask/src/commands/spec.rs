@@ -15,7 +15,7 @@ use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
 use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
 use acrtask_spec::{TaskSource, values_from_yaml};
 
-use super::{context::Context, remote::say, task::terminal_width};
+use super::{context::Context, dockerfile::Dockerfile, remote::say, task::terminal_width};
 use crate::{
     args::{
         BuildArgs, HowArgs, PathOrStdin, RunArgs,
@@ -110,7 +110,7 @@ fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
 }
 
 /// What `acrtask build` asks for.
-pub(crate) fn of_build(args: &BuildArgs) -> Result<Asked, CliError> {
+pub(crate) fn of_build(args: &BuildArgs, dockerfile: &Dockerfile) -> Result<Asked, CliError> {
     let facts = facts(&args.facts);
     let registry = Some(facts.registry.as_str()).filter(|registry| !registry.is_empty());
     let images = args
@@ -144,7 +144,7 @@ pub(crate) fn of_build(args: &BuildArgs) -> Result<Asked, CliError> {
     let mut spec = RunSpec {
         work: Work::Build(BuildSpec {
             images,
-            dockerfile: args.file.clone(),
+            dockerfile: dockerfile.name().to_owned(),
             target: args.target.clone(),
             args: plain.collect(),
             secret_args,
