@@ -31,6 +31,7 @@ mod policy;
 mod possession;
 mod run;
 mod scope;
+mod selection;
 mod steps;
 mod upload;
 mod workspace;
@@ -50,6 +51,7 @@ pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
 pub use fence::Fence;
+pub use selection::Selection;
 pub use steps::build::bases::runtime_base;
 
 use builder::Builder;

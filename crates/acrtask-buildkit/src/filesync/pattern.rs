@@ -69,11 +69,36 @@ impl PatternSet {
         Ok(set)
     }
 
+    /// Compiles the lines of a `.dockerignore`, without its comments. A leading slash means the root, as every pattern
+    /// does.
+    pub fn from_ignore_file(text: &str) -> Result<Self, BadPattern> {
+        let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+        Self::new(lines.filter(|line| !line.starts_with('#')).map(|line| {
+            let (not, pattern) = match line.trim().strip_prefix('!') {
+                Some(pattern) => ("!", pattern.trim()),
+                None => ("", line.trim()),
+            };
+            format!("{not}{}", pattern.trim_start_matches('/'))
+        }))
+    }
+
+    /// Adds patterns before the others, which win over them.
+    pub fn after<S: AsRef<str>>(
+        self,
+        patterns: impl IntoIterator<Item = S>,
+    ) -> Result<Self, BadPattern> {
+        let mut set = Self::new(patterns)?;
+        set.patterns.extend(self.patterns);
+        set.has_exceptions |= self.has_exceptions;
+        Ok(set)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
 
-    pub(crate) fn has_exceptions(&self) -> bool {
+    /// Returns `true` if a pattern includes again what another one matched.
+    pub fn has_exceptions(&self) -> bool {
         self.has_exceptions
     }
 
@@ -459,7 +484,17 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_named() {
-        for pattern in ["!", "[", "[]a]", "[-x]", "\\", "a[", "[Local-Only]", "bin\\Release", "a\\Code"] {
+        for pattern in [
+            "!",
+            "[",
+            "[]a]",
+            "[-x]",
+            "\\",
+            "a[",
+            "[Local-Only]",
+            "bin\\Release",
+            "a\\Code",
+        ] {
             assert_eq!(PatternSet::new([pattern]).unwrap_err().pattern, pattern);
         }
     }

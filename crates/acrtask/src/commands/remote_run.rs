@@ -108,7 +108,7 @@ fn send(
     color: ColorWhen,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    let packed = upload::pack(context)?;
+    let packed = upload::pack(context, Some(&asked.spec.work))?;
     block_on(async {
         let context = upload::source(client, context, packed.as_ref()).await?;
         let request = CreateRun {

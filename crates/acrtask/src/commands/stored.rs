@@ -2,6 +2,7 @@
 
 use acrtask_api::{
     run::{Page, SecretText, StartTask},
+    spec::Work,
     task::{Task, TaskDefinition},
     webhook::Trigger,
 };
@@ -205,7 +206,7 @@ fn run(args: &RunTaskArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliE
         None => None,
     };
     let packed = match &context {
-        Some(context) => upload::pack(context)?,
+        Some(context) => upload::pack(context, args.file.clone().map(|path| Work::File { path }).as_ref())?,
         None => None,
     };
     let mut request = StartTask {
