@@ -182,7 +182,13 @@ impl SourceError {
             Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; a short commit needs a server that shows its branch".into()),
             Self::CommitGone { .. } => Some("it was taken away by a force-push, its branch was deleted, or it never was there: run what the branch has now".into()),
             Self::Refused { help, .. } | Self::Submodule { help, .. } => Some(help.clone()),
-            Self::InSubmodule { source, .. } => source.help(),
+            Self::InSubmodule { source, .. } => {
+                const WITHOUT: &str = "`--submodules=false` leaves submodules out";
+                Some(match source.help() {
+                    Some(help) => format!("{help}; {WITHOUT}"),
+                    None => WITHOUT.into(),
+                })
+            }
             Self::Lfs { help, .. } => help.clone(),
             Self::Registry { source, .. } => source.help(),
             _ => None,

@@ -30,7 +30,7 @@ use self::{
     serve::ServeArgs,
     server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
     stored::TaskCommand,
-    task::{FactArgs, TaskArgs},
+    task::{FactArgs, GitArgs, TaskArgs},
     values::{BuildTag, Pair, SecretPair},
     webhooks::{DoctorArgs, WebhookCommand},
 };
@@ -352,6 +352,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "ID=PATH")]
     pub(crate) secret_file: Vec<Pair>,
 
+    #[command(flatten)]
+    pub(crate) git: GitArgs,
     #[command(flatten)]
     pub(crate) facts: FactArgs,
     #[command(flatten)]

@@ -37,7 +37,7 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
         ssh_agent: options.ssh_agent.clone(),
         ..acrtask_source::Options::default()
     };
-    let mut context = Context::named(&args.context, source)?;
+    let mut context = Context::named(&args.context, &args.git, source)?;
     let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
     let asked = spec::of_build(args, &dockerfile)?;
     let kept = dockerfile.keep()?;

@@ -46,7 +46,8 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         description: String::new(),
         enabled: true,
         context: None,
-        submodules: false,
+        // As `docker build` and ACR have it.
+        submodules: args.context.as_deref().is_some_and(is_git),
         lfs: false,
         file: None,
         text: None,
@@ -114,6 +115,8 @@ fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliEr
         to.context = context;
         new_host = host;
     }
+    to.submodules = args.git.submodules.unwrap_or(to.submodules);
+    to.lfs = args.git.lfs.unwrap_or(to.lfs);
     work(&mut to, args)?;
     let secrets = secrets(&mut to, args)?;
     texts(&mut to, args)?;
@@ -143,6 +146,10 @@ fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliEr
         secrets,
         git,
     })
+}
+
+fn is_git(context: &str) -> bool {
+    matches!(ContextSpec::parse(context), Ok(ContextSpec::Git(_)))
 }
 
 /// A context as a task keeps it, and the git host that a token would be for.

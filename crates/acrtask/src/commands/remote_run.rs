@@ -50,7 +50,11 @@ pub(crate) fn run(
         _ => None,
     };
     let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(&args.task.context, acrtask_source::Options::default())?;
+    let context = Context::named(
+        &args.task.context,
+        &args.task.git,
+        acrtask_source::Options::default(),
+    )?;
     let mut asked = spec::of_run(args, &place(&context)?)?;
     facts_of(&context, &mut asked.spec);
     let how = How {
@@ -72,7 +76,11 @@ pub(crate) fn build(
     refuse_local_flags(&args.engine, &args.builder)?;
     let stdin_is_taken = (args.context == "-").then_some("the context");
     let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(&args.context, acrtask_source::Options::default())?;
+    let context = Context::named(
+        &args.context,
+        &args.git,
+        acrtask_source::Options::default(),
+    )?;
     if matches!(context.spec(), ContextSpec::None) {
         return Err(
             CliError::usage("a build needs files, and /dev/null has none")
@@ -240,7 +248,8 @@ fn local_only(flag: &str) -> CliError {
 }
 
 /// The context that a runner fetches by itself, where it does. What stands in the URL to open it does not go with it.
-pub(super) fn fetched_by_runner(spec: &ContextSpec) -> Result<Option<ContextSource>, CliError> {
+pub(super) fn fetched_by_runner(context: &Context) -> Result<Option<ContextSource>, CliError> {
+    let spec = context.spec();
     let url = match spec {
         ContextSpec::None => return Ok(Some(ContextSource::None)),
         ContextSpec::Git(git) if git.credential.is_none() => spec.to_string(),
@@ -258,5 +267,11 @@ pub(super) fn fetched_by_runner(spec: &ContextSpec) -> Result<Option<ContextSour
             return Ok(None);
         }
     };
-    Ok(Some(ContextSource::url(url)))
+    let git = context.git();
+    Ok(Some(ContextSource::Url {
+        url,
+        commit: None,
+        submodules: git.submodules,
+        lfs: git.lfs,
+    }))
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
         ssh_agent: options.ssh_agent.clone(),
         ..acrtask_source::Options::default()
     };
-    let mut context = Context::named(&args.task.context, source)?;
+    let mut context = Context::named(&args.task.context, &args.task.git, source)?;
     let form = Form::new(args.how.output, color);
     if args.watch {
         let folder = context.local_folder().map(Path::to_owned).ok_or_else(|| {

@@ -112,7 +112,7 @@ pub(super) async fn source(
     packed: Option<&Archive>,
 ) -> Result<ContextSource, CliError> {
     let Some(packed) = packed else {
-        return Ok(fetched_by_runner(context.spec())?.unwrap_or_default());
+        return Ok(fetched_by_runner(context)?.unwrap_or_default());
     };
     let mut shown = Shown::new(packed.size);
     let id = client
