@@ -155,7 +155,9 @@ fn facts_of_a_run() {
         env: vec!["A=flag,B=flag".into(), "C=flag".into()],
         secrets: vec![("unknown".into(), acrtask_model::Secret::new("given"))],
         set: vec![("v".into(), "set".into())],
-        values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}").unwrap(),
+        values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}")
+            .unwrap()
+            .values,
         ..facts()
     };
     let text = "version: v1.1.0\nenv: [A=file]\nsecrets: [{id: unknown, keyvault: x}]\nsteps:\n  \

@@ -13,9 +13,8 @@ use acrtask_api::{
 };
 use acrtask_model::Secret;
 use acrtask_source::{ContextSpec, GitTransport};
-use acrtask_spec::values_from_yaml;
 
-use super::{remote, task::unusable};
+use super::{remote, task::read_values};
 use crate::{
     args::{
         stored::{BaseImages, DefinitionArgs, Schedule, TaskStatus, UpdateArgs},
@@ -272,9 +271,7 @@ fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError>
         let text = std::fs::read_to_string(path).map_err(|error| {
             CliError::usage(format!("cannot read the values in {shown}")).because(&error)
         })?;
-        let values = values_from_yaml(&text)
-            .map_err(|diagnostic| unusable("values", &shown, &text, diagnostic))?;
-        to.values.extend(values);
+        to.values.extend(read_values(&shown, &text)?);
     }
     to.values
         .extend(map(&args.set).map(|(key, value)| (key, value.into())));
