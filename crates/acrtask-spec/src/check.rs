@@ -2,6 +2,7 @@
 //! plan only where none of them is an error.
 
 mod declared;
+mod images;
 mod lines;
 mod order;
 
@@ -16,6 +17,7 @@ use acrtask_model::Secret;
 pub(crate) use self::declared::secrets;
 use self::{
     declared::{check_mounts, mount, networks, volumes},
+    images::merge_without_registry,
     lines::step_kind,
     order::{check_order, step_ids},
 };
@@ -132,6 +134,7 @@ pub(crate) fn plan(
             },
         });
     }
+    merge_without_registry(&mut refusals);
     refusals.truncate(MAX_PROBLEMS);
     if report.has_errors() {
         return (None, refusals);

@@ -15,6 +15,7 @@ pub mod plan;
 
 mod alias;
 mod check;
+mod date;
 mod diagnostic;
 mod env;
 mod facts;
@@ -34,6 +35,7 @@ mod words;
 mod yaml;
 
 pub use check::DEFAULT_NETWORK;
+pub use date::format_date;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
 pub use facts::{
     BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, UntrustedFacts,
