@@ -30,6 +30,7 @@ use crate::{
     read::{Int, MAX_PROBLEMS, Report, Text},
     task::{RawStep, RawTask},
     version,
+    words::BEGIN_WITH_VERSION,
 };
 
 /// The bridge network that is made where a file declares none.
@@ -135,6 +136,9 @@ pub(crate) fn plan(
         });
     }
     merge_without_registry(&mut refusals);
+    if hides_version(task, context) {
+        correct_help(&mut refusals);
+    }
     refusals.truncate(MAX_PROBLEMS);
     if report.has_errors() {
         return (None, refusals);
@@ -183,12 +187,56 @@ fn line_of(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
 }
 
+/// What turns aliases on.
+const VERSION_LINE: &str = "write `version: v1.1.0` once, as the first line, without indent, braces and tags: only a line \
+                            like that turns aliases on";
+
+/// Returns `true` if the file has a version with aliases that is not in a line by which they are turned on.
+fn hides_version(task: &RawTask, context: &Context<'_>) -> bool {
+    let version = task.version.as_ref();
+    let version = version.and_then(|text| version::parse(&text.value));
+    context.aliases.is_none() && version == Some(Version::V1_1_0)
+}
+
+/// Replaces the help that asks for a version which the file has already.
+fn correct_help(refusals: &mut [Diagnostic]) {
+    for refused in refusals {
+        let help = refused.help.take();
+        refused.help = help.map(|help| match help.split_once(BEGIN_WITH_VERSION) {
+            Some((before, _)) => format!("{before}{VERSION_LINE}"),
+            None => help,
+        });
+    }
+}
+
 fn check_version(
     task: &RawTask,
     context: &Context<'_>,
     report: &mut Report<'_>,
 ) -> Option<Version> {
-    if let (Some(span), None) = (&task.alias, context.aliases) {
+    let written = task.version.as_ref().map(|text| text.value.as_str());
+    if hides_version(task, context) {
+        if let Some(span) = &task.alias {
+            report.push(
+                Diagnostic::warning(
+                    "no-effect",
+                    "aliases are not replaced: the file's first `version` line does not turn them on",
+                )
+                .at(span.clone(), "it is ignored")
+                .help(VERSION_LINE),
+            );
+        }
+    } else if context.aliases.is_some()
+        && written.is_some_and(|text| version::parse(text).is_some_and(|v| v != Version::V1_1_0))
+    {
+        report.push(
+            Diagnostic::warning(
+                "version",
+                "aliases are replaced, because the first `version` line of the file turns them on",
+            )
+            .help("write one `version` line"),
+        );
+    } else if let (Some(span), None) = (&task.alias, context.aliases) {
         report.push(
             Diagnostic::warning(
                 "no-effect",
