@@ -1,7 +1,7 @@
 //! Help for what a registry refused: where a login for it can be given.
 
 use acrtask_model::ImageRef;
-use acrtask_registry::RegistryError;
+use acrtask_registry::{RegistryError, net::ForbiddenAddress};
 
 use crate::error::chain;
 
@@ -22,6 +22,10 @@ pub(crate) fn chain_with_help(error: &RegistryError) -> String {
     let why = chain(error);
     match error {
         RegistryError::Denied { host, help, .. } => format!("{why}; {help}; {}", at_server(host)),
+        other if is_private_address(other) => format!(
+            "{why}; an operator who trusts the task allows private addresses: `acrtask runner start \
+             --allow-private-addresses`"
+        ),
         other => match other.help() {
             Some(help) => format!("{why}; {help}"),
             None => why,
@@ -48,6 +52,11 @@ pub(crate) fn with_login_help(message: String) -> String {
         Some(help) => format!("{message}; {help}"),
         None => message,
     }
+}
+
+fn is_private_address(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| error.is::<ForbiddenAddress>())
 }
 
 fn at_server(host: &str) -> String {
@@ -92,8 +101,14 @@ mod tests {
                 "failed to configure registry cache importer: pull access denied for docker.io/me/cache",
                 Some("docker.io"),
             ),
-            ("process \"/bin/sh -c exit 1\" did not complete successfully: exit code: 1", None),
-            ("invalid response status 401 for https://example.com/file", None),
+            (
+                "process \"/bin/sh -c exit 1\" did not complete successfully: exit code: 1",
+                None,
+            ),
+            (
+                "invalid response status 401 for https://example.com/file",
+                None,
+            ),
             ("reg.example.com/app:1: not found", None),
             ("authorization failed", None),
         ] {
