@@ -24,7 +24,7 @@ use self::{
 use crate::{
     alias::Aliases,
     diagnostic::{Diagnostic, nearest},
-    env,
+    env::{self, Quoting},
     facts::RunFacts,
     plan::{ContainerOptions, Network, Plan, Step, Version},
     read::{Int, MAX_PROBLEMS, Report, Text},
@@ -63,7 +63,7 @@ pub(crate) fn plan(
     let mut refusals = Vec::new();
     let volumes = volumes(&task.volumes, report, &mut refusals);
     let (networks, default_network) = networks(task, context, report, &mut refusals);
-    let mut task_env = read_env(&task.env, env::read_entries);
+    let mut task_env = read_env(&task.env, env::read_entries, report);
     merge_env(&mut task_env, &from_flags(&context.facts.env), report);
 
     let ids = step_ids(&task.steps, report);
@@ -84,7 +84,11 @@ pub(crate) fn plan(
         check_mounts(raw, &task.volumes, report);
         let next = task.steps.get(i + 1);
         let kind = step_kind(raw, next, &ids[i], context, report, &mut refusals);
-        let mut env = read_env(&raw.env, |entry| vec![env::read_entry(entry)]);
+        let mut env = read_env(
+            &raw.env,
+            |entry, quoting| vec![env::read_entry(entry, quoting)],
+            report,
+        );
         merge_env(&mut env, &task_env, report);
         let (Some(kind), Some(id)) = (kind, ids[i].step.clone()) else {
             continue;
@@ -187,7 +191,7 @@ fn line_of(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
 }
 
-/// What turns aliases on.
+/// The help on how aliases are turned on.
 const VERSION_LINE: &str = "write `version: v1.1.0` once, as the first line, without indent, braces and tags: only a line \
                             like that turns aliases on";
 
@@ -343,10 +347,15 @@ fn from_flags(env: &[String]) -> Vec<Text> {
 }
 
 /// Reads the entries of an `env`, each of which may become several.
-fn read_env(env: &[Text], read: fn(&str) -> Vec<String>) -> Vec<Text> {
+fn read_env(
+    env: &[Text],
+    read: fn(&str, Quoting) -> Vec<String>,
+    report: &Report<'_>,
+) -> Vec<Text> {
     let mut entries = Vec::new();
     for entry in env {
-        let values = read(&entry.value).into_iter();
+        let quoting = Quoting::of(report.written(entry.span.clone()));
+        let values = read(&entry.value, quoting).into_iter();
         entries.extend(values.map(|value| Text {
             value,
             span: entry.span.clone(),

@@ -1,19 +1,103 @@
 //! Reads entries of `env` as `sh` reads a word, which is how ACR hands them to a container.
 //!
 //! An entry that `sh` would not read as one word stays as it is: `A=b c` sets `b c`. No variable and no command is
-//! expanded.
+//! expanded. Unlike for `sh`, quotes count only where the author wrote them: a value that a template puts in, such as a
+//! password with a quote or a backslash, stays as it is.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
+/// Characters by which quotes and escapes begin.
+const QUOTES: [char; 3] = ['\'', '"', '\\'];
+
+/// The quotes that the author of an entry wrote, without those that templates put in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quoting {
+    /// None, and no escape.
+    None,
+    /// One pair, around a value that templates fill: `NAME='{{...}}'`.
+    AroundTemplates,
+    /// Any.
+    Word,
+}
+
+impl Quoting {
+    /// Finds the quotes of an entry. `written` is the scalar as the file has it, with the quotes of YAML.
+    pub(crate) fn of(written: &str) -> Self {
+        let text = without_yaml_quotes(written.trim());
+        let literal = without_templates(&text);
+        if !literal.contains(QUOTES) {
+            return Self::None;
+        }
+        match literal.split_once('=') {
+            Some((name, "''" | "\"\"")) if literal != text && !name.contains(QUOTES) => {
+                Self::AroundTemplates
+            }
+            _ => Self::Word,
+        }
+    }
+}
+
 /// Reads one entry, `NAME=VALUE`, without its quotes and escapes.
-pub(crate) fn read_entry(entry: &str) -> String {
-    read_word(entry).unwrap_or_else(|| entry.to_owned())
+pub(crate) fn read_entry(entry: &str, quoting: Quoting) -> String {
+    let read = match quoting {
+        Quoting::None => None,
+        Quoting::AroundTemplates => unquoted_value(entry).or_else(|| read_word(entry)),
+        Quoting::Word => read_word(entry),
+    };
+    read.unwrap_or_else(|| entry.to_owned())
 }
 
 /// Reads an entry of the task's `env`, which may hold several, separated by commas outside of quotes.
-pub(crate) fn read_entries(entry: &str) -> Vec<String> {
-    split_at_commas(entry).into_iter().map(read_entry).collect()
+pub(crate) fn read_entries(entry: &str, quoting: Quoting) -> Vec<String> {
+    let parts = match quoting {
+        Quoting::None => entry.split(',').collect(),
+        Quoting::AroundTemplates => vec![entry],
+        Quoting::Word => split_at_commas(entry),
+    };
+    let parts = parts.into_iter();
+    parts.map(|part| read_entry(part, quoting)).collect()
+}
+
+/// Returns the entry without the one pair of quotes around its value.
+fn unquoted_value(entry: &str) -> Option<String> {
+    let (name, value) = entry.split_once('=')?;
+    let quote = value.chars().next()?;
+    let inner = value.strip_prefix(quote)?.strip_suffix(quote)?;
+    Some(format!("{name}={inner}"))
+}
+
+/// Returns the text of a scalar, of which YAML's quotes and their escapes are taken away.
+fn without_yaml_quotes(written: &str) -> String {
+    let inner = |quote: char| written.strip_prefix(quote)?.strip_suffix(quote);
+    if let Some(text) = inner('"') {
+        text.replace("\\\"", "\"").replace("\\\\", "\\")
+    } else if let Some(text) = inner('\'') {
+        text.replace("''", "'")
+    } else {
+        written.to_owned()
+    }
+}
+
+/// Returns a text without its template actions. An action that quotes its value leaves the quotes, unless the text begins
+/// with it: these are quotes of YAML.
+fn without_templates(text: &str) -> String {
+    let mut literal = String::new();
+    let mut rest = text;
+    while let Some((before, action)) = rest.split_once("{{") {
+        literal.push_str(before);
+        let (action, after) = action.split_once("}}").unwrap_or((action, ""));
+        let action = action.trim_end_matches('-').trim_end();
+        match action.rsplit('|').next().map(str::trim) {
+            _ if literal.is_empty() => {}
+            // It escapes what is in it.
+            Some("quote") => literal.push_str("\"_\""),
+            Some("squote") => literal.push_str("''"),
+            _ => {}
+        }
+        rest = after;
+    }
+    literal + rest
 }
 
 /// Splits at commas that no quote contains. Quotes do not count if one of them stays open.
@@ -113,7 +197,7 @@ mod tests {
             (r"A=b\", r"A=b\"),
             ("A='ä ö'", "A=ä ö"),
         ] {
-            assert_eq!(read_entry(entry), read, "{entry}");
+            assert_eq!(read_entry(entry, Quoting::Word), read, "{entry}");
         }
     }
 
@@ -132,7 +216,7 @@ mod tests {
             "A=",
             "A=b #c",
         ] {
-            assert_eq!(read_entry(entry), entry);
+            assert_eq!(read_entry(entry, Quoting::Word), entry);
         }
     }
 
@@ -147,7 +231,35 @@ mod tests {
             ("A=b c,B='d e'", &["A=b c", "B=d e"]),
             ("A=1,", &["A=1", ""]),
         ] {
-            assert_eq!(read_entries(entry), read, "{entry}");
+            assert_eq!(read_entries(entry, Quoting::Word), read, "{entry}");
         }
+    }
+
+    #[test]
+    fn quotes_count_where_the_author_wrote_them() {
+        for (written, quoting) in [
+            ("A={{.Secrets.a}}", Quoting::None),
+            (r#""A={{.Secrets.a}}""#, Quoting::None),
+            (r#"A={{ index .Values "a" }}"#, Quoting::None),
+            ("A='{{.Secrets.a}}'", Quoting::AroundTemplates),
+            (r#""A='{{.Secrets.a}}'""#, Quoting::AroundTemplates),
+            (r#""A=\"{{.Secrets.a}}\"""#, Quoting::AroundTemplates),
+            (r#"'A="{{.Secrets.a}}"'"#, Quoting::AroundTemplates),
+            ("'A=''{{.Secrets.a}}'''", Quoting::AroundTemplates),
+            ("A={{ .Secrets.a | squote -}}", Quoting::AroundTemplates),
+            ("A={{ .Secrets.a | quote }}", Quoting::Word),
+            (r#"{{printf "A=%s" .Secrets.a | quote}}"#, Quoting::None),
+            ("A=''", Quoting::Word),
+            ("A='x {{.Secrets.a}}'", Quoting::Word),
+            ("A='1',B='{{.Secrets.a}}'", Quoting::Word),
+            (r"A=a\ b", Quoting::Word),
+        ] {
+            assert_eq!(Quoting::of(written), quoting, "{written}");
+        }
+        let password = r#"A=p'a"s\s,w"#;
+        assert_eq!(read_entry(password, Quoting::None), password);
+        let quoted = r#"A='p'a"s\s,w'"#;
+        assert_eq!(read_entry(quoted, Quoting::AroundTemplates), password);
+        assert_eq!(read_entries(quoted, Quoting::AroundTemplates), [password]);
     }
 }

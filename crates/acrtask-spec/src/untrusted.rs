@@ -26,7 +26,7 @@ use self::{
 use crate::{
     alias::Aliases,
     diagnostic::Diagnostic,
-    env,
+    env::{self, Quoting},
     graph::AT_ONCE,
     read::Report,
     yaml::{self, Kind, Node},
@@ -255,7 +255,11 @@ impl<'c> Checker<'c> {
             [Key("steps"), Item, rest @ ..] => rest,
             [Key("env"), Item] => {
                 marks.check_variable(marked, "the name of a variable")?;
-                if env::read_entries(real).len() != env::read_entries(marked).len() {
+                let entries = |text: &str| {
+                    let parts = env::read_entries(text, Quoting::Word).len();
+                    (text.matches(',').count(), parts)
+                };
+                if entries(real) != entries(marked) {
                     return Err(Fault::new(
                         marks.sources_of(marked),
                         "it contains `,` or a quote, which changes where variables begin",
