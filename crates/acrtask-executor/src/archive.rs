@@ -32,7 +32,7 @@ const CHANNEL: usize = 8;
 /// What is packed into one stream.
 #[derive(Debug, Clone)]
 pub(crate) enum Pack {
-    /// What is selected below a folder, as entries below `at` of the archive (empty: its root).
+    /// The selected entries below a folder, as entries below `at` of the archive (empty: its root).
     Folder {
         from: PathBuf,
         at: PathBuf,
@@ -53,16 +53,24 @@ pub(crate) enum Pack {
 }
 
 /// Packs what is selected below `folder` as the workspace of a run gets it, while it is read: owned by root, links as
-/// they are, without sockets, pipes and devices. Needs a runtime.
+/// they are, without sockets, pipes and devices. `added` are files beside those of the folder: path and content. Needs a
+/// runtime.
 pub fn pack_folder(
     folder: &Path,
     selection: Selection,
+    added: Vec<(PathBuf, Vec<u8>)>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
-    pack(vec![Pack::Folder {
+    let mut parts = vec![Pack::Folder {
         from: folder.to_owned(),
         at: PathBuf::new(),
         selection,
-    }])
+    }];
+    parts.extend(added.into_iter().map(|(at, content)| Pack::Content {
+        at,
+        mode: 0o644,
+        content: content.into(),
+    }));
+    pack(parts)
 }
 
 /// Packs `parts` into one archive, while it is read.

@@ -190,7 +190,11 @@ async fn an_uploaded_folder_is_the_folder() {
         scratch_dir: scratch.path().into(),
         ..acrtask_source::Options::default()
     };
-    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path(), Selection::default()));
+    let stream = tokio_util::io::StreamReader::new(pack_folder(
+        from.path(),
+        Selection::default(),
+        Vec::new(),
+    ));
     let workspace = acrtask_source::unpack_upload(stream, &options)
         .await
         .unwrap();
@@ -205,7 +209,11 @@ async fn an_uploaded_folder_is_the_folder() {
 #[tokio::test]
 async fn an_empty_folder_can_be_uploaded() {
     let from = tempfile::tempdir().unwrap();
-    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path(), Selection::default()));
+    let stream = tokio_util::io::StreamReader::new(pack_folder(
+        from.path(),
+        Selection::default(),
+        Vec::new(),
+    ));
     let options = acrtask_source::Options::default();
     let workspace = acrtask_source::unpack_upload(stream, &options)
         .await
@@ -263,7 +271,7 @@ async fn an_upload_has_nothing_that_is_ignored() {
         ),
     ] {
         let selection = packed(ignored, needed);
-        let bytes: Vec<Bytes> = pack_folder(from.path(), selection)
+        let bytes: Vec<Bytes> = pack_folder(from.path(), selection, Vec::new())
             .map(|chunk| chunk.unwrap())
             .collect()
             .await;
@@ -274,7 +282,10 @@ async fn an_upload_has_nothing_that_is_ignored() {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         names.sort();
-        let names: Vec<&str> = names.iter().map(|name| name.trim_end_matches('/')).collect();
+        let names: Vec<&str> = names
+            .iter()
+            .map(|name| name.trim_end_matches('/'))
+            .collect();
         assert_eq!(names, expected, "{ignored:?}");
     }
 }

@@ -4,7 +4,7 @@ use acrtask_job::Files;
 
 use super::{
     context::Context,
-    dockerfile::Dockerfile,
+    dockerfile::{Dockerfile, stdin_of_build},
     engine::{self, RunFiles, Session},
     run::STDIN_FILE,
     spec,
@@ -19,17 +19,7 @@ use crate::{
 
 /// Builds an image and pushes it.
 pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
-    let stdin_is_taken = match (args.context.as_str(), args.file.as_deref()) {
-        ("-", Some("-")) => {
-            return Err(CliError::usage(
-                "the context and the Dockerfile cannot both be on standard input",
-            )
-            .help("write the Dockerfile to a file and name that with -f"));
-        }
-        ("-", _) => Some("the context"),
-        (_, Some("-")) => Some("the Dockerfile"),
-        _ => None,
-    };
+    let stdin_is_taken = stdin_of_build(args)?;
     let credentials = engine::credentials(&args.engine, stdin_is_taken)?;
     let options = engine::options(&args.engine, &args.builder, &args.how, credentials.clone())?;
     let source = acrtask_source::Options {
@@ -39,7 +29,7 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
     };
     let mut context = Context::named(&args.context, &args.git, source)?;
     let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
-    let asked = spec::of_build(args, &dockerfile)?;
+    let asked = spec::of_build(args, dockerfile.name())?;
     let kept = dockerfile.keep()?;
     let id = spec::run_id(&args.facts);
     let job = spec::job(&id, &asked, &mut context, engine::allow(&args.engine))?;

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -15,12 +15,15 @@ use super::{
     context::Context,
     run::{STDIN_FILE, keep_stdin},
 };
-use crate::error::CliError;
+use crate::{args::BuildArgs, error::CliError};
 
 /// The usual name, in lower case too.
 const DEFAULT: &str = "Dockerfile";
 /// The name by which a build reads what it got on standard input.
 const STDIN: &str = "-";
+
+/// The path of an uploaded Dockerfile that is not in the context.
+const UPLOADED: &str = ".acrtask.Dockerfile";
 
 /// The place of a Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,17 +76,67 @@ impl Dockerfile {
         })
     }
 
-    /// Refuses a Dockerfile that does not travel with the context.
-    pub(crate) fn for_server(&self) -> Result<(), CliError> {
-        let shown = match self {
-            Self::InContext(_) => return Ok(()),
-            Self::Outside(path) => format!("the Dockerfile {}", path.display()),
-            Self::Stdin => "a Dockerfile on standard input".into(),
+    /// Returns what a server needs of it. A Dockerfile that is not in the context is uploaded with the files of a folder,
+    /// by a name that its own ignore file hides from the build.
+    pub(crate) fn for_server(&self, context: &Context) -> Result<Sent, CliError> {
+        let path = match self {
+            Self::InContext(path) => {
+                return Ok(Sent {
+                    name: path.clone(),
+                    files: Vec::new(),
+                });
+            }
+            Self::Outside(path) => Some(path),
+            Self::Stdin => None,
         };
-        Err(CliError::usage(format!(
-            "{shown} is not in the context, which is all that a server gets"
-        ))
-        .help("put it into the context, or stay on this machine with `--local`"))
+        let Some(root) = context.local_folder() else {
+            return Err(CliError::usage(
+                "the Dockerfile is not in the context, which the runner fetches by itself",
+            )
+            .help("put it into the context, or stay on this machine with `--local`"));
+        };
+        let failed = |error: io::Error| {
+            CliError::usage("cannot read the Dockerfile that is not in the context").because(&error)
+        };
+        let text = match path {
+            Some(path) => std::fs::read(path).map_err(failed)?,
+            None => {
+                let mut text = Vec::new();
+                io::stdin().read_to_end(&mut text).map_err(failed)?;
+                text
+            }
+        };
+        let mut ignored = std::fs::read(root.join(".dockerignore")).unwrap_or_default();
+        ignored.extend(format!("\n{UPLOADED}\n{UPLOADED}.dockerignore\n").bytes());
+        Ok(Sent {
+            name: UPLOADED.into(),
+            files: vec![
+                (UPLOADED.into(), text),
+                (format!("{UPLOADED}.dockerignore").into(), ignored),
+            ],
+        })
+    }
+}
+
+/// A Dockerfile on its way to a server.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// Its path in the context.
+    pub(crate) name: String,
+    /// Files that are uploaded with the context: path and content.
+    pub(crate) files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+/// Returns the user of standard input, if the build has one.
+pub(crate) fn stdin_of_build(args: &BuildArgs) -> Result<Option<&'static str>, CliError> {
+    match (args.context.as_str(), args.file.as_deref()) {
+        ("-", Some(STDIN)) => Err(CliError::usage(
+            "the context and the Dockerfile cannot both be on standard input",
+        )
+        .help("write the Dockerfile to a file and name that with -f")),
+        ("-", _) => Ok(Some("the context")),
+        (_, Some(STDIN)) => Ok(Some("the Dockerfile")),
+        _ => Ok(None),
     }
 }
 
@@ -183,5 +236,29 @@ mod tests {
         // A context that is fetched has it.
         let found = find_in(Some("docker/Dockerfile"), None, &top).unwrap();
         assert_eq!(found, inside("docker/Dockerfile"));
+    }
+
+    #[test]
+    fn a_dockerfile_outside_of_the_context_is_uploaded_and_hidden() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("app")).unwrap();
+        std::fs::write(folder.path().join("app/.dockerignore"), "node_modules").unwrap();
+        std::fs::write(folder.path().join("outside"), "FROM scratch\n").unwrap();
+        let context = |text: &str| {
+            let options = acrtask_source::Options::default();
+            Context::named(text, &crate::args::task::GitArgs::default(), options).unwrap()
+        };
+        let here = context(folder.path().join("app").to_str().unwrap());
+        let outside = Dockerfile::Outside(folder.path().join("outside"));
+        let sent = outside.for_server(&here).unwrap();
+        assert_eq!(sent.name, ".acrtask.Dockerfile");
+        let text = |at: usize| String::from_utf8(sent.files[at].1.clone()).unwrap();
+        assert_eq!(text(0), "FROM scratch\n");
+        assert_eq!(
+            text(1),
+            "node_modules\n.acrtask.Dockerfile\n.acrtask.Dockerfile.dockerignore\n"
+        );
+        let there = context("https://example.com/app.git");
+        assert!(outside.for_server(&there).is_err());
     }
 }

@@ -4,6 +4,8 @@
 //! Invariants: logins of this machine stay on it, unless `--credential` gives them; an upload is skipped where the
 //! server has the same bytes.
 
+use std::path::PathBuf;
+
 use acrtask_api::{
     run::{CreateRun, RunCredential, SecretText},
     spec::{ContextSource, RunSpec},
@@ -14,7 +16,7 @@ use acrtask_source::ContextSpec;
 
 use super::{
     context::Context,
-    dockerfile::Dockerfile,
+    dockerfile::{Dockerfile, stdin_of_build},
     remote::{block_on, secret},
     runs::started,
     spec::{self, Asked, Place},
@@ -62,6 +64,7 @@ pub(crate) fn run(
         remote: &args.remote,
         how: &args.how,
         credentials,
+        added: Vec::new(),
     };
     send(client, &context, asked, how, color, stderr)
 }
@@ -74,13 +77,9 @@ pub(crate) fn build(
     stderr: Style,
 ) -> Result<Exit, CliError> {
     refuse_local_flags(&args.engine, &args.builder)?;
-    let stdin_is_taken = (args.context == "-").then_some("the context");
+    let stdin_is_taken = stdin_of_build(args)?;
     let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(
-        &args.context,
-        &args.git,
-        acrtask_source::Options::default(),
-    )?;
+    let context = Context::named(&args.context, &args.git, acrtask_source::Options::default())?;
     if matches!(context.spec(), ContextSpec::None) {
         return Err(
             CliError::usage("a build needs files, and /dev/null has none")
@@ -88,14 +87,15 @@ pub(crate) fn build(
         );
     }
     let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
-    dockerfile.for_server()?;
-    let mut asked = spec::of_build(args, &dockerfile)?;
+    let sent = dockerfile.for_server(&context)?;
+    let mut asked = spec::of_build(args, &sent.name)?;
     facts_of(&context, &mut asked.spec);
     let how = How {
         id: args.facts.id.clone(),
         remote: &args.remote,
         how: &args.how,
         credentials,
+        added: sent.files,
     };
     send(client, &context, asked, how, color, stderr)
 }
@@ -106,6 +106,8 @@ struct How<'a> {
     remote: &'a RemoteArgs,
     how: &'a HowArgs,
     credentials: Vec<RunCredential>,
+    /// Files that are uploaded beside those of the context.
+    added: Vec<(PathBuf, Vec<u8>)>,
 }
 
 fn send(
@@ -116,7 +118,7 @@ fn send(
     color: ColorWhen,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    let packed = upload::pack(context, Some(&asked.spec.work))?;
+    let packed = upload::pack(context, Some(&asked.spec.work), how.added)?;
     block_on(async {
         let context = upload::source(client, context, packed.as_ref()).await?;
         let request = CreateRun {

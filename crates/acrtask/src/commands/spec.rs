@@ -15,7 +15,7 @@ use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
 use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
 use acrtask_spec::TaskSource;
 
-use super::{context::Context, dockerfile::Dockerfile, remote::say, task::read_values};
+use super::{context::Context, remote::say, task::read_values};
 use crate::{
     args::{
         BuildArgs, HowArgs, PathOrStdin, RunArgs,
@@ -109,8 +109,8 @@ fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
     Ok(Asked { spec, secrets })
 }
 
-/// What `acrtask build` asks for.
-pub(crate) fn of_build(args: &BuildArgs, dockerfile: &Dockerfile) -> Result<Asked, CliError> {
+/// What `acrtask build` asks for, with the Dockerfile by the name that the build has for it.
+pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliError> {
     let facts = facts(&args.facts);
     let registry = Some(facts.registry.as_str()).filter(|registry| !registry.is_empty());
     let images = args
@@ -144,7 +144,7 @@ pub(crate) fn of_build(args: &BuildArgs, dockerfile: &Dockerfile) -> Result<Aske
     let mut spec = RunSpec {
         work: Work::Build(BuildSpec {
             images,
-            dockerfile: dockerfile.name().to_owned(),
+            dockerfile: dockerfile.to_owned(),
             target: args.target.clone(),
             args: plain.collect(),
             secret_args,

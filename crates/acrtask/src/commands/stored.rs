@@ -214,7 +214,10 @@ fn run(args: &RunTaskArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliE
         None => None,
     };
     let packed = match &context {
-        Some(context) => upload::pack(context, args.file.clone().map(|path| Work::File { path }).as_ref())?,
+        Some(context) => {
+            let work = args.file.clone().map(|path| Work::File { path });
+            upload::pack(context, work.as_ref(), Vec::new())?
+        }
         None => None,
     };
     let mut request = StartTask {

@@ -38,11 +38,15 @@ pub(super) struct Archive {
     digest: Digest,
 }
 
-/// Packs what a runner could not fetch by itself; nothing where it can. Blocks. `work`, if it is known, names files that
-/// are uploaded although they are ignored.
-pub(super) fn pack(context: &Context, work: Option<&Work>) -> Result<Option<Archive>, CliError> {
+/// Packs a context that a runner cannot fetch. `None` if it can. Blocks. `work`, if it is known, names files that
+/// are uploaded although they are ignored; `added` are files beside those of a folder.
+pub(super) fn pack(
+    context: &Context,
+    work: Option<&Work>,
+    added: Vec<(PathBuf, Vec<u8>)>,
+) -> Result<Option<Archive>, CliError> {
     if let Some(folder) = context.local_folder() {
-        return pack_folder(folder, work).map(Some);
+        return pack_folder(folder, work, added).map(Some);
     }
     match context.spec() {
         ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
@@ -61,7 +65,11 @@ pub(super) fn pack(context: &Context, work: Option<&Work>) -> Result<Option<Arch
 }
 
 /// A folder without `.git` and what it ignores. The same files give the same bytes, so that the server knows them.
-fn pack_folder(folder: &Path, work: Option<&Work>) -> Result<Archive, CliError> {
+fn pack_folder(
+    folder: &Path,
+    work: Option<&Work>,
+    added: Vec<(PathBuf, Vec<u8>)>,
+) -> Result<Archive, CliError> {
     let failed = |error: &io::Error| {
         CliError::usage(format!("cannot pack the context {}", folder.display())).because(error)
     };
@@ -69,7 +77,7 @@ fn pack_folder(folder: &Path, work: Option<&Work>) -> Result<Archive, CliError> 
     let packing = async {
         let writer = Hashing::new()?;
         let mut packed = zstd::Encoder::new(io::BufWriter::new(writer), LEVEL)?;
-        let mut tar = std::pin::pin!(acrtask_executor::pack_folder(folder, selection));
+        let mut tar = std::pin::pin!(acrtask_executor::pack_folder(folder, selection, added));
         while let Some(bytes) = tar.next().await {
             packed.write_all(&bytes?)?;
         }
@@ -233,15 +241,18 @@ mod tests {
         std::fs::write(folder.path().join("a"), "one").unwrap();
         std::fs::create_dir(folder.path().join("b")).unwrap();
         std::os::unix::fs::symlink("/etc/hosts", folder.path().join("b/link")).unwrap();
-        let first = pack_folder(folder.path(), None).unwrap();
-        let second = pack_folder(folder.path(), None).unwrap();
+        let first = pack_folder(folder.path(), None, Vec::new()).unwrap();
+        let second = pack_folder(folder.path(), None, Vec::new()).unwrap();
         assert_eq!(first.digest, second.digest);
         let bytes = std::fs::read(first.file.path()).unwrap();
         assert_eq!(bytes.len() as u64, first.size);
         let tar = zstd::decode_all(bytes.as_slice()).unwrap();
         assert!(tar.windows(3).any(|part| part == b"one"));
         std::fs::write(folder.path().join("a"), "two").unwrap();
-        assert_ne!(pack_folder(folder.path(), None).unwrap().digest, first.digest);
+        assert_ne!(
+            pack_folder(folder.path(), None, Vec::new()).unwrap().digest,
+            first.digest
+        );
     }
 
     #[test]
@@ -257,7 +268,7 @@ mod tests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         let sent = |work: Option<&Work>| {
-            let archive = pack_folder(folder.path(), work).unwrap();
+            let archive = pack_folder(folder.path(), work, Vec::new()).unwrap();
             let bytes = std::fs::read(archive.file.path()).unwrap();
             let tar = zstd::decode_all(bytes.as_slice()).unwrap();
             String::from_utf8_lossy(&tar).into_owned()
