@@ -136,22 +136,25 @@ fn a_wrong_or_missing_password_is_said_and_never_shown() {
         guarded.host
     );
     let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
-    let pull = format!(
-        "version: v1.1.0\nsteps: [{{id: base, cmd: {} true, pull: true}}]\n",
-        guarded.base(&world)
-    );
+    let base = guarded.base(&world);
+    let pull = format!("version: v1.1.0\nsteps: [{{id: base, cmd: {base} true, pull: true}}]\n");
     let pull = folder(&[("acr-task.yaml", &pull)]);
+    let from = "version: v1.1.0\nsteps: [{id: image, build: --pull .}]\n";
+    let from_base = format!("FROM {base}\n");
+    let from = folder(&[("acr-task.yaml", from), ("Dockerfile", &from_base)]);
     let empty = tempfile::tempdir().unwrap();
     let config = empty.path().to_str().unwrap();
     let wrong = format!("{}={}:env:THE_PASSWORD", guarded.host, guarded.user);
     let variables = [("THE_PASSWORD", "wrong-horse"), ("DOCKER_CONFIG", config)];
     let with: &[&str] = &["run", "-o", "json", "--credential", &wrong];
     for args in [with, &["run", "-o", "json"]] {
-        for (files, step) in [(&files, "out"), (&pull, "base")] {
+        for (files, step) in [(&files, "out"), (&pull, "base"), (&from, "image")] {
             let outcome = world.start_with(files.path(), args, &variables, "").wait();
             assert_eq!(outcome.code, Some(1), "{}", outcome.all());
             assert_eq!(outcome.state(step), "failed", "{}", outcome.all());
             assert!(outcome.stderr.contains(&guarded.host), "{}", outcome.all());
+            let help = format!("acrtask credential set {}", guarded.host);
+            assert!(outcome.all().contains(&help), "{}", outcome.all());
             assert!(!outcome.all().contains("wrong-horse"), "{}", outcome.all());
             assert!(
                 !outcome.all().contains("attempt 1 of 3"),

@@ -108,6 +108,13 @@ async fn caches_are_exported_and_imported() {
     let config = manifest["config"]["digest"].as_str().unwrap();
     let config = client.blob("images/inline", config).await;
     assert!(config.get("moby.buildkit.cache.v0").is_some(), "{config}");
+    // The same, as `docker build` has it.
+    let flags = "--build-arg BUILDKIT_INLINE_CACHE=1";
+    let outcome = build(&world, "inline-arg", flags, &dockerfile);
+    let (_, manifest) = pushed(&world, &outcome, "inline-arg").await;
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    let config = client.blob("images/inline-arg", config).await;
+    assert!(config.get("moby.buildkit.cache.v0").is_some(), "{config}");
     // Beside it in the registry, under a name of one's own.
     let cache = format!("{}/images/cache:{}", world.registry, outcome.run);
     let to = format!("--cache-to type=registry,ref={cache},mode=max");

@@ -126,3 +126,65 @@ fn a_hundred_mebibytes_of_output() {
     assert_eq!(next, 1_000_000 + LINES);
     assert!(kilobytes > 0 && kilobytes < 64 << 10, "{kilobytes} KiB");
 }
+
+/// A run whose log of its own working has no reader any more: `acrtask run . 2>&1 >/dev/null | head`.
+#[test]
+fn a_closed_standard_error_does_not_stop_a_run() {
+    let Some(world) = World::find() else { return };
+    let files = folder(&[("acr-task.yaml", &one_step("sleep 1; echo out"))]);
+    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
+    let mut child = Command::new(program)
+        .args(["run", "-o", "plain", "-r", &world.registry])
+        .args(["--id", &new_run_id(), "."])
+        .current_dir(files.path())
+        .env("ACRTASK_LOG", "debug")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    drop(stderr);
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("not done after {:?}", begun.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A prompt or a progress bar, which has no line end, is seen while its step runs.
+#[test]
+fn an_open_line_is_seen_while_its_step_runs() {
+    let Some(world) = World::find() else { return };
+    let script = "printf \"Proceed? [y/N] \"; sleep 30";
+    let files = folder(&[("acr-task.yaml", &one_step(script))]);
+    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
+    let mut child = Command::new(program)
+        .args(["run", "-o", "plain", "-r", &world.registry])
+        .args(["--id", &new_run_id(), "."])
+        .current_dir(files.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let prompt = lines.find(|line| line.starts_with("one | Proceed? [y/N]"));
+    let waited = begun.elapsed();
+    let interrupt = format!("kill -INT {}", child.id());
+    Command::new("sh")
+        .args(["-c", &interrupt])
+        .status()
+        .unwrap();
+    lines.for_each(drop);
+    child.wait().unwrap();
+    assert!(prompt.is_some(), "the prompt was not shown");
+    assert!(waited < Duration::from_secs(25), "{waited:?}");
+}

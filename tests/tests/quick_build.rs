@@ -96,3 +96,48 @@ fn what_cannot_be_built_is_refused_before_anything_starts() {
     assert_eq!(outcome.code, Some(1), "{}", outcome.all());
     assert!(outcome.stderr.contains("Dockerfile"), "{}", outcome.all());
 }
+
+/// `-f` is relative to the current folder, and may be outside of the context or on standard input.
+#[test]
+fn a_dockerfile_is_found_as_docker_finds_it() {
+    let Some(world) = World::find() else { return };
+    let dockerfile = |name: &str| {
+        let run = acrtask_tests::new_run_id();
+        format!("FROM {}\nRUN echo made by {name} {run}\n", world.busybox())
+    };
+    let files = folder(&[
+        ("app/Dockerfile", &dockerfile("top")),
+        ("app/src/Dockerfile", &dockerfile("source")),
+        ("app/lower/dockerfile", &dockerfile("lower-case")),
+        ("outside", &dockerfile("outside")),
+    ]);
+    let outside = files.path().join("outside").display().to_string();
+    let stdin = dockerfile("input");
+    for (here, args, made) in [
+        ("app/src", &["-f", "Dockerfile", ".."][..], "source"),
+        ("app/src", &[".."], "top"),
+        ("app", &["-f", "src/Dockerfile", "."], "source"),
+        ("app", &["-f", &outside, "."], "outside"),
+        ("app", &["-f", "-", "."], "input"),
+        ("app", &["lower"], "lower-case"),
+    ] {
+        let all = [&["build", "--no-push", "-t", "quick/found:1"][..], args].concat();
+        let started = world.start_with(&files.path().join(here), &all, &[], &stdin);
+        let outcome = started.wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let made = format!("made by {made} ");
+        assert!(outcome.all().contains(&made), "{args:?}: {}", outcome.all());
+    }
+    let absent = [
+        "build",
+        "--no-push",
+        "-t",
+        "quick/found:1",
+        "-f",
+        "absent",
+        ".",
+    ];
+    let outcome = world.acrtask(files.path(), &absent);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    assert!(outcome.stderr.contains("absent"), "{}", outcome.stderr);
+}

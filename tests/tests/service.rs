@@ -166,6 +166,45 @@ fn a_run_at_a_server_is_as_one_here() {
     }
 }
 
+/// A server gets the files of a run without its history and what is ignored, and a Dockerfile from elsewhere.
+#[test]
+fn ignored_files_stay_on_the_machine() {
+    let Some(world) = World::find() else { return };
+    let server = Server::start(&world, &[]);
+    let list = |id: &str| {
+        format!(
+            "FROM {}\nCOPY . /src\nRUN cd /src; echo {id} has $(find . -type f | sort)\n",
+            world.busybox()
+        )
+    };
+    let id = new_run_id();
+    let files = folder(&[
+        (
+            "app/acr-task.yaml",
+            &one_step("echo has $(find . -type f | sort)"),
+        ),
+        ("app/.dockerignore", "*.secret\n"),
+        ("app/key.secret", "hidden"),
+        ("app/.git/HEAD", "ref: refs/heads/main\n"),
+        ("app/kept", "x"),
+        ("outside", &list(&id)),
+    ]);
+    let app = files.path().join("app");
+    let has = "has ./.dockerignore ./acr-task.yaml ./kept";
+    let outcome = server.run(&app, &["run", "-o", "plain", "."]).wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let line = format!("one | {has}");
+    let has_line = outcome.stdout.lines().any(|found| found == line);
+    assert!(has_line, "{}", outcome.all());
+    let args = ["build", "-o", "plain", "--no-push", "-t", "service/out:1"];
+    let args = [&args[..], &["-f", "../outside", "."]].concat();
+    let outcome = server.run(&app, &args).wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let line = format!("{id} {has}");
+    let has_line = outcome.stdout.lines().any(|found| found.ends_with(&line));
+    assert!(has_line, "{}", outcome.all());
+}
+
 async fn three_runners_share_the_work(world: &World, servers: &[&Server], db: &str) {
     let runners: Vec<Runner> = (0..3)
         .map(|i| {

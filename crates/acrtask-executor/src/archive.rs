@@ -19,7 +19,10 @@ use futures::{Stream, StreamExt};
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 use tokio::sync::mpsc;
 
-use crate::error::{EngineError, chain};
+use crate::{
+    error::{EngineError, chain},
+    selection::Selection,
+};
 
 /// Bytes of one chunk.
 const CHUNK: usize = 128 * 1024;
@@ -29,8 +32,12 @@ const CHANNEL: usize = 8;
 /// What is packed into one stream.
 #[derive(Debug, Clone)]
 pub(crate) enum Pack {
-    /// Everything below a folder, as entries below `at` of the archive (empty: its root).
-    Folder { from: PathBuf, at: PathBuf },
+    /// The selected entries below a folder, as entries below `at` of the archive (empty: its root).
+    Folder {
+        from: PathBuf,
+        at: PathBuf,
+        selection: Selection,
+    },
     /// One file by the name `at`.
     File {
         from: PathBuf,
@@ -45,13 +52,25 @@ pub(crate) enum Pack {
     },
 }
 
-/// Packs everything below `folder` as the workspace of a run gets it, while it is read: owned by root, links as they
-/// are, `.git` and what `.dockerignore` names included, without sockets, pipes and devices. Needs a runtime.
-pub fn pack_folder(folder: &Path) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
-    pack(vec![Pack::Folder {
+/// Packs what is selected below `folder` as the workspace of a run gets it, while it is read: owned by root, links as
+/// they are, without sockets, pipes and devices. `added` are files beside those of the folder: path and content. Needs a
+/// runtime.
+pub fn pack_folder(
+    folder: &Path,
+    selection: Selection,
+    added: Vec<(PathBuf, Vec<u8>)>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+    let mut parts = vec![Pack::Folder {
         from: folder.to_owned(),
         at: PathBuf::new(),
-    }])
+        selection,
+    }];
+    parts.extend(added.into_iter().map(|(at, content)| Pack::Content {
+        at,
+        mode: 0o644,
+        content: content.into(),
+    }));
+    pack(parts)
 }
 
 /// Packs `parts` into one archive, while it is read.
@@ -72,7 +91,11 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
     tar.mode(HeaderMode::Complete);
     for part in parts {
         match part {
-            Pack::Folder { from, at } => write_folder(&mut tar, &from, &at)?,
+            Pack::Folder {
+                from,
+                at,
+                selection,
+            } => write_folder(&mut tar, &from, &at, &selection)?,
             Pack::File { from, at, mode } => {
                 let file = File::open(&from).map_err(about("open", &from))?;
                 let size = file.metadata().map_err(about("look at", &from))?.len();
@@ -90,28 +113,59 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
-fn write_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Result<()> {
-    for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
+fn write_folder(
+    tar: &mut Builder<impl Write>,
+    from: &Path,
+    at: &Path,
+    selection: &Selection,
+) -> io::Result<()> {
+    // Folders above the next entry that are packed only if it is.
+    let mut pending: Vec<PathBuf> = Vec::new();
+    let mut entries = walkdir::WalkDir::new(from).sort_by_file_name().into_iter();
+    while let Some(entry) = entries.next() {
+        let is_loss = |path: &Path, error: &io::Error| {
+            let relative = path.strip_prefix(from).unwrap_or(path);
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            !is_gone(error) && !(denied && selection.may_be_unreadable(relative))
+        };
         let entry = match entry {
             Ok(entry) => entry,
-            // It went away between the listing of its folder and the look at it.
-            Err(error) if error.io_error().is_some_and(is_gone) => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) => match (error.path(), error.io_error()) {
+                // It went away between the listing of its folder and the look at it, or it is ignored.
+                (Some(path), Some(cause)) if !is_loss(path, cause) => continue,
+                _ => return Err(error.into()),
+            },
         };
         let path = entry.path();
         let relative = path.strip_prefix(from).unwrap_or(path);
         if relative.as_os_str().is_empty() && at.as_os_str().is_empty() {
             continue;
         }
-        let name = at.join(relative);
         let kind = entry.file_type();
-        let metadata = entry.metadata()?;
+        while pending.pop_if(|folder| !path.starts_with(folder)).is_some() {}
+        if selection.leaves_out(relative, kind.is_dir()) {
+            if kind.is_dir() && selection.prunes(relative) {
+                entries.skip_current_dir();
+            } else if kind.is_dir() {
+                pending.push(path.to_owned());
+            }
+            continue;
+        }
+        for folder in std::mem::take(&mut pending) {
+            let metadata = fs::symlink_metadata(&folder).map_err(about("look at", &folder))?;
+            let name = at.join(folder.strip_prefix(from).unwrap_or(&folder));
+            write_directory(tar, &name, &metadata)?;
+        }
+        let name = at.join(relative);
+        let metadata = match entry.metadata().map_err(io::Error::from) {
+            Ok(metadata) => metadata,
+            Err(error) if !is_loss(path, &error) => continue,
+            Err(error) => return Err(error),
+        };
         let mut header = header(EntryType::Regular, metadata.permissions().mode() & 0o7777);
         header.set_mtime(modified(&metadata));
         if kind.is_dir() {
-            header.set_entry_type(EntryType::Directory);
-            header.set_size(0);
-            tar.append_data(&mut header, &name, io::empty())?;
+            write_directory(tar, &name, &metadata)?;
         } else if kind.is_symlink() {
             let target = fs::read_link(path).map_err(about("read link", path))?;
             header.set_entry_type(EntryType::Symlink);
@@ -120,7 +174,7 @@ fn write_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Re
         } else if kind.is_file() {
             let file = match File::open(path) {
                 Ok(file) => file,
-                Err(error) if is_gone(&error) => continue,
+                Err(error) if !is_loss(path, &error) => continue,
                 Err(error) => return Err(about("open", path)(error)),
             };
             header.set_size(metadata.len());
@@ -136,6 +190,17 @@ fn write_folder(tar: &mut Builder<impl Write>, from: &Path, at: &Path) -> io::Re
         }
     }
     Ok(())
+}
+
+fn write_directory(
+    tar: &mut Builder<impl Write>,
+    name: &Path,
+    metadata: &fs::Metadata,
+) -> io::Result<()> {
+    let mut header = header(EntryType::Directory, metadata.permissions().mode() & 0o7777);
+    header.set_mtime(modified(metadata));
+    header.set_size(0);
+    tar.append_data(&mut header, name, io::empty())
 }
 
 fn is_gone(error: &io::Error) -> bool {

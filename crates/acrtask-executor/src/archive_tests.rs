@@ -29,6 +29,7 @@ async fn a_folder_goes_there_and_back() {
     let pack = Pack::Folder {
         from: from.path().into(),
         at: "workspace".into(),
+        selection: Selection::default(),
     };
     let to = tempfile::tempdir().unwrap();
     unpack_folder(replay(bytes_of(vec![pack]).await), to.path())
@@ -189,7 +190,11 @@ async fn an_uploaded_folder_is_the_folder() {
         scratch_dir: scratch.path().into(),
         ..acrtask_source::Options::default()
     };
-    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path()));
+    let stream = tokio_util::io::StreamReader::new(pack_folder(
+        from.path(),
+        Selection::default(),
+        Vec::new(),
+    ));
     let workspace = acrtask_source::unpack_upload(stream, &options)
         .await
         .unwrap();
@@ -204,10 +209,83 @@ async fn an_uploaded_folder_is_the_folder() {
 #[tokio::test]
 async fn an_empty_folder_can_be_uploaded() {
     let from = tempfile::tempdir().unwrap();
-    let stream = tokio_util::io::StreamReader::new(pack_folder(from.path()));
+    let stream = tokio_util::io::StreamReader::new(pack_folder(
+        from.path(),
+        Selection::default(),
+        Vec::new(),
+    ));
     let options = acrtask_source::Options::default();
     let workspace = acrtask_source::unpack_upload(stream, &options)
         .await
         .unwrap();
     assert!(entries(&workspace.root).is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_has_nothing_that_is_ignored() {
+    let from = tempfile::tempdir().unwrap();
+    for (path, text) in [
+        (".dockerignore", "node_modules\n.env\ndocs\n"),
+        (".env", "TOKEN=s3cret"),
+        (".git/HEAD", "ref: refs/heads/main"),
+        ("node_modules/a/index.js", "x"),
+        ("docs/ci/Dockerfile", "FROM scratch"),
+        ("src/main.rs", "fn main() {}"),
+        ("task.yaml", "steps: []"),
+    ] {
+        let path = from.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let packed = |ignored: &str, needed: &str| {
+        fs::write(from.path().join(".dockerignore"), ignored).unwrap();
+        Selection::of_upload(from.path(), None, [PathBuf::from(needed)]).unwrap()
+    };
+    for (ignored, needed, expected) in [
+        (
+            "node_modules\n.env\ndocs\n",
+            "docs/ci/Dockerfile",
+            &[
+                ".dockerignore",
+                "docs",
+                "docs/ci",
+                "docs/ci/Dockerfile",
+                "src",
+                "src/main.rs",
+                "task.yaml",
+            ][..],
+        ),
+        ("*", "task.yaml", &[".dockerignore", "task.yaml"]),
+        (
+            "*\n!src\n",
+            "task.yaml",
+            &[
+                ".dockerignore",
+                "docs",
+                "docs/ci",
+                "docs/ci/Dockerfile",
+                "src",
+                "src/main.rs",
+                "task.yaml",
+            ],
+        ),
+    ] {
+        let selection = packed(ignored, needed);
+        let bytes: Vec<Bytes> = pack_folder(from.path(), selection, Vec::new())
+            .map(|chunk| chunk.unwrap())
+            .collect()
+            .await;
+        let bytes = bytes.concat();
+        let mut names: Vec<String> = Archive::new(bytes.as_slice())
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        names.sort();
+        let names: Vec<&str> = names
+            .iter()
+            .map(|name| name.trim_end_matches('/'))
+            .collect();
+        assert_eq!(names, expected, "{ignored:?}");
+    }
 }

@@ -23,6 +23,7 @@ use crate::{
     engine::DockerEndpoint,
     error::{ConnectError, chain},
     images::OwnImage,
+    login_help::with_login_help,
     output::lock,
     steps::build,
 };
@@ -147,6 +148,7 @@ impl Builder {
         let (writer, reader) = tokio::io::duplex(LOAD_BUFFER);
         let mut request = self.again(ctx, built).await?;
         request.provenance = Provenance::Off;
+        request.platforms = loaded_platforms(request.platforms, &ctx.run.engine.facts.platform)?;
         request.exports = vec![Export::Load {
             names: vec![name.to_string()],
             archive: Some(Sink::Writer(Box::pin(writer))),
@@ -186,7 +188,7 @@ impl Builder {
         let outcome = self
             .build(ctx, request)
             .await
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| with_login_help(chain(&error)))?;
         let digest = outcome.image_digest.unwrap_or_default();
         digest
             .parse()
@@ -201,9 +203,47 @@ impl Builder {
         let mut request = recipe.request(ctx)?;
         // Nothing is to be built anew, whatever the step said the first time.
         request.no_cache = acrtask_buildkit::NoCache::UseCache;
-        request.cache_exports.clear();
+        // A cache inside of the image is part of its digest.
+        let cache_exports = &mut request.cache_exports;
+        cache_exports.retain(|cache| cache.kind == build::INLINE_CACHE);
         Ok(request)
     }
+}
+
+/// Returns the platforms of an image that `engine`'s platform takes: an archive holds one only.
+fn loaded_platforms(built: Vec<String>, engine: &str) -> Result<Vec<String>, String> {
+    if built.len() < 2 {
+        return Ok(built);
+    }
+    let of_engine = built
+        .iter()
+        .find(|platform| os_and_architecture(platform) == os_and_architecture(engine));
+    match of_engine {
+        Some(platform) => Ok(vec![platform.clone()]),
+        None => Err(format!(
+            "the image was built for {}, and the engine runs {engine}; add it to `--platform`",
+            built.join(", ")
+        )),
+    }
+}
+
+/// Returns the normal names of a platform's system and processor, without the variant.
+fn os_and_architecture(platform: &str) -> (String, String) {
+    let platform = platform.trim().to_lowercase();
+    let mut parts = platform.split('/');
+    let first = parts.next().unwrap_or_default();
+    let (os, architecture) = match parts.next() {
+        Some(architecture) => (first, architecture),
+        None => ("linux", first),
+    };
+    let architecture = match architecture {
+        "x86_64" | "x86-64" => "amd64",
+        "aarch64" => "arm64",
+        "armhf" | "armel" => "arm",
+        "i386" => "386",
+        other => other,
+    };
+    (os.to_owned(), architecture.to_owned())
 }
 
 /// How the images of a run were built, so that a separate BuildKit can be asked for them again.
@@ -242,5 +282,40 @@ impl acrtask_buildkit::Credentials for ForBuilder {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_loads_its_own_platform() {
+        let loaded = |built: &[&str], engine: &str| {
+            let built = built.iter().map(|platform| (*platform).to_owned());
+            loaded_platforms(built.collect(), engine)
+        };
+        for (built, engine, expected) in [
+            (&[][..], "linux/amd64", &[][..]),
+            (&["linux/arm64"], "linux/amd64", &["linux/arm64"]),
+            (
+                &["linux/arm64", "linux/amd64"],
+                "linux/amd64",
+                &["linux/amd64"],
+            ),
+            (
+                &["linux/amd64", "linux/arm64/v8"],
+                "linux/arm64",
+                &["linux/arm64/v8"],
+            ),
+            (&["linux/arm64", "x86_64"], "linux/amd64", &["x86_64"]),
+        ] {
+            assert_eq!(loaded(built, engine).unwrap(), expected, "{built:?}");
+        }
+        let refused = loaded(&["linux/s390x", "linux/arm64"], "linux/amd64").unwrap_err();
+        assert_eq!(
+            refused,
+            "the image was built for linux/s390x, linux/arm64, and the engine runs linux/amd64; add it to `--platform`"
+        );
     }
 }

@@ -19,7 +19,6 @@ use std::{
 };
 
 use acrtask_model::{Digest, ImageRef, StepId};
-use acrtask_registry::RegistryError;
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -27,6 +26,7 @@ use crate::{
     engine::Engine,
     error::chain,
     image_names::{check_name, pulled_name},
+    login_help::{chain_with_help, with_login_help},
     output::lock,
     possession::{self, Missing, Platforms, Proven, Store},
     steps,
@@ -233,12 +233,12 @@ async fn resolve_once(run: &RunContext, name: &ImageRef, again: bool) -> Result<
     if !run.options.own_machine {
         return match asked.await {
             Ok(found) => Ok(Found::Registry(name.at(found.digest))),
-            Err(error) => Err(with_help(&error)),
+            Err(error) => Err(chain_with_help(&error)),
         };
     }
     let why = match tokio::time::timeout(OWN_MACHINE_PATIENCE, asked).await {
         Ok(Ok(found)) => return Ok(Found::Registry(name.at(found.digest))),
-        Ok(Err(error)) => with_help(&error),
+        Ok(Err(error)) => chain_with_help(&error),
         Err(_) => format!(
             "{} did not resolve {name} within {} s",
             name.registry(),
@@ -260,14 +260,6 @@ async fn resolve_once(run: &RunContext, name: &ImageRef, again: bool) -> Result<
             })
         }
         _ => Err(why),
-    }
-}
-
-fn with_help(error: &RegistryError) -> String {
-    let why = chain(error);
-    match error.help() {
-        Some(help) => format!("{why}; {help}"),
-        None => why,
     }
 }
 
@@ -324,7 +316,7 @@ pub(crate) async fn pull(
             hide_pulled(&ctx.run, image).await?;
             return proven;
         };
-        let why = chain(&error);
+        let why = with_login_help(chain(&error));
         if attempt > options.download_retries {
             return Err(why);
         }

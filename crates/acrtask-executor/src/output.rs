@@ -2,20 +2,29 @@
 //!
 //! Nothing is lost and memory is bounded: [`StepOutput::line_sink`] takes chunks of any size, sends
 //! whole lines as soon as they are whole, and waits while the receiver is behind, so that in the end the
-//! container itself waits. A line without an end is sent in pieces of [`MAX_LINE`] bytes.
+//! container itself waits. A line without an end is sent in pieces: after [`MAX_LINE`] bytes, and after
+//! [`LINE_WAIT`], so that prompts and progress bars are seen. What the masker holds back is in no piece.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use acrtask_model::{
     Event, EventKind, Masker, Outcome, RunId, StepId, StepState, events::Stream, mask::Patterns,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longest piece of one line, in bytes.
 pub(crate) const MAX_LINE: usize = 64 * 1024;
+
+/// Longest time that the beginning of a line waits for its end.
+const LINE_WAIT: Duration = Duration::from_millis(500);
 
 /// Lines of a failed step that its last event repeats.
 const TAIL_LINES: usize = 20;
@@ -204,12 +213,16 @@ impl StepOutput {
 
     fn sink(&self, stream: Stream, vertex: Option<String>) -> LineSink {
         LineSink {
-            vertex,
             masker: Masker::new(self.patterns.clone()),
-            stream,
-            pending: Vec::new(),
             carry: Vec::new(),
-            output: self.clone(),
+            lines: Arc::new(LineSender {
+                output: self.clone(),
+                stream,
+                vertex,
+                open: tokio::sync::Mutex::default(),
+                opened: Notify::new(),
+            }),
+            flusher: None,
         }
     }
 
@@ -258,14 +271,12 @@ impl StepOutput {
 /// Turns the chunks of one stream into events.
 #[derive(Debug)]
 pub(crate) struct LineSink {
-    output: StepOutput,
-    stream: Stream,
-    vertex: Option<String>,
     masker: Masker,
-    /// Masked bytes of a line that has no end yet.
-    pending: Vec<u8>,
     /// The end of the last chunk, in which a watched text could begin.
     carry: Vec<u8>,
+    lines: Arc<LineSender>,
+    /// Sends a line that stays open. `None` until a line was open at the end of a chunk.
+    flusher: Option<AbortOnDropHandle<()>>,
 }
 
 impl LineSink {
@@ -276,31 +287,125 @@ impl LineSink {
         // stays bounded whatever the engine sends.
         for piece in chunk.chunks(MAX_LINE) {
             let safe = self.masker.push(piece);
-            self.take(&safe).await;
+            let leaves_open = self.lines.take(&safe).await;
+            if leaves_open && self.flusher.is_none() {
+                let flushing = Arc::clone(&self.lines).flush_open_lines();
+                self.flusher = Some(AbortOnDropHandle::new(tokio::spawn(flushing)));
+            }
         }
     }
 
     /// The end of the stream.
     pub(crate) async fn finish(&mut self) {
         let rest = self.masker.finish();
-        self.take(&rest).await;
-        if !self.pending.is_empty() {
-            let last = std::mem::take(&mut self.pending);
-            self.send(&last).await;
+        self.lines.take(&rest).await;
+        let mut open = self.lines.open.lock().await;
+        let last = std::mem::take(&mut *open).bytes;
+        if !last.is_empty() {
+            self.lines.send(&last).await;
         }
     }
 
-    async fn take(&mut self, bytes: &[u8]) {
-        self.pending.extend_from_slice(bytes);
-        if let Some(end) = self.pending.iter().rposition(|b| *b == b'\n') {
-            let rest = self.pending.split_off(end + 1);
-            let lines = std::mem::replace(&mut self.pending, rest);
-            self.send(&lines[..end]).await;
+    fn watch(&mut self, chunk: &[u8]) {
+        let mut watch = lock(&self.lines.output.watch);
+        let Some(longest) = watch.needles.iter().map(Vec::len).max() else {
+            return;
+        };
+        if watch.found {
+            return;
         }
-        while self.pending.len() >= MAX_LINE {
-            let cut = char_boundary(&self.pending, MAX_LINE);
-            let rest = self.pending.split_off(cut);
-            let piece = std::mem::replace(&mut self.pending, rest);
+        self.carry.extend_from_slice(chunk);
+        watch.found = watch.needles.iter().any(|n| contains(&self.carry, n));
+        let keep = self.carry.len().min(longest - 1);
+        self.carry.drain(..self.carry.len() - keep);
+    }
+}
+
+/// Sends the masked lines of one stream.
+#[derive(Debug)]
+struct LineSender {
+    output: StepOutput,
+    stream: Stream,
+    vertex: Option<String>,
+    /// Held while a piece is sent, so that pieces stay in order.
+    open: tokio::sync::Mutex<OpenLine>,
+    /// Wakes [`Self::flush_open_lines`] when a line begins.
+    opened: Notify,
+}
+
+/// The last line of a stream, while it has no end.
+#[derive(Debug, Default)]
+struct OpenLine {
+    /// Masked bytes that were not sent yet.
+    bytes: Vec<u8>,
+    /// When the first of them arrived. `None` if there are none.
+    since: Option<Instant>,
+    /// A piece of this line was sent already.
+    begun: bool,
+}
+
+impl LineSender {
+    /// Sends the lines that `bytes` end. Returns `true` if a line is open then.
+    async fn take(&self, bytes: &[u8]) -> bool {
+        let mut open = self.open.lock().await;
+        if bytes.is_empty() {
+            return open.since.is_some();
+        }
+        let had_open = open.since.is_some();
+        open.bytes.extend_from_slice(bytes);
+        let end = open.bytes.iter().rposition(|b| *b == b'\n');
+        if let Some(end) = end {
+            let rest = open.bytes.split_off(end + 1);
+            let lines = std::mem::replace(&mut open.bytes, rest);
+            let mut whole = lines.as_slice();
+            if std::mem::take(&mut open.begun) {
+                // This line end belongs to a piece that was sent as a line.
+                let after = whole.strip_prefix(b"\n");
+                let after = after.or_else(|| whole.strip_prefix(b"\r\n"));
+                whole = after.unwrap_or(whole);
+            }
+            if let Some(text) = whole.strip_suffix(b"\n") {
+                self.send(text).await;
+            }
+        }
+        while open.bytes.len() >= MAX_LINE {
+            let cut = char_boundary(&open.bytes, MAX_LINE);
+            self.send_piece(&mut open, cut).await;
+        }
+        let is_open = !open.bytes.is_empty();
+        if !is_open {
+            open.since = None;
+        } else if end.is_some() || !had_open {
+            open.since = Some(Instant::now());
+            self.opened.notify_one();
+        }
+        is_open
+    }
+
+    /// Sends what of a line has waited for [`LINE_WAIT`]. Does not end.
+    async fn flush_open_lines(self: Arc<Self>) {
+        loop {
+            let since = self.open.lock().await.since;
+            let Some(since) = since else {
+                self.opened.notified().await;
+                continue;
+            };
+            tokio::time::sleep_until(since + LINE_WAIT).await;
+            let mut open = self.open.lock().await;
+            if open.since.is_some_and(|at| at.elapsed() >= LINE_WAIT) {
+                let cut = whole_chars(&open.bytes);
+                self.send_piece(&mut open, cut).await;
+                open.since = (!open.bytes.is_empty()).then(Instant::now);
+            }
+        }
+    }
+
+    /// Sends the first `cut` bytes of the open line.
+    async fn send_piece(&self, open: &mut OpenLine, cut: usize) {
+        let rest = open.bytes.split_off(cut);
+        let piece = std::mem::replace(&mut open.bytes, rest);
+        if !piece.is_empty() {
+            open.begun = true;
             self.send(&piece).await;
         }
     }
@@ -315,19 +420,25 @@ impl LineSink {
             .emit(self.stream, self.vertex.clone(), text)
             .await;
     }
+}
 
-    fn watch(&mut self, chunk: &[u8]) {
-        let mut watch = lock(&self.output.watch);
-        let Some(longest) = watch.needles.iter().map(Vec::len).max() else {
-            return;
-        };
-        if watch.found {
-            return;
-        }
-        self.carry.extend_from_slice(chunk);
-        watch.found = watch.needles.iter().any(|n| contains(&self.carry, n));
-        let keep = self.carry.len().min(longest - 1);
-        self.carry.drain(..self.carry.len() - keep);
+/// Returns the length of `bytes` without a character whose last bytes are missing.
+fn whole_chars(bytes: &[u8]) -> usize {
+    let from = bytes.len().saturating_sub(3);
+    let Some(last) = bytes[from..].iter().rposition(|b| b & 0xC0 != 0x80) else {
+        return bytes.len();
+    };
+    let start = from + last;
+    let length = match bytes[start] {
+        0xC2..=0xDF => 2,
+        0xE0..=0xEF => 3,
+        0xF0..=0xF4 => 4,
+        _ => 1,
+    };
+    if start + length > bytes.len() {
+        start
+    } else {
+        bytes.len()
     }
 }
 
@@ -349,101 +460,5 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use acrtask_model::Secret;
-
-    use super::*;
-
-    /// What comes out when `chunks` go in.
-    async fn lines(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<String>, bool) {
-        let (sender, mut receiver) = mpsc::channel(10_000);
-        let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new(*s)).collect();
-        let output = StepOutput::new(
-            StepId::new("s").unwrap(),
-            Events::new(RunId::new("r").unwrap(), sender, Patterns::new(&secrets)),
-            Patterns::new(&secrets),
-            &watch.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
-        );
-        let mut sink = output.line_sink(Stream::Stdout);
-        for chunk in chunks {
-            sink.push(chunk).await;
-        }
-        sink.finish().await;
-        let found = output.found();
-        drop((sink, output));
-        let mut texts = Vec::new();
-        while let Some(event) = receiver.recv().await {
-            if let EventKind::Output { text, .. } = event.kind {
-                texts.push(text);
-            }
-        }
-        (texts, found)
-    }
-
-    #[tokio::test]
-    async fn whole_lines_as_soon_as_they_are_whole() {
-        let (out, _) = lines(&[b"one\ntw", b"o\nthree\n\nfour"], &[], &[]).await;
-        assert_eq!(out, ["one", "two\nthree\n", "four"]);
-        assert_eq!(lines(&[b"a\r\nb\r\n"], &[], &[]).await.0, ["a\nb"]);
-        assert!(lines(&[b""], &[], &[]).await.0.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_secret_split_over_chunks_is_masked() {
-        let (out, _) = lines(&[b"x hunt", b"er2! y\n"], &["hunter2!"], &[]).await;
-        assert_eq!(out, ["x *** y"]);
-    }
-
-    #[tokio::test]
-    async fn sentences_are_masked_too() {
-        let (sender, mut receiver) = mpsc::channel(10);
-        let secrets = [Secret::new("hunter2!")];
-        let run = RunId::new("r").unwrap();
-        let events = Events::new(run, sender, Patterns::new(&secrets));
-        let step = StepId::new("s").unwrap();
-        let help = Some("not hunter2!".to_owned());
-        events.warn(Some(&step), "no hunter2!", help).await;
-        for kind in [
-            EventKind::Progress {
-                message: "pulling hunter2!".into(),
-            },
-            EventKind::StepRetrying {
-                step,
-                attempt: 1,
-                delay_secs: 1,
-                reason: "curl -u hunter2! failed".into(),
-            },
-        ] {
-            events.send(kind).await;
-        }
-        drop(events);
-        let mut told = String::new();
-        while let Some(event) = receiver.recv().await {
-            told += &serde_json::to_string(&event).unwrap();
-        }
-        assert!(told.contains("***") && !told.contains("hunter2"), "{told}");
-    }
-
-    #[tokio::test]
-    async fn a_line_without_end_comes_in_pieces_and_whole() {
-        let long = "ä".repeat(MAX_LINE);
-        let (out, _) = lines(&[long.as_bytes()], &[], &[]).await;
-        assert!(out.len() >= 2);
-        assert!(out.iter().all(|piece| piece.len() <= MAX_LINE));
-        assert_eq!(out.concat(), long);
-    }
-
-    #[tokio::test]
-    async fn a_watched_text_is_found_over_chunks() {
-        assert!(
-            lines(&[b"connection re", b"set by peer"], &[], &["reset"])
-                .await
-                .1
-        );
-        assert!(
-            !lines(&[b"connection re", b"fused"], &[], &["reset"])
-                .await
-                .1
-        );
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

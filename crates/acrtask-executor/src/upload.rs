@@ -28,6 +28,7 @@ use crate::{
     context::StepContext,
     error::chain,
     images::{Origin, OwnImage},
+    login_help::chain_with_help,
 };
 
 /// Blobs that are sent at a time.
@@ -52,11 +53,11 @@ pub(crate) async fn push(
     match there {
         Ok(manifest) if tagged => {
             let put = registry.put_manifest(name, &manifest.media_type, manifest.raw);
-            return put.await.map_err(|error| chain(&error));
+            return put.await.map_err(|error| chain_with_help(&error));
         }
         Ok(manifest) => return Ok(manifest.digest),
         Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(chain(&error)),
+        Err(error) => return Err(chain_with_help(&error)),
     }
     if let (Origin::Pulled(pinned), false) = (&image.origin, run.options.own_machine) {
         // The run has proven one platform of it. The engine may have the others from another run.
@@ -66,7 +67,7 @@ pub(crate) async fn push(
             name.at(image.digest.clone())
         };
         let copied = registry.copy(pinned, &target).await;
-        return copied.map_err(|error| chain(&error));
+        return copied.map_err(|error| chain_with_help(&error));
     }
     // A layout is in a folder that is removed after the push.
     let mut scratch = None;
@@ -290,7 +291,7 @@ impl Upload {
                 .put_manifest(tag.unwrap_or(&target), &manifest.media_type, manifest.raw)
                 .await
                 .map(drop)
-                .map_err(|error| chain(&error))
+                .map_err(|error| chain_with_help(&error))
         })
     }
 
@@ -301,10 +302,13 @@ impl Upload {
             (Err(error), Some(source)) if error.is_not_found() => {
                 let part = target.digest().map(|digest| source.at(digest.clone()));
                 let copied = self.registry.copy(part.as_ref().unwrap_or(source), target);
-                copied.await.map(drop).map_err(|error| chain(&error))
+                copied
+                    .await
+                    .map(drop)
+                    .map_err(|error| chain_with_help(&error))
             }
             (Err(error), None) if error.is_not_found() => Err(missing(target)),
-            (Err(error), _) => Err(chain(&error)),
+            (Err(error), _) => Err(chain_with_help(&error)),
         }
     }
 
@@ -324,7 +328,7 @@ impl Upload {
         self.registry
             .put_blob_stream(&self.target, digest, size, &self.mounts, opened)
             .await
-            .map_err(|error| chain(&error))
+            .map_err(|error| chain_with_help(&error))
     }
 }
 

@@ -42,6 +42,7 @@ use crate::{
     error::{EngineError, chain},
     owner::Owner,
     scope::RunScope,
+    selection::Selection,
 };
 
 /// Where the workspace is mounted.
@@ -212,6 +213,7 @@ impl Workspace {
                 let parts = vec![Pack::Folder {
                     from: context.clone(),
                     at: PathBuf::new(),
+                    selection: Selection::of_workspace(context),
                 }];
                 self.engine
                     .upload(container, WORKSPACE, archive::pack(parts))

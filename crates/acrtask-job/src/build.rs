@@ -12,6 +12,9 @@ use acrtask_spec::{
 
 use crate::{Files, Job, JobError, Understood, facts};
 
+/// The usual name of a Dockerfile.
+const DEFAULT_DOCKERFILE: &str = "Dockerfile";
+
 /// A plan with a build and a push step, with every default as a task file's.
 pub(crate) fn understand(job: &Job<'_>, build: &BuildSpec) -> Result<Understood, JobError> {
     if job.files == Files::None {
@@ -132,7 +135,8 @@ fn line(
         .map(|(name, value)| (name.clone(), Some(value.expose().to_owned())));
     BuildLine {
         context: ContextRef::Path(".".into()),
-        file: Some(build.dockerfile.clone()),
+        // The usual name may be in lower case, as for a line without `-f`.
+        file: Some(build.dockerfile.clone()).filter(|file| file != DEFAULT_DOCKERFILE),
         tags: images.iter().map(ToString::to_string).collect(),
         build_args: plain.chain(secret).collect(),
         target: build.target.clone(),

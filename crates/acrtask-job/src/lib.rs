@@ -12,6 +12,7 @@
 
 mod build;
 mod cache;
+mod empty;
 mod error;
 mod facts;
 mod find;
@@ -156,6 +157,7 @@ pub fn prepare(job: &Job<'_>) -> Result<Prepared, JobError> {
     let mut diagnostics = resolution.for_run();
     if let Some(plan) = &resolution.plan {
         diagnostics.extend(permit::refusals(&source, plan, job.allow));
+        diagnostics.extend(empty::refusals(&source, plan, &job.files));
     }
     let refused = diagnostics.iter().any(Diagnostic::is_error);
     let mut plan = resolution.plan.filter(|_| !refused);

@@ -111,7 +111,7 @@ fn commands(step: &Step) -> impl Iterator<Item = &Command> {
 }
 
 /// The bytes of line number `line`, from 1, without its indentation.
-fn first_line(text: &str, line: usize) -> std::ops::Range<usize> {
+pub(crate) fn first_line(text: &str, line: usize) -> std::ops::Range<usize> {
     let start: usize = text
         .split_inclusive('\n')
         .take(line.saturating_sub(1))

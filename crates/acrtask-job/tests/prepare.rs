@@ -299,6 +299,47 @@ fn an_image_of_a_stored_task() {
 }
 
 #[test]
+fn a_build_of_an_empty_context_is_refused() {
+    let refused = |steps: &str| {
+        let spec = text(&format!("version: v1.1.0\nsteps:\n{steps}"));
+        let prepared = prepare(&Job {
+            id: &RunId::new("r1").unwrap(),
+            trust: &TrustDomain::Local,
+            spec: &spec,
+            secrets: &BTreeMap::new(),
+            files: Files::None,
+            context: "/dev/null".into(),
+            git: Git::Known(GitFacts::default()),
+            allow: Allow::default(),
+            now: Timestamp::UNIX_EPOCH,
+        })
+        .unwrap();
+        let codes = prepared.diagnostics.iter().filter(|found| found.is_error());
+        codes
+            .map(|found| found.code.to_string())
+            .collect::<Vec<_>>()
+    };
+    let none = Vec::<String>::new();
+    assert_eq!(refused("  - build: -t app:1 .\n"), ["empty-context"]);
+    assert_eq!(
+        refused("  - build: -t app:1 .\n  - cmd: alpine true\n"),
+        ["empty-context"]
+    );
+    assert_eq!(
+        refused("  - cmd: alpine true\n  - build: -t app:1 sub\n    when: ['-']\n"),
+        ["empty-context"]
+    );
+    for allowed in [
+        "  - cmd: alpine true\n  - push: [app:1]\n  - build: -t app:1 .\n",
+        "  - build: -t app:1 https://example.com/app.git\n",
+        "  - build: -t app:1 -f - .\n",
+        "  - cmd: alpine true\n",
+    ] {
+        assert_eq!(refused(allowed), none, "{allowed}");
+    }
+}
+
+#[test]
 fn what_cannot_be_built() {
     let build = |image: &str, secret_args: &[&str]| {
         let mut spec = spec(Work::Build(BuildSpec {

@@ -2,7 +2,16 @@
 
 use std::path::PathBuf;
 
-use acrtask_registry::RegistryError;
+use acrtask_registry::{RegistryError, net::ForbiddenAddress};
+
+/// The help where an address is refused because it is private.
+pub(crate) const PRIVATE_ADDRESS_HELP: &str = "an operator who trusts it allows private addresses: `acrtask runner start --allow-private-addresses`";
+
+/// Returns `true` if the error, or a cause of it, is a private address.
+fn is_private_address(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| error.is::<ForbiddenAddress>())
+}
 
 /// What went wrong. Each text says what was attempted on what, and never shows a password or a signed
 /// URL; [`SourceError::help`] says what to do.
@@ -176,13 +185,22 @@ impl SourceError {
     /// What to do about it, where something can be done.
     pub fn help(&self) -> Option<String> {
         match self {
+            Self::Download { .. } | Self::Registry { .. } if is_private_address(self) => {
+                Some(PRIVATE_ADDRESS_HELP.into())
+            }
             Self::Missing { .. } => Some("name a folder, an archive, a git URL, oci://..., `-` or /dev/null".into()),
             Self::NoGit { .. } => Some("install git 2.37 or newer".into()),
             Self::Git { help, .. } => help.clone(),
             Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; a short commit needs a server that shows its branch".into()),
             Self::CommitGone { .. } => Some("it was taken away by a force-push, its branch was deleted, or it never was there: run what the branch has now".into()),
             Self::Refused { help, .. } | Self::Submodule { help, .. } => Some(help.clone()),
-            Self::InSubmodule { source, .. } => source.help(),
+            Self::InSubmodule { source, .. } => {
+                const WITHOUT: &str = "`--submodules=false` leaves submodules out";
+                Some(match source.help() {
+                    Some(help) => format!("{help}; {WITHOUT}"),
+                    None => WITHOUT.into(),
+                })
+            }
             Self::Lfs { help, .. } => help.clone(),
             Self::Registry { source, .. } => source.help(),
             _ => None,
@@ -197,6 +215,35 @@ impl SourceError {
             Self::InSubmodule { source, .. } => source.is_unreachable(),
             Self::Registry { source, .. } => matches!(**source, RegistryError::Unreachable { .. }),
             _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_address_names_the_flag_that_allows_it() {
+        let forbidden = ForbiddenAddress {
+            host: "internal".into(),
+            address: [10, 0, 0, 1].into(),
+        };
+        let by_registry = SourceError::Registry {
+            context: "oci://internal/app:1".into(),
+            source: Box::new(RegistryError::Unreachable {
+                attempt: "resolve internal/app:1".into(),
+                host: "internal".into(),
+                source: Box::new(forbidden.clone()),
+            }),
+        };
+        let by_download = SourceError::Download {
+            url: "https://internal/a.tar".into(),
+            source: Box::new(forbidden),
+        };
+        for error in [by_registry, by_download] {
+            let help = error.help().unwrap();
+            assert!(help.contains("--allow-private-addresses"), "{help}");
         }
     }
 }

@@ -8,7 +8,11 @@ use reqwest::header;
 use tokio_util::io::StreamReader;
 use url::Url;
 
-use crate::{Options, Origin, Progress, archive, error::SourceError, spec::shown_url};
+use crate::{
+    Options, Origin, Progress, archive,
+    error::{PRIVATE_ADDRESS_HELP, SourceError},
+    spec::shown_url,
+};
 
 /// Downloads `url` and unpacks it into `target` as it comes.
 pub(crate) async fn download(
@@ -93,14 +97,10 @@ pub(crate) fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<
     }
     // Names are checked by the client when it resolves them.
     match net::check_literal(options.addresses(), url) {
-        Err(error) => refuse(
-            error.to_string(),
-            "the operator of this machine can allow private addresses",
-        ),
-        Ok(()) if here && options.addresses() == AddressPolicy::PublicOnly => refuse(
-            "it is on this machine".into(),
-            "the operator of this machine can allow private addresses",
-        ),
+        Err(error) => refuse(error.to_string(), PRIVATE_ADDRESS_HELP),
+        Ok(()) if here && options.addresses() == AddressPolicy::PublicOnly => {
+            refuse("it is on this machine".into(), PRIVATE_ADDRESS_HELP)
+        }
         Ok(()) => Ok(()),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 mod parse;
 
 pub(crate) use parse::{context_ref, flags};
-pub use parse::{from_words, parse};
+pub use parse::{from_words, parse, parse_at};
 
 /// Where a build's files come from, as the line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! plan only where none of them is an error.
 
 mod declared;
+mod images;
 mod lines;
 mod order;
 
@@ -16,17 +17,20 @@ use acrtask_model::Secret;
 pub(crate) use self::declared::secrets;
 use self::{
     declared::{check_mounts, mount, networks, volumes},
+    images::merge_without_registry,
     lines::step_kind,
     order::{check_order, step_ids},
 };
 use crate::{
     alias::Aliases,
     diagnostic::{Diagnostic, nearest},
+    env::{self, Quoting},
     facts::RunFacts,
     plan::{ContainerOptions, Network, Plan, Step, Version},
     read::{Int, MAX_PROBLEMS, Report, Text},
     task::{RawStep, RawTask},
     version,
+    words::BEGIN_WITH_VERSION,
 };
 
 /// The bridge network that is made where a file declares none.
@@ -59,7 +63,7 @@ pub(crate) fn plan(
     let mut refusals = Vec::new();
     let volumes = volumes(&task.volumes, report, &mut refusals);
     let (networks, default_network) = networks(task, context, report, &mut refusals);
-    let mut task_env = task.env.clone();
+    let mut task_env = read_env(&task.env, env::read_entries, report);
     merge_env(&mut task_env, &from_flags(&context.facts.env), report);
 
     let ids = step_ids(&task.steps, report);
@@ -80,7 +84,11 @@ pub(crate) fn plan(
         check_mounts(raw, &task.volumes, report);
         let next = task.steps.get(i + 1);
         let kind = step_kind(raw, next, &ids[i], context, report, &mut refusals);
-        let mut env = raw.env.clone();
+        let mut env = read_env(
+            &raw.env,
+            |entry, quoting| vec![env::read_entry(entry, quoting)],
+            report,
+        );
         merge_env(&mut env, &task_env, report);
         let (Some(kind), Some(id)) = (kind, ids[i].step.clone()) else {
             continue;
@@ -131,6 +139,10 @@ pub(crate) fn plan(
             },
         });
     }
+    merge_without_registry(&mut refusals);
+    if hides_version(task, context) {
+        correct_help(&mut refusals);
+    }
     refusals.truncate(MAX_PROBLEMS);
     if report.has_errors() {
         return (None, refusals);
@@ -179,12 +191,56 @@ fn line_of(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
 }
 
+/// The help on how aliases are turned on.
+const VERSION_LINE: &str = "write `version: v1.1.0` once, as the first line, without indent, braces and tags: only a line \
+                            like that turns aliases on";
+
+/// Returns `true` if the file has a version with aliases that is not in a line by which they are turned on.
+fn hides_version(task: &RawTask, context: &Context<'_>) -> bool {
+    let version = task.version.as_ref();
+    let version = version.and_then(|text| version::parse(&text.value));
+    context.aliases.is_none() && version == Some(Version::V1_1_0)
+}
+
+/// Replaces the help that asks for a version which the file has already.
+fn correct_help(refusals: &mut [Diagnostic]) {
+    for refused in refusals {
+        let help = refused.help.take();
+        refused.help = help.map(|help| match help.split_once(BEGIN_WITH_VERSION) {
+            Some((before, _)) => format!("{before}{VERSION_LINE}"),
+            None => help,
+        });
+    }
+}
+
 fn check_version(
     task: &RawTask,
     context: &Context<'_>,
     report: &mut Report<'_>,
 ) -> Option<Version> {
-    if let (Some(span), None) = (&task.alias, context.aliases) {
+    let written = task.version.as_ref().map(|text| text.value.as_str());
+    if hides_version(task, context) {
+        if let Some(span) = &task.alias {
+            report.push(
+                Diagnostic::warning(
+                    "no-effect",
+                    "aliases are not replaced: the file's first `version` line does not turn them on",
+                )
+                .at(span.clone(), "it is ignored")
+                .help(VERSION_LINE),
+            );
+        }
+    } else if context.aliases.is_some()
+        && written.is_some_and(|text| version::parse(text).is_some_and(|v| v != Version::V1_1_0))
+    {
+        report.push(
+            Diagnostic::warning(
+                "version",
+                "aliases are replaced, because the first `version` line of the file turns them on",
+            )
+            .help("write one `version` line"),
+        );
+    } else if let (Some(span), None) = (&task.alias, context.aliases) {
         report.push(
             Diagnostic::warning(
                 "no-effect",
@@ -280,17 +336,36 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
     }
 }
 
+/// Returns the entries that `--env` gave. They are not quoted: a shell has read them already.
 fn from_flags(env: &[String]) -> Vec<Text> {
-    env.iter()
-        .map(|entry| Text {
-            value: entry.clone(),
-            span: 0..0,
-        })
-        .collect()
+    let entries = env.iter().flat_map(|entry| entry.split(','));
+    let text = |value: &str| Text {
+        value: value.to_owned(),
+        span: 0..0,
+    };
+    entries.map(text).collect()
 }
 
-/// Adds the variables of `more` that `env` lacks. An entry of `more` may hold several, separated by
-/// commas. Entries need a `=` only where there is something to merge, as in the reference executor.
+/// Reads the entries of an `env`, each of which may become several.
+fn read_env(
+    env: &[Text],
+    read: fn(&str, Quoting) -> Vec<String>,
+    report: &Report<'_>,
+) -> Vec<Text> {
+    let mut entries = Vec::new();
+    for entry in env {
+        let quoting = Quoting::of(report.written(entry.span.clone()));
+        let values = read(&entry.value, quoting).into_iter();
+        entries.extend(values.map(|value| Text {
+            value,
+            span: entry.span.clone(),
+        }));
+    }
+    entries
+}
+
+/// Adds the variables of `more` that `env` lacks. Entries need a `=` only where there is something to merge, as in the
+/// reference executor.
 fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
     if more.is_empty() {
         return;
@@ -317,16 +392,10 @@ fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
         }
     }
     for entry in more {
-        for part in entry.value.split(',') {
-            let part = Text {
-                value: part.to_owned(),
-                span: entry.span.clone(),
-            };
-            match part.value.split_once('=') {
-                Some((name, _)) if !names.contains(name) => env.push(part),
-                Some(_) => {}
-                None => refuse(&part, report),
-            }
+        match entry.value.split_once('=') {
+            Some((name, _)) if !names.contains(name) => env.push(entry.clone()),
+            Some(_) => {}
+            None => refuse(entry, report),
         }
     }
 }

@@ -10,7 +10,7 @@ use acrtask_template::{Sources, Untrusted};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
-use crate::{diagnostic::Diagnostic, untrusted::Names};
+use crate::untrusted::Names;
 
 /// The facts of a run: what `.Run`, `.Values` and `.Secrets` hold.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +41,7 @@ pub struct RunFacts {
     pub triggered_by: String,
     /// `.Run.TaskName`; also part of the cache's tag.
     pub task_name: String,
-    /// From `--values`; see [`values_from_yaml`].
+    /// From `--values`; see [`crate::values_from_yaml`].
     pub values: Map<String, Value>,
     /// From `--set`: each wins over a value of the same name.
     pub set: Vec<(String, String)>,
@@ -249,50 +249,6 @@ fn for_a_shell(value: &Value) -> String {
     format!("'{}'", json.replace('\'', "'\"'\"'"))
 }
 
-/// Reads a values file: a map of anything.
-///
-/// # Errors
-///
-/// Where the text is not YAML or not a map; the place is in `text`.
-pub fn values_from_yaml(text: &str) -> Result<Map<String, Value>, Diagnostic> {
-    let text_is_empty = text
-        .lines()
-        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
-    if text_is_empty {
-        return Ok(Map::new());
-    }
-    let options = serde_yaml::options! {
-        strict_booleans: false,
-        legacy_octal_numbers: true,
-        with_snippet: false,
-    };
-    serde_yaml::from_str_with_options(text, options).map_err(|error| {
-        let diagnostic = Diagnostic::error("values", format!("this is no map of values: {error}"))
-            .help("write one value on each line: `name: value`");
-        let Some(location) = error.location() else {
-            return diagnostic;
-        };
-        let line_start: usize = text
-            .split_inclusive('\n')
-            .take(
-                usize::try_from(location.line())
-                    .unwrap_or(1)
-                    .saturating_sub(1),
-            )
-            .map(str::len)
-            .sum();
-        let column = usize::try_from(location.column())
-            .unwrap_or(1)
-            .saturating_sub(1);
-        let rest = text[line_start..]
-            .char_indices()
-            .map(|(i, c)| (i, c.len_utf8()))
-            .nth(column);
-        let (start, len) = rest.unwrap_or((text.len() - line_start, 0));
-        diagnostic.at(line_start + start..line_start + start + len, "here")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,7 +259,9 @@ mod tests {
             id: "ca7".into(),
             registry: "reg.example.com:5000".into(),
             date: "2026-01-02T03:04:05Z".parse().unwrap(),
-            values: values_from_yaml("b: 1\na: {d: yes, c: \"it's <1>\"}\n").unwrap(),
+            values: crate::values_from_yaml("b: 1\na: {d: yes, c: \"it's <1>\"}\n")
+                .unwrap()
+                .values,
             set: vec![("b".into(), "2".into())],
             secrets: vec![("t".into(), Secret::new("token"))],
             ..RunFacts::default()
@@ -319,16 +277,5 @@ mod tests {
             data["ValuesJSON"],
             r#"'{"a":{"c":"it'"'"'s \u003c1\u003e","d":true},"b":"2","t":"token"}'"#
         );
-    }
-
-    #[test]
-    fn values_files() {
-        assert!(values_from_yaml("").unwrap().is_empty());
-        assert!(values_from_yaml("# nothing\n").unwrap().is_empty());
-        assert_eq!(values_from_yaml("a: 010").unwrap()["a"], 8);
-        let error = values_from_yaml("a: 1\nb: [\n").unwrap_err();
-        assert_eq!(error.code, "values");
-        assert!(!error.labels.is_empty());
-        assert!(values_from_yaml("- a").is_err());
     }
 }

@@ -15,7 +15,9 @@ pub mod plan;
 
 mod alias;
 mod check;
+mod date;
 mod diagnostic;
+mod env;
 mod facts;
 mod flags;
 mod graph;
@@ -27,20 +29,22 @@ mod render;
 mod resolve;
 mod task;
 mod untrusted;
+mod values;
 mod version;
 mod words;
 mod yaml;
 
 pub use check::DEFAULT_NETWORK;
+pub use date::format_date;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
 pub use facts::{
     BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, UntrustedFacts,
-    values_from_yaml,
 };
 pub use json::plan_json;
 pub use picture::plan_text;
 pub use render::render_diagnostics;
 pub use resolve::{MAX_FILE, Resolution, render_image, resolve};
+pub use values::{ValuesFile, values_from_yaml};
 
 /// The JSON Schema of `acr-task.yaml`, for editors: its keys, and what they hold.
 pub const FILE_SCHEMA: &str = include_str!("acr-task.schema.json");

@@ -129,6 +129,15 @@ impl<'a> Origin<'a> {
         self.author.get(span).unwrap_or_default()
     }
 
+    /// Returns what the author wrote for `span`, from the beginning of its line on. An alias without a text at the start of
+    /// `span` is in it.
+    pub(crate) fn written_line(&self, span: Range<usize>) -> &'a str {
+        let span = self.span(span);
+        let before = self.author.get(..span.start).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        self.author.get(start..span.end).unwrap_or_default()
+    }
+
     /// The author's bytes behind `span`; never empty where the span is not.
     pub(crate) fn span(&self, span: Range<usize>) -> Range<usize> {
         let mut span = span;

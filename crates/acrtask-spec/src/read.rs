@@ -49,8 +49,13 @@ impl<'a> Report<'a> {
     }
 
     /// What the author wrote for `span`, before aliases and templates.
-    fn written(&self, span: Range<usize>) -> &'a str {
+    pub(crate) fn written(&self, span: Range<usize>) -> &'a str {
         self.origin.written(span).trim()
+    }
+
+    /// Returns what the author wrote for `span`, from the beginning of its line on.
+    pub(crate) fn written_line(&self, span: Range<usize>) -> &'a str {
+        self.origin.written_line(span)
     }
 
     /// Whether enough problems have been noted.

@@ -200,6 +200,15 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
         fields.report(warning);
     }
     fields.finish("a task file", |key| {
+        let renamed = match plain(key).as_str() {
+            "environment" | "envs" | "envvars" | "variables" => "write `env: [\"NAME=VALUE\"]`",
+            "steptimeoutinseconds" | "steptimeoutseconds" => "write `stepTimeout`, in seconds",
+            "workdir" | "workingdir" => "write `workingDirectory`",
+            _ => "",
+        };
+        if !renamed.is_empty() {
+            return Some(renamed.to_owned());
+        }
         outside_the_file(key).or_else(|| {
             STEP_KEYS.contains(&key).then(|| {
                 format!("`{key}` belongs to a step: write it under one of `steps`, indented")
@@ -350,11 +359,49 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
                 "a build is one line, as `docker build` takes it: `build: -t IMAGE -f Dockerfile .`"
             }
             "secret" | "secrets" => "`secrets` belongs to the task, beside `steps`",
-            _ => return outside_the_file(key),
+            _ => match of_other_systems(key) {
+                Some(help) => help,
+                None => return outside_the_file(key),
+            },
         };
         Some(help.to_owned())
     });
     step
+}
+
+/// Returns the key in lower case, without `-` and `_`.
+fn plain(key: &str) -> String {
+    key.replace(['-', '_'], "").to_lowercase()
+}
+
+/// Keys of a step as other systems name them.
+fn of_other_systems(key: &str) -> Option<&'static str> {
+    Some(match plain(key).as_str() {
+        "dependson" | "needs" | "after" | "waitfor" | "requires" => {
+            "write `when: [ID]`, with the ids of the steps to wait for; `when: [\"-\"]` waits for none"
+        }
+        "continueonerror" | "allowfailure" | "ignoreerror" | "failfast" => {
+            "write `ignoreErrors: true`"
+        }
+        "environment" | "envs" | "envvars" | "variables" => "write `env: [\"NAME=VALUE\"]`",
+        "mounts" | "mount" | "volumes" | "volume" => {
+            "write `volumeMounts`, with `name` and `mountPath`, of a volume under the task's `volumes`"
+        }
+        "name" | "displayname" | "title" => "write `id`: letters, digits, `-` and `_`",
+        "steptimeout" | "timeoutinseconds" | "timeoutseconds" | "timeoutinminutes" => {
+            "write `timeout`, in seconds"
+        }
+        "retrydelayinseconds" | "retrydelayseconds" | "retryinterval" | "backoff" => {
+            "write `retryDelay`, in seconds"
+        }
+        "retry" | "retrycount" | "maxretries" | "attempts" => "write `retries`",
+        "startdelayinseconds" | "startdelayseconds" | "delay" => "write `startDelay`, in seconds",
+        "workdir" | "workingdir" | "cwd" => "write `workingDirectory`",
+        "if" | "condition" => {
+            "a step has no condition: write `{{if ...}}` and `{{end}}` around it in the file"
+        }
+        _ => return None,
+    })
 }
 
 /// Settings of the cloud service's task resource, which people put into the file.

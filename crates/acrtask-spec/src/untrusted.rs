@@ -26,6 +26,7 @@ use self::{
 use crate::{
     alias::Aliases,
     diagnostic::Diagnostic,
+    env::{self, Quoting},
     graph::AT_ONCE,
     read::Report,
     yaml::{self, Kind, Node},
@@ -254,10 +255,14 @@ impl<'c> Checker<'c> {
             [Key("steps"), Item, rest @ ..] => rest,
             [Key("env"), Item] => {
                 marks.check_variable(marked, "the name of a variable")?;
-                if real.matches(',').count() != marked.matches(',').count() {
+                let entries = |text: &str| {
+                    let parts = env::read_entries(text, Quoting::Word).len();
+                    (text.matches(',').count(), parts)
+                };
+                if entries(real) != entries(marked) {
                     return Err(Fault::new(
                         marks.sources_of(marked),
-                        "it contains `,`, which begins another variable",
+                        "it contains `,` or a quote, which changes where variables begin",
                     )
                     .help("write the variable under `env` of the step"));
                 }

@@ -12,6 +12,9 @@ use crate::{
     plan::LineRefusal,
 };
 
+/// The part of a help that asks for the version with aliases.
+pub(crate) const BEGIN_WITH_VERSION: &str = "begin the file with `version: v1.1.0`";
+
 /// A piece of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
@@ -377,7 +380,7 @@ impl<'a> Lexer<'a> {
         );
         if PREDEFINED.contains(&name) {
             refused.help = Some(format!(
-                "write `{{{{.Run.{name}}}}}`, or begin the file with `version: v1.1.0`, from which on `${name}` is an alias"
+                "write `{{{{.Run.{name}}}}}`, or {BEGIN_WITH_VERSION}, from which on `${name}` is an alias"
             ));
         }
         Err(refused)

@@ -128,10 +128,10 @@ fn meaning_of(text: &str) -> Meaning {
     }
     let float_like = digits
         .bytes()
-        .all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
-        && !digits.ends_with('.');
-    match digits.parse() {
-        Ok(float) if float_like => Meaning::Float(float),
+        .all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
+    match digits.parse::<f64>() {
+        // One that is too large is text, such as the commit `5e12345`.
+        Ok(float) if float_like && float.is_finite() => Meaning::Float(float),
         _ => Meaning::Text,
     }
 }
@@ -454,6 +454,9 @@ mod tests {
             ("1.5", Meaning::Float(1.5)),
             ("1e3", Meaning::Float(1000.0)),
             (".5", Meaning::Float(0.5)),
+            ("1.", Meaning::Float(1.0)),
+            ("5e12345", Meaning::Text),
+            ("685_230.15", Meaning::Float(685_230.15)),
             ("1.0.0", Meaning::Text),
             ("v1", Meaning::Text),
             ("-", Meaning::Text),

@@ -143,6 +143,31 @@ fn long_lines_are_not_shown() {
     assert!(shown.len() < 500);
 }
 
+/// A run without `-r` is one mistake, wherever the registry is used.
+#[test]
+fn an_empty_registry_is_one_error() {
+    let facts = acrtask_spec::RunFacts {
+        registry: String::new(),
+        ..facts()
+    };
+    let source = TaskSource {
+        name: "task.yaml".into(),
+        text: "version: v1.1.0\nsteps:\n  - build: -t $Registry/app:$ID -t {{.Run.Registry}}/app:latest .\n  \
+               - cmd: $Registry/app:$ID test\n  - push: [$Registry/app:$ID]\n"
+            .into(),
+    };
+    let resolution = resolve(&source, &facts, &World);
+    let refused: Vec<_> = resolution
+        .for_run()
+        .into_iter()
+        .filter(|diagnostic| diagnostic.is_error())
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].message.contains("`$Registry` is empty"));
+    assert!(refused[0].help.as_deref().unwrap().contains("`-r HOST`"));
+    assert_eq!(refused[0].labels.len(), 3);
+}
+
 /// What the flags of a run change.
 #[test]
 fn facts_of_a_run() {
@@ -155,7 +180,9 @@ fn facts_of_a_run() {
         env: vec!["A=flag,B=flag".into(), "C=flag".into()],
         secrets: vec![("unknown".into(), acrtask_model::Secret::new("given"))],
         set: vec![("v".into(), "set".into())],
-        values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}").unwrap(),
+        values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}")
+            .unwrap()
+            .values,
         ..facts()
     };
     let text = "version: v1.1.0\nenv: [A=file]\nsecrets: [{id: unknown, keyvault: x}]\nsteps:\n  \

@@ -220,6 +220,8 @@ fn values_that_would_change_the_structure_are_refused() {
         ("steps:\n  - cmd: alpine true\n    network: {{.Values.x}}\n".into(), "host"),
         ("steps:\n  - cmd: alpine true\n    env: [\"{{.Values.x}}\"]\n".into(), "PATH=/evil"),
         ("env: [\"A={{.Values.x}}\"]\nsteps:\n  - cmd: alpine true\n".into(), "1,PATH=/evil"),
+        ("env: [\"A='{{.Values.x}}'\"]\nsteps:\n  - cmd: alpine true\n".into(), "1',PATH='/evil"),
+        ("env: [\"A={{.Values.x}},PATH={{.Values.x}}\"]\nsteps:\n  - cmd: alpine true\n".into(), "'"),
         ("steps:\n  - cmd: {{.Values.x}}\n    build: .\n".into(), "null"),
         // On a detour through the template.
         ("version: v1.1.0\nalias:\n  values:\n    tag: '{{.Values.x}}'\nsteps:\n  - cmd: alpine echo $tag\n".into(), "{{.Secrets.a}}"),

@@ -29,6 +29,8 @@ pub(crate) fn to_stderr(filter: Option<&str>) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter.unwrap_or(QUIET)))
         .with_writer(std::io::stderr)
+        // It would report a closed standard error on standard error, and panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
@@ -45,7 +47,9 @@ pub(crate) fn start(
     filter: Option<&str>,
     args: &TelemetryArgs,
 ) -> Result<Telemetry, CliError> {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let lines = match args.log_format {
         LogFormat::Json => lines
             .json()

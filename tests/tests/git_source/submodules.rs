@@ -108,3 +108,58 @@ async fn hostile_submodules_are_refused_and_run_nothing() {
         );
     }
 }
+
+/// A submodule with a slash at the end of its URL, one with `update = none`, and one without a URL.
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_are_read_as_git_reads_them() {
+    let repositories = Repositories::default();
+    let server = HttpGit::start(&repositories.root(), None);
+    for name in ["app", "lib"] {
+        repositories.create(name);
+    }
+    let lib = repositories.commit("lib", &[("file", "lib")]);
+    repositories.commit("app", &[("file", "app")]);
+    add_submodule(&repositories, "app", "slash", "../lib.git/", &lib);
+    add_submodule(&repositories, "app", "skipped", "../none.git", &lib);
+    let work = repositories.work("app");
+    let set = |key: &str, value: &[&str]| {
+        let args = [&["config", "--file", ".gitmodules", key][..], value].concat();
+        git(&work, &args);
+        git(
+            &work,
+            &["commit", "--quiet", "--all", "--message", "modules"],
+        );
+        git(&work, &["push", "--quiet", "--force", "origin", "HEAD"]);
+    };
+    set("submodule.skipped.update", &["none"]);
+    let (_folder, mut options) = options();
+    options.git.submodules = true;
+    let workspace = fetched(&server.url("app"), &options).await.unwrap();
+    assert_eq!(read(&workspace, "slash/file"), "lib");
+    assert!(!workspace.root.join("skipped/file").exists());
+    drop(workspace);
+
+    // What is left out is reported.
+    let (sender, reports) = std::sync::mpsc::channel();
+    options.git.submodules = false;
+    options.progress = Some(std::sync::Arc::new(move |progress| {
+        let _ = sender.send(progress);
+    }));
+    drop(fetched(&server.url("app"), &options).await.unwrap());
+    let reported = format!("{:?}", reports.try_iter().collect::<Vec<_>>());
+    assert!(reported.contains("left out: slash;"), "{reported}");
+
+    options.git.submodules = true;
+    let unset = [
+        "config",
+        "--file",
+        ".gitmodules",
+        "--unset",
+        "submodule.slash.url",
+    ];
+    git(&work, &unset);
+    set("submodule.slash.branch", &["main"]);
+    let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
+    assert!(error.contains("the submodule `slash` of"), "{error}");
+    assert!(error.contains("has no `url` for it"), "{error}");
+}

@@ -8,7 +8,7 @@
 //! - Requests are taken off the wire at once and put in a queue of numbers, whatever the walk or the readers are doing: a
 //!   builder whose small frames pile up is cut off by HTTP/2's flood protection.
 //! - Memory does not depend on file sizes, and for each file it holds its name and 12 bytes.
-//! - A file that cannot be read any more is sent empty, as fsutil does.
+//! - A file that has vanished since the walk is sent empty. A file that cannot be opened or read fails the transfer.
 //!
 //! Left out: `TarStream`, which no current builder uses.
 
@@ -21,8 +21,9 @@ mod walk;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -300,21 +301,22 @@ impl Transfer {
             };
             match &self.tree {
                 Tree::Folder(_) => {
-                    if let Ok(mut file) = File::open(&path) {
-                        loop {
-                            match file.read(&mut buffer) {
-                                Ok(0) => break,
-                                Ok(n) => {
-                                    if !self.send(data(buffer[..n].to_vec())) {
-                                        return;
-                                    }
-                                }
-                                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                                Err(e) => {
-                                    return self
-                                        .fail(&format!("cannot read {}: {e}", path.display()));
+                    let cannot_read =
+                        |error: io::Error| format!("cannot read {}: {error}", path.display());
+                    let mut file = match open_file(&path) {
+                        Ok(file) => file,
+                        Err(error) => return self.fail(&cannot_read(error)),
+                    };
+                    while let Some(open) = &mut file {
+                        match open.read(&mut buffer) {
+                            Ok(0) => break,
+                            Ok(n) => {
+                                if !self.send(data(buffer[..n].to_vec())) {
+                                    return;
                                 }
                             }
+                            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                            Err(e) => return self.fail(&cannot_read(e)),
                         }
                     }
                 }
@@ -334,6 +336,18 @@ impl Transfer {
                 return;
             }
         }
+    }
+}
+
+/// Opens a file that the walk described. `None` if it has vanished, or is a socket, which is sent as an empty file.
+fn open_file(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if follow::is_absent(&error) => Ok(None),
+        Err(error) => match path.symlink_metadata() {
+            Ok(metadata) if metadata.file_type().is_socket() => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
@@ -469,6 +483,52 @@ mod tests {
                 follow: vec!["a%20b".into()],
             }
         );
+    }
+
+    #[test]
+    fn only_vanished_files_and_sockets_are_sent_empty() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "text").unwrap();
+        assert!(open_file(&at("file")).unwrap().is_some());
+        assert!(open_file(&at("vanished")).unwrap().is_none());
+        assert!(open_file(&at("file/below")).unwrap().is_none());
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        assert!(open_file(&at("socket")).unwrap().is_none());
+        // Root may open a file without permissions, but not a loop of links.
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        assert!(open_file(&at("loop")).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_file_fails_the_transfer_with_its_name() {
+        let dir = tempfile::TempDir::new().unwrap();
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        let (packets, mut receiver) = mpsc::channel(PACKETS_IN_FLIGHT);
+        let transfer = Transfer {
+            packets,
+            index: Mutex::default(),
+            queue: RequestQueue::default(),
+            tree: Tree::Folder(dir.path().to_owned()),
+        };
+        {
+            let mut index = transfer.index.lock().unwrap();
+            index.enter(dir.path());
+            index.push("loop");
+        }
+        transfer.queue.push(0);
+        tokio::task::spawn_blocking(move || transfer.read_files())
+            .await
+            .unwrap();
+        let packet = receiver.recv().await.unwrap().unwrap();
+        assert_eq!(packet.r#type, i32::from(PacketType::PacketErr));
+        let message = String::from_utf8(packet.data).unwrap();
+        let path = dir.path().join("loop");
+        assert!(
+            message.starts_with(&format!("cannot read {}: ", path.display())),
+            "{message}"
+        );
+        assert!(receiver.recv().await.unwrap().is_err());
     }
 
     #[test]

@@ -69,11 +69,36 @@ impl PatternSet {
         Ok(set)
     }
 
+    /// Compiles the lines of a `.dockerignore`, without its comments. A leading slash means the root, as every pattern
+    /// does.
+    pub fn from_ignore_file(text: &str) -> Result<Self, BadPattern> {
+        let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+        Self::new(lines.filter(|line| !line.starts_with('#')).map(|line| {
+            let (not, pattern) = match line.trim().strip_prefix('!') {
+                Some(pattern) => ("!", pattern.trim()),
+                None => ("", line.trim()),
+            };
+            format!("{not}{}", pattern.trim_start_matches('/'))
+        }))
+    }
+
+    /// Adds patterns before the others, which win over them.
+    pub fn after<S: AsRef<str>>(
+        self,
+        patterns: impl IntoIterator<Item = S>,
+    ) -> Result<Self, BadPattern> {
+        let mut set = Self::new(patterns)?;
+        set.patterns.extend(self.patterns);
+        set.has_exceptions |= self.has_exceptions;
+        Ok(set)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
 
-    pub(crate) fn has_exceptions(&self) -> bool {
+    /// Returns `true` if a pattern includes again what another one matched.
+    pub fn has_exceptions(&self) -> bool {
         self.has_exceptions
     }
 
@@ -245,6 +270,25 @@ fn from_go_dialect(go: &str) -> Option<String> {
                 } else {
                     "[\\t\\n\\f\\r ]"
                 }),
+                // A class inside of a class is fine here.
+                'D' => out.push_str("[^0-9]"),
+                'W' => out.push_str("[^0-9A-Za-z_]"),
+                'S' => out.push_str("[^\\t\\n\\f\\r ]"),
+                'a' | 'f' | 'n' | 'r' | 't' | 'v' | 'x' | 'p' | 'P' => {
+                    out.push('\\');
+                    out.push(next);
+                }
+                'A' | 'z' | 'b' | 'B' if !in_class => {
+                    out.push('\\');
+                    out.push(next);
+                }
+                'Q' if !in_class => {
+                    let rest: String = chars.collect();
+                    let (quoted, after) = rest.split_once("\\E").unwrap_or((&rest, ""));
+                    out.push_str(&regex::escape(quoted));
+                    out.push_str(&from_go_dialect(after)?);
+                    return Some(out);
+                }
                 next if next.is_ascii_alphanumeric() => return None,
                 next if next.is_ascii_punctuation() && next != '<' && next != '>' => {
                     out.push('\\');
@@ -382,6 +426,18 @@ mod tests {
             ("[\\]a]", "]", true),
             ("[\\-x]", "-", true),
             ("a[&~]b", "a&b", true),
+            // A folder of Windows: the escapes are those of Go's expressions, as docker has it.
+            ("bin\\Debug", "binDebug", true),
+            ("bin\\Debug", "binXebug", true),
+            ("bin\\Debug", "bin1ebug", false),
+            ("bin\\Debug", "bin/Debug", false),
+            ("bin\\Debug", "bin\\Debug", false),
+            ("src\\Web", "src-eb", true),
+            ("src\\Web", "srcWeb", false),
+            ("out\\Qa.b", "outa.b", false),
+            ("[\\D]x", "ax", true),
+            ("[\\D]x", "1x", false),
+            ("a\\x41", "aA", true),
             ("*", "fileutils.go", true),
         ] {
             let set = set(&[pattern]);
@@ -428,7 +484,17 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_named() {
-        for pattern in ["!", "[", "[]a]", "[-x]", "\\", "a[", "[Local-Only]"] {
+        for pattern in [
+            "!",
+            "[",
+            "[]a]",
+            "[-x]",
+            "\\",
+            "a[",
+            "[Local-Only]",
+            "bin\\Release",
+            "a\\Code",
+        ] {
             assert_eq!(PatternSet::new([pattern]).unwrap_err().pattern, pattern);
         }
     }

@@ -25,15 +25,7 @@ pub(crate) fn expand_all(words: &[Word], now: Timestamp) -> Result<Vec<String>, 
 
 /// What `date +FORMAT` prints in UTC, without the line end. No format: as `date` alone.
 pub(crate) fn date(format: &str, now: Timestamp) -> Result<String, String> {
-    let format = format.strip_prefix('+').unwrap_or(format);
-    let format = if format.is_empty() {
-        "%a %b %e %H:%M:%S UTC %Y"
-    } else {
-        format
-    };
-    let zoned = now.to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &zoned)
-        .map_err(|error| format!("date: the format `{format}` cannot be used: {error}"))
+    acrtask_spec::format_date(format, now)
 }
 
 #[cfg(test)]

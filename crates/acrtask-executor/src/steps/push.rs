@@ -10,8 +10,8 @@ use acrtask_spec::plan::PushStep;
 use super::wait;
 use crate::{
     context::StepContext,
-    error::chain,
     images::{Origin, OwnImage},
+    login_help::chain_with_help,
     policy::Attempt,
     upload,
 };
@@ -147,7 +147,7 @@ async fn push_once(ctx: &StepContext, image: &ImageRef, own: &OwnImage) -> Resul
         .registry()
         .manifest(&there)
         .await
-        .map_err(|error| Failure::retryable(chain(&error)))?;
+        .map_err(|error| Failure::retryable(chain_with_help(&error)))?;
     let digest = manifest.digest.clone();
     if pushed != digest {
         return Err(Failure::fatal(format!(

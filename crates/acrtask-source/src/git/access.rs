@@ -19,7 +19,7 @@ use url::Url;
 use super::ssh::{self, Ssh};
 use crate::{
     GitCredential, Options, Origin, SshKey,
-    error::SourceError,
+    error::{PRIVATE_ADDRESS_HELP, SourceError},
     spec::{GitTransport, GitUrl},
 };
 
@@ -262,10 +262,9 @@ async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>,
                 first,
             }))
         }
-        Err(error) if error.is::<net::ForbiddenAddress>() => refuse(
-            error.to_string(),
-            "the operator of this machine can allow private addresses",
-        ),
+        Err(error) if error.is::<net::ForbiddenAddress>() => {
+            refuse(error.to_string(), PRIVATE_ADDRESS_HELP)
+        }
         Err(source) => Err(SourceError::Download {
             url: url.to_string(),
             source,

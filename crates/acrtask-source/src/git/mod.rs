@@ -33,6 +33,7 @@ use crate::{
 use access::Access;
 pub(crate) use access::login;
 pub(crate) use ssh::is_well_known;
+pub(crate) use submodules::names;
 
 /// How much of an answer of git is read, in bytes: of `git ls-remote` about half a million references.
 const MAX_OUTPUT: u64 = 64 << 20;
@@ -57,9 +58,14 @@ pub(crate) async fn check_out(
     let mut taken = lfs::Taken::default();
     if options.git.lfs {
         lfs::check_out(&git, scratch, &mut taken, options).await?;
+    } else {
+        lfs::report_left_out(&git, options).await;
     }
     if options.git.submodules {
         submodules::check_out(git, scratch, &mut taken, options).await?;
+    } else if let Err(error) = submodules::report_left_out(&git, options).await {
+        // The files are there without them.
+        tracing::debug!(%error, "cannot list the submodules");
     }
     let Some(folder) = &url.folder else {
         return Ok((root, facts));
@@ -228,6 +234,12 @@ impl Git {
             let (mode, id) = (words.next()?, words.nth(1)?);
             (name == path).then(|| (mode.to_owned(), id.to_owned()))
         }))
+    }
+
+    /// Returns the commit of the submodule at `path`. `None` if something else, or nothing, is there.
+    async fn submodule_commit(&self, path: &str) -> Result<Option<String>, SourceError> {
+        let entry = self.entry(path).await?;
+        Ok(entry.and_then(|(mode, id)| (mode == "160000").then_some(id)))
     }
 
     /// What a file of the commit, in the form of git's configuration, says about keys that match `pattern`; nothing

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::Git;
 use crate::{
-    CommitId, Options,
+    CommitId, Options, Progress,
     error::SourceError,
     lfs, paths,
     spec::{GitTransport, GitUrl},
@@ -35,14 +35,10 @@ pub(super) async fn check_out(
     let mut todo = vec![(git, 0)];
     let mut count = 0;
     while let Some((parent, depth)) = todo.pop() {
-        for (path, address) in named(&parent).await? {
-            let Some((mode, id)) = parent.entry(&path).await? else {
+        for Module { path, url: address } in modules(&parent).await? {
+            let Some(id) = parent.submodule_commit(&path).await? else {
                 continue;
             };
-            // It may be named and not be there, or be something else there.
-            if mode != "160000" {
-                continue;
-            }
             count += 1;
             let refused = |reason: String, help: &str| SourceError::Submodule {
                 url: parent.url.url.clone(),
@@ -61,6 +57,12 @@ pub(super) async fn check_out(
             let commit: CommitId = id
                 .parse()
                 .map_err(|_| refused("git does not name its commit".into(), "commit it again"))?;
+            let address = address.ok_or_else(|| {
+                refused(
+                    "`.gitmodules` has no `url` for it".into(),
+                    "write its `url`, or `update = none` where it is not needed",
+                )
+            })?;
             let url = url(&parent.url, &address).map_err(|(reason, help)| {
                 refused(format!("its URL is refused: {reason}"), &help)
             })?;
@@ -77,6 +79,8 @@ pub(super) async fn check_out(
                 child.fetch(Some(&commit)).await?;
                 if options.git.lfs {
                     lfs::check_out(&child, scratch, taken, options).await?;
+                } else {
+                    lfs::report_left_out(&child, options).await;
                 }
                 Ok(child)
             };
@@ -87,24 +91,72 @@ pub(super) async fn check_out(
     Ok(())
 }
 
-/// Paths and URLs, as `.gitmodules` of the commit has them.
-async fn named(git: &Git) -> Result<BTreeMap<String, String>, SourceError> {
+/// Most names that a message has.
+const MAX_NAMES: usize = 5;
+
+/// Reports the submodules that are not checked out.
+pub(super) async fn report_left_out(git: &Git, options: &Options) -> Result<(), SourceError> {
+    let mut left_out = Vec::new();
+    for module in modules(git).await?.into_iter().take(MAX_SUBMODULES) {
+        if git.submodule_commit(&module.path).await?.is_some() {
+            left_out.push(module.path);
+        }
+    }
+    if !left_out.is_empty() {
+        options.report(Progress::Started(format!(
+            "warning: the submodules of {} are left out: {}; `--submodules`, or `submodules: true` in the task, takes \
+             them in",
+            git.url.url,
+            names(&left_out)
+        )));
+    }
+    Ok(())
+}
+
+/// The first few of several names.
+pub(crate) fn names(all: &[String]) -> String {
+    let shown = all.iter().take(MAX_NAMES).map(String::as_str);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(MAX_NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// A submodule, as `.gitmodules` of the commit has it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Module {
+    path: String,
+    url: Option<String>,
+}
+
+/// The submodules that `.gitmodules` names, without those whose `update` is `none`.
+async fn modules(git: &Git) -> Result<Vec<Module>, SourceError> {
     let pairs = git
-        .configuration(".gitmodules", r"^submodule\..+\.(path|url)$")
+        .configuration(".gitmodules", r"^submodule\..+\.(path|url|update)$")
         .await?;
-    let mut modules: BTreeMap<String, (Option<String>, Option<String>)> = BTreeMap::new();
+    Ok(modules_of(pairs))
+}
+
+/// Reads the entries of `.gitmodules`. The last value of a key counts, as for git.
+fn modules_of(pairs: Vec<(String, String)>) -> Vec<Module> {
+    let mut found: BTreeMap<String, (Module, bool)> = BTreeMap::new();
     for (key, value) in pairs {
         let Some((name, what)) = key.rsplit_once('.') else {
             continue;
         };
-        let module = modules.entry(name.to_owned()).or_default();
+        let (module, skipped) = found.entry(name.to_owned()).or_default();
         match what {
-            "path" => module.0 = Some(value),
-            _ => module.1 = Some(value),
+            "path" => module.path = value,
+            "update" => *skipped = value == "none",
+            _ => module.url = Some(value),
         }
     }
-    let whole = |(path, url): (Option<String>, Option<String>)| Some((path?, url?));
-    Ok(modules.into_values().filter_map(whole).collect())
+    let found = found.into_values();
+    found
+        .filter(|(module, skipped)| !skipped && !module.path.is_empty())
+        .map(|(module, _)| module)
+        .collect()
 }
 
 /// The empty folder that git made for a submodule.
@@ -184,6 +236,7 @@ fn resolved(base: &str, relative: &str) -> Option<String> {
             break;
         }
     }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return None;
     }
@@ -213,6 +266,9 @@ mod tests {
             (https, "../lib", "https://h.example/org/lib"),
             (https, "./lib", "https://h.example/org/app.git/lib"),
             (https, "../../other/lib", "https://h.example/other/lib"),
+            (https, "../lib.git/", "https://h.example/org/lib.git"),
+            (https, "./lib/", "https://h.example/org/app.git/lib"),
+            (scp, "../lib.git/", "git@h.example:org/lib.git"),
             (scp, "../lib.git", "git@h.example:org/lib.git"),
             (scp, "../../other/lib", "git@h.example:other/lib"),
             (
@@ -232,6 +288,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn modules_that_are_not_to_be_checked_out_are_skipped() {
+        let pair = |key: &str, value: &str| (format!("submodule.{key}"), value.to_owned());
+        let found = modules_of(vec![
+            pair("lib.path", "sub/lib"),
+            pair("lib.url", "../lib.git"),
+            pair("docs.v2.path", "docs"),
+            pair("docs.v2.url", "../docs.git"),
+            pair("docs.v2.update", "none"),
+            pair("bare.path", "bare"),
+            pair("bare.update", "checkout"),
+            pair("nowhere.url", "../x.git"),
+            pair("again.path", "again"),
+            pair("again.update", "none"),
+            pair("again.update", "rebase"),
+        ]);
+        let module = |path: &str, url: Option<&str>| Module {
+            path: path.into(),
+            url: url.map(str::to_owned),
+        };
+        assert_eq!(
+            found,
+            [
+                module("again", None),
+                module("bare", None),
+                module("sub/lib", Some("../lib.git"))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_names_a_few() {
+        let all: Vec<String> = (1..=7).map(|n| format!("m{n}")).collect();
+        assert_eq!(names(&all[..2]), "m1, m2");
+        assert_eq!(names(&all), "m1, m2, m3, m4, m5 and 2 more");
+    }
+
     /// The attacks on submodules that git had to be changed for, and the hostile texts of contexts.
     #[test]
     fn hostile_urls_are_refused() {
@@ -242,6 +335,9 @@ mod tests {
             "../lib/../../../../x",
             "./",
             "../",
+            "../lib//",
+            "../lib/../",
+            "..//lib",
             "/etc",
             "lib",
             "file:///etc",

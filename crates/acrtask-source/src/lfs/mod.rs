@@ -22,7 +22,7 @@ use url::Url;
 use crate::{
     Options, Progress,
     error::SourceError,
-    git::Git,
+    git::{self, Git},
     paths,
     spec::{GitTransport, GitUrl},
 };
@@ -91,6 +91,24 @@ pub(crate) async fn check_out(
         }
     }
     Ok(())
+}
+
+/// Reports the files whose pointers stay in place of their content.
+pub(crate) async fn report_left_out(git: &Git, options: &Options) {
+    let files: Vec<String> = match pointers(git).await {
+        Ok(found) => found.into_values().flatten().collect(),
+        Err(error) => {
+            tracing::debug!(%error, "cannot list the files of Git LFS");
+            return;
+        }
+    };
+    if !files.is_empty() {
+        options.report(Progress::Started(format!(
+            "warning: files of {} are pointers of Git LFS: {}; `--lfs`, or `lfs: true` in the task, takes their content in",
+            git.url.url,
+            git::names(&files)
+        )));
+    }
 }
 
 /// The pointers among the files that the repository's attributes give to Git LFS, each with its files.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use jiff::Timestamp;
+
 use super::{BuildLine, CacheSpec, ContextRef, SecretSpec};
 use crate::{
     cmd_line::Word,
@@ -76,10 +78,29 @@ const FLAGS: [Flag; 56] = [
 ///
 /// Says which word cannot be carried out, where, and what to write instead.
 pub fn parse(line: &str) -> Result<BuildLine, LineRefusal> {
+    parse_tokens(line, |word, _| Ok(word))
+}
+
+/// Reads `line` with its dates at `now`, in UTC.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_at(line: &str, now: Timestamp) -> Result<BuildLine, LineRefusal> {
+    parse_tokens(line, |word, span| {
+        let dated = word.with_dates(now);
+        dated.map_err(|message| refusal(message, span.clone()))
+    })
+}
+
+fn parse_tokens(
+    line: &str,
+    read: impl Fn(Word, &Range<usize>) -> Result<Word, LineRefusal>,
+) -> Result<BuildLine, LineRefusal> {
     let mut placed = Vec::new();
     for token in words::split(line).map_err(helped)? {
         match token.kind {
-            TokenKind::Word(word) => placed.push((word, token.span)),
+            TokenKind::Word(word) => placed.push((read(word, &token.span)?, token.span)),
             // The end of the text, or a line that was not joined to the next one.
             TokenKind::Operator(words::Operator::Newline)
                 if line[token.span.end..].trim().is_empty() => {}

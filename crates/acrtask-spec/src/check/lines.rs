@@ -4,7 +4,12 @@ use std::ops::Range;
 
 use acrtask_model::ImageRef;
 
-use super::{Context, line_of, order::Named};
+use super::{
+    Context,
+    images::{check_tags, without_registry},
+    line_of,
+    order::Named,
+};
 use crate::{
     alias::{PREDEFINED, expand_image},
     build_line,
@@ -64,7 +69,9 @@ pub(super) fn step_kind(
         return None;
     }
     if let Some(build) = &raw.build {
-        let line = build_line::parse(&build.value);
+        let written = report.written_line(build.span.clone());
+        let line = build_line::parse_at(&build.value, context.facts.date)
+            .and_then(|line| check_tags(line, &build.value, context, written));
         let places = Places {
             text: build,
             shift: None,
@@ -129,7 +136,12 @@ pub(super) fn step_kind(
                 .and_then(|aliases| aliases.image(word))
                 .map(str::to_owned)
         };
-        let line = cmd_line::parse(&line_text, &image_alias);
+        let written = report.written_line(cmd.span.clone());
+        let line = cmd_line::parse(&line_text, &image_alias).map_err(|refused| {
+            let word = line_text.get(refused.span.clone()).unwrap_or_default();
+            let name = word.trim_matches(['"', '\'']);
+            without_registry(name, refused.span.clone(), context, written).unwrap_or(refused)
+        });
         let places = Places {
             text: cmd,
             shift: shift.map(|word| (word, line_text.len())),
@@ -196,27 +208,30 @@ fn push(
         if step.raw.contains(&full) {
             continue;
         }
+        let written = report.written_line(image.span.clone());
         let parsed = full.parse::<ImageRef>().map_err(|error| {
             let trimmed = full.trim();
-            LineRefusal {
-                message: format!("`{}` is no image: {}", image.value, error.reason),
-                span: 0..full.len(),
-                help: Some(if image.value.trim().contains(char::is_whitespace) {
-                    format!(
-                        "write one entry for each image: `push: [{}]`",
-                        image
-                            .value
-                            .split_whitespace()
-                            .map(quoted)
-                            .collect::<Vec<_>>()
-                            .join(", ")
-                    )
-                } else if trimmed.to_lowercase().parse::<ImageRef>().is_ok() {
-                    format!("write `{}`", trimmed.to_lowercase())
-                } else {
-                    "write for example `{{.Run.Registry}}/app:{{.Run.ID}}`".to_owned()
-                }),
-            }
+            without_registry(&full, 0..image.value.len(), context, written).unwrap_or_else(|| {
+                LineRefusal {
+                    message: format!("`{}` is no image: {}", image.value, error.reason),
+                    span: 0..full.len(),
+                    help: Some(if image.value.trim().contains(char::is_whitespace) {
+                        format!(
+                            "write one entry for each image: `push: [{}]`",
+                            image
+                                .value
+                                .split_whitespace()
+                                .map(quoted)
+                                .collect::<Vec<_>>()
+                                .join(", ")
+                        )
+                    } else if trimmed.to_lowercase().parse::<ImageRef>().is_ok() {
+                        format!("write `{}`", trimmed.to_lowercase())
+                    } else {
+                        "write for example `{{.Run.Registry}}/app:{{.Run.ID}}`".to_owned()
+                    }),
+                }
+            })
         });
         if let Err(refused) = &parsed {
             let places = Places {

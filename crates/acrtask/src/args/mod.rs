@@ -30,7 +30,7 @@ use self::{
     serve::ServeArgs,
     server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
     stored::TaskCommand,
-    task::{FactArgs, TaskArgs},
+    task::{FactArgs, GitArgs, TaskArgs},
     values::{BuildTag, Pair, SecretPair},
     webhooks::{DoctorArgs, WebhookCommand},
 };
@@ -324,9 +324,9 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) tags: Vec<BuildTag>,
 
-    /// The Dockerfile, relative to the context
-    #[arg(short, long, value_name = "PATH", default_value = "Dockerfile")]
-    pub(crate) file: String,
+    /// The Dockerfile, relative to the current folder, else to the context; `-` for standard input [default: Dockerfile in the context]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) file: Option<String>,
 
     /// A build argument; a NAME alone takes its value from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
@@ -352,6 +352,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "ID=PATH")]
     pub(crate) secret_file: Vec<Pair>,
 
+    #[command(flatten)]
+    pub(crate) git: GitArgs,
     #[command(flatten)]
     pub(crate) facts: FactArgs,
     #[command(flatten)]

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     HowForm, PathOrStdin, RunOutput,
     server::{OutputArgs, QueueArgs, ServerArgs},
+    task::GitArgs,
     timers::{TimerCommand, TriggerUrlCommand},
     triggers::CommitArgs,
     values::{self, Pair, SecretPair, TokenFrom},
@@ -299,6 +300,8 @@ pub(crate) struct DefinitionArgs {
     pub(crate) cache: Option<bool>,
 
     #[command(flatten)]
+    pub(crate) git: GitArgs,
+    #[command(flatten)]
     pub(crate) queue: QueueArgs,
 
     /// A timer: five fields of cron in UTC, with a name before it if it is to have one; may be repeated
@@ -468,6 +471,9 @@ pub(crate) struct RunTaskArgs {
     /// Other files than the task's own: a folder, a URL, `-` or `/dev/null`
     #[arg(short, long, value_name = "CONTEXT")]
     pub(crate) context: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) git: GitArgs,
 
     /// Another task file of the context
     #[arg(short, long, value_name = "PATH")]

@@ -47,7 +47,21 @@ pub(crate) struct TaskArgs {
     pub(crate) alias_image: Vec<Pair>,
 
     #[command(flatten)]
+    pub(crate) git: GitArgs,
+    #[command(flatten)]
     pub(crate) facts: FactArgs,
+}
+
+/// Parts of a context that is a git repository.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct GitArgs {
+    /// Check out the submodules of a git repository, and theirs: true or false [default: true]
+    #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Context")]
+    pub(crate) submodules: Option<bool>,
+
+    /// Download the files that a git repository keeps in Git LFS: true or false [default: false]
+    #[arg(long, value_name = "BOOL", value_parser = values::yes_or_no, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Context")]
+    pub(crate) lfs: Option<bool>,
 }
 
 /// The run's facts: what `{{.Run.*}}` gives.

@@ -6,10 +6,10 @@
 use std::{path::Path, sync::Arc};
 
 use acrtask_job::{Files, Git, JobError};
-use acrtask_source::{ContextSpec, GitFacts, Progress, Workspace};
+use acrtask_source::{ContextSpec, GitFacts, GitOptions, Progress, Workspace};
 
 use super::interrupt::until_interrupted;
-use crate::error::CliError;
+use crate::{args::task::GitArgs, error::CliError};
 
 /// A context that was named, and fetched once it is needed.
 #[derive(Debug)]
@@ -20,8 +20,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Reads the name of a context.
-    pub(crate) fn named(text: &str, options: acrtask_source::Options) -> Result<Self, CliError> {
+    /// Reads the name of a context. `git` counts if it is a git repository.
+    pub(crate) fn named(
+        text: &str,
+        git: &GitArgs,
+        options: acrtask_source::Options,
+    ) -> Result<Self, CliError> {
         let spec = ContextSpec::parse(text).map_err(|error| {
             CliError::usage(format!("`{}` is no context: {}", error.text, error.reason))
                 .help(error.help)
@@ -31,14 +35,32 @@ impl Context {
                 super::remote::say(&what);
             }
         });
+        let is_git = matches!(spec, ContextSpec::Git(_));
+        let git = GitOptions {
+            submodules: git.submodules.unwrap_or(is_git),
+            lfs: git.lfs.unwrap_or_default(),
+            ..GitOptions::default()
+        };
+        if !is_git && git != GitOptions::default() {
+            return Err(CliError::usage(format!(
+                "--submodules and --lfs are for git repositories, and `{text}` is none"
+            ))
+            .help("name a git URL: `https://HOST/REPOSITORY.git#BRANCH`"));
+        }
         Ok(Self {
             spec,
             options: acrtask_source::Options {
+                git,
                 progress: Some(progress),
                 ..options
             },
             fetched: None,
         })
+    }
+
+    /// Returns what is taken of it, if it is a git repository.
+    pub(crate) fn git(&self) -> &GitOptions {
+        &self.options.git
     }
 
     /// What it is.

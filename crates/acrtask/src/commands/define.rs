@@ -13,9 +13,8 @@ use acrtask_api::{
 };
 use acrtask_model::Secret;
 use acrtask_source::{ContextSpec, GitTransport};
-use acrtask_spec::values_from_yaml;
 
-use super::{remote, task::unusable};
+use super::{remote, task::read_values};
 use crate::{
     args::{
         stored::{BaseImages, DefinitionArgs, Schedule, TaskStatus, UpdateArgs},
@@ -46,7 +45,8 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         description: String::new(),
         enabled: true,
         context: None,
-        submodules: false,
+        // As `docker build` and ACR have it.
+        submodules: args.context.as_deref().is_some_and(is_git),
         lfs: false,
         file: None,
         text: None,
@@ -114,6 +114,8 @@ fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliEr
         to.context = context;
         new_host = host;
     }
+    to.submodules = args.git.submodules.unwrap_or(to.submodules);
+    to.lfs = args.git.lfs.unwrap_or(to.lfs);
     work(&mut to, args)?;
     let secrets = secrets(&mut to, args)?;
     texts(&mut to, args)?;
@@ -143,6 +145,10 @@ fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliEr
         secrets,
         git,
     })
+}
+
+fn is_git(context: &str) -> bool {
+    matches!(ContextSpec::parse(context), Ok(ContextSpec::Git(_)))
 }
 
 /// A context as a task keeps it, and the git host that a token would be for.
@@ -265,9 +271,7 @@ fn texts(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliError>
         let text = std::fs::read_to_string(path).map_err(|error| {
             CliError::usage(format!("cannot read the values in {shown}")).because(&error)
         })?;
-        let values = values_from_yaml(&text)
-            .map_err(|diagnostic| unusable("values", &shown, &text, diagnostic))?;
-        to.values.extend(values);
+        to.values.extend(read_values(&shown, &text)?);
     }
     to.values
         .extend(map(&args.set).map(|(key, value)| (key, value.into())));

@@ -7,6 +7,7 @@ pub(crate) mod cascades;
 pub(crate) mod completions;
 mod context;
 mod define;
+mod dockerfile;
 pub(crate) mod doctor;
 mod engine;
 mod follow;

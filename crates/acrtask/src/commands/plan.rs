@@ -21,7 +21,11 @@ use crate::{
 
 /// Prints the plan, or what is wrong with the file.
 pub(crate) fn plan(args: &PlanArgs, style: Style, stdout: Style) -> Result<Exit, CliError> {
-    let mut context = Context::named(&args.task.context, acrtask_source::Options::default())?;
+    let mut context = Context::named(
+        &args.task.context,
+        &args.task.git,
+        acrtask_source::Options::default(),
+    )?;
     let id = spec::run_id(&args.task.facts);
     let place = spec::place(&args.task, &mut context)?;
     let asked = spec::of_task(&args.task, &place)?;

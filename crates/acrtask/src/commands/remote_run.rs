@@ -4,6 +4,8 @@
 //! Invariants: logins of this machine stay on it, unless `--credential` gives them; an upload is skipped where the
 //! server has the same bytes.
 
+use std::path::PathBuf;
+
 use acrtask_api::{
     run::{CreateRun, RunCredential, SecretText},
     spec::{ContextSource, RunSpec},
@@ -14,6 +16,7 @@ use acrtask_source::ContextSpec;
 
 use super::{
     context::Context,
+    dockerfile::{Dockerfile, stdin_of_build},
     remote::{block_on, secret},
     runs::started,
     spec::{self, Asked, Place},
@@ -49,7 +52,11 @@ pub(crate) fn run(
         _ => None,
     };
     let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(&args.task.context, acrtask_source::Options::default())?;
+    let context = Context::named(
+        &args.task.context,
+        &args.task.git,
+        acrtask_source::Options::default(),
+    )?;
     let mut asked = spec::of_run(args, &place(&context)?)?;
     facts_of(&context, &mut asked.spec);
     let how = How {
@@ -57,6 +64,7 @@ pub(crate) fn run(
         remote: &args.remote,
         how: &args.how,
         credentials,
+        added: Vec::new(),
     };
     send(client, &context, asked, how, color, stderr)
 }
@@ -69,22 +77,25 @@ pub(crate) fn build(
     stderr: Style,
 ) -> Result<Exit, CliError> {
     refuse_local_flags(&args.engine, &args.builder)?;
-    let stdin_is_taken = (args.context == "-").then_some("the context");
+    let stdin_is_taken = stdin_of_build(args)?;
     let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(&args.context, acrtask_source::Options::default())?;
+    let context = Context::named(&args.context, &args.git, acrtask_source::Options::default())?;
     if matches!(context.spec(), ContextSpec::None) {
         return Err(
             CliError::usage("a build needs files, and /dev/null has none")
                 .help("name a folder: `.`"),
         );
     }
-    let mut asked = spec::of_build(args)?;
+    let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
+    let sent = dockerfile.for_server(&context)?;
+    let mut asked = spec::of_build(args, &sent.name)?;
     facts_of(&context, &mut asked.spec);
     let how = How {
         id: args.facts.id.clone(),
         remote: &args.remote,
         how: &args.how,
         credentials,
+        added: sent.files,
     };
     send(client, &context, asked, how, color, stderr)
 }
@@ -95,6 +106,8 @@ struct How<'a> {
     remote: &'a RemoteArgs,
     how: &'a HowArgs,
     credentials: Vec<RunCredential>,
+    /// Files that are uploaded beside those of the context.
+    added: Vec<(PathBuf, Vec<u8>)>,
 }
 
 fn send(
@@ -105,7 +118,7 @@ fn send(
     color: ColorWhen,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    let packed = upload::pack(context)?;
+    let packed = upload::pack(context, Some(&asked.spec.work), how.added)?;
     block_on(async {
         let context = upload::source(client, context, packed.as_ref()).await?;
         let request = CreateRun {
@@ -237,7 +250,8 @@ fn local_only(flag: &str) -> CliError {
 }
 
 /// The context that a runner fetches by itself, where it does. What stands in the URL to open it does not go with it.
-pub(super) fn fetched_by_runner(spec: &ContextSpec) -> Result<Option<ContextSource>, CliError> {
+pub(super) fn fetched_by_runner(context: &Context) -> Result<Option<ContextSource>, CliError> {
+    let spec = context.spec();
     let url = match spec {
         ContextSpec::None => return Ok(Some(ContextSource::None)),
         ContextSpec::Git(git) if git.credential.is_none() => spec.to_string(),
@@ -255,5 +269,11 @@ pub(super) fn fetched_by_runner(spec: &ContextSpec) -> Result<Option<ContextSour
             return Ok(None);
         }
     };
-    Ok(Some(ContextSource::url(url)))
+    let git = context.git();
+    Ok(Some(ContextSource::Url {
+        url,
+        commit: None,
+        submodules: git.submodules,
+        lfs: git.lfs,
+    }))
 }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The name of what came on standard input.
-const STDIN_FILE: &str = "stdin";
+pub(super) const STDIN_FILE: &str = "stdin";
 
 /// Runs a task, once or at each change of its folder.
 pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
         ssh_agent: options.ssh_agent.clone(),
         ..acrtask_source::Options::default()
     };
-    let mut context = Context::named(&args.task.context, source)?;
+    let mut context = Context::named(&args.task.context, &args.task.git, source)?;
     let form = Form::new(args.how.output, color);
     if args.watch {
         let folder = context.local_folder().map(Path::to_owned).ok_or_else(|| {
@@ -100,7 +100,7 @@ fn reads_stdin(plan: &Plan) -> bool {
 }
 
 /// What comes on standard input, kept for any number of builds.
-fn keep_stdin() -> Result<Scratch, CliError> {
+pub(super) fn keep_stdin() -> Result<Scratch, CliError> {
     let fail = |error: &std::io::Error| {
         CliError::usage("cannot keep what a build reads from standard input").because(error)
     };

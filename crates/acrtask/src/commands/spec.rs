@@ -13,9 +13,9 @@ use acrtask_api::spec::{BuildSpec, Facts, RunSpec, Work};
 use acrtask_executor::Allow;
 use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
 use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
-use acrtask_spec::{TaskSource, values_from_yaml};
+use acrtask_spec::TaskSource;
 
-use super::{context::Context, remote::say, task::terminal_width};
+use super::{context::Context, remote::say, task::read_values};
 use crate::{
     args::{
         BuildArgs, HowArgs, PathOrStdin, RunArgs,
@@ -109,8 +109,8 @@ fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
     Ok(Asked { spec, secrets })
 }
 
-/// What `acrtask build` asks for.
-pub(crate) fn of_build(args: &BuildArgs) -> Result<Asked, CliError> {
+/// What `acrtask build` asks for, with the Dockerfile by the name that the build has for it.
+pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliError> {
     let facts = facts(&args.facts);
     let registry = Some(facts.registry.as_str()).filter(|registry| !registry.is_empty());
     let images = args
@@ -144,7 +144,7 @@ pub(crate) fn of_build(args: &BuildArgs) -> Result<Asked, CliError> {
     let mut spec = RunSpec {
         work: Work::Build(BuildSpec {
             images,
-            dockerfile: args.file.clone(),
+            dockerfile: dockerfile.to_owned(),
             target: args.target.clone(),
             args: plain.collect(),
             secret_args,
@@ -229,19 +229,7 @@ fn values(path: Option<&Path>) -> Result<serde_json::Map<String, serde_json::Val
     let text = std::fs::read_to_string(path).map_err(|error| {
         CliError::usage(format!("cannot read the values in {shown}")).because(&error)
     })?;
-    values_from_yaml(&text).map_err(|diagnostic| {
-        let source = TaskSource {
-            name: shown.to_string(),
-            text,
-        };
-        let what = acrtask_spec::render_diagnostics(
-            &source,
-            std::slice::from_ref(&diagnostic),
-            false,
-            terminal_width(),
-        );
-        CliError::usage(format!("the values in {shown} cannot be used\n{what}"))
-    })
+    read_values(&shown.to_string(), &text)
 }
 
 /// Warns of secrets that the masking of logs leaves in clear.

@@ -2,6 +2,7 @@
 
 use acrtask_api::{
     run::{Page, SecretText, StartTask},
+    spec::Work,
     task::{Task, TaskDefinition},
     webhook::Trigger,
 };
@@ -201,11 +202,22 @@ fn run(args: &RunTaskArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliE
         secrets.insert(name, SecretText(value.expose().to_owned()));
     }
     let context = match &args.context {
-        Some(text) => Some(Context::named(text, acrtask_source::Options::default())?),
+        Some(text) => Some(Context::named(
+            text,
+            &args.git,
+            acrtask_source::Options::default(),
+        )?),
+        None if args.git.submodules.is_some() || args.git.lfs.is_some() => {
+            return Err(CliError::usage("--submodules and --lfs need --context")
+                .help("of the task's own context: `acrtask task update NAME --submodules`"));
+        }
         None => None,
     };
     let packed = match &context {
-        Some(context) => upload::pack(context)?,
+        Some(context) => {
+            let work = args.file.clone().map(|path| Work::File { path });
+            upload::pack(context, work.as_ref(), Vec::new())?
+        }
         None => None,
     };
     let mut request = StartTask {

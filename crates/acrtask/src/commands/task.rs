@@ -1,6 +1,7 @@
 //! What the commands that read a task file have in common.
 
 use acrtask_spec::{Diagnostic, TaskSource};
+use serde_json::{Map, Value};
 
 use crate::{args::task::FactArgs, error::CliError, render::style::Style};
 
@@ -25,6 +26,26 @@ pub(crate) fn tell(source: &TaskSource, diagnostics: &[Diagnostic], style: Style
         );
         super::remote::write_error(&text);
     }
+}
+
+/// Reads a values file, and shows what is odd about it.
+pub(crate) fn read_values(name: &str, text: &str) -> Result<Map<String, Value>, CliError> {
+    let file = acrtask_spec::values_from_yaml(text)
+        .map_err(|diagnostic| unusable("values", name, text, diagnostic))?;
+    if !file.warnings.is_empty() {
+        let source = TaskSource {
+            name: name.into(),
+            text: text.into(),
+        };
+        let width = terminal_width();
+        super::remote::write_error(&acrtask_spec::render_diagnostics(
+            &source,
+            &file.warnings,
+            false,
+            width,
+        ));
+    }
+    Ok(file.values)
 }
 
 /// Of a text of the user's that holds something else than `what`: what is wrong with it, with its place.

@@ -4,10 +4,12 @@
 
 use std::{
     io::{self, IsTerminal, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use acrtask_api::spec::ContextSource;
+use acrtask_api::spec::{ContextSource, Work};
+use acrtask_executor::Selection;
+use acrtask_job::TASK_FILES;
 use acrtask_model::Digest;
 use acrtask_source::ContextSpec;
 use futures::StreamExt;
@@ -36,10 +38,15 @@ pub(super) struct Archive {
     digest: Digest,
 }
 
-/// Packs what a runner could not fetch by itself; nothing where it can. Blocks.
-pub(super) fn pack(context: &Context) -> Result<Option<Archive>, CliError> {
+/// Packs a context that a runner cannot fetch. `None` if it can. Blocks. `work`, if it is known, names files that
+/// are uploaded although they are ignored; `added` are files beside those of a folder.
+pub(super) fn pack(
+    context: &Context,
+    work: Option<&Work>,
+    added: Vec<(PathBuf, Vec<u8>)>,
+) -> Result<Option<Archive>, CliError> {
     if let Some(folder) = context.local_folder() {
-        return pack_folder(folder).map(Some);
+        return pack_folder(folder, work, added).map(Some);
     }
     match context.spec() {
         ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
@@ -57,15 +64,20 @@ pub(super) fn pack(context: &Context) -> Result<Option<Archive>, CliError> {
     }
 }
 
-/// A folder, as the workspace of a run gets it. The same files give the same bytes, so that the server knows them.
-fn pack_folder(folder: &Path) -> Result<Archive, CliError> {
+/// A folder without `.git` and what it ignores. The same files give the same bytes, so that the server knows them.
+fn pack_folder(
+    folder: &Path,
+    work: Option<&Work>,
+    added: Vec<(PathBuf, Vec<u8>)>,
+) -> Result<Archive, CliError> {
     let failed = |error: &io::Error| {
         CliError::usage(format!("cannot pack the context {}", folder.display())).because(error)
     };
+    let selection = select(folder, work).map_err(|error| failed(&error))?;
     let packing = async {
         let writer = Hashing::new()?;
         let mut packed = zstd::Encoder::new(io::BufWriter::new(writer), LEVEL)?;
-        let mut tar = std::pin::pin!(acrtask_executor::pack_folder(folder));
+        let mut tar = std::pin::pin!(acrtask_executor::pack_folder(folder, selection, added));
         while let Some(bytes) = tar.next().await {
             packed.write_all(&bytes?)?;
         }
@@ -73,6 +85,19 @@ fn pack_folder(folder: &Path) -> Result<Archive, CliError> {
         writer.map_err(io::IntoInnerError::into_error)?.finish()
     };
     until_interrupted(packing)?.map_err(|error| failed(&error))
+}
+
+/// Selects the files of a folder that a run needs.
+fn select(folder: &Path, work: Option<&Work>) -> io::Result<Selection> {
+    let dockerfile = match work {
+        Some(Work::Build(build)) => Some(build.dockerfile.as_str()),
+        _ => None,
+    };
+    let mut needed: Vec<PathBuf> = TASK_FILES.iter().map(PathBuf::from).collect();
+    if let Some(Work::File { path }) = work {
+        needed.push(path.into());
+    }
+    Selection::of_upload(folder, dockerfile, needed)
 }
 
 /// An archive as it is.
@@ -95,7 +120,7 @@ pub(super) async fn source(
     packed: Option<&Archive>,
 ) -> Result<ContextSource, CliError> {
     let Some(packed) = packed else {
-        return Ok(fetched_by_runner(context.spec())?.unwrap_or_default());
+        return Ok(fetched_by_runner(context)?.unwrap_or_default());
     };
     let mut shown = Shown::new(packed.size);
     let id = client
@@ -216,14 +241,53 @@ mod tests {
         std::fs::write(folder.path().join("a"), "one").unwrap();
         std::fs::create_dir(folder.path().join("b")).unwrap();
         std::os::unix::fs::symlink("/etc/hosts", folder.path().join("b/link")).unwrap();
-        let first = pack_folder(folder.path()).unwrap();
-        let second = pack_folder(folder.path()).unwrap();
+        let first = pack_folder(folder.path(), None, Vec::new()).unwrap();
+        let second = pack_folder(folder.path(), None, Vec::new()).unwrap();
         assert_eq!(first.digest, second.digest);
         let bytes = std::fs::read(first.file.path()).unwrap();
         assert_eq!(bytes.len() as u64, first.size);
         let tar = zstd::decode_all(bytes.as_slice()).unwrap();
         assert!(tar.windows(3).any(|part| part == b"one"));
         std::fs::write(folder.path().join("a"), "two").unwrap();
-        assert_ne!(pack_folder(folder.path()).unwrap().digest, first.digest);
+        assert_ne!(
+            pack_folder(folder.path(), None, Vec::new()).unwrap().digest,
+            first.digest
+        );
+    }
+
+    #[test]
+    fn an_upload_has_the_files_that_the_work_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            (".dockerignore", "*\n"),
+            ("secret", "never-sent"),
+            ("ci.yaml", "steps-of-ci"),
+            ("build.docker", "from-scratch"),
+            ("acr-task.yaml", "usual-steps"),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let sent = |work: Option<&Work>| {
+            let archive = pack_folder(folder.path(), work, Vec::new()).unwrap();
+            let bytes = std::fs::read(archive.file.path()).unwrap();
+            let tar = zstd::decode_all(bytes.as_slice()).unwrap();
+            String::from_utf8_lossy(&tar).into_owned()
+        };
+        let file = Work::File {
+            path: "./ci.yaml".into(),
+        };
+        let build = Work::Build(acrtask_api::spec::BuildSpec {
+            dockerfile: "build.docker".into(),
+            ..Default::default()
+        });
+        for (work, text) in [
+            (None, "usual-steps"),
+            (Some(&file), "steps-of-ci"),
+            (Some(&build), "from-scratch"),
+        ] {
+            let sent = sent(work);
+            assert!(sent.contains(text), "{work:?}");
+            assert!(!sent.contains("never-sent"), "{work:?}");
+        }
     }
 }

@@ -116,18 +116,7 @@ impl Ignored {
     fn read(root: &Path) -> Self {
         // The build itself says what is wrong with a file that does not parse.
         let text = std::fs::read_to_string(root.join(".dockerignore")).unwrap_or_default();
-        let patterns = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| {
-                // Docker takes a pattern that begins with a slash as one from the root, as all of them are.
-                let (not, pattern) = match line.trim().strip_prefix('!') {
-                    Some(pattern) => ("!", pattern.trim()),
-                    None => ("", line.trim()),
-                };
-                format!("{not}{}", pattern.trim_start_matches('/'))
-            });
-        Self(PatternSet::new(patterns).ok())
+        Self(PatternSet::from_ignore_file(&text).ok())
     }
 
     fn lets_see(&self, root: &Path, path: &Path) -> bool {

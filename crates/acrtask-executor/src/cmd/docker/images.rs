@@ -104,10 +104,16 @@ pub(super) async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Don
     for name in args.some("names of images or containers")? {
         found.push(one(ctx, name).await?);
     }
-    let Some(format) = args.value("format") else {
-        let text = serde_json::to_string_pretty(&found).map_err(|error| chain(&error))?;
-        return print(io, &format!("{text}\n")).await;
+    let format = args.value("format").unwrap_or_default();
+    let json = match format {
+        "" => Some(serde_json::to_string_pretty(&found)),
+        "json" => Some(serde_json::to_string(&found)),
+        _ => None,
     };
+    if let Some(json) = json {
+        let text = json.map_err(|error| chain(&error))?;
+        return print(io, &format!("{text}\n")).await;
+    }
     // Docker calls the function `json`.
     let format = format
         .replace("{{json ", "{{toJson ")

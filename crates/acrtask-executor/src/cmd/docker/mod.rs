@@ -87,7 +87,13 @@ async fn run_container(ctx: &StepContext, words: &[Word], io: &mut Io) -> Exit {
 }
 
 async fn run_build(ctx: &StepContext, words: &[Word]) -> Exit {
-    let line = match build_line::from_words(words) {
+    let at = now();
+    let words: Result<Vec<Word>, String> = words.iter().map(|word| word.with_dates(at)).collect();
+    let words = match words {
+        Ok(words) => words,
+        Err(why) => return Exit::refused(125, format!("docker build: {why}")),
+    };
+    let line = match build_line::from_words(&words) {
         Ok(line) => line,
         Err(refusal) => return Exit::refused(125, format!("docker build: {}", refusal.message)),
     };

@@ -18,6 +18,7 @@ use crate::{
     cmd::io::{Exit, Io},
     context::StepContext,
     error::chain,
+    login_help::chain_with_help,
     output::lock,
     steps,
 };
@@ -85,7 +86,7 @@ async fn entries(ctx: &StepContext, sources: &[String]) -> Result<Vec<IndexEntry
     for source in sources {
         let source = ctx.run.in_registry(reference(source)?);
         let found = registry.entries(&source).await;
-        all.extend(found.map_err(|error| chain(&error))?);
+        all.extend(found.map_err(|error| chain_with_help(&error))?);
     }
     Ok(all)
 }
@@ -122,7 +123,7 @@ async fn annotate(ctx: &StepContext, words: &[String]) -> Done {
     let digests = registry
         .entries(&image)
         .await
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| chain_with_help(&error))?;
     let mut manifests = lock(&ctx.run.manifests);
     let list = manifests.get_mut(&target.to_string());
     let list = list.ok_or_else(|| format!("{target} has not been created in this run"))?;
@@ -175,7 +176,7 @@ async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     let [name] = args.exactly("one image")?;
     let image = ctx.run.in_registry(reference(name)?);
     let manifest = ctx.run.registry().manifest(&image).await;
-    let manifest = manifest.map_err(|error| chain(&error))?;
+    let manifest = manifest.map_err(|error| chain_with_help(&error))?;
     print(io, &format!("{}\n", String::from_utf8_lossy(&manifest.raw))).await
 }
 
@@ -215,7 +216,7 @@ async fn put(ctx: &StepContext, target: &ImageRef, list: &[IndexEntry], io: &Io)
     } else {
         registry.put_index(target, list, BTreeMap::new()).await
     };
-    let digest = digest.map_err(|error| chain(&error))?;
+    let digest = digest.map_err(|error| chain_with_help(&error))?;
     let platforms = list.iter().filter(|entry| entry.descriptor.is_image());
     let platforms = platforms.filter_map(|entry| {
         let platform = entry.descriptor.platform.as_ref()?;

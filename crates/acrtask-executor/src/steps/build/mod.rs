@@ -8,7 +8,7 @@ pub(crate) mod progress;
 mod recipe;
 mod seen;
 
-pub(crate) use recipe::Recipe;
+pub(crate) use recipe::{INLINE_CACHE, Recipe};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,6 +29,7 @@ use crate::{
     error::chain,
     image_names::check_name,
     images::{Origin, OwnImage},
+    login_help::login_help,
     policy::Attempt,
     workspace::resolve_path,
 };
@@ -333,12 +334,17 @@ async fn failed(ctx: &StepContext, error: &BuildError, trace: &mut Trace) -> Att
     let reason = chain(error);
     ctx.output.watch_text(reason.as_bytes());
     trace.excerpt = error.render_excerpt().map(|text| ctx.output.mask(&text));
-    if let Some(help) = error.help() {
+    let ran = matches!(error, BuildError::Failed(failure) if failure.exit_code.is_some());
+    let help = match error {
+        // Its message is beside the text of the error.
+        BuildError::HelperImage { message, .. } => login_help(message),
+        _ if ran => None,
+        _ => login_help(&reason),
+    };
+    let help = help.or_else(|| error.help().map(str::to_owned));
+    if help.is_some() {
         let reason = ctx.output.mask(&reason);
-        ctx.run
-            .events
-            .warn(Some(&ctx.step.id), reason, Some(help.into()))
-            .await;
+        ctx.run.events.warn(Some(&ctx.step.id), reason, help).await;
     }
     let exit_code = match error {
         BuildError::Failed(failure) => failure.exit_code.map(i64::from),

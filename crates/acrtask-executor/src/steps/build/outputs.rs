@@ -15,6 +15,7 @@ use crate::{
     context::StepContext,
     error::chain,
     image_names::check_name,
+    selection::Selection,
     workspace::{Scratch, resolve_path},
 };
 
@@ -189,6 +190,7 @@ impl Outputs {
                 Kind::Folder => Pack::Folder {
                     from: wanted.scratch.path(),
                     at: relative(rest),
+                    selection: Selection::default(),
                 },
                 Kind::Tar | Kind::Oci => Pack::File {
                     from: wanted.file(),

@@ -1,6 +1,9 @@
 //! What BuildKit tells of a build, as events of the step.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    time::SystemTime,
+};
 
 use acrtask_buildkit::{BuildEvent, Log};
 use acrtask_model::{
@@ -10,11 +13,15 @@ use acrtask_model::{
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::{context::StepContext, output::LineSink};
+use crate::{context::StepContext, login_help::login_help, output::LineSink};
+
+/// Part of the name of a vertex that reads a cache. Its failure does not fail the build.
+const CACHE_IMPORT: &str = "importing cache manifest";
 
 /// Passes everything on until the build is over.
 pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEvent>) {
     let mut sinks: HashMap<(String, i64), LineSink> = HashMap::new();
+    let mut warned = HashSet::new();
     while let Some(event) = told.recv().await {
         match event {
             BuildEvent::Log(Log {
@@ -44,6 +51,9 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
                 }
                 let error = ctx.output.mask(&vertex.error.unwrap_or_default());
                 ctx.output.watch_text(error.as_bytes());
+                if vertex.name.contains(CACHE_IMPORT) && !error.is_empty() {
+                    warn_of_cache(ctx, &vertex.name, &error, &mut warned).await;
+                }
                 let vertex = Vertex {
                     vertex: vertex.digest,
                     name: ctx.output.mask(&ctx.run.image_names.hide(&vertex.name)),
@@ -85,6 +95,19 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
     }
     for sink in sinks.values_mut() {
         sink.finish().await;
+    }
+}
+
+/// Warns once of a cache that its registry refused, with where a login can be given.
+async fn warn_of_cache(ctx: &StepContext, name: &str, error: &str, warned: &mut HashSet<String>) {
+    let Some(help) = login_help(&format!("{name}: {error}")) else {
+        return;
+    };
+    if warned.insert(name.to_owned()) {
+        let name = ctx.output.mask(&ctx.run.image_names.hide(name));
+        let message = format!("{name} failed: {error}");
+        let step = Some(&ctx.step.id);
+        ctx.run.events.warn(step, message, Some(help)).await;
     }
 }
 

@@ -3,6 +3,7 @@
 //! A recipe can be made into a request any number of times: a separate BuildKit is asked for an image again
 //! when it is loaded or pushed.
 
+mod caches;
 mod pins;
 
 use std::{
@@ -13,13 +14,16 @@ use std::{
 
 use acrtask_buildkit::{
     AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
-    DockerfileSource, Feature, NamedContext, Network, NoCache, Provenance, SecretSource,
-    SourceAddresses, SourcePin, SshSource, one_time_namespace,
+    DockerfileSource, NamedContext, Network, NoCache, Provenance, SecretSource, SourceAddresses,
+    SourcePin, SshSource,
 };
-use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain, events::Stream};
+use acrtask_model::{ImageRef, ReferenceError, Secret};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
+pub(crate) use self::caches::INLINE_CACHE;
+pub(super) use self::caches::LOCAL_CACHE;
+use self::caches::{cache_namespaces, check_cache, exported_caches, read_caches};
 use super::{fetched, input};
 use crate::{
     Reach,
@@ -29,9 +33,6 @@ use crate::{
     error::chain,
     workspace::{BuildFolder, WORKSPACE, resolve_path},
 };
-
-/// The type of a cache that is a folder.
-pub(super) const LOCAL_CACHE: &str = "local";
 
 /// Everything that a build needs, ready.
 #[derive(Debug)]
@@ -118,7 +119,7 @@ impl Recipe {
         for cache in line.cache_from.iter().chain(&line.cache_to) {
             check_cache(&ctx.run.domain.trust, &cache.kind)?;
         }
-        let cache_exports = exported_caches(ctx, line, &base).await?;
+        let cache_exports = exported_caches(ctx, line, &build_args, &base).await?;
         let mut recipe = Self {
             context,
             dockerfile,
@@ -131,7 +132,7 @@ impl Recipe {
             allowed: Mutex::default(),
             provenance,
             cache_namespaces,
-            cache_imports: caches(&line.cache_from, &base)?,
+            cache_imports: read_caches(&line.cache_from, &base)?,
             cache_exports,
             line: line.clone(),
             _held: held,
@@ -447,78 +448,6 @@ fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
             Ok(SshSource { id: id.into(), agent })
         })
         .collect()
-}
-
-/// `--cache-from` and `--cache-to`. A folder that is read is one of the workspace; where one is written is said by
-/// [`super::outputs::Outputs::redirect_caches`].
-fn caches(
-    specs: &[acrtask_spec::build_line::CacheSpec],
-    base: &Base,
-) -> Result<Vec<CacheSpec>, String> {
-    specs
-        .iter()
-        .map(|spec| {
-            let mut attrs: BTreeMap<_, _> = spec.attrs.iter().cloned().collect();
-            if spec.kind == LOCAL_CACHE {
-                attrs.remove("dest");
-                if let Some(src) = attrs.get_mut("src") {
-                    *src = base.local(src)?.to_string_lossy().into_owned();
-                }
-            }
-            Ok(CacheSpec {
-                kind: spec.kind.clone(),
-                attrs,
-            })
-        })
-        .collect()
-}
-
-/// The namespaces of the run's domain, except for those that the image would publish: these are used once.
-fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> CacheNamespaces {
-    let capabilities = ctx.run.builder.client.capabilities();
-    let attests = capabilities.missing(Feature::Attestations).is_none();
-    let namespace = |published: bool| {
-        if attests && published {
-            one_time_namespace()
-        } else {
-            ctx.run.domain.cache_namespace.clone()
-        }
-    };
-    CacheNamespaces {
-        mounts: namespace(provenance.lists_instructions()),
-        layers: namespace(provenance.lists_hosts()),
-    }
-}
-
-/// Refuses a cache that the builder reaches with its machine's own credentials, except on the user's own machine.
-fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String> {
-    match kind {
-        "registry" | "inline" | LOCAL_CACHE => Ok(()),
-        _ if *domain == TrustDomain::Local => Ok(()),
-        other => Err(format!(
-            "a cache of type {other} is reached with the credentials of the runner's machine; write \
-             `type=registry,ref=IMAGE`, `type=inline` or `type=local`"
-        )),
-    }
-}
-
-/// The caches that are written. A run that pushes nothing writes none that others read from, however it is asked for:
-/// what a stranger's build puts there would be part of the next image.
-async fn exported_caches(
-    ctx: &StepContext,
-    line: &BuildLine,
-    base: &Base,
-) -> Result<Vec<CacheSpec>, String> {
-    let mut wanted = caches(&line.cache_to, base)?;
-    let all = wanted.len();
-    if ctx.run.no_push {
-        wanted.retain(|cache| matches!(cache.kind.as_str(), LOCAL_CACHE | "inline"));
-    }
-    if wanted.len() < all {
-        let text = "the cache is not exported, as --no-push asks";
-        ctx.output.say(Stream::Stderr, text).await;
-    }
-    Ok(wanted)
 }
 
 /// `--ulimit`. A limit that lets a process run before all others of the machine needs the operator.

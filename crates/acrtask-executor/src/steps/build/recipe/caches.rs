@@ -1,0 +1,137 @@
+//! The caches that a build reads and writes.
+
+use std::collections::BTreeMap;
+
+use acrtask_buildkit::{CacheNamespaces, CacheSpec, Feature, Provenance, one_time_namespace};
+use acrtask_model::{TrustDomain, events::Stream};
+use acrtask_spec::build_line::BuildLine;
+
+use super::Base;
+use crate::context::StepContext;
+
+/// The type of a cache that is a folder.
+pub(in crate::steps::build) const LOCAL_CACHE: &str = "local";
+/// The type of a cache that is inside of the image.
+pub(crate) const INLINE_CACHE: &str = "inline";
+/// The build argument by which `docker build` exports an inline cache.
+const INLINE_CACHE_ARGUMENT: &str = "BUILDKIT_INLINE_CACHE";
+
+/// `--cache-from` and `--cache-to`. A folder that is read is one of the workspace; where one is written is said by
+/// [`super::super::outputs::Outputs::redirect_caches`].
+pub(super) fn read_caches(
+    specs: &[acrtask_spec::build_line::CacheSpec],
+    base: &Base,
+) -> Result<Vec<CacheSpec>, String> {
+    specs
+        .iter()
+        .map(|spec| {
+            let mut attrs: BTreeMap<_, _> = spec.attrs.iter().cloned().collect();
+            if spec.kind == LOCAL_CACHE {
+                attrs.remove("dest");
+                if let Some(src) = attrs.get_mut("src") {
+                    *src = base.local(src)?.to_string_lossy().into_owned();
+                }
+            }
+            Ok(CacheSpec {
+                kind: spec.kind.clone(),
+                attrs,
+            })
+        })
+        .collect()
+}
+
+/// The namespaces of the run's domain, except for those that the image would publish: these are used once.
+pub(super) fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> CacheNamespaces {
+    let capabilities = ctx.run.builder.client.capabilities();
+    let attests = capabilities.missing(Feature::Attestations).is_none();
+    let namespace = |published: bool| {
+        if attests && published {
+            one_time_namespace()
+        } else {
+            ctx.run.domain.cache_namespace.clone()
+        }
+    };
+    CacheNamespaces {
+        mounts: namespace(provenance.lists_instructions()),
+        layers: namespace(provenance.lists_hosts()),
+    }
+}
+
+/// Refuses a cache that the builder reaches with its machine's own credentials, except on the user's own machine.
+pub(super) fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String> {
+    match kind {
+        "registry" | INLINE_CACHE | LOCAL_CACHE => Ok(()),
+        _ if *domain == TrustDomain::Local => Ok(()),
+        other => Err(format!(
+            "a cache of type {other} is reached with the credentials of the runner's machine; write \
+             `type=registry,ref=IMAGE`, `type=inline` or `type=local`"
+        )),
+    }
+}
+
+/// The caches that are written. A run that pushes nothing writes none that others read from, however it is asked for:
+/// what a stranger's build puts there would be part of the next image.
+pub(super) async fn exported_caches(
+    ctx: &StepContext,
+    line: &BuildLine,
+    build_args: &[(String, Option<String>)],
+    base: &Base,
+) -> Result<Vec<CacheSpec>, String> {
+    let mut wanted = read_caches(&line.cache_to, base)?;
+    if asks_for_inline_cache(build_args) && !wanted.iter().any(|cache| cache.kind == INLINE_CACHE) {
+        wanted.push(CacheSpec {
+            kind: INLINE_CACHE.to_owned(),
+            attrs: BTreeMap::new(),
+        });
+    }
+    let all = wanted.len();
+    if ctx.run.no_push {
+        wanted.retain(|cache| matches!(cache.kind.as_str(), LOCAL_CACHE | INLINE_CACHE));
+    }
+    if wanted.len() < all {
+        let text = "the cache is not exported, as --no-push asks";
+        ctx.output.say(Stream::Stderr, text).await;
+    }
+    Ok(wanted)
+}
+
+/// Returns `true` if a build argument asks for an inline cache, in any form that Go reads as true.
+fn asks_for_inline_cache(build_args: &[(String, Option<String>)]) -> bool {
+    let mut given = build_args
+        .iter()
+        .filter(|(name, _)| name == INLINE_CACHE_ARGUMENT);
+    let last = given.next_back().and_then(|(_, value)| value.as_deref());
+    matches!(last, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_argument_asks_for_an_inline_cache() {
+        let args = |values: &[(&str, Option<&str>)]| -> Vec<(String, Option<String>)> {
+            let owned = values.iter();
+            owned
+                .map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned)))
+                .collect()
+        };
+        for (values, asks) in [
+            (&[(INLINE_CACHE_ARGUMENT, Some("1"))][..], true),
+            (&[(INLINE_CACHE_ARGUMENT, Some("True"))], true),
+            (&[(INLINE_CACHE_ARGUMENT, Some("0"))], false),
+            (&[(INLINE_CACHE_ARGUMENT, Some("yes"))], false),
+            (&[(INLINE_CACHE_ARGUMENT, None)], false),
+            (&[("OTHER", Some("1"))], false),
+            (
+                &[
+                    (INLINE_CACHE_ARGUMENT, Some("1")),
+                    (INLINE_CACHE_ARGUMENT, Some("0")),
+                ],
+                false,
+            ),
+        ] {
+            assert_eq!(asks_for_inline_cache(&args(values)), asks, "{values:?}");
+        }
+    }
+}
