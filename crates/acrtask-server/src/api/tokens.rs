@@ -158,7 +158,7 @@ async fn create(
     security(("token" = ["admin"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is the last one with the scope `admin`."),
+    (status = CONFLICT, body = Problem, description = "It is the last one with the scope `admin` that does not expire."),
 ))]
 async fn revoke(
     by: By<auth::Admin>,
@@ -166,21 +166,22 @@ async fn revoke(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let app = &api.app;
-    let now = app.clock.now_ms();
     let tokens = app.store.tokens().await?;
     if !tokens.iter().any(|token| token.id == id) {
         return Err(ApiError::not_found(format!("there is no token {id}")));
     }
-    let another = tokens.iter().any(|token| {
-        token.id != id
-            && token.scopes.contains(&Scope::Admin)
-            && token.expires_at.is_none_or(|end| end > now)
-    });
-    if !another {
+    let is_lasting_admin =
+        |token: &TokenRow| token.scopes.contains(&Scope::Admin) && token.expires_at.is_none();
+    let revoked = tokens.iter().find(|token| token.id == id);
+    let another = tokens
+        .iter()
+        .any(|token| token.id != id && is_lasting_admin(token));
+    if revoked.is_some_and(is_lasting_admin) && !another {
         return Err(ApiError::conflict(
-            "it is the last token with the scope `admin`: nobody could make another one",
+            "it is the last token with the scope `admin` that does not expire: without it, no new one \
+             could be made",
         )
-        .help("make another one first"));
+        .help("make another one without `ttlSecs` first"));
     }
     app.store.revoke_token(&id).await?;
     tracing::info!(token = id, by = by.caller.name, "a token was revoked");
