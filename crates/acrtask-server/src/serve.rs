@@ -43,6 +43,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(10);
 /// What was said by then is written down within this time.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Longest time to close the database at the end of a shutdown.
+const CLOSE: Duration = Duration::from_secs(10);
 /// How often it is written down who was heard of, and looked who is to drain.
 const RECONCILE: Duration = Duration::from_secs(5);
 
@@ -316,6 +318,11 @@ impl Server {
             );
         }
         self.writer.stop().await;
+        match tokio::time::timeout(CLOSE, self.app.store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot close the database"),
+            Err(_) => tracing::warn!("closing the database took too long"),
+        }
     }
 }
 

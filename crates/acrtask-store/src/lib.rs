@@ -48,6 +48,7 @@ pub use cascades::{
     CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 pub use contexts::{ContextRow, Part};
+pub use db::{check_database_exists, snapshot_sqlite};
 pub use deliver::{Ends, LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
@@ -99,6 +100,11 @@ impl Store {
     /// Whether other servers may share it.
     pub fn is_postgres(&self) -> bool {
         matches!(self.db, db::Db::Postgres { .. })
+    }
+
+    /// Closes the database. A SQLite file alone then holds all data. No other call succeeds afterwards.
+    pub async fn close(&self) -> Result<()> {
+        self.db.close().await
     }
 
     /// Asks the database for nothing, to see that it answers.
