@@ -133,7 +133,7 @@ pub(crate) async fn accept(
         size: size as u64,
         sha256,
         body: stored,
-        once_a_body: again.is_none() && sender.signs_body_alone(),
+        replay_age: sender.replay_age_ms().filter(|_| again.is_none()),
     };
     let in_blob = matches!(delivery.body, StoredBody::Blob(_));
     let delivered = app.deliveries.store(app, delivery, looked).await;
