@@ -271,9 +271,12 @@ pub(super) async fn complete(
 ) -> Result<NewRun, ApiError> {
     let missing = submit::missing_secrets(&api.app, &draft).await?;
     if let Some(first) = missing.first() {
+        let only = draft
+            .task_name()
+            .map_or(String::new(), |task| format!(" --task {task}"));
         return Err(
             ApiError::invalid(format!("there is no secret `{}`", missing.join("`, `")))
-                .help(format!("set it: `acrtask secret set {first}`")),
+                .help(format!("set it: `acrtask secret set {first}{only}`")),
         );
     }
     let draft = draft.with_id(id);

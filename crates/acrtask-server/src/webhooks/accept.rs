@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use acrtask_model::RunId;
-use acrtask_store::{Delivered, NewDelivery, StoredBody, WebhookRow};
+use acrtask_store::{Delivered, LeadsTo, Looked, NewDelivery, StoreError, StoredBody, WebhookRow};
 use acrtask_trigger::{Delivery, RegistryDelivery, RegistryEvent};
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -14,10 +14,10 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Came, Sender,
-    look::{Look, at_events, at_registry},
+    Came, Sender, image_loops,
+    look::{Evaluated, Look, at_events, at_registry},
 };
-use crate::{App, api::ApiError, auth, bases};
+use crate::{App, api::ApiError, auth, bases, submit};
 
 /// Longest body that is kept in the row.
 const INLINE: usize = 64 << 10;
@@ -106,8 +106,12 @@ pub(crate) async fn accept(
         repository,
         summary,
         note,
-        looked,
+        evaluated,
     } = look;
+    let mut looked = Vec::with_capacity(evaluated.len());
+    for one in evaluated {
+        looked.push(check(app, one).await?);
+    }
     let blob = format!("deliveries/{id}");
     let size = body.len();
     let sha256 = hex(&Sha256::digest(&body));
@@ -181,6 +185,33 @@ pub(crate) async fn accept(
         }
     };
     Ok(accepted)
+}
+
+/// Withdraws a run whose secrets are missing, or that would close a loop of pushes. Its reason says so.
+async fn check(app: &App, evaluated: Evaluated) -> Result<Looked, StoreError> {
+    let Evaluated {
+        task_id,
+        mut looked,
+        needs,
+        image,
+    } = evaluated;
+    if !matches!(looked.leads_to, LeadsTo::Run { .. }) {
+        return Ok(looked);
+    }
+    let missing =
+        submit::missing_among(app, Some(&task_id), needs.iter().map(String::as_str)).await?;
+    let withdrawn = if !missing.is_empty() {
+        Some(submit::no_secret(&missing, Some(&looked.task)))
+    } else if let Some(image) = image {
+        image_loops::find(app, (&task_id, &looked.task), &image).await?
+    } else {
+        None
+    };
+    if let Some(reason) = withdrawn {
+        looked.reason = format!("{}, but {reason}", looked.reason);
+        looked.leads_to = LeadsTo::Nothing;
+    }
+    Ok(looked)
 }
 
 /// Looks at base tags that were pushed. Where that fails, they are looked at when they are due.

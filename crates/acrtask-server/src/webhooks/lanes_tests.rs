@@ -36,7 +36,6 @@ async fn an_approval_lets_no_task_push_that_never_does() {
 async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let world = World::new().await;
     world.webhook("forge", "github").await;
-    world.put("/secrets/stored", json!({"value": "hush"})).await;
     world
         .put(
             "/credentials/github.com",

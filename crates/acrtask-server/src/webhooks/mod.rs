@@ -6,6 +6,7 @@
 //! bounded in bytes and in time.
 
 mod accept;
+mod image_loops;
 mod index;
 mod look;
 mod sender;
