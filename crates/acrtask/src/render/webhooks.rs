@@ -213,10 +213,11 @@ pub(crate) fn triggers(triggers: &Triggers, style: Style) -> String {
     }
     if let Some(base) = &triggers.base_image {
         let which = match base.r#type {
-            BaseImageTriggerType::Runtime => "of what the image stands on",
-            BaseImageTriggerType::All => "of what any stage stands on",
+            BaseImageTriggerType::Runtime => "new digests of the bases of the image",
+            BaseImageTriggerType::All => "new digests of the bases of any stage",
+            BaseImageTriggerType::None => "no new digests",
         };
-        add("bases", base.enabled, format!("new digests {which}"));
+        add("bases", base.enabled, which.into());
     }
     for (name, timer) in &triggers.timers {
         let mut what = format!(
