@@ -2,8 +2,8 @@
 //!
 //! A token is `acrt_ID_SECRET`; only the SHA-256 of the secret, which is 256 random bits, is stored, and it is compared in
 //! constant time. Handlers of the API ask for a [`By`] with the scope that they need as their first argument, so that
-//! nothing else of a request is looked at before. Invariants: a scope includes no other one, but `admin` includes all; a
-//! token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
+//! nothing else of a request is looked at before. Invariants: `admin` includes `write`, `write` includes `run`,
+//! and `run` includes `read`; a token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
 //! people.
 
 use std::{marker::PhantomData, net::IpAddr};
@@ -190,7 +190,7 @@ impl Caller {
 
     /// Whether it may do what needs `scope`.
     pub fn has(&self, scope: Scope) -> bool {
-        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+        self.scopes.iter().any(|own| own.includes(scope))
     }
 
     /// Refuses what needs `scope` to a caller without it.

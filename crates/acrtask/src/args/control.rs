@@ -404,7 +404,7 @@ pub(crate) enum TokenCommand {
     /// Make a token; it is printed once, on standard output
     #[command(after_long_help = "\
 Examples:
-  acrtask token create laptop --scope read --scope run > token
+  acrtask token create laptop --scope run > token
   acrtask token create deploy --scope run --tasks 'deploy/*' --ttl 720h")]
     Create(CreateTokenArgs),
     /// List the tokens
@@ -444,9 +444,9 @@ pub(crate) struct CreateTokenArgs {
 pub(crate) enum ScopeArg {
     /// See tasks, runs, logs and runners
     Read,
-    /// Start, cancel and rerun
+    /// Start, cancel and rerun, and all of `read`
     Run,
-    /// Create, change and delete tasks, secrets and credentials
+    /// Create, change and delete tasks, secrets and credentials, and all of `run`
     Write,
     /// Everything
     Admin,

@@ -95,7 +95,7 @@ fn token(seen: &Seen) -> Check {
             .help("log in with a token for this task: `acrtask token create --tasks NAME`");
         }
     }
-    let sees = me.scopes.contains(&Scope::Read) || me.scopes.contains(&Scope::Admin);
+    let sees = me.scopes.iter().any(|scope| scope.includes(Scope::Read));
     if sees {
         Check::ok("token", message)
     } else {
