@@ -16,7 +16,7 @@ use crate::{
         },
         server::ListOutput,
     },
-    client::Client,
+    client::{Client, shown},
     error::CliError,
     exit::Exit,
     render::{self, Form, style::Style},
@@ -160,6 +160,7 @@ pub(crate) async fn started(
         };
         return super::print(text.as_bytes());
     }
+    say(&format!("server: {}, run {}", shown(client.url()), run.id));
     follow(
         client,
         &run.id,
