@@ -119,6 +119,8 @@ pub struct App {
     pub tasks: webhooks::Index,
     /// Deliveries that wait to be stored.
     pub deliveries: webhooks::Together,
+    /// Refused deliveries that are not recorded yet.
+    pub refusals: webhooks::Refusals,
     /// Wakes the task that looks at base tags. It would have looked anyway.
     pub bases: Arc<Notify>,
     /// What looking at base tags keeps between two looks.
@@ -157,6 +159,7 @@ impl App {
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),
+            refusals: webhooks::Refusals::default(),
             probes: Semaphore::new(probe::AT_ONCE),
             probe_turns: probe::Turns::default(),
             limits: Limits::default(),

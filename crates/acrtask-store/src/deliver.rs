@@ -44,6 +44,8 @@ pub struct NewDelivery {
     pub redelivery_of: Option<String>,
     /// The headers that matter, as JSON.
     pub headers: String,
+    /// The watched base images that a registry reported as pushed.
+    pub watches: Vec<String>,
     /// Bytes of the body.
     pub size: u64,
     /// SHA-256 of the body.
@@ -104,11 +106,12 @@ pub enum Ends {
 
 const DELIVERY: Sql = Sql::of(
     "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
-     body, blob, received_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+     body, blob, received_at, watches) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
      ON CONFLICT (webhook, sender_id) DO NOTHING",
     "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
-     body, blob, received_at) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], \
-     $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bytea[], $13::text[], $14::bigint[]) \
+     body, blob, received_at, watches) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], \
+     $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bytea[], $13::text[], $14::bigint[], \
+     $15::text[]) \
      ON CONFLICT (webhook, sender_id) DO NOTHING",
 );
 
@@ -182,6 +185,7 @@ fn row(new: &NewDelivery, now: Ms) -> Vec<Arg> {
         body,
         blob,
         now,
+        serde_json::Value::from(new.watches.clone()).to_string(),
     ]
 }
 

@@ -202,6 +202,7 @@ fn table() -> Vec<Row> {
         ),
         row(delete.clone(), "/webhooks/{name}", admin, Free, none()),
         row(get.clone(), "/deliveries", read, Forbidden, none()),
+        row(get.clone(), "/deliveries/refused", read, Forbidden, none()),
         row(get.clone(), "/deliveries/{id}", read, Forbidden, none()),
         row(
             post.clone(),

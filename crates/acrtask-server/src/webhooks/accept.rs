@@ -121,6 +121,18 @@ pub(crate) async fn accept(
         app.blobs.put(&blob, body).await?;
         StoredBody::Blob(blob.clone())
     };
+    let watches = match &source {
+        Source::Registry(delivery) => watches_of(app, &delivery.event).await?,
+        Source::Forge(_) => Vec::new(),
+    };
+    let note = if looked.is_empty() && !watches.is_empty() {
+        let names = watches.join("`, `");
+        Some(format!(
+            "no task runs at this push; the base image `{names}` is watched and is checked now"
+        ))
+    } else {
+        note
+    };
     let delivery = NewDelivery {
         sender_id: match again {
             Some(_) => format!("again/{id}"),
@@ -134,6 +146,7 @@ pub(crate) async fn accept(
         note: note.clone(),
         redelivery_of: again.map(str::to_owned),
         headers: kept(headers),
+        watches,
         size: size as u64,
         sha256,
         body: stored,
@@ -251,4 +264,26 @@ pub(crate) fn headers_of(kept: &str) -> HeaderMap {
             Some((name, value.as_str()?.parse().ok()?))
         })
         .collect()
+}
+
+/// Returns the watched base images among those that were pushed.
+async fn watches_of(app: &App, event: &RegistryEvent) -> Result<Vec<String>, StoreError> {
+    let RegistryEvent::Pushed { images } = event else {
+        return Ok(Vec::new());
+    };
+    let mut watches = Vec::new();
+    for image in images {
+        let found = bases::watched(
+            app,
+            &image.registry,
+            &image.repository,
+            image.tag.as_deref(),
+        );
+        if let Some(name) = found.await?
+            && !watches.contains(&name)
+        {
+            watches.push(name);
+        }
+    }
+    Ok(watches)
 }

@@ -40,6 +40,7 @@ pub(crate) fn delivery(id: &str, sender_id: &str) -> NewDelivery {
         note: None,
         redelivery_of: None,
         headers: "{}".into(),
+        watches: Vec::new(),
         size: 2,
         sha256: format!("sha of {sender_id}"),
         body: StoredBody::Inline(b"{}".to_vec()),
@@ -511,6 +512,7 @@ async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
             webhook: webhook.map(str::to_owned),
             before,
             limit: 2,
+            ..DeliveryFilter::default()
         };
         let (rows, next) = store.deliveries(filter).await.unwrap();
         (rows.into_iter().map(|row| row.id).collect::<Vec<_>>(), next)

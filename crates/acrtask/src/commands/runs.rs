@@ -52,6 +52,7 @@ fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
             let left = args.limit - u32::try_from(found.len()).unwrap_or(args.limit);
             let mut query = vec![("limit", left.min(PAGE).to_string())];
             query.extend(args.task.iter().map(|task| ("task", task.clone())));
+            query.extend(args.period.query());
             if !args.state.is_empty() {
                 let states: Vec<_> = args
                     .state

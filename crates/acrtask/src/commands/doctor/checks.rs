@@ -41,6 +41,7 @@ pub(super) fn of(seen: &Seen) -> Vec<Check> {
         checks.extend(probed::of(&task.probe));
     } else {
         checks.push(deliveries(seen));
+        checks.extend(unmatched(seen));
     }
     checks
 }
@@ -353,8 +354,9 @@ fn webhook(seen: &Seen, task: &SeenTask) -> Vec<Check> {
         None => Check::warning(
             "deliveries",
             format!(
-                "the last one came {}, but none has spoken of the task's repository",
-                ago(newest.received_at, seen.now)
+                "the last one came {}, but none has spoken of the task's repository; it was of {}",
+                ago(newest.received_at, seen.now),
+                newest.repository.as_deref().unwrap_or("none")
             ),
         )
         .help(format!(
@@ -390,6 +392,45 @@ fn deliveries(seen: &Seen) -> Check {
             ),
         },
     }
+}
+
+/// Names the repositories of deliveries that no task matched. `None`: there are none.
+fn unmatched(seen: &Seen) -> Option<Check> {
+    let all = seen.deliveries.as_ref().ok()?;
+    let unmatched = all.iter().filter(|delivery| {
+        delivery.outcomes.is_empty()
+            && delivery.watches.is_empty()
+            && !matches!(delivery.kind.as_str(), "ping" | "handshake" | "declined")
+    });
+    let mut repositories = BTreeSet::new();
+    let mut count = 0;
+    for delivery in unmatched {
+        count += 1;
+        repositories.insert(
+            delivery
+                .repository
+                .as_deref()
+                .unwrap_or("an unknown repository"),
+        );
+    }
+    if count == 0 {
+        return None;
+    }
+    let names: Vec<&str> = repositories.into_iter().take(5).collect();
+    Some(
+        Check::warning(
+            "unmatched",
+            format!(
+                "{count} of the last {} deliveries matched no task: {}",
+                all.len(),
+                names.join(", ")
+            ),
+        )
+        .help(
+            "`acrtask webhook deliveries` says why; the context of a task has to be a URL of that repository, \
+             and its trigger on",
+        ),
+    )
 }
 
 fn secrets(task: &SeenTask) -> Check {

@@ -125,6 +125,12 @@ fn what_is_wrong_and_what_to_do() {
         seen.webhooks.as_mut().unwrap()[0].url = "http://ci.example.com/hooks/org-app".into();
     });
     add("nothing came", &|seen| seen.deliveries = Ok(Vec::new()));
+    add("no task matches", &|seen| {
+        seen.task = None;
+        let delivery = &mut seen.deliveries.as_mut().unwrap()[0];
+        delivery.outcomes.clear();
+        delivery.repository = Some("github.com/org/other".into());
+    });
     add("forged ones", &|seen| seen.unproved = Ok(3));
     add("not allowed to see", &|seen| {
         seen.webhooks = Err("the token lacks the scope `read`".into());
