@@ -140,6 +140,12 @@ pub struct Me {
     pub tasks: Option<String>,
     /// The server's version.
     pub server_version: String,
+    /// The id of the key that secrets are encrypted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The id of the store of logs and contexts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs: Option<String>,
 }
 
 /// A secret, without its value.

@@ -30,6 +30,7 @@ use crate::{
     clock::Clock,
     forge,
     hints::{self, Outbox},
+    identity::{self, IdentityError},
     reaper::{self, Grace},
     recorder::{Recorder, Writer, recorder},
     retention,
@@ -112,6 +113,9 @@ pub enum ServeError {
     /// The key file cannot be used.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The database belongs to another key file or to other blobs.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// A control plane that runs. Dropping it stops it at once, as a crash would.
@@ -138,6 +142,8 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let vault = Vault::load_or_create(&options.key_file)?;
     let blobs = Blobs::open(&options.blobs)?;
     let store = Store::open(&options.database).await?;
+    let adopt = options.config.adopt_storage;
+    let identity = identity::check(&store, &blobs, &vault, adopt).await?;
     let failed = |source| ServeError::Listen {
         address: options.listen,
         source,
@@ -150,6 +156,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let outbox = Outbox::new(store.is_postgres());
     let (recorder, writer) = recorder(outbox.clone());
     let app = Arc::new(App::new(options.config, store, blobs, vault, options.clock));
+    let _ = app.identity.set(identity);
     let connections = TaskTracker::new();
     let background = Supervisor::new(app.clone());
     let writers = Supervisor::new(app.clone());

@@ -17,6 +17,7 @@ mod enqueue;
 mod error;
 mod groups;
 mod hints;
+mod identity;
 mod images;
 mod lives;
 mod logs;

@@ -41,8 +41,11 @@ pub(super) fn to_api(row: TokenRow) -> Token {
 
 /// Who asks, and what they may do. Any token will do.
 #[utoipa::path(get, path = "/me", tag = "tokens", security(("token" = [])), responses((status = OK, body = Me)))]
-async fn me(by: By<auth::Anyone>) -> Json<Me> {
+async fn me(by: By<auth::Anyone>, State(api): State<Api>) -> Json<Me> {
+    let identity = api.app.identity.get();
     Json(Me {
+        key: identity.map(|identity| identity.key.clone()),
+        blobs: identity.and_then(|identity| identity.blobs.clone()),
         name: by.caller.name,
         scopes: by.caller.scopes,
         tasks: by.caller.tasks,

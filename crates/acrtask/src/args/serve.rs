@@ -85,6 +85,20 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) tasks: Vec<PathBuf>,
 
+    /// Record this key file and these blobs as those of the database
+    ///
+    /// Without it, a server refuses to start where the database was used with another key file or
+    /// other blobs. For the case that these are lost: what only they hold stays unreadable.
+    #[arg(long)]
+    pub(crate) adopt_storage: bool,
+
+    /// Make a new token with the scope admin, print it once, and exit without serving
+    ///
+    /// For the case that no such token is left. A server may run on the same database meanwhile.
+    /// Other tokens stay as they are.
+    #[arg(long)]
+    pub(crate) reset_admin_token: bool,
+
     /// No runner inside
     #[arg(long)]
     pub(crate) no_runner: bool,

@@ -16,6 +16,7 @@ use acrtask_server::{
     App, Config, auth,
     clock::Clock,
     floor::DiskFloor,
+    identity::IdentityError,
     runners::{RunnerGrant, new_runner_token},
     serve::{ServeError, ServeOptions, Server, TlsFiles, start},
 };
@@ -194,6 +195,7 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
                 folders: folders_of(args, data),
             },
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
+            adopt_storage: args.adopt_storage,
             ..Config::default()
         },
         clock: Clock::real(),
@@ -231,12 +233,16 @@ async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
 fn refused(error: &ServeError) -> CliError {
     let message = error.to_string();
     let shown = match error {
-        ServeError::Plaintext(_) | ServeError::Tls { .. } | ServeError::Vault(_) => {
+        ServeError::Plaintext(_)
+        | ServeError::Tls { .. }
+        | ServeError::Vault(_)
+        | ServeError::Identity(IdentityError::Key { .. } | IdentityError::Blobs { .. }) => {
             CliError::usage(message)
         }
-        ServeError::Listen { .. } | ServeError::Store(_) | ServeError::Blobs(_) => {
-            CliError::unreachable(message)
-        }
+        ServeError::Listen { .. }
+        | ServeError::Store(_)
+        | ServeError::Blobs(_)
+        | ServeError::Identity(_) => CliError::unreachable(message),
     };
     match std::error::Error::source(error) {
         Some(cause) => shown.because(cause),

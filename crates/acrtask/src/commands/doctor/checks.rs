@@ -30,6 +30,7 @@ const DEFAULT_POOL: &str = "default";
 /// Everything that can be said of what the server answered.
 pub(super) fn of(seen: &Seen) -> Vec<Check> {
     let mut checks = vec![server(seen), clock(seen), token(seen), runners(seen)];
+    checks.extend(storage(seen));
     checks.extend(sources(seen));
     checks.extend(address(seen));
     checks.extend(signatures(seen));
@@ -60,6 +61,22 @@ fn server(seen: &Seen) -> Check {
     }
     Check::warning("server", format!("{message}; this program is {own}"))
         .help("use the same version on both sides")
+}
+
+/// Names the key and the blobs that the servers of the database share. `None`: an older server does not.
+fn storage(seen: &Seen) -> Option<Check> {
+    const NAME: &str = "storage";
+    let me = &seen.greeting.me;
+    let key = me.key.as_ref()?;
+    let message = format!("secrets are encrypted with the key {key}");
+    Some(match &me.blobs {
+        Some(blobs) => Check::ok(NAME, format!("{message}, logs are in the store {blobs}")),
+        None => Check::warning(
+            NAME,
+            format!("{message}; the store of logs could not be reached when the server started"),
+        )
+        .help("look into the server's log"),
+    })
 }
 
 fn clock(seen: &Seen) -> Check {

@@ -52,6 +52,8 @@ fn seen() -> Seen {
                 scopes: vec![acrtask_api::admin::Scope::Read],
                 tasks: None,
                 server_version: env!("CARGO_PKG_VERSION").into(),
+                key: Some("0a1b2c3d4e5f6071".into()),
+                blobs: Some("abcdefghij234567".into()),
             },
             took: Duration::from_millis(12),
             ahead: Some(1),
