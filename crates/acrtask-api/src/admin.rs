@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::run::SecretText;
 
-/// What a token may do. Each one is needed by name: none includes another, but that `admin` includes all.
+/// Rights of a token. Each includes those before it: `admin` > `write` > `run` > `read`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
@@ -22,6 +22,13 @@ pub enum Scope {
     Write,
     /// Everything: tokens, runners, federation.
     Admin,
+}
+
+impl Scope {
+    /// Returns `true` if a token with this scope may do what `other` allows.
+    pub fn includes(self, other: Self) -> bool {
+        self >= other
+    }
 }
 
 /// A token, without what it is checked by.
@@ -133,6 +140,12 @@ pub struct Me {
     pub tasks: Option<String>,
     /// The server's version.
     pub server_version: String,
+    /// The id of the key that secrets are encrypted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The id of the store of logs and contexts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs: Option<String>,
 }
 
 /// A secret, without its value.

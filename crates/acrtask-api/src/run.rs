@@ -222,11 +222,14 @@ pub enum Approval {
     Approved,
 }
 
+/// Reason of a run whose task file was refused. The log of the run shows the mistakes.
+pub const TASK_FILE_REFUSED: &str = "the task file was refused";
+
 /// What came of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunResult {
-    /// The task file was refused: nothing was started.
+    /// The task file, or what the run is to do, was refused: nothing was started.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
     /// Each step in file order.

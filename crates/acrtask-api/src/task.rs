@@ -355,6 +355,8 @@ pub enum BaseImageTriggerType {
     Runtime,
     /// Those of build stages too.
     All,
+    /// None of them, as where the trigger is off. Rules for newer tags go on to count.
+    None,
 }
 
 /// Runs at calls of the task's own URL.

@@ -120,6 +120,20 @@ pub struct Delivery {
     pub received_at: Timestamp,
     /// What it led to, for each task that was looked at.
     pub outcomes: Vec<Outcome>,
+    /// The watched base images among those that a registry reported as pushed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<DeliveryWatch>,
+}
+
+/// A watched base image that was pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryWatch {
+    /// Registry, repository and tag.
+    pub image: String,
+    /// The cascade that builds its dependents. `None`: its digest did not change, or it is not checked yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<u64>,
 }
 
 /// What a delivery led to for one task.
@@ -148,6 +162,28 @@ pub enum OutcomeKind {
     Joined,
     /// Nothing.
     Suppressed,
+}
+
+/// Deliveries to a webhook that were refused for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// The webhook.
+    pub webhook: String,
+    /// The kind of refusal: `unproved`, `stale`, `too-large` ...
+    pub code: String,
+    /// The message of the last one.
+    pub message: String,
+    /// The address that the last one came from.
+    pub address: String,
+    /// Number of refusals.
+    pub count: u64,
+    /// Time of the first one.
+    #[schema(value_type = String)]
+    pub first_at: Timestamp,
+    /// Time of the last one.
+    #[schema(value_type = String)]
+    pub last_at: Timestamp,
 }
 
 /// What started, or did not start, a run of a task.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor,
+    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor, identity,
     logs::LogHub, metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault,
     webhooks,
 };
@@ -60,6 +60,8 @@ pub struct Config {
     pub trust: TrustPolicy,
     /// Free disk below which the server refuses to store more.
     pub floor: DiskFloor,
+    /// Records this server's key file and blobs as those of the database.
+    pub adopt_storage: bool,
 }
 
 impl Default for Config {
@@ -86,6 +88,7 @@ impl Default for Config {
             notify_private: false,
             trust: TrustPolicy::default(),
             floor: DiskFloor::default(),
+            adopt_storage: false,
         }
     }
 }
@@ -101,6 +104,8 @@ pub struct App {
     pub blobs: Blobs,
     /// Encrypts what is secret.
     pub vault: Vault,
+    /// The key and the blobs of the database, once the server has started.
+    pub identity: identity::Cell,
     /// Free disk that stays free.
     pub floor: DiskFloor,
     /// The time.
@@ -119,6 +124,8 @@ pub struct App {
     pub tasks: webhooks::Index,
     /// Deliveries that wait to be stored.
     pub deliveries: webhooks::Together,
+    /// Refused deliveries that are not recorded yet.
+    pub refusals: webhooks::Refusals,
     /// Wakes the task that looks at base tags. It would have looked anyway.
     pub bases: Arc<Notify>,
     /// What looking at base tags keeps between two looks.
@@ -146,6 +153,7 @@ impl App {
             store,
             blobs,
             vault,
+            identity: identity::Cell::default(),
             clock,
             hub: Hub::default(),
             logs: LogHub::default(),
@@ -157,6 +165,7 @@ impl App {
             timers: Arc::default(),
             tasks: webhooks::Index::default(),
             deliveries: webhooks::Together::default(),
+            refusals: webhooks::Refusals::default(),
             probes: Semaphore::new(probe::AT_ONCE),
             probe_turns: probe::Turns::default(),
             limits: Limits::default(),

@@ -2,15 +2,15 @@
 //!
 //! A token is `acrt_ID_SECRET`; only the SHA-256 of the secret, which is 256 random bits, is stored, and it is compared in
 //! constant time. Handlers of the API ask for a [`By`] with the scope that they need as their first argument, so that
-//! nothing else of a request is looked at before. Invariants: a scope includes no other one, but `admin` includes all; a
-//! token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
+//! nothing else of a request is looked at before. Invariants: `admin` includes `write`, `write` includes `run`,
+//! and `run` includes `read`; a token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
 //! people.
 
 use std::{marker::PhantomData, net::IpAddr};
 
 use acrtask_api::{admin::Scope, run::SecretText};
 use acrtask_model::Principal;
-use acrtask_store::{DEFAULT_POOL, StoreError, TokenRow};
+use acrtask_store::{DEFAULT_POOL, Ms, Store, StoreError, TokenRow};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::{Extensions, HeaderMap, header, request::Parts},
@@ -190,7 +190,7 @@ impl Caller {
 
     /// Whether it may do what needs `scope`.
     pub fn has(&self, scope: Scope) -> bool {
-        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+        self.scopes.iter().any(|own| own.includes(scope))
     }
 
     /// Refuses what needs `scope` to a caller without it.
@@ -396,15 +396,25 @@ pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
     if app.store.count_tokens().await? > 0 {
         return Ok(None);
     }
+    new_admin_token(&app.store, "admin", app.clock.now_ms())
+        .await
+        .map(Some)
+}
+
+/// Makes a token with the scope `admin` that never expires.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn new_admin_token(store: &Store, name: &str, now: Ms) -> Result<SecretText, StoreError> {
     let minted = mint();
-    app.store
+    store
         .create_token(&TokenRow {
             id: minted.id,
-            name: "admin".into(),
+            name: name.into(),
             hash: minted.hash,
             scopes: vec![Scope::Admin],
             tasks: None,
-            created_at: app.clock.now_ms(),
+            created_at: now,
             expires_at: None,
             last_used_at: None,
             subject: None,
@@ -412,7 +422,7 @@ pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
             pools: Vec::new(),
         })
         .await?;
-    Ok(Some(minted.text))
+    Ok(minted.text)
 }
 
 #[cfg(test)]

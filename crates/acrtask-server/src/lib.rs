@@ -14,6 +14,7 @@ pub mod clock;
 pub mod floor;
 mod forge;
 mod hints;
+pub mod identity;
 pub mod logs;
 pub mod metrics;
 pub mod oidc;

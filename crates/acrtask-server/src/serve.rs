@@ -30,6 +30,7 @@ use crate::{
     clock::Clock,
     forge,
     hints::{self, Outbox},
+    identity::{self, IdentityError},
     reaper::{self, Grace},
     recorder::{Recorder, Writer, recorder},
     retention,
@@ -43,6 +44,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(10);
 /// What was said by then is written down within this time.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Longest time to close the database at the end of a shutdown.
+const CLOSE: Duration = Duration::from_secs(10);
 /// How often it is written down who was heard of, and looked who is to drain.
 const RECONCILE: Duration = Duration::from_secs(5);
 
@@ -110,6 +113,9 @@ pub enum ServeError {
     /// The key file cannot be used.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The database belongs to another key file or to other blobs.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// A control plane that runs. Dropping it stops it at once, as a crash would.
@@ -136,6 +142,8 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let vault = Vault::load_or_create(&options.key_file)?;
     let blobs = Blobs::open(&options.blobs)?;
     let store = Store::open(&options.database).await?;
+    let adopt = options.config.adopt_storage;
+    let identity = identity::check(&store, &blobs, &vault, adopt).await?;
     let failed = |source| ServeError::Listen {
         address: options.listen,
         source,
@@ -148,6 +156,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     let outbox = Outbox::new(store.is_postgres());
     let (recorder, writer) = recorder(outbox.clone());
     let app = Arc::new(App::new(options.config, store, blobs, vault, options.clock));
+    let _ = app.identity.set(identity);
     let connections = TaskTracker::new();
     let background = Supervisor::new(app.clone());
     let writers = Supervisor::new(app.clone());
@@ -316,6 +325,11 @@ impl Server {
             );
         }
         self.writer.stop().await;
+        match tokio::time::timeout(CLOSE, self.app.store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot close the database"),
+            Err(_) => tracing::warn!("closing the database took too long"),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use acrtask_api::{
 };
 use acrtask_model::{Principal, RunId, TrustDomain};
 use acrtask_registry::credentials::canonical_host;
-use acrtask_store::{NewRun, Origin, RunGroup, RunRow, StoreError};
+use acrtask_store::{NewRun, Origin, RunGroup, RunRow};
 use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,8 @@ mod secrets;
 pub use checks::{Problems, check_task, secret_name, task_name};
 pub(crate) use checks::{check_labels, check_printable, host_name, word};
 pub use lease::{LeaseError, LeasePayload, lease_payload};
-pub(crate) use secrets::{check_username, check_value};
+pub use secrets::missing_secrets;
+pub(crate) use secrets::{check_username, check_value, missing_among, no_secret, stored_secret};
 
 /// What a run has that must not be seen: stored encrypted with it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -153,6 +154,11 @@ impl Draft {
             self.run.id = id;
         }
         self
+    }
+
+    /// Returns the name of its task.
+    pub(crate) fn task_name(&self) -> Option<&str> {
+        self.run.task_name.as_deref()
     }
 
     /// The stored secrets that it needs: the scope that is looked at before that of all tasks, and the names.
@@ -553,36 +559,6 @@ fn add_names<'n>(names: &mut Vec<String>, more: impl Iterator<Item = &'n String>
             names.push(name.clone());
         }
     }
-}
-
-/// Names of stored secrets that are not there: looked for under the task `scope` first, then among those of all tasks.
-///
-/// # Errors
-/// When the database cannot be used.
-pub async fn missing_secrets(app: &App, draft: &Draft) -> Result<Vec<String>, StoreError> {
-    let (scope, names) = draft.stored();
-    let mut missing = Vec::new();
-    for name in names {
-        if stored_secret(app, scope, name).await?.is_none() {
-            missing.push(name.to_owned());
-        }
-    }
-    missing.dedup();
-    Ok(missing)
-}
-
-/// A stored secret, and the scope that it was found in.
-pub(crate) async fn stored_secret<'s>(
-    app: &App,
-    task_id: Option<&'s str>,
-    name: &str,
-) -> Result<Option<(&'s str, Vec<u8>)>, StoreError> {
-    for scope in task_id.into_iter().chain([""]) {
-        if let Some(sealed) = app.store.secret(scope, name).await? {
-            return Ok(Some((scope, sealed)));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -246,10 +246,8 @@ async fn draft(
     };
     let missing = submit::missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
-        return Ok(Err(format!(
-            "there is no secret `{}`; set it with `acrtask secret set`",
-            missing.join("`, `")
-        )));
+        let task = &row.task.definition.name;
+        return Ok(Err(submit::no_secret(&missing, Some(task))));
     }
     Ok(match draft.seal(app) {
         Ok(mut run) => {

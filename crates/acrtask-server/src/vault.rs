@@ -177,6 +177,11 @@ impl Vault {
         Ok(Self { keys })
     }
 
+    /// Ids of the keys, which say nothing of the keys themselves. The first one seals.
+    pub fn key_ids(&self) -> Vec<String> {
+        self.keys.iter().map(|key| hex(&key.id)).collect()
+    }
+
     /// Encrypts `value` for `aad`: what it belongs to, which has to be said again to open it.
     pub fn seal(&self, aad: &str, value: &[u8]) -> Vec<u8> {
         let key = &self.keys[0];

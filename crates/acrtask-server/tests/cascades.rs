@@ -348,7 +348,7 @@ async fn a_task_that_cannot_run_fails_with_the_reason(place: Place) {
         world.states(1).await,
         [
             "bottom stale: left, which it stands on, was not built",
-            "left failed: there is no secret `not-there`; set it with `acrtask secret set`",
+            "left failed: there is no secret `not-there`; set it with `acrtask secret set not-there --task left`",
             "right failed: the task is gone"
         ]
     );

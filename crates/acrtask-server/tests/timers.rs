@@ -431,7 +431,9 @@ async fn what_cannot_run_is_suppressed_with_a_reason(place: Place) {
     pass(&app, begin + 6 * HOUR).await;
     assert_eq!(
         last().await.suppressed.as_deref(),
-        Some("there is no secret `not-there`; set it with `acrtask secret set`")
+        Some(
+            "there is no secret `not-there`; set it with `acrtask secret set not-there --task app`"
+        )
     );
     change(|_| {}).await;
     pass(&app, begin + 7 * HOUR).await;

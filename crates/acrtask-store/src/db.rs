@@ -6,6 +6,7 @@
 //! that no lock is held for ever; and nobody waits for ever for a PostgreSQL that has gone without a word.
 
 mod private_files;
+mod snapshot;
 
 use std::{borrow::Cow, str::FromStr, time::Duration};
 
@@ -21,6 +22,7 @@ use sqlx::{
     },
 };
 
+pub use self::snapshot::{check_database_exists, snapshot_sqlite};
 use crate::{Result, StoreError};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");

@@ -44,14 +44,17 @@ pub struct NewDelivery {
     pub redelivery_of: Option<String>,
     /// The headers that matter, as JSON.
     pub headers: String,
+    /// The watched base images that a registry reported as pushed.
+    pub watches: Vec<String>,
     /// Bytes of the body.
     pub size: u64,
     /// SHA-256 of the body.
     pub sha256: String,
     /// The body.
     pub body: StoredBody,
-    /// Its sender signs the body alone: the same body under another id is the same delivery.
-    pub once_a_body: bool,
+    /// The age, in milliseconds, from which a delivery with the same body makes this one a replay. `None`: the
+    /// sender's ids are protected, so that the same body under another id is another delivery.
+    pub replay_age: Option<Ms>,
 }
 
 /// A task that a delivery was held against.
@@ -76,7 +79,7 @@ pub enum LeadsTo {
         new: Box<NewRun>,
         /// Live runs of its lane are ended. If the run needs an approval, only those that need one too.
         newest_wins: bool,
-        /// A live run of the same lane and commit stands for it.
+        /// A live run of the same commit is joined if it is the newest run of the lane.
         may_join: bool,
         /// Whom the forge is told through, as JSON; nothing: it is not told.
         status: Option<String>,
@@ -103,11 +106,12 @@ pub enum Ends {
 
 const DELIVERY: Sql = Sql::of(
     "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
-     body, blob, received_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+     body, blob, received_at, watches) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
      ON CONFLICT (webhook, sender_id) DO NOTHING",
     "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
-     body, blob, received_at) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], \
-     $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bytea[], $13::text[], $14::bigint[]) \
+     body, blob, received_at, watches) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], \
+     $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bytea[], $13::text[], $14::bigint[], \
+     $15::text[]) \
      ON CONFLICT (webhook, sender_id) DO NOTHING",
 );
 
@@ -133,6 +137,7 @@ struct InLane {
     group_name: Option<String>,
     cancel_requested_at: Option<i64>,
     approval: Option<String>,
+    newest: i64,
 }
 
 impl InLane {
@@ -180,6 +185,7 @@ fn row(new: &NewDelivery, now: Ms) -> Vec<Arg> {
         body,
         blob,
         now,
+        serde_json::Value::from(new.watches.clone()).to_string(),
     ]
 }
 
@@ -200,17 +206,23 @@ async fn store(tx: &mut Tx, mut all: Vec<&NewDelivery>, now: Ms) -> Result<HashS
 /// A webhook may have any number of deliveries: they are found by the body, and not in the order that they came in.
 const SAME_BODY: Sql = Sql::of(
     "SELECT id FROM deliveries INDEXED BY deliveries_body \
-     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL ORDER BY received_at LIMIT $4",
+     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND received_at <= $5 AND redelivery_of IS NULL \
+     ORDER BY received_at LIMIT $4",
     "SELECT id FROM deliveries \
-     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND redelivery_of IS NULL ORDER BY received_at + 0 LIMIT $4",
+     WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND received_at <= $5 AND redelivery_of IS NULL \
+     ORDER BY received_at + 0 LIMIT $4",
 );
 
-/// The delivery that brought the same body before; those of `later` did not.
-async fn same_body(
+/// Returns the delivery that `new` replays: one with the same body that is old enough, and not one of `later`.
+async fn replayed(
     tx: &mut Tx,
     new: &NewDelivery,
     later: &HashSet<String>,
+    now: Ms,
 ) -> Result<Option<String>> {
+    let Some(age) = new.replay_age else {
+        return Ok(None);
+    };
     // Of those that came with the same body, at most so many are of `later`.
     let limit = later.len() as u64 + 1;
     let rows: Vec<(String,)> = tx
@@ -220,7 +232,8 @@ async fn same_body(
                 new.webhook.as_str(),
                 new.sha256.as_str(),
                 new.id.as_str(),
-                limit
+                limit,
+                now.saturating_sub(age)
             ],
         )
         .await?;
@@ -246,7 +259,9 @@ const LIVE: Sql = {
     macro_rules! columns {
         ($runs:literal) => {
             concat!(
-                "SELECT id, lane, commit_id, group_name, cancel_requested_at, approval FROM ",
+                "SELECT id, lane, commit_id, group_name, cancel_requested_at, approval, \
+                 CAST(CASE WHEN seq = (SELECT MAX(newer.seq) FROM runs newer WHERE newer.lane = runs.lane) \
+                 THEN 1 ELSE 0 END AS BIGINT) AS newest FROM ",
                 $runs,
                 " WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
             )
@@ -398,7 +413,7 @@ impl Store {
                 done.push(Some(Delivered::Seen(earlier(&mut tx, &delivery).await?)));
             }
         }
-        let bodies = new.iter().filter(|one| one.signs_something());
+        let bodies = new.iter().filter(|one| one.may_be_replayed());
         lives::lock_groups(&mut tx, bodies.map(Led::body).collect()).await?;
         let runs = new.iter().flat_map(|one| &one.looked).filter_map(new_run);
         let mut admission = Admission::load(&mut tx, runs, now).await?;
@@ -430,9 +445,9 @@ struct Led {
 }
 
 impl Led {
-    /// Whether the same body under another id has to be looked for.
-    fn signs_something(&self) -> bool {
-        self.delivery.once_a_body
+    /// Returns `true` if an earlier delivery with the same body matters.
+    fn may_be_replayed(&self) -> bool {
+        self.delivery.replay_age.is_some()
             && self
                 .looked
                 .iter()
@@ -451,7 +466,7 @@ impl Led {
         lanes
             .map(|lane| format!("lane {lane}"))
             .chain(groups.map(|group| format!("group {}", group.key)))
-            .chain(self.signs_something().then(|| self.body()))
+            .chain(self.may_be_replayed().then(|| self.body()))
             .collect()
     }
 }
@@ -490,8 +505,8 @@ async fn lead(
     let mut done = Vec::with_capacity(round.len());
     for one in round {
         later.remove(&one.delivery.id);
-        let same_body = if one.signs_something() {
-            same_body(tx, &one.delivery, later).await?
+        let replayed = if one.may_be_replayed() {
+            replayed(tx, &one.delivery, later, now).await?
         } else {
             None
         };
@@ -508,7 +523,7 @@ async fn lead(
             &delivery,
             looked,
             &live,
-            same_body.as_deref(),
+            replayed.as_deref(),
             admission,
             now,
         );

@@ -9,7 +9,7 @@ use sqlx::FromRow;
 use crate::{
     Ms, Result, Store, StoreError,
     db::{Sql, Tx, args, one_of},
-    lives, runs,
+    from_json, lives, runs,
 };
 
 /// Where the body of a delivery is.
@@ -83,6 +83,8 @@ pub struct DeliveryRow {
     pub sha256: String,
     /// When it came.
     pub received_at: Ms,
+    /// The watched base images that a registry reported as pushed.
+    pub watches: Vec<String>,
     /// What it led to.
     pub outcomes: Vec<OutcomeRow>,
 }
@@ -92,6 +94,10 @@ pub struct DeliveryRow {
 pub struct DeliveryFilter {
     /// Only those of this webhook.
     pub webhook: Option<String>,
+    /// Only deliveries that were received at this time or later.
+    pub since: Option<Ms>,
+    /// Only deliveries that were received before this time.
+    pub until: Option<Ms>,
     /// What an earlier page gave as its cursor.
     pub before: Option<String>,
     /// At most so many.
@@ -101,7 +107,8 @@ pub struct DeliveryFilter {
 /// The columns of [`RawDelivery`].
 macro_rules! delivery_columns {
     () => {
-        "id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, received_at"
+        "id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, received_at, \
+         watches"
     };
 }
 
@@ -126,6 +133,7 @@ struct RawDelivery {
     size: i64,
     sha256: String,
     received_at: i64,
+    watches: String,
 }
 
 #[derive(Debug, FromRow)]
@@ -212,6 +220,12 @@ impl Store {
             args.push(webhook.into());
             text += &format!(" AND webhook = ${}", args.len());
         }
+        for (time, operator) in [(filter.since, ">="), (filter.until, "<")] {
+            if let Some(time) = time {
+                args.push(time.into());
+                text += &format!(" AND received_at {operator} ${}", args.len());
+            }
+        }
         if let Some(before) = &filter.before {
             let (at, id) = before
                 .split_once(':')
@@ -277,6 +291,7 @@ impl Store {
                     size: lives::size(raw.size)?,
                     sha256: raw.sha256,
                     received_at: raw.received_at,
+                    watches: from_json(&raw.watches)?,
                 })
             })
             .collect()

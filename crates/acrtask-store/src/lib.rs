@@ -17,13 +17,16 @@ mod enqueue;
 mod error;
 mod groups;
 mod hints;
+mod identity;
 mod images;
 mod lives;
 mod logs;
 mod outbox;
 mod promotions;
+mod pushes;
 mod queue;
 mod quotas;
+mod refusals;
 mod reports;
 mod retention;
 mod runners;
@@ -48,6 +51,7 @@ pub use cascades::{
     CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 pub use contexts::{ContextRow, Part};
+pub use db::{check_database_exists, snapshot_sqlite};
 pub use deliver::{Ends, LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};
@@ -58,8 +62,10 @@ pub use images::{ImageBaseRow, ImageBuildRow, ImageFilter, ImageRow};
 pub use logs::{ChunkRow, LogState};
 pub use outbox::{Due, Told, Untold};
 pub use promotions::PromotionRow;
+pub use pushes::{PusherRow, ReportedPush};
 pub use queue::{Candidate, Claim, Claimable, Class, PRIORITY_MS, TaskPatterns};
 pub use quotas::QuotaExceeded;
+pub use refusals::RefusalRow;
 pub use reports::{AttemptRow, Reaped, Report, Reported, Verdict};
 pub use retention::Expired;
 pub use runners::{HelloFacts, NewRunner, RunnerRow, RunnerTokenRow};
@@ -99,6 +105,11 @@ impl Store {
     /// Whether other servers may share it.
     pub fn is_postgres(&self) -> bool {
         matches!(self.db, db::Db::Postgres { .. })
+    }
+
+    /// Closes the database. A SQLite file alone then holds all data. No other call succeeds afterwards.
+    pub async fn close(&self) -> Result<()> {
+        self.db.close().await
     }
 
     /// Asks the database for nothing, to see that it answers.

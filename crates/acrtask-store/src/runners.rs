@@ -207,9 +207,10 @@ fn missing(id: &str) -> StoreError {
 }
 
 const SEEN: Sql = Sql::of(
-    "UPDATE runners SET free_disk = $2, last_seen_at = $3 WHERE id = $1",
-    "UPDATE runners SET free_disk = n.free_disk, last_seen_at = n.seen \
-     FROM UNNEST($1::text[], $2::bigint[], $3::bigint[]) AS n (id, free_disk, seen) WHERE runners.id = n.id",
+    "UPDATE runners SET free_disk = $2, last_seen_at = $3, server_id = $4 WHERE id = $1",
+    "UPDATE runners SET free_disk = n.free_disk, last_seen_at = n.seen, server_id = n.server \
+     FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS n (id, free_disk, seen, server) \
+     WHERE runners.id = n.id",
 );
 
 impl Store {
@@ -363,8 +364,8 @@ impl Store {
         Ok(())
     }
 
-    /// These runners were heard of, with their free disks.
-    pub async fn runners_seen(&self, seen: &[(String, u64)], now: Ms) -> Result<()> {
+    /// Records that these runners are connected to the server `server`, with their free disks.
+    pub async fn runners_seen(&self, seen: &[(String, u64)], server: &str, now: Ms) -> Result<()> {
         if seen.is_empty() {
             return Ok(());
         }
@@ -372,7 +373,7 @@ impl Store {
         let ids: Vec<String> = seen.keys().map(|id| (*id).clone()).collect();
         let rows = seen
             .into_iter()
-            .map(|(id, disk)| args![id, disk, now])
+            .map(|(id, disk)| args![id, disk, now, server])
             .collect();
         let mut tx = self.db.write().await?;
         if tx.is_postgres() {
@@ -382,6 +383,12 @@ impl Store {
         }
         tx.each(SEEN, rows).await?;
         tx.commit().await
+    }
+
+    /// Records that a runner has left the server `server`, unless it is connected to another one by now.
+    pub async fn runner_left(&self, id: &str, server: &str) -> Result<()> {
+        let sql = "UPDATE runners SET server_id = NULL WHERE id = $1 AND server_id = $2";
+        self.db.exec(sql, args![id, server]).await.map(drop)
     }
 
     /// Whether a runner takes nothing new.

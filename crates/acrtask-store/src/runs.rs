@@ -211,6 +211,10 @@ pub struct RunFilter {
     pub task: Option<String>,
     /// Only runs of tasks whose names begin so.
     pub task_prefix: Option<String>,
+    /// Only runs that were created at this time or later.
+    pub since: Option<Ms>,
+    /// Only runs that were created before this time.
+    pub until: Option<Ms>,
     /// What an earlier page gave as its cursor.
     pub before: Option<String>,
     /// At most so many.
@@ -451,6 +455,9 @@ fn page(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
     if let Some(prefix) = &filter.task_prefix {
         let (from, to) = (parameter(prefix.into()), parameter(beyond(prefix).into()));
         conditions.push(format!("task_name >= {from} AND task_name < {to}"));
+    }
+    for (time, operator) in [(filter.since, ">="), (filter.until, "<")] {
+        conditions.extend(time.map(|at| format!("created_at {operator} {}", parameter(at.into()))));
     }
     if let Some(before) = &filter.before {
         let (at, id) = parse_cursor(before)?;

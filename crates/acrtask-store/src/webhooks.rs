@@ -92,12 +92,15 @@ impl Store {
         rows.into_iter().map(WebhookRow::try_from).collect()
     }
 
-    /// Removes a webhook. Its deliveries stay.
+    /// Removes a webhook and its refusals. Its deliveries stay.
     pub async fn delete_webhook(&self, name: &str) -> Result<()> {
+        let mut tx = self.db.write().await?;
         let sql = "DELETE FROM webhooks WHERE name = $1";
-        match self.db.exec(sql, args![name]).await? {
-            0 => Err(missing(name)),
-            _ => Ok(()),
+        if tx.exec(sql, args![name]).await? == 0 {
+            return Err(missing(name));
         }
+        let sql = "DELETE FROM refused_deliveries WHERE webhook = $1";
+        tx.exec(sql, args![name]).await?;
+        tx.commit().await
     }
 }

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         Command::Runs(command) => commands::runs::runs(&command, color, style, stdout),
         Command::Runner(args) => commands::runner::runner(&args, log, stdout),
         Command::Serve(args) => commands::serve::serve(&args, log, style),
+        Command::Backup(args) => commands::backup::backup(&args),
+        Command::Restore(args) => commands::backup::restore(&args),
         Command::Webhook(command) => commands::webhooks::webhook(&command, stdout),
         Command::Doctor(args) => commands::doctor::doctor(&args, stdout),
         Command::Secret(command) => commands::secrets::secret(&command, stdout),

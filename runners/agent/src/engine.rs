@@ -11,7 +11,9 @@ use acrtask_executor::{Executor, GitAccess, Options, Reach, RunRequest};
 use acrtask_job::{Files, Git, Prepared};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
-use acrtask_source::{ContextSpec, GitFacts, GitOptions, Origin, Progress, SshKey, Workspace};
+use acrtask_source::{
+    ContextSpec, GitFacts, GitOptions, Origin, Progress, SourceError, SshKey, Workspace,
+};
 use futures::future::BoxFuture;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -133,20 +135,20 @@ impl Engine {
         credentials: &Credentials,
         job: &Job,
         events: &mpsc::Sender<Event>,
-    ) -> Result<Workspace, String> {
+    ) -> Result<Workspace, Ended> {
         let spec = ContextSpec::parse(url).map_err(|error| {
-            format!(
+            Ended::Invalid(format!(
                 "`{}` is no context: {}; {}",
                 error.text, error.reason, error.help
-            )
+            ))
         })?;
         if matches!(
             spec,
             ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin
         ) {
-            return Err(format!(
+            return Err(Ended::Invalid(format!(
                 "`{url}` is nothing that a runner can fetch; upload the files, or name a URL"
-            ));
+            )));
         }
         // Nobody may be listening; the run ends all the same.
         let (told, mut tells) = mpsc::unbounded_channel();
@@ -186,9 +188,14 @@ impl Engine {
             let event = event_of(&job.id, EventKind::Progress { message });
             let _ = events.send(event).await;
         }
-        fetched.map_err(|error| match error.help() {
-            Some(help) => format!("{}; {help}", chain(&error)),
-            None => chain(&error),
+        fetched.map_err(|error| {
+            let reason = match error.help() {
+                Some(help) => format!("{}; {help}", chain(&error)),
+                None => chain(&error),
+            };
+            // Another runner may have what this machine lacks.
+            let own = matches!(error, SourceError::NoGit { .. } | SourceError::Io { .. });
+            ended_before(reason, own || error.is_unreachable())
         })
     }
 
@@ -222,7 +229,7 @@ impl Engine {
                 };
                 match fetched {
                     Ok(workspace) => Some(workspace),
-                    Err(reason) => return Ended::NotBegun(reason),
+                    Err(ended) => return ended,
                 }
             }
             ContextSource::None | ContextSource::Upload { .. } => None,
@@ -237,7 +244,7 @@ impl Engine {
             .unwrap_or_default();
         let (job, prepared) = match self.prepare(job, root.clone(), git).await {
             Ok(done) => done,
-            Err(reason) => return Ended::NotBegun(reason),
+            Err(ended) => return ended,
         };
         let Prepared {
             source,
@@ -287,7 +294,7 @@ impl Engine {
         job: Job,
         root: Option<PathBuf>,
         git: GitFacts,
-    ) -> Result<(Job, Prepared), String> {
+    ) -> Result<(Job, Prepared), Ended> {
         let allow = self.options.allow;
         let preparing = tokio::task::spawn_blocking(move || {
             let context = match &job.spec.context {
@@ -308,15 +315,18 @@ impl Engine {
             });
             (job, prepared)
         });
-        let (job, prepared) = preparing
-            .await
-            .map_err(|error| format!("the task file could not be read: {error}"))?;
+        let (job, prepared) = preparing.await.map_err(|error| {
+            Ended::NotBegun(format!("the task file could not be read: {error}"))
+        })?;
         match prepared {
             Ok(prepared) => Ok((job, prepared)),
-            Err(error) => Err(match &error.help {
-                Some(help) => format!("{}; {help}", chain(&error)),
-                None => chain(&error),
-            }),
+            Err(error) => {
+                let reason = match &error.help {
+                    Some(help) => format!("{}; {help}", chain(&error)),
+                    None => chain(&error),
+                };
+                Err(ended_before(reason, error.unreachable))
+            }
         }
     }
 }
@@ -374,6 +384,15 @@ fn ssh_keys(job: &Job) -> Vec<SshKey> {
     logins
         .filter_map(|login| SshKey::from_login(&login.host, &login.password))
         .collect()
+}
+
+/// Returns how a run ended before its first step. Only what could not be reached may work another time.
+fn ended_before(reason: String, unreachable: bool) -> Ended {
+    if unreachable {
+        Ended::NotBegun(reason)
+    } else {
+        Ended::Invalid(reason)
+    }
 }
 
 fn stopped() -> Ended {

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use acrtask_api::spec::{Facts, RunSpec};
+use acrtask_api::{
+    run::TASK_FILE_REFUSED,
+    spec::{Facts, RunSpec},
+};
 use acrtask_model::{
     CacheNamespace, Event, EventKind, Outcome, RunDomain, RunState, Secret, TrustDomain,
     mask::Patterns,
@@ -143,9 +146,14 @@ impl Attempt {
         let (outcome, refused, facts) = match ended {
             Ended::Ran(facts) => (None, false, facts),
             Ended::Refused(facts) => {
-                let reason = Some("the task file was refused".to_owned());
+                let reason = Some(TASK_FILE_REFUSED.to_owned());
                 let state = RunState::Failed;
                 (Some(Outcome { state, reason }), true, facts)
+            }
+            Ended::Invalid(reason) => {
+                let reason = Some(masks.mask(&reason));
+                let state = RunState::Failed;
+                (Some(Outcome { state, reason }), true, Facts::default())
             }
             Ended::NotBegun(reason) => {
                 let reason = Some(masks.mask(&reason));

@@ -66,6 +66,8 @@ pub(crate) enum Ended {
     Ran(Facts),
     /// Its task file was refused.
     Refused(Facts),
+    /// Its task or context is wrong, so that another attempt would end the same way: the reason, in one sentence.
+    Invalid(String),
     /// It could not begin: why, in one sentence.
     NotBegun(String),
 }

@@ -43,6 +43,41 @@ async fn a_private_repository_by_token() {
     assert!(!logins.is_empty());
 }
 
+/// Trying again would not help, so the exit code is that of a mistake, as it is locally.
+#[test]
+fn wrong_context_at_a_server_is_a_mistake() {
+    let Some(world) = World::find() else { return };
+    let repositories = Repositories::default();
+    repositories.create("app");
+    repositories.commit("app", &[("file", "one")]);
+    let git_server = HttpGit::start(&repositories.root(), None);
+    let url = git_server.url("app");
+    let server = Server::start(&world, &["--allow-private-addresses"]);
+    let folder = tempfile::tempdir().unwrap();
+    for (context, file, message) in [
+        (format!("{url}#main"), "acr-task.yaml", "acr-task.yaml"),
+        (format!("{url}#main"), "ci/missing.yaml", "ci/missing.yaml"),
+        (format!("{url}#none"), "acr-task.yaml", "none"),
+        (
+            format!("{url}#main:no/folder"),
+            "acr-task.yaml",
+            "no/folder",
+        ),
+    ] {
+        let args = ["run", "-f", file, &context];
+        let outcome = server.run(folder.path(), &args).wait();
+        assert_eq!(outcome.code, Some(2), "{context}: {}", outcome.all());
+        assert!(outcome.stderr.contains(message), "{}", outcome.all());
+        let run = server.run_of(&outcome.run);
+        assert_eq!(run["state"], "failed", "{run:#}");
+        assert_eq!(run["result"]["refused"], true, "{run:#}");
+    }
+    // A server that does not answer may answer later.
+    let away = "http://127.0.0.1:1/app.git#main";
+    let outcome = server.run(folder.path(), &["run", away]).wait();
+    assert_eq!(outcome.code, Some(3), "{}", outcome.all());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_that_look_like_options_are_names() {
     let repositories = Repositories::default();

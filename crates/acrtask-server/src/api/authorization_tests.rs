@@ -202,6 +202,7 @@ fn table() -> Vec<Row> {
         ),
         row(delete.clone(), "/webhooks/{name}", admin, Free, none()),
         row(get.clone(), "/deliveries", read, Forbidden, none()),
+        row(get.clone(), "/deliveries/refused", read, Forbidden, none()),
         row(get.clone(), "/deliveries/{id}", read, Forbidden, none()),
         row(
             post.clone(),
@@ -472,13 +473,21 @@ async fn a_scope_opens_what_it_says_and_nothing_else() {
                 assert_eq!(world.ask(&row, Some(&nothing)).await.status, StatusCode::OK);
             }
             Needs::Scope(needed) => {
-                let others: Vec<Scope> = all.into_iter().filter(|scope| *scope != needed).collect();
+                let others: Vec<Scope> = all
+                    .into_iter()
+                    .filter(|scope| !scope.includes(needed))
+                    .collect();
                 let without = server.token(&others, None).await;
                 let refused = world.ask(&row, Some(&without)).await;
                 let problem = refused.problem(StatusCode::FORBIDDEN);
                 assert_eq!(problem.code, "forbidden", "{what}");
                 let with = server.token(&[needed], None).await;
                 let opened = world.ask(&row, Some(&with)).await;
+                for more in all.into_iter().filter(|scope| scope.includes(needed)) {
+                    let more = server.token(&[more], None).await;
+                    let status = world.ask(&row, Some(&more)).await.status;
+                    assert_ne!(status, StatusCode::FORBIDDEN, "{what}");
+                }
                 let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
                 assert!(
                     !refused.contains(&opened.status),

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use acrtask_store::Ms;
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
@@ -14,6 +15,23 @@ use axum::{
 use utoipa::openapi::{OpenApi, RefOr, path::ParameterIn};
 
 use super::ApiError;
+
+/// Parses a time of a query: RFC 3339, or a date, which begins at midnight in UTC.
+pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<Ms>, ApiError> {
+    let Some(text) = text else { return Ok(None) };
+    let date = || {
+        let date: jiff::civil::Date = text.parse().ok()?;
+        let midnight = date.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        Some(midnight.timestamp())
+    };
+    let parsed = text.parse::<jiff::Timestamp>().ok().or_else(date);
+    parsed
+        .map(|time| Some(time.as_millisecond()))
+        .ok_or_else(|| {
+            ApiError::invalid(format!("`{name}` is `{text}`, which is not a time"))
+                .help("write 2026-01-02T03:04:05Z or 2026-01-02")
+        })
+}
 
 /// Names of query parameters, by method and path of their operation.
 type Parameters = HashMap<(Method, String), Vec<String>>;

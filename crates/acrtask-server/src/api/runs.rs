@@ -22,6 +22,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Api, ApiError, contexts,
     extract::{Json, OptionalJson, Path, Query, header},
+    query,
 };
 use crate::{
     auth::{self, By, Caller, TaskLimit},
@@ -54,6 +55,10 @@ struct ListRuns {
     state: Option<String>,
     /// Only runs of the task with this name, or, where it ends in `*`, of tasks whose names begin so.
     task: Option<String>,
+    /// Only runs that were created at this time or later: RFC 3339 or a date.
+    since: Option<String>,
+    /// Only runs that were created before this time: RFC 3339 or a date.
+    until: Option<String>,
     /// At most so many; 50 where nothing is said, 200 at most.
     limit: Option<u32>,
     /// What the page before gave as `next`.
@@ -72,6 +77,8 @@ async fn list(
 ) -> Result<Json<Page<RunSummary>>, ApiError> {
     let mut filter = RunFilter {
         states: states(asked.state.as_deref().unwrap_or_default())?,
+        since: query::time("since", asked.since.as_deref())?,
+        until: query::time("until", asked.until.as_deref())?,
         before: asked.cursor,
         limit: page_limit(asked.limit)?,
         ..RunFilter::default()
@@ -271,9 +278,12 @@ pub(super) async fn complete(
 ) -> Result<NewRun, ApiError> {
     let missing = submit::missing_secrets(&api.app, &draft).await?;
     if let Some(first) = missing.first() {
+        let only = draft
+            .task_name()
+            .map_or(String::new(), |task| format!(" --task {task}"));
         return Err(
             ApiError::invalid(format!("there is no secret `{}`", missing.join("`, `")))
-                .help(format!("set it: `acrtask secret set {first}`")),
+                .help(format!("set it: `acrtask secret set {first}{only}`")),
         );
     }
     let draft = draft.with_id(id);

@@ -46,7 +46,13 @@ pub(super) async fn scope_of(
     caller.need_task(task)?;
     match task {
         None => Ok(String::new()),
-        Some(name) => Ok(tasks::find(api, caller, name).await?.id),
+        Some(name) => match tasks::find(api, caller, name).await {
+            Ok(task) => Ok(task.id),
+            Err(error) if error.status() == StatusCode::NOT_FOUND => Err(error.help(
+                "make the task first; it may name secrets that are not stored yet. Without a task, it is for all tasks",
+            )),
+            Err(error) => Err(error),
+        },
     }
 }
 

@@ -41,8 +41,11 @@ pub(super) fn to_api(row: TokenRow) -> Token {
 
 /// Who asks, and what they may do. Any token will do.
 #[utoipa::path(get, path = "/me", tag = "tokens", security(("token" = [])), responses((status = OK, body = Me)))]
-async fn me(by: By<auth::Anyone>) -> Json<Me> {
+async fn me(by: By<auth::Anyone>, State(api): State<Api>) -> Json<Me> {
+    let identity = api.app.identity.get();
     Json(Me {
+        key: identity.map(|identity| identity.key.clone()),
+        blobs: identity.and_then(|identity| identity.blobs.clone()),
         name: by.caller.name,
         scopes: by.caller.scopes,
         tasks: by.caller.tasks,
@@ -158,7 +161,7 @@ async fn create(
     security(("token" = ["admin"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is the last one with the scope `admin`."),
+    (status = CONFLICT, body = Problem, description = "It is the last one with the scope `admin` that does not expire."),
 ))]
 async fn revoke(
     by: By<auth::Admin>,
@@ -166,21 +169,22 @@ async fn revoke(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let app = &api.app;
-    let now = app.clock.now_ms();
     let tokens = app.store.tokens().await?;
     if !tokens.iter().any(|token| token.id == id) {
         return Err(ApiError::not_found(format!("there is no token {id}")));
     }
-    let another = tokens.iter().any(|token| {
-        token.id != id
-            && token.scopes.contains(&Scope::Admin)
-            && token.expires_at.is_none_or(|end| end > now)
-    });
-    if !another {
+    let is_lasting_admin =
+        |token: &TokenRow| token.scopes.contains(&Scope::Admin) && token.expires_at.is_none();
+    let revoked = tokens.iter().find(|token| token.id == id);
+    let another = tokens
+        .iter()
+        .any(|token| token.id != id && is_lasting_admin(token));
+    if revoked.is_some_and(is_lasting_admin) && !another {
         return Err(ApiError::conflict(
-            "it is the last token with the scope `admin`: nobody could make another one",
+            "it is the last token with the scope `admin` that does not expire: without it, no new one \
+             could be made",
         )
-        .help("make another one first"));
+        .help("make another one without `ttlSecs` first"));
     }
     app.store.revoke_token(&id).await?;
     tracing::info!(token = id, by = by.caller.name, "a token was revoked");

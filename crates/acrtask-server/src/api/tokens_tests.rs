@@ -59,6 +59,33 @@ async fn the_first_token_is_made_once() {
 }
 
 #[tokio::test]
+async fn the_last_lasting_admin_token_stays() {
+    let server = Server::start().await;
+    let tokens: Vec<Token> = server.get("/tokens").await.json(StatusCode::OK);
+    let first = format!("/tokens/{}", tokens[0].id);
+    // An expiring administrator, or a token that may do less, replaces it not.
+    for body in [
+        json!({"name": "short", "scopes": ["admin"], "ttlSecs": 3600}),
+        json!({"name": "writer", "scopes": ["read", "run", "write"]}),
+    ] {
+        let made: NewToken = server.post("/tokens", body).await.json(StatusCode::CREATED);
+        server.delete(&first).await.problem(StatusCode::CONFLICT);
+        // Either may go itself.
+        let answer = server.delete(&format!("/tokens/{}", made.token.id)).await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    }
+    let secret = auth::new_admin_token(&server.app.store, "reset", NOW)
+        .await
+        .unwrap();
+    server
+        .ask(Method::GET, "/me", &secret.0, None)
+        .await
+        .json::<Me>(StatusCode::OK);
+    let answer = server.delete(&first).await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn a_token_that_makes_no_sense_is_refused() {
     let server = Server::start().await;
     for wrong in [

@@ -2,8 +2,11 @@
 
 use acrtask_api::{
     admin::Problem,
+    cascade::CascadeSummary,
     run::{Approval, Page, Run},
-    webhook::{Delivery, Outcome, PutWebhook, Receipt, Webhook, WebhookDefinition},
+    webhook::{
+        Delivery, DeliveryWatch, Outcome, PutWebhook, Receipt, Refusal, Webhook, WebhookDefinition,
+    },
 };
 use acrtask_store::{
     DeliveryFilter, DeliveryRow, Hint, OutcomeRow, StoreError, StoredBody, WebhookRow,
@@ -11,6 +14,7 @@ use acrtask_store::{
 use acrtask_trigger::RepositoryUrl;
 use axum::{extract::State, http::StatusCode};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 use utoipa::IntoParams;
@@ -19,17 +23,20 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Api, ApiError,
     extract::{Json, Path, Query},
-    runs,
+    query, runs,
 };
 use crate::{
     App,
     auth::{self, By},
+    cascades::{self, ListFilter},
     submit::{self, Problems, event},
     webhooks::{self, Sender},
 };
 
 /// Most secrets of a webhook at once.
 const MAX_SECRETS: usize = 8;
+/// Newest cascades among which those of reported base images are looked for.
+const CASCADES: u32 = 200;
 /// Shortest secret, in characters.
 const MIN_SECRET: usize = 8;
 
@@ -38,6 +45,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(list))
         .routes(routes!(show, put, delete))
         .routes(routes!(deliveries))
+        .routes(routes!(refused))
         .routes(routes!(delivery))
         .routes(routes!(redeliver))
         .routes(routes!(approve))
@@ -225,6 +233,10 @@ async fn delete(
 struct ListDeliveries {
     /// Only those of the webhook with this name.
     webhook: Option<String>,
+    /// Only deliveries that were received at this time or later: RFC 3339 or a date.
+    since: Option<String>,
+    /// Only deliveries that were received before this time: RFC 3339 or a date.
+    until: Option<String>,
     /// At most so many; 50 where nothing is said, 200 at most.
     limit: Option<u32>,
     /// What the page before gave as `next`.
@@ -240,8 +252,42 @@ fn outcome(row: OutcomeRow) -> Outcome {
     }
 }
 
-fn delivery_to_api(row: DeliveryRow) -> Delivery {
+/// Converts deliveries, and names the cascades of the base images that they report.
+async fn deliveries_to_api(app: &App, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, ApiError> {
+    let cascades = if rows.iter().any(|row| !row.watches.is_empty()) {
+        let filter = ListFilter {
+            limit: CASCADES,
+            ..ListFilter::default()
+        };
+        cascades::list(app, filter).await?
+    } else {
+        Vec::new()
+    };
+    let convert = |row| delivery_to_api(row, &cascades);
+    Ok(rows.into_iter().map(convert).collect())
+}
+
+/// Returns the cascade that a push of `image` at `pushed` led to: the first one that began later, else the
+/// newest one that went on then.
+fn cascade_of(cascades: &[CascadeSummary], image: &str, pushed: Timestamp) -> Option<u64> {
+    let of_image = |cascade: &&CascadeSummary| cascade.changes.contains_key(image);
+    let mut of_image = cascades.iter().filter(of_image);
+    let later = of_image.clone().filter(|one| one.created >= pushed);
+    later.map(|one| one.id).min().or_else(|| {
+        of_image
+            .find(|one| one.over_at.is_none_or(|over| over >= pushed))
+            .map(|one| one.id)
+    })
+}
+
+fn delivery_to_api(row: DeliveryRow, cascades: &[CascadeSummary]) -> Delivery {
+    let received_at = acrtask_store::timestamp(row.received_at);
+    let watches = row.watches.into_iter().map(|image| DeliveryWatch {
+        cascade: cascade_of(cascades, &image, received_at),
+        image,
+    });
     Delivery {
+        watches: watches.collect(),
         id: row.id,
         webhook: row.webhook,
         sender_id: row.sender_id,
@@ -251,7 +297,7 @@ fn delivery_to_api(row: DeliveryRow) -> Delivery {
         note: row.note,
         redelivery_of: row.redelivery_of,
         size: row.size,
-        received_at: acrtask_store::timestamp(row.received_at),
+        received_at,
         outcomes: row.outcomes.into_iter().map(outcome).collect(),
     }
 }
@@ -270,14 +316,49 @@ async fn deliveries(
     by.caller.need_task(None)?;
     let filter = DeliveryFilter {
         webhook: asked.webhook,
+        since: query::time("since", asked.since.as_deref())?,
+        until: query::time("until", asked.until.as_deref())?,
         before: asked.cursor,
         limit: runs::page_limit(asked.limit)?,
     };
     let (rows, next) = api.app.store.deliveries(filter).await?;
     Ok(Json(Page {
-        items: rows.into_iter().map(delivery_to_api).collect(),
+        items: deliveries_to_api(&api.app, rows).await?,
         next,
     }))
+}
+
+/// Filter of the list of refusals.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListRefusals {
+    /// Only those of the webhook with this name.
+    webhook: Option<String>,
+}
+
+/// Refused deliveries, counted by webhook and reason, the last ones first. Nothing else is kept of them.
+#[utoipa::path(get, path = "/deliveries/refused", tag = "webhooks", params(ListRefusals),
+    security(("token" = ["read"])), responses((status = OK, body = Vec<Refusal>)))]
+async fn refused(
+    by: By<auth::Read>,
+    State(api): State<Api>,
+    Query(asked): Query<ListRefusals>,
+) -> Result<Json<Vec<Refusal>>, ApiError> {
+    by.caller.need_task(None)?;
+    let app = &api.app;
+    app.refusals.flush(app).await?;
+    let rows = app.store.refusals(asked.webhook.as_deref()).await?;
+    let refusals = rows.into_iter().map(|row| Refusal {
+        webhook: row.webhook,
+        code: row.code,
+        message: row.message,
+        address: row.address,
+        count: row.refusals,
+        first_at: acrtask_store::timestamp(row.first_at),
+        last_at: acrtask_store::timestamp(row.last_at),
+    });
+    Ok(Json(refusals.collect()))
 }
 
 /// A delivery, and what it led to for each task that was looked at.
@@ -292,7 +373,11 @@ async fn delivery(
     Path(id): Path<String>,
 ) -> Result<Json<Delivery>, ApiError> {
     by.caller.need_task(None)?;
-    Ok(Json(delivery_to_api(api.app.store.delivery(&id).await?)))
+    let row = api.app.store.delivery(&id).await?;
+    let found = deliveries_to_api(&api.app, vec![row]).await?.pop();
+    found
+        .map(Json)
+        .ok_or_else(|| ApiError::not_found(format!("there is no delivery {id}")))
 }
 
 /// Looks at the body of a delivery once more, as a new delivery that is held against the tasks as they are now.

@@ -28,6 +28,7 @@ pub(crate) fn policy(definition: &TaskDefinition) -> BasePolicy {
         Some(trigger) => match trigger.r#type {
             BaseImageTriggerType::Runtime => BasePolicy::Runtime,
             BaseImageTriggerType::All => BasePolicy::All,
+            BaseImageTriggerType::None => BasePolicy::None,
         },
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod tags;
 use std::{collections::BTreeSet, time::Duration};
 
 use acrtask_model::ImageRef;
-use acrtask_store::{StoreError, WatchRow};
+use acrtask_store::{StoreError, WatchFilter, WatchRow};
 use futures::StreamExt as _;
 
 pub(crate) use self::look::Watcher;
@@ -121,6 +121,29 @@ pub(crate) async fn pushed(
         app.bases.notify_one();
     }
     tags::hurry(app, Some(vec![reference.name()])).await
+}
+
+/// Returns the name of the watch of a tag that was pushed, if there is one.
+pub(crate) async fn watched(
+    app: &App,
+    registry: &str,
+    repository: &str,
+    tag: Option<&str>,
+) -> Result<Option<String>, StoreError> {
+    let reference = format!("{registry}/{repository}").parse::<ImageRef>();
+    let (Ok(reference), Some(tag)) = (reference, tag) else {
+        return Ok(None);
+    };
+    let Ok(tagged) = reference.with_tag(tag) else {
+        return Ok(None);
+    };
+    let filter = WatchFilter {
+        name: Some(tagged.to_string()),
+        after: None,
+        limit: 1,
+    };
+    let found = app.store.watches(filter).await?;
+    Ok(found.into_iter().next().map(|watch| watch.name))
 }
 
 #[cfg(test)]

@@ -460,10 +460,7 @@ async fn attempt(
     };
     let missing = submit::missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
-        return blocked(format!(
-            "there is no secret `{}`; set it with `acrtask secret set`",
-            missing.join("`, `")
-        ));
+        return blocked(submit::no_secret(&missing, Some(&task.definition.name)));
     }
     match draft.seal(app) {
         Ok(mut run) => {

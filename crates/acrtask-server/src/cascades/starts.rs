@@ -47,10 +47,8 @@ pub(super) async fn draft(
     };
     let missing = submit::missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
-        return Ok(Err(format!(
-            "there is no secret `{}`; set it with `acrtask secret set`",
-            missing.join("`, `")
-        )));
+        let task = &entry.task.definition.name;
+        return Ok(Err(submit::no_secret(&missing, Some(task))));
     }
     let mut run = match draft.seal(app) {
         Ok(run) => run,

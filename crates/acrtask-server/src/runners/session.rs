@@ -78,6 +78,12 @@ pub(super) async fn run(
         let reason = end.status();
         let reason = reason.as_ref().map_or("it left", |status| status.message());
         tracing::info!(runner = id, name, reason, "a runner is gone");
+        // Other servers would show it as online for a lease.
+        if app.hub.runner(&id).is_none()
+            && let Err(error) = app.store.runner_left(&id, &app.config.server_id).await
+        {
+            tracing::warn!(runner = id, %error, "cannot record that a runner left");
+        }
     }
 }
 

@@ -23,7 +23,10 @@ pub(crate) fn end_silent(app: &App, recorder: &Recorder) {
 pub(crate) async fn reconcile(app: &App) -> Result<(), StoreError> {
     let seen = app.hub.take_seen();
     if !seen.is_empty() {
-        app.store.runners_seen(&seen, app.clock.now_ms()).await?;
+        let now = app.clock.now_ms();
+        app.store
+            .runners_seen(&seen, &app.config.server_id, now)
+            .await?;
     }
     if app.hub.is_empty() {
         return Ok(());

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::inline;
 use acrtask_model::printable::unprintable_in_name;
+use acrtask_source::ContextSpec;
 use acrtask_trigger::{ImageRules, TriggerRules};
 
 use acrtask_api::{
@@ -94,13 +95,16 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
     if let Some(text) = &task.text {
         check_text("text", text, &mut problems);
     }
-    if let Some(cmd) = &task.cmd
-        && cmd.trim().is_empty()
-    {
-        problems.add("`cmd` is empty: give an image and its arguments");
+    if let Some(cmd) = &task.cmd {
+        check_cmd(cmd, &mut problems);
     }
     if let Some(build) = &task.build {
         check_build("build", build, &mut problems);
+        for image in build.images.iter().filter(|image| !image.contains("{{")) {
+            if let Err(reason) = inline::check_image(image, task.registry.as_deref()) {
+                problems.add(format!("`build.images`: `{image}`: {reason}"));
+            }
+        }
     }
     if let Some(registry) = &task.registry {
         check_host(registry, &mut problems);
@@ -388,6 +392,17 @@ fn check_aliases<'n>(names: impl Iterator<Item = &'n String>, problems: &mut Pro
     }
 }
 
+/// Checks a single command, unless templates decide what it is.
+fn check_cmd(cmd: &str, problems: &mut Problems) {
+    if cmd.trim().is_empty() {
+        problems.add("`cmd` is empty: give an image and its arguments");
+    } else if !cmd.contains("{{") {
+        for problem in inline::mistakes_of_cmd(cmd) {
+            problems.add(format!("`cmd`: {problem}"));
+        }
+    }
+}
+
 fn check_build(key: &str, build: &BuildSpec, problems: &mut Problems) {
     if build.images.iter().any(|image| image.trim().is_empty()) {
         problems.add(format!("`{key}.images` has an empty name"));
@@ -456,8 +471,7 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
                 ));
             }
             if parsed.password().is_some()
-                || (!parsed.username().is_empty()
-                    && ["http", "https"].contains(&parsed.scheme()))
+                || (!parsed.username().is_empty() && ["http", "https"].contains(&parsed.scheme()))
             {
                 problems.add(format!(
                     "`{key}` holds a login, which would be stored in clear: take it out, and give it with `acrtask credential set {}`",
@@ -466,11 +480,26 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
             }
         }
         // `github.com/org/repo` and `git@host:path` are understood too; a path of the runner's is not.
-        Err(_) if url.starts_with(['/', '.', '~']) => problems.add(format!(
-            "`{key}` is a path, and the runner has no such folder: give a git URL, a tarball's URL or `oci://REFERENCE`"
-        )),
+        Err(_) if url.starts_with(['/', '.', '~']) => {
+            problems.add(not_fetched(key));
+            return;
+        }
         Err(_) => {}
     }
+    // As a runner reads it.
+    match ContextSpec::parse(url) {
+        Ok(ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin) => {
+            problems.add(not_fetched(key));
+        }
+        Ok(_) => {}
+        Err(error) => problems.add(format!("`{key}`: {}; {}", error.reason, error.help)),
+    }
+}
+
+fn not_fetched(key: &str) -> String {
+    format!(
+        "`{key}` is a path, and the runner has no such folder: give a git URL, a tarball's URL or `oci://REFERENCE`"
+    )
 }
 
 /// `OS/ARCHITECTURE[/VARIANT]`.

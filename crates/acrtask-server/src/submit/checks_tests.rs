@@ -61,6 +61,35 @@ fn mistakes_of_an_inline_file_are_told_with_their_lines() {
 }
 
 #[test]
+fn tasks_that_every_run_refuses_are_not_stored() {
+    for json in [
+        serde_json::json!({"name": "x", "cmd": "/hello:1"}),
+        serde_json::json!({"name": "x", "cmd": "Hello:1"}),
+        serde_json::json!({"name": "x", "cmd": "alpine echo `date`"}),
+        serde_json::json!({"name": "x", "text": "version: v1.1.0\nsteps:\n  - cmd: Hello:1\n"}),
+        serde_json::json!({"name": "x", "context": "https://h.example/a.git", "build": {"images": ["App:1"]}}),
+        serde_json::json!({"name": "x", "context": "some/folder"}),
+        serde_json::json!({"name": "x", "context": "-"}),
+        serde_json::json!({"name": "x", "context": "https://github.com/org/repo"}),
+    ] {
+        let problems = check_task(&task(json.clone()));
+        assert!(!problems.is_empty(), "{json}");
+    }
+    // Templates may make anything of a line.
+    for json in [
+        serde_json::json!({"name": "x", "cmd": "{{.Values.image}} echo"}),
+        serde_json::json!({"name": "x", "cmd": "$Registry/base/busybox:1.36 echo hello"}),
+        serde_json::json!({"name": "x", "context": "https://h.example/a.git", "build": {"images": ["app:{{.Run.Branch}}", "$Registry/app:$ID"]}}),
+    ] {
+        assert_eq!(
+            check_task(&task(json.clone())),
+            Problems::default(),
+            "{json}"
+        );
+    }
+}
+
+#[test]
 fn contexts_that_nobody_fetches_are_refused() {
     for context in [
         "/etc",

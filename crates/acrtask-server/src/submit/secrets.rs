@@ -1,14 +1,16 @@
-//! Checks of secrets and logins, in whatever way they come: stored for tasks, or with one run.
+//! Checks of secrets and logins, stored for tasks or sent with one run; and stored secrets that are missing.
 
 use std::collections::BTreeMap;
 
 use acrtask_api::run::{RunCredential, SecretText};
 use acrtask_model::{count, mask::MIN_LEN};
+use acrtask_store::StoreError;
 
 use super::{
-    Problems,
+    Draft, Problems,
     checks::{check_host, check_names, check_printable},
 };
+use crate::App;
 
 /// Largest value of a secret, user name or password, in bytes.
 const MAX_VALUE: usize = 64 << 10;
@@ -84,4 +86,57 @@ pub(super) fn check_brought(
             MAX_TOTAL >> 10
         ));
     }
+}
+
+/// Names of stored secrets that are not there: looked for under the task `scope` first, then among those of all tasks.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn missing_secrets(app: &App, draft: &Draft) -> Result<Vec<String>, StoreError> {
+    let (scope, names) = draft.stored();
+    missing_among(app, scope, names).await
+}
+
+/// Returns those of `names` that no stored secret has: looked for under the task `scope` first, then among those of
+/// all tasks.
+///
+/// # Errors
+/// When the database cannot be used.
+pub(crate) async fn missing_among<'n>(
+    app: &App,
+    scope: Option<&str>,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<Vec<String>, StoreError> {
+    let mut missing = Vec::new();
+    for name in names {
+        if stored_secret(app, scope, name).await?.is_none() {
+            missing.push(name.to_owned());
+        }
+    }
+    missing.dedup();
+    Ok(missing)
+}
+
+/// Explains that stored secrets are missing, and how to set the first one.
+pub(crate) fn no_secret(missing: &[String], task: Option<&str>) -> String {
+    let only = task.map_or(String::new(), |task| format!(" --task {task}"));
+    format!(
+        "there is no secret `{}`; set it with `acrtask secret set {}{only}`",
+        missing.join("`, `"),
+        missing.first().map_or("NAME", String::as_str)
+    )
+}
+
+/// A stored secret, and the scope that it was found in.
+pub(crate) async fn stored_secret<'s>(
+    app: &App,
+    task_id: Option<&'s str>,
+    name: &str,
+) -> Result<Option<(&'s str, Vec<u8>)>, StoreError> {
+    for scope in task_id.into_iter().chain([""]) {
+        if let Some(sealed) = app.store.secret(scope, name).await? {
+            return Ok(Some((scope, sealed)));
+        }
+    }
+    Ok(None)
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use acrtask_model::RunId;
-use acrtask_store::{Delivered, NewDelivery, StoredBody, WebhookRow};
+use acrtask_store::{Delivered, LeadsTo, Looked, NewDelivery, StoreError, StoredBody, WebhookRow};
 use acrtask_trigger::{Delivery, RegistryDelivery, RegistryEvent};
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -14,10 +14,10 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Came, Sender,
-    look::{Look, at_events, at_registry},
+    Came, Sender, image_loops,
+    look::{Evaluated, Look, at_events, at_registry},
 };
-use crate::{App, api::ApiError, auth, bases};
+use crate::{App, api::ApiError, auth, bases, submit};
 
 /// Longest body that is kept in the row.
 const INLINE: usize = 64 << 10;
@@ -106,8 +106,12 @@ pub(crate) async fn accept(
         repository,
         summary,
         note,
-        looked,
+        evaluated,
     } = look;
+    let mut looked = Vec::with_capacity(evaluated.len());
+    for one in evaluated {
+        looked.push(check(app, one).await?);
+    }
     let blob = format!("deliveries/{id}");
     let size = body.len();
     let sha256 = hex(&Sha256::digest(&body));
@@ -116,6 +120,18 @@ pub(crate) async fn accept(
     } else {
         app.blobs.put(&blob, body).await?;
         StoredBody::Blob(blob.clone())
+    };
+    let watches = match &source {
+        Source::Registry(delivery) => watches_of(app, &delivery.event).await?,
+        Source::Forge(_) => Vec::new(),
+    };
+    let note = if looked.is_empty() && !watches.is_empty() {
+        let names = watches.join("`, `");
+        Some(format!(
+            "no task runs at this push; the base image `{names}` is watched and is checked now"
+        ))
+    } else {
+        note
     };
     let delivery = NewDelivery {
         sender_id: match again {
@@ -130,10 +146,11 @@ pub(crate) async fn accept(
         note: note.clone(),
         redelivery_of: again.map(str::to_owned),
         headers: kept(headers),
+        watches,
         size: size as u64,
         sha256,
         body: stored,
-        once_a_body: again.is_none() && sender.signs_body_alone(),
+        replay_age: sender.replay_age_ms().filter(|_| again.is_none()),
     };
     let in_blob = matches!(delivery.body, StoredBody::Blob(_));
     let delivered = app.deliveries.store(app, delivery, looked).await;
@@ -183,6 +200,33 @@ pub(crate) async fn accept(
     Ok(accepted)
 }
 
+/// Withdraws a run whose secrets are missing, or that would close a loop of pushes. Its reason says so.
+async fn check(app: &App, evaluated: Evaluated) -> Result<Looked, StoreError> {
+    let Evaluated {
+        task_id,
+        mut looked,
+        needs,
+        image,
+    } = evaluated;
+    if !matches!(looked.leads_to, LeadsTo::Run { .. }) {
+        return Ok(looked);
+    }
+    let missing =
+        submit::missing_among(app, Some(&task_id), needs.iter().map(String::as_str)).await?;
+    let withdrawn = if !missing.is_empty() {
+        Some(submit::no_secret(&missing, Some(&looked.task)))
+    } else if let Some(image) = image {
+        image_loops::find(app, (&task_id, &looked.task), &image).await?
+    } else {
+        None
+    };
+    if let Some(reason) = withdrawn {
+        looked.reason = format!("{}, but {reason}", looked.reason);
+        looked.leads_to = LeadsTo::Nothing;
+    }
+    Ok(looked)
+}
+
 /// Looks at base tags that were pushed. Where that fails, they are looked at when they are due.
 async fn look_at_bases(app: &App, event: &RegistryEvent) {
     let RegistryEvent::Pushed { images } = event else {
@@ -220,4 +264,26 @@ pub(crate) fn headers_of(kept: &str) -> HeaderMap {
             Some((name, value.as_str()?.parse().ok()?))
         })
         .collect()
+}
+
+/// Returns the watched base images among those that were pushed.
+async fn watches_of(app: &App, event: &RegistryEvent) -> Result<Vec<String>, StoreError> {
+    let RegistryEvent::Pushed { images } = event else {
+        return Ok(Vec::new());
+    };
+    let mut watches = Vec::new();
+    for image in images {
+        let found = bases::watched(
+            app,
+            &image.registry,
+            &image.repository,
+            image.tag.as_deref(),
+        );
+        if let Some(name) = found.await?
+            && !watches.contains(&name)
+        {
+            watches.push(name);
+        }
+    }
+    Ok(watches)
 }

@@ -36,7 +36,6 @@ async fn an_approval_lets_no_task_push_that_never_does() {
 async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let world = World::new().await;
     world.webhook("forge", "github").await;
-    world.put("/secrets/stored", json!({"value": "hush"})).await;
     world
         .put(
             "/credentials/github.com",
@@ -231,6 +230,64 @@ async fn a_signed_body_that_comes_again_under_another_id_starts_nothing() {
         .get(&format!("/deliveries/{}", redelivered.delivery))
         .await;
     assert_eq!(delivery.redelivery_of, Some(first.delivery));
+}
+
+#[tokio::test]
+async fn tag_pushed_again_at_bitbucket_cloud_runs_again() {
+    let world = World::new().await;
+    world.webhook("forge", "bitbucket-cloud").await;
+    let context = "https://bitbucket.org/team/app.git";
+    let rules = json!({"events": ["push", "tag"], "branches": ["feature/x"], "tags": ["*"]});
+    world.task("app", context, rules).await;
+    let send = async |id: &str| {
+        let mut one = Sent::fixture("bitbucket-cloud", "push_branch_and_tag");
+        one.set("x-request-uuid", id);
+        world.taken("forge", &one).await
+    };
+    let first = send("one").await;
+    assert!(!first.runs.is_empty(), "{first:?}");
+    // A retry has the same id.
+    let retried = send("one").await;
+    assert!(
+        retried.seen_before && retried.runs.is_empty(),
+        "{retried:?}"
+    );
+    for run in &first.runs {
+        world.post(&format!("/runs/{run}/cancel"), json!({})).await;
+    }
+    let again = send("two").await;
+    assert_eq!(again.runs.len(), first.runs.len(), "{again:?}");
+    assert_ne!(again.runs, first.runs);
+}
+
+#[tokio::test]
+async fn commit_that_comes_back_runs_after_the_one_between() {
+    let world = World::new().await;
+    world.webhook("forge", "github").await;
+    world
+        .put(
+            "/tasks/app",
+            json!({
+                "name": "app", "context": GITHUB, "file": "acr-task.yaml",
+                "queue": {"concurrency": {"max": 1}},
+                "triggers": {"commit": {}},
+            }),
+        )
+        .await;
+    let mut runs = Vec::new();
+    for (n, id) in [(1, "d1"), (2, "d2"), (1, "d3")] {
+        let mut one = github_push(&commit(n), id);
+        // Each push has a body of its own.
+        let mut body: serde_json::Value = serde_json::from_slice(&one.body).unwrap();
+        body["before"] = id.repeat(20).into();
+        one.body = serde_json::to_vec(&body).unwrap();
+        one.prove("github", super::testing::SECRET);
+        runs.extend(world.taken("forge", &one).await.runs);
+    }
+    assert_eq!(runs.len(), 3);
+    let last = world.run(&runs[2]).await;
+    assert_eq!(last.commit, Some(commit(1)));
+    assert_ne!(runs[0], runs[2]);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ struct Case {
 const CASES: [Case; 6] = [
     Case {
         provider: "github",
-        own: "https://github.com/team/app",
+        own: "https://github.com/team/app.git",
         fields: &["/repository/clone_url", "/repository/ssh_url"],
         victim: "https://github.com/prod/site.git",
         spellings: &[

@@ -1,10 +1,14 @@
 //! What a delivery leads to for each task: the rules of `acrtask-trigger` applied to the tasks of its repository, and runs
-//! made of what they decide. No I/O.
+//! made of what they decide. No I/O: `accept.rs` checks the rest in the database.
 
 use std::collections::BTreeMap;
 
-use acrtask_api::{spec::ContextSource, task::Forks, webhook::WebhookDefinition};
-use acrtask_store::{Ends, LeadsTo, Looked};
+use acrtask_api::{
+    spec::ContextSource,
+    task::{Forks, Task},
+    webhook::WebhookDefinition,
+};
+use acrtask_store::{Ends, LeadsTo, Looked, NewRun};
 use acrtask_trigger::{
     Decision, Event, Lane, Provider, RegistryEvent, RegistryPush, Repository, RepositoryUrl, decide,
 };
@@ -30,7 +34,18 @@ pub(crate) struct Look {
     pub(crate) summary: String,
     /// Why no task was looked at.
     pub(crate) note: Option<String>,
-    pub(crate) looked: Vec<Looked>,
+    pub(crate) evaluated: Vec<Evaluated>,
+}
+
+/// A task that an event was evaluated for, with what is still to be checked in the database.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(crate) task_id: String,
+    pub(crate) looked: Looked,
+    /// Stored secrets that its run needs.
+    pub(crate) needs: Vec<String>,
+    /// The pushed image that its run is because of.
+    pub(crate) image: Option<RegistryPush>,
 }
 
 /// Where a delivery came to, and how.
@@ -58,9 +73,9 @@ pub(crate) fn at_events(came: Came<'_>, provider: Provider, events: &[Event]) ->
             whole.summary = format!("{}; {}", whole.summary, look.summary);
             whole.note = whole.note.or(look.note);
         }
-        whole.looked.extend(look.looked);
+        whole.evaluated.extend(look.evaluated);
     }
-    if !whole.looked.is_empty() {
+    if !whole.evaluated.is_empty() {
         whole.note = None;
     }
     whole
@@ -116,11 +131,11 @@ fn at_event(came: Came<'_>, provider: Provider, event: &Event) -> Look {
                     reason: format!("the task's trigger cannot be used: {reason}"),
                 },
             };
-            look.looked
+            look.evaluated
                 .push(leads_to(came, provider, event, entry, decided));
         }
     }
-    if look.looked.is_empty() {
+    if look.evaluated.is_empty() {
         look.note = Some(match of_repository {
             0 => "no task has this repository".into(),
             1 => "one task has this repository, and does not run at commits".into(),
@@ -185,8 +200,9 @@ fn leads_to(
     event: &Event,
     entry: &Entry,
     decided: Decision,
-) -> Looked {
+) -> Evaluated {
     let task = &entry.task;
+    let mut needs = Vec::new();
     let nothing = |reason: String| (reason, LeadsTo::Nothing);
     let (reason, leads_to) = match decided {
         Decision::Suppressed { reason } => nothing(reason),
@@ -229,10 +245,7 @@ fn leads_to(
                     stranger,
                     ..happening
                 };
-                let made = from_event(came.app, task, happening, by)
-                    .map_err(|problems| problems.to_string())
-                    .and_then(|draft| draft.seal(came.app).map_err(|error| error.to_string()));
-                match made {
+                match made(came.app, task, happening, by, &mut needs) {
                     Err(reason) => nothing(format!("no run can be made of the task: {reason}")),
                     Ok(new) => {
                         let reason = if stranger {
@@ -253,12 +266,30 @@ fn leads_to(
             }
         }
     };
-    Looked {
-        task: task.definition.name.clone(),
-        kind: trigger_of(event).0.into(),
-        reason,
-        leads_to,
+    Evaluated {
+        task_id: task.id.clone(),
+        looked: Looked {
+            task: task.definition.name.clone(),
+            kind: trigger_of(event).0.into(),
+            reason,
+            leads_to,
+        },
+        needs,
+        image: None,
     }
+}
+
+/// Makes the run of `task` for what happened, and adds the stored secrets that it needs to `needs`.
+fn made(
+    app: &App,
+    task: &Task,
+    happening: Happening,
+    by: Request,
+    needs: &mut Vec<String>,
+) -> Result<NewRun, String> {
+    let draft = from_event(app, task, happening, by).map_err(|problems| problems.to_string())?;
+    needs.extend(draft.stored().1.map(str::to_owned));
+    draft.seal(app).map_err(|error| error.to_string())
 }
 
 /// A lane of a task, as runs have it.
@@ -385,19 +416,20 @@ pub(crate) fn at_registry(came: Came<'_>, event: &RegistryEvent) -> Look {
     };
     for image in images {
         for entry in came.tasks.of_images() {
-            if let Some(looked) = at_image(came, image, entry) {
-                look.looked.push(looked);
+            if let Some(evaluated) = at_image(came, image, entry) {
+                look.evaluated.push(evaluated);
             }
         }
     }
-    if look.looked.is_empty() {
+    if look.evaluated.is_empty() {
         look.note = Some("no task runs for this repository".into());
     }
     look
 }
 
-fn at_image(came: Came<'_>, image: &RegistryPush, entry: &Entry) -> Option<Looked> {
+fn at_image(came: Came<'_>, image: &RegistryPush, entry: &Entry) -> Option<Evaluated> {
     let task = &entry.task;
+    let mut needs = Vec::new();
     let decided = match entry.images.as_ref()? {
         Err(reason) => Err(format!("the task's trigger cannot be used: {reason}")),
         Ok(rules) if !rules.concerns(image) => return None,
@@ -417,10 +449,7 @@ fn at_image(came: Came<'_>, image: &RegistryPush, entry: &Entry) -> Option<Looke
                 requested_by: Some(format!("webhook {}", came.webhook)),
                 ..Request::default()
             };
-            let made = from_event(came.app, task, happening, by)
-                .map_err(|problems| problems.to_string())
-                .and_then(|draft| draft.seal(came.app).map_err(|error| error.to_string()));
-            match made {
+            match made(came.app, task, happening, by, &mut needs) {
                 Err(error) => (
                     format!("no run can be made of the task: {error}"),
                     LeadsTo::Nothing,
@@ -437,11 +466,16 @@ fn at_image(came: Came<'_>, image: &RegistryPush, entry: &Entry) -> Option<Looke
             }
         }
     };
-    Some(Looked {
-        task: task.definition.name.clone(),
-        kind: "registry-push".into(),
-        reason,
-        leads_to,
+    Some(Evaluated {
+        task_id: task.id.clone(),
+        looked: Looked {
+            task: task.definition.name.clone(),
+            kind: "registry-push".into(),
+            reason,
+            leads_to,
+        },
+        needs,
+        image: Some(image.clone()),
     })
 }
 

@@ -2,12 +2,14 @@
 //!
 //! No token is asked for: each sender proves itself in its own way, over the raw bytes. Invariants: nothing of a body is
 //! believed before that proof; what is answered with a 2xx is committed, with all that it leads to; of a delivery that is
-//! refused nothing is kept but a line of the log and a count; what a sender without a proof can make the server hold is
-//! bounded in bytes and in time.
+//! refused nothing is kept but a line of the log and the last refusal of its kind, with a count; what a sender
+//! without a proof can make the server hold is bounded in bytes and in time.
 
 mod accept;
+mod image_loops;
 mod index;
 mod look;
+mod refusals;
 mod sender;
 mod together;
 
@@ -32,6 +34,7 @@ pub(crate) use accept::{Accepted, Source, accept, headers_of};
 pub use index::Index;
 pub(crate) use index::Tasks;
 pub(crate) use look::Came;
+pub use refusals::Refusals;
 pub(crate) use sender::Sender;
 pub use together::Together;
 
@@ -116,6 +119,7 @@ async fn deliver(
     request: Request,
 ) -> Result<Response, ApiError> {
     let app = &hooks.app;
+    let address = auth::address(request.extensions());
     let answer = receive(&hooks, &name, request).await;
     match &answer {
         Ok(_) => app.metrics.delivery("taken"),
@@ -131,6 +135,10 @@ async fn deliver(
                 why = error.problem().message,
                 "a delivery was not taken"
             );
+            // Names that senders make up are not kept.
+            if error.status() != StatusCode::NOT_FOUND {
+                app.refusals.add(app, &name, error, address).await;
+            }
         }
     }
     answer
@@ -334,6 +342,8 @@ impl Accepted {
 mod lanes_tests;
 #[cfg(test)]
 mod limit_tests;
+#[cfg(test)]
+mod loops_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

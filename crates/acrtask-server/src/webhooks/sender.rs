@@ -4,6 +4,9 @@ use std::{fmt, str::FromStr};
 
 use acrtask_trigger::{Provider, RegistrySource};
 
+/// Age up to which a body that comes again under another id is a new delivery, in milliseconds: a day.
+const REPEATABLE_MS: i64 = 24 * 3600 * 1000;
+
 /// Who sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sender {
@@ -26,18 +29,20 @@ impl Sender {
         }
     }
 
-    /// It signs the body and nothing else, so that somebody who has seen a delivery could send it again under another id.
-    pub(crate) fn signs_body_alone(self) -> bool {
+    /// Returns the age, in milliseconds, from which a body that comes again under another id is a replay.
+    ///
+    /// This matters for senders that sign the body alone: everyone who has seen a delivery can send it again
+    /// under another id. Bodies of GitHub and Bitbucket Data Center hold the time of their event, so the
+    /// same body is never sent for a second event. Those of the other forges may be: a tag that is
+    /// deleted and pushed again has the same body. `None`: the sender proves more than the body.
+    pub(crate) fn replay_age_ms(self) -> Option<i64> {
         match self {
-            Self::Forge(provider) => matches!(
-                provider,
-                Provider::GitHub
-                    | Provider::Gitea
-                    | Provider::Forgejo
-                    | Provider::BitbucketCloud
-                    | Provider::BitbucketServer
-            ),
-            Self::Registry(source) => source == RegistrySource::GitHub,
+            Self::Forge(Provider::GitHub | Provider::BitbucketServer)
+            | Self::Registry(RegistrySource::GitHub) => Some(0),
+            Self::Forge(Provider::BitbucketCloud | Provider::Gitea | Provider::Forgejo) => {
+                Some(REPEATABLE_MS)
+            }
+            Self::Forge(_) | Self::Registry(_) => None,
         }
     }
 }

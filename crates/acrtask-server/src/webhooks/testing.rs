@@ -103,6 +103,7 @@ impl World {
 
     /// A task of a repository.
     pub(crate) async fn task(&self, name: &str, context: &str, commit: Value) {
+        self.put("/secrets/stored", json!({"value": "hush"})).await;
         let body = json!({
             "name": name,
             "context": context,

@@ -76,7 +76,7 @@ async fn chunks_that_come_again_overlap_or_leave_a_gap(place: Place) {
         .await
         .unwrap();
     eventually("only blobs of the log are left", || async {
-        let left = files(&place.folder().join("blobs"));
+        let left = files(&place.folder().join("blobs/logs"));
         let known = |file: &String| chunks.iter().any(|chunk| chunk.blob.ends_with(file));
         (left.len() == chunks.len() && left.iter().all(known)).then_some(())
     })

@@ -31,7 +31,7 @@ impl Plan {
         delivery: &NewDelivery,
         looked: Vec<Looked>,
         live: &[InLane],
-        same_body: Option<&str>,
+        replayed: Option<&str>,
         admission: &mut Admission,
         now: Ms,
     ) -> Vec<OutcomeRow> {
@@ -47,10 +47,10 @@ impl Plan {
             let mut started = None;
             match leads_to {
                 LeadsTo::Nothing => {}
-                LeadsTo::Run { .. } | LeadsTo::Cancel { .. } if same_body.is_some() => {
+                LeadsTo::Run { .. } | LeadsTo::Cancel { .. } if replayed.is_some() => {
                     reason = format!(
                         "the same body came before, as delivery {}; redeliver that one to run it again",
-                        same_body.unwrap_or_default()
+                        replayed.unwrap_or_default()
                     );
                 }
                 LeadsTo::Cancel { lane, ends } => {
@@ -73,10 +73,12 @@ impl Plan {
                     may_join,
                     status,
                 } => {
+                    // After commits A, B, A, the last run has to be one of A: only the newest run is joined.
                     joined = live
                         .iter()
                         .find(|run| {
                             may_join
+                                && run.newest != 0
                                 && run.cancel_requested_at.is_none()
                                 && Some(&run.lane) == new.origin.lane.as_ref()
                                 && run.commit_id.is_some()

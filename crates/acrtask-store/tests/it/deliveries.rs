@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use acrtask_api::webhook::OutcomeKind;
 use acrtask_model::RunState;
-use acrtask_store::{Delivered, LeadsTo, NewDelivery, Store};
+use acrtask_store::{Delivered, LeadsTo, Ms, NewDelivery, Store};
 
 use crate::support::{Fixture, NOW, grouped, on_both, run_id};
 
@@ -14,7 +14,58 @@ on_both!(
     a_delivery_that_is_dropped_leaves_all_or_nothing,
     many_are_taken_as_if_one_after_the_other,
     batches_of_two_servers_do_not_stop_each_other,
+    replays_are_told_by_their_age,
+    only_the_newest_run_of_a_lane_is_joined,
 );
+
+async fn replays_are_told_by_their_age(fixture: &Fixture) {
+    let store = &fixture.store;
+    let send = async |n: i64, at: Ms| {
+        let one = NewDelivery {
+            sha256: "the same".into(),
+            replay_age: Some(1000),
+            ..delivery(&format!("d{n}"), &format!("s{n}"))
+        };
+        let looked = vec![run(&format!("r{n}"), "t1 v1", &format!("c{n}"), false)];
+        new(store.deliver(one, looked, at).await.unwrap())
+            .0
+            .remove(0)
+    };
+    assert_eq!(send(1, NOW).await.0, OutcomeKind::Run);
+    // A tag that is pushed once more, under an id of its own.
+    assert_eq!(send(2, NOW + 999).await.0, OutcomeKind::Run);
+    let (what, _, reason) = send(3, NOW + 1000).await;
+    assert_eq!(what, OutcomeKind::Suppressed);
+    assert!(reason.contains("as delivery d1"), "{reason}");
+}
+
+async fn only_the_newest_run_of_a_lane_is_joined(fixture: &Fixture) {
+    let store = &fixture.store;
+    let send = async |n: u32, commit: &str| {
+        let looked = vec![run(&format!("r{n}"), "t1 main", commit, false)];
+        let delivered = store
+            .deliver(delivery(&format!("d{n}"), &format!("s{n}")), looked, NOW)
+            .await
+            .unwrap();
+        let (what, run, _) = new(delivered).0.remove(0);
+        (what, run.unwrap())
+    };
+    let started = |id: &str| (OutcomeKind::Run, id.to_owned());
+    let joined = |id: &str| (OutcomeKind::Joined, id.to_owned());
+    assert_eq!(send(1, "a").await, started("r1"));
+    assert_eq!(send(2, "a").await, joined("r1"));
+    assert_eq!(send(3, "b").await, started("r3"));
+    assert_eq!(send(4, "b").await, joined("r3"));
+    // The branch is at `a` again: its run has to end after that of `b`.
+    assert_eq!(send(5, "a").await, started("r5"));
+    assert_eq!(send(6, "a").await, joined("r5"));
+    assert_eq!(send(7, "b").await, started("r7"));
+    // It counts as newer when it has ended, too.
+    let canceled = store.request_cancel(&run_id("r7"), "enough", NOW).await;
+    canceled.unwrap();
+    assert_eq!(fixture.state("r7").await, RunState::Canceled);
+    assert_eq!(send(8, "a").await, started("r8"));
+}
 
 /// Stops waiting for a delivery after longer and longer times, so that it is dropped at each of its steps.
 async fn a_delivery_that_is_dropped_leaves_all_or_nothing(fixture: &Fixture) {
@@ -63,7 +114,7 @@ async fn many_are_taken_as_if_one_after_the_other(fixture: &Fixture) {
     let one = |n: u32, sender: &str, wins: bool| {
         (
             NewDelivery {
-                once_a_body: true,
+                replay_age: Some(0),
                 ..delivery(&format!("d{n}"), sender)
             },
             vec![run(&format!("r{n}"), "t1 main", &format!("c{n}"), wins)],

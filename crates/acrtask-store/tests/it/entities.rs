@@ -497,8 +497,21 @@ async fn runners_say_what_they_are(fixture: &Fixture) {
         ("r1".to_owned(), 6),
         ("r9".to_owned(), 7),
     ];
-    store.runners_seen(&seen, NOW + 3).await.unwrap();
-    store.runners_seen(&[], NOW + 4).await.unwrap();
+    store
+        .runners_seen(&seen, "server-1", NOW + 3)
+        .await
+        .unwrap();
+    store.runners_seen(&[], "server-1", NOW + 4).await.unwrap();
+    // Only the server that it is connected to records that it left.
+    store.runner_left("r1", "server-2").await.unwrap();
+    let server = async || store.runner_by_id("r1").await.unwrap().unwrap().server_id;
+    assert_eq!(server().await.as_deref(), Some("server-1"));
+    store.runner_left("r1", "server-1").await.unwrap();
+    assert_eq!(server().await, None);
+    store
+        .runners_seen(&seen, "server-1", NOW + 3)
+        .await
+        .unwrap();
     let runners = store.runners().await.unwrap();
     let seen: Vec<_> = runners
         .iter()

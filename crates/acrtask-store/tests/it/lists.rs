@@ -8,6 +8,7 @@ use crate::support::{Fixture, NOW, finished, ids, new_run, on_both, run_id};
 on_both!(
     pages_hold_each_run_once,
     filters_choose,
+    lists_have_a_period,
     lists_read_no_specs,
     what_postgres_cannot_hold_is_taken,
 );
@@ -76,6 +77,26 @@ async fn pages_hold_each_run_once(fixture: &Fixture) {
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Invalid { .. }), "{error:?}");
+}
+
+async fn lists_have_a_period(fixture: &Fixture) {
+    for (id, at) in [("one", 1), ("two", 2), ("three", 3)] {
+        fixture.queued(id, NOW + at).await;
+    }
+    let listed = async |since: Option<i64>, until: Option<i64>| {
+        let filter = RunFilter {
+            since: since.map(|at| NOW + at),
+            until: until.map(|at| NOW + at),
+            states: vec![RunState::Queued],
+            ..filter()
+        };
+        let (rows, _) = fixture.store.runs(filter).await.unwrap();
+        ids(&rows).join(" ")
+    };
+    assert_eq!(listed(None, None).await, "three two one");
+    assert_eq!(listed(Some(2), None).await, "three two");
+    assert_eq!(listed(None, Some(2)).await, "one");
+    assert_eq!(listed(Some(2), Some(3)).await, "two");
 }
 
 async fn filters_choose(fixture: &Fixture) {

@@ -1,8 +1,10 @@
 //! Opening: an empty database, one that others open too, one that is newer, and none.
 
-use acrtask_store::{Store, StoreError};
+use acrtask_store::{Store, StoreError, check_database_exists, snapshot_sqlite};
 
-use crate::support::{Database, Fixture, NOW, empty_postgres, empty_sqlite, new_run, on_both};
+use crate::support::{
+    Database, Fixture, NOW, empty_postgres, empty_sqlite, new_run, on_both, run_id,
+};
 
 on_both!(
     what_is_written_is_there_after_opening_again,
@@ -79,6 +81,50 @@ async fn several_open_an_empty_postgres_at_once() {
     if let Some((url, _database)) = empty_postgres().await {
         several_open_at_once(&url).await;
     }
+}
+
+#[tokio::test]
+async fn closed_sqlite_file_holds_all_data() {
+    let (url, _database) = empty_sqlite();
+    let store = Store::open(&url).await.unwrap();
+    let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
+    store.close().await.unwrap();
+    let file = std::path::PathBuf::from(url.trim_start_matches("sqlite:"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("copy.db");
+    std::fs::copy(&file, &copy).unwrap();
+    let copied = Store::open(&format!("sqlite:{}", copy.display()))
+        .await
+        .unwrap();
+    assert_eq!(copied.run(&row.id).await.unwrap(), row);
+    Store::open("sqlite::memory:")
+        .await
+        .unwrap()
+        .close()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn snapshot_holds_what_the_log_of_an_open_database_holds() {
+    let (url, _database) = empty_sqlite();
+    let store = Store::open(&url).await.unwrap();
+    let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("copy.db");
+    snapshot_sqlite(&url, &copy).await.unwrap();
+    store.enqueue(new_run("two"), NOW).await.unwrap();
+    let copied = Store::open(&format!("sqlite:{}", copy.display()))
+        .await
+        .unwrap();
+    assert_eq!(copied.run(&row.id).await.unwrap(), row);
+    assert!(copied.run(&run_id("two")).await.is_err());
+    let missing = format!("sqlite:{}/none.db", elsewhere.path().display());
+    let again = elsewhere.path().join("again.db");
+    let error = snapshot_sqlite(&missing, &again).await.unwrap_err();
+    assert!(error.to_string().contains("no database"), "{error}");
+    assert!(check_database_exists(&missing).is_err());
+    assert!(check_database_exists(&url).is_ok());
 }
 
 #[tokio::test]

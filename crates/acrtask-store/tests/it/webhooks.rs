@@ -40,10 +40,11 @@ pub(crate) fn delivery(id: &str, sender_id: &str) -> NewDelivery {
         note: None,
         redelivery_of: None,
         headers: "{}".into(),
+        watches: Vec::new(),
         size: 2,
         sha256: format!("sha of {sender_id}"),
         body: StoredBody::Inline(b"{}".to_vec()),
-        once_a_body: false,
+        replay_age: None,
     }
 }
 
@@ -271,7 +272,7 @@ async fn the_same_body_under_another_id(fixture: &Fixture) {
     let store = &fixture.store;
     let signed = |id: &str, sender: &str| NewDelivery {
         sha256: "the same".into(),
-        once_a_body: true,
+        replay_age: Some(0),
         ..delivery(id, sender)
     };
     store
@@ -301,7 +302,7 @@ async fn the_same_body_under_another_id(fixture: &Fixture) {
     // Somebody who may asks for it.
     let asked = NewDelivery {
         redelivery_of: Some("d1".into()),
-        once_a_body: false,
+        replay_age: None,
         ..signed("d3", "again/d3")
     };
     let asked = store
@@ -511,6 +512,7 @@ async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
             webhook: webhook.map(str::to_owned),
             before,
             limit: 2,
+            ..DeliveryFilter::default()
         };
         let (rows, next) = store.deliveries(filter).await.unwrap();
         (rows.into_iter().map(|row| row.id).collect::<Vec<_>>(), next)

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     HowForm, PathOrStdin,
     engine::{BuilderArgs, EngineArgs},
-    server::{OutputArgs, ServerArgs, ValueFrom, ttl},
+    server::{OutputArgs, PeriodArgs, ServerArgs, ValueFrom, ttl},
     values::{self, Pair},
     webhooks::ApproveArgs,
 };
@@ -20,6 +20,7 @@ pub(crate) enum RunsCommand {
     #[command(after_long_help = "\
 Examples:
   acrtask runs list --state queued,running
+  acrtask runs list --since 7d --state failed,error
   acrtask runs list --task app -o json | jq -r '.items[0].id'")]
     List(ListRunsArgs),
     /// Show a run: its steps, images and bases
@@ -68,6 +69,8 @@ pub(crate) struct ListRunsArgs {
     /// Only runs in these states
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<StateArg>,
+    #[command(flatten)]
+    pub(crate) period: PeriodArgs,
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
@@ -408,7 +411,7 @@ pub(crate) enum TokenCommand {
     /// Make a token; it is printed once, on standard output
     #[command(after_long_help = "\
 Examples:
-  acrtask token create laptop --scope read --scope run > token
+  acrtask token create laptop --scope run > token
   acrtask token create deploy --scope run --tasks 'deploy/*' --ttl 720h")]
     Create(CreateTokenArgs),
     /// List the tokens
@@ -448,9 +451,9 @@ pub(crate) struct CreateTokenArgs {
 pub(crate) enum ScopeArg {
     /// See tasks, runs, logs and runners
     Read,
-    /// Start, cancel and rerun
+    /// Start, cancel and rerun, and all of `read`
     Run,
-    /// Create, change and delete tasks, secrets and credentials
+    /// Create, change and delete tasks, secrets and credentials, and all of `run`
     Write,
     /// Everything
     Admin,

@@ -3,6 +3,7 @@
 //! Invariants: a value that may be a secret is parsed by a function that cannot fail, because clap
 //! repeats a refused value in its message; its form is checked afterwards, by [`values`].
 
+pub(crate) mod backup;
 pub(crate) mod cascades;
 pub(crate) mod control;
 pub(crate) mod engine;
@@ -23,6 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::quotas::QuotaCommand;
 use self::{
+    backup::{BackupArgs, RestoreArgs},
     cascades::CascadeCommand,
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
     engine::{BuilderArgs, EngineArgs},
@@ -144,6 +146,10 @@ pub(crate) enum Command {
     Runner(Box<RunnerArgs>),
     /// Be a server: the API, the queue, the logs, and a runner
     Serve(Box<ServeArgs>),
+    /// Write one archive of a server's database, logs, contexts and key
+    Backup(BackupArgs),
+    /// Write the data of such an archive into an empty folder
+    Restore(RestoreArgs),
     /// What forges and registries tell a server, so that commits and pushes of images start runs
     #[command(subcommand)]
     Webhook(WebhookCommand),
@@ -196,7 +202,7 @@ impl Command {
     /// Whether it runs until it is asked to end.
     pub(crate) fn is_long_lived(&self) -> bool {
         match self {
-            Self::Serve(_) => true,
+            Self::Serve(args) => !args.reset_admin_token,
             Self::Runner(args) => args.starts().is_some(),
             _ => false,
         }

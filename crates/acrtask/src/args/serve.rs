@@ -6,6 +6,7 @@ use acrtask_server::serve::Network;
 use clap::Args;
 
 use super::{
+    backup::DataArgs,
     control::TelemetryArgs,
     engine::{BuilderArgs, EngineArgs},
     values,
@@ -21,6 +22,7 @@ Examples:
   acrtask serve --database 'postgres://acrtask@db/acrtask?sslmode=verify-full' --no-runner \\
     --blobs s3://bucket/acrtask --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
   acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
+  acrtask serve --reset-admin-token            a new admin token, where the last one is lost
 
 Where nothing else is said, the database is a SQLite file, logs and contexts are files, and a runner
 is inside. The first start prints the first token, once. Secrets of tasks are encrypted with the key
@@ -41,31 +43,8 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) listen: SocketAddr,
 
-    /// Where it keeps its files [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
-    #[arg(long, env = "ACRTASK_DATA_DIR", value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
-
-    /// The database: sqlite:PATH or postgres://USER@HOST/NAME [default: a SQLite file in the data folder]
-    #[arg(
-        long,
-        env = "ACRTASK_DATABASE",
-        value_name = "URL",
-        hide_env_values = true
-    )]
-    pub(crate) database: Option<String>,
-
-    /// Where logs and contexts are: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: in the data folder]
-    #[arg(
-        long,
-        env = "ACRTASK_BLOBS",
-        value_name = "URL",
-        hide_env_values = true
-    )]
-    pub(crate) blobs: Option<String>,
-
-    /// The key that secrets are encrypted with [default: a file in the data folder, made at the first start]
-    #[arg(long, env = "ACRTASK_KEY_FILE", value_name = "FILE")]
-    pub(crate) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
 
     /// The server's certificate, with those between it and the authority (PEM)
     #[arg(
@@ -105,6 +84,20 @@ pub(crate) struct ServeArgs {
     /// A folder of task files that the server's tasks follow; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(crate) tasks: Vec<PathBuf>,
+
+    /// Record this key file and these blobs as those of the database
+    ///
+    /// Without it, a server refuses to start where the database was used with another key file or
+    /// other blobs. For the case that these are lost: what only they hold stays unreadable.
+    #[arg(long)]
+    pub(crate) adopt_storage: bool,
+
+    /// Make a new token with the scope admin, print it once, and exit without serving
+    ///
+    /// For the case that no such token is left. A server may run on the same database meanwhile.
+    /// Other tokens stay as they are.
+    #[arg(long)]
+    pub(crate) reset_admin_token: bool,
 
     /// No runner inside
     #[arg(long)]

@@ -25,6 +25,27 @@ pub(crate) struct ServerArgs {
     pub(crate) allow_plaintext: bool,
 }
 
+/// The period of a list.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct PeriodArgs {
+    /// Only from this time on: 24h or 7d ago, 2026-01-31, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    pub(crate) since: Option<jiff::Timestamp>,
+
+    /// Only before this time, written in the same way
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    pub(crate) until: Option<jiff::Timestamp>,
+}
+
+impl PeriodArgs {
+    /// Returns the parameters of a request.
+    pub(crate) fn query(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let since = self.since.map(|time| ("since", time.to_string()));
+        let until = self.until.map(|time| ("until", time.to_string()));
+        since.into_iter().chain(until)
+    }
+}
+
 /// Whether and how `run` and `build` go to a control plane.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RemoteArgs {

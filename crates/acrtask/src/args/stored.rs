@@ -423,6 +423,8 @@ pub(crate) enum BaseImages {
     Runtime,
     /// Those of build stages too
     All,
+    /// None of them
+    None,
 }
 
 /// `[NAME:]CRON`.

@@ -181,6 +181,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// Parses a time: a span before now, a date of this machine's time zone, or RFC 3339.
+pub(crate) fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    let zone = jiff::tz::TimeZone::system();
+    let help = "write 24h, 7d, 2026-01-31 or 2026-01-31T12:00:00Z";
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(time);
+    }
+    if let Ok(date) = text.parse::<jiff::civil::Date>() {
+        let midnight = date.to_zoned(zone).map_err(|_| help)?;
+        return Ok(midnight.timestamp());
+    }
+    let span: jiff::Span = text.parse().map_err(|_| help)?;
+    let now = jiff::Timestamp::now().to_zoned(zone);
+    let before = now.checked_sub(span.abs()).map_err(|_| help)?;
+    Ok(before.timestamp())
+}
+
 /// `true` or `false`, in any case, as the cloud service takes them.
 pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
@@ -305,6 +322,24 @@ impl BuildTag {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments() {
+        let at = |text: &str| moment(text).map(|time| time.to_string());
+        assert_eq!(
+            at("2026-01-31T12:00:00Z"),
+            Ok("2026-01-31T12:00:00Z".into())
+        );
+        assert!(moment("2026-01-31").is_ok());
+        let ago = |text: &str| {
+            let passed = jiff::Timestamp::now().duration_since(moment(text).unwrap());
+            passed.as_hours()
+        };
+        assert_eq!(ago("24h"), 24);
+        assert!((167..=169).contains(&ago("7d")));
+        assert!((167..=169).contains(&ago("1w")));
+        assert!(moment("yesterday").is_err());
+    }
 
     #[test]
     fn pairs() {

@@ -10,7 +10,7 @@ use url::Url;
 use super::{
     PathOrStdin,
     control::ListArgs,
-    server::{OutputArgs, ServerArgs},
+    server::{OutputArgs, PeriodArgs, ServerArgs},
 };
 
 /// `acrtask webhook ...`.
@@ -76,6 +76,8 @@ const DELIVERIES_EXAMPLES: &str = "\
 Examples:
   acrtask webhook deliveries
   acrtask webhook deliveries --webhook app --limit 5
+  acrtask webhook deliveries --since 24h                            of the last day
+  acrtask webhook deliveries --refused                              why deliveries were not taken
   acrtask webhook deliveries d1                                     one, with all that is known of it
   acrtask webhook deliveries -o json | jq '.items[] | select(.outcomes == [])'";
 
@@ -229,12 +231,19 @@ pub(crate) struct WebhookNameArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DeliveriesArgs {
     /// Only this delivery
-    #[arg(value_name = "ID", conflicts_with_all = ["webhook", "limit"])]
+    #[arg(value_name = "ID", conflicts_with_all = ["webhook", "since", "until", "refused", "limit"])]
     pub(crate) id: Option<String>,
 
     /// Only deliveries to this webhook
     #[arg(long, value_name = "NAME")]
     pub(crate) webhook: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) period: PeriodArgs,
+
+    /// Show why deliveries were refused, with the last refusal of each kind
+    #[arg(long, conflicts_with_all = ["since", "until"])]
+    pub(crate) refused: bool,
 
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -305,6 +305,7 @@ fn triggers(to: &mut TaskDefinition, args: &DefinitionArgs) -> Result<(), CliErr
         let kind = match args.base_image_trigger_type {
             Some(BaseImages::Runtime) => BaseImageTriggerType::Runtime,
             Some(BaseImages::All) => BaseImageTriggerType::All,
+            Some(BaseImages::None) => BaseImageTriggerType::None,
             None => before
                 .as_ref()
                 .map(|before| before.r#type)

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use acrtask_api::run::{Run, Waiting};
+use acrtask_api::run::{Run, TASK_FILE_REFUSED, Waiting};
 use acrtask_model::{Event, EventKind, RunId, RunState};
 use acrtask_spec::TaskSource;
 use tokio::{
@@ -60,7 +60,8 @@ pub(crate) async fn follow(
         OnSignal::Cancel => Some(tokio::spawn(hear(client.clone(), run.clone(), stopping)?)),
         OnSignal::Leave => None,
     };
-    let read = read(client, run, form, stderr, sender).await;
+    let own = on_signal == OnSignal::Cancel;
+    let read = read(client, run, form, stderr, own, sender).await;
     let view = shown.await.ok();
     if let Some(signals) = signals {
         signals.abort();
@@ -70,12 +71,13 @@ pub(crate) async fn follow(
     Ok(tell(&over, view.as_ref(), stderr))
 }
 
-/// Hands the events on as they come, until there are no more.
+/// Hands the events on as they come, until there are no more. `own`: this program started the run.
 async fn read(
     client: &Client,
     run: &RunId,
     form: Form,
     stderr: Style,
+    own: bool,
     sender: mpsc::Sender<Feed>,
 ) -> Result<(), CliError> {
     let mut events = client.events(run);
@@ -89,6 +91,9 @@ async fn read(
         match item {
             Ok(Item::Event(event)) => {
                 cut = false;
+                if own && matches!(event.kind, EventKind::RunStarted { .. }) {
+                    name_runner(client, run).await;
+                }
                 if let Some(feed) = shown_here(*event, stderr)
                     && sender.send(feed).await.is_err()
                 {
@@ -115,6 +120,18 @@ async fn read(
         task.abort();
     }
     read
+}
+
+/// Prints the runner that has begun the run, unless a live screen is in the way.
+async fn name_runner(client: &Client, run: &RunId) {
+    if frame_is_shown() {
+        return;
+    }
+    let now = client.get::<Run>(&["runs", run.as_str()], &[]).await;
+    // Nothing depends on it.
+    if let Some(runner) = now.ok().and_then(|run| run.runner) {
+        say(&format!("runner: {}", render::text::plain(&runner)));
+    }
 }
 
 /// The event as it is shown in the log; what belongs on standard error is told there.
@@ -232,8 +249,9 @@ async fn end(client: &Client, run: &RunId) -> Result<Run, CliError> {
 
 /// Says on standard error why it did not succeed.
 fn tell(run: &Run, view: Option<&RunView>, stderr: Style) -> Exit {
-    // What is wrong with the file has been said.
-    if run.result.as_ref().is_some_and(|result| result.refused) {
+    let refused = run.result.as_ref().is_some_and(|result| result.refused);
+    // The mistakes of a task file are shown with its log.
+    if refused && run.reason.as_deref() == Some(TASK_FILE_REFUSED) {
         return Exit::Usage;
     }
     let told = view
@@ -246,6 +264,7 @@ fn tell(run: &Run, view: Option<&RunView>, stderr: Style) -> Exit {
         say(&format!("{} {verdict}", stderr.bad("error:")));
     }
     match run.state {
+        _ if refused => Exit::Usage,
         RunState::Queued | RunState::Leased | RunState::Running => Exit::Unreachable,
         state => state.into(),
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 mod approve;
+pub(crate) mod backup;
 pub(crate) mod build;
 pub(crate) mod cascades;
 pub(crate) mod completions;

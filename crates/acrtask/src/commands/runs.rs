@@ -16,7 +16,7 @@ use crate::{
         },
         server::ListOutput,
     },
-    client::Client,
+    client::{Client, shown},
     error::CliError,
     exit::Exit,
     render::{self, Form, style::Style},
@@ -52,6 +52,7 @@ fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
             let left = args.limit - u32::try_from(found.len()).unwrap_or(args.limit);
             let mut query = vec![("limit", left.min(PAGE).to_string())];
             query.extend(args.task.iter().map(|task| ("task", task.clone())));
+            query.extend(args.period.query());
             if !args.state.is_empty() {
                 let states: Vec<_> = args
                     .state
@@ -160,6 +161,7 @@ pub(crate) async fn started(
         };
         return super::print(text.as_bytes());
     }
+    say(&format!("server: {}, run {}", shown(client.url()), run.id));
     follow(
         client,
         &run.id,

@@ -1,6 +1,6 @@
 //! `acrtask serve`: the control plane, and a runner inside that connects to it like any other.
 //!
-//! Invariants: the first token is printed once, on standard output, and stands in no log; the server ends after the
+//! Invariants: a token is printed once, on standard output, and never logged; the server ends after the
 //! runner inside, so that what it finishes is still written down.
 
 use std::{
@@ -16,9 +16,11 @@ use acrtask_server::{
     App, Config, auth,
     clock::Clock,
     floor::DiskFloor,
+    identity::IdentityError,
     runners::{RunnerGrant, new_runner_token},
     serve::{ServeError, ServeOptions, Server, TlsFiles, start},
 };
+use acrtask_store::{Store, StoreError, check_database_exists};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -27,7 +29,13 @@ use super::{
     signals::until_asked_to_end,
     tasks_folder::TasksFolder,
 };
-use crate::{args::serve::ServeArgs, error::CliError, exit::Exit, render::style::Style, telemetry};
+use crate::{
+    args::{backup::DataArgs, serve::ServeArgs},
+    error::CliError,
+    exit::Exit,
+    render::style::Style,
+    telemetry,
+};
 
 /// The runner inside has so long to register.
 const REGISTRATION: Duration = Duration::from_secs(600);
@@ -36,10 +44,10 @@ const RUNNER_KEY: &str = "runner.json";
 
 /// Serves until it is asked to end.
 pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Result<Exit, CliError> {
-    let data = match &args.data_dir {
-        Some(folder) => folder.clone(),
-        None => state_dir()?,
-    };
+    if args.reset_admin_token {
+        return reset_admin_token(&DataPaths::new(&args.data)?);
+    }
+    let data = data_dir(&args.data)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -93,7 +101,67 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
     })
 }
 
+/// Locations of a server's data, with the defaults of the data folder.
+pub(super) struct DataPaths {
+    /// URL of the database.
+    pub(super) database: String,
+    /// Folder or URL of the blobs.
+    pub(super) blobs: String,
+    pub(super) key_file: PathBuf,
+}
+
+impl DataPaths {
+    /// Returns the paths that `args` mean.
+    pub(super) fn new(args: &DataArgs) -> Result<Self, CliError> {
+        Ok(Self::in_folder(args, &data_dir(args)?))
+    }
+
+    fn in_folder(args: &DataArgs, data: &Path) -> Self {
+        let database = || format!("sqlite:{}", data.join("acrtask.db").display());
+        let blobs = || data.join("blobs").display().to_string();
+        Self {
+            database: args.database.clone().unwrap_or_else(database),
+            blobs: args.blobs.clone().unwrap_or_else(blobs),
+            key_file: args.key_file.clone().unwrap_or_else(|| data.join("key")),
+        }
+    }
+}
+
+fn data_dir(args: &DataArgs) -> Result<PathBuf, CliError> {
+    match &args.data_dir {
+        Some(folder) => Ok(folder.clone()),
+        None => state_dir(),
+    }
+}
+
+/// Returns the folder of blobs. `None` if an object store keeps them.
+pub(super) fn local_blobs(blobs: &str) -> Option<PathBuf> {
+    let path = blobs.strip_prefix("file://").unwrap_or(blobs);
+    (!path.contains("://")).then(|| PathBuf::from(path))
+}
+
+/// Makes and prints a new admin token.
+fn reset_admin_token(paths: &DataPaths) -> Result<Exit, CliError> {
+    check_database_exists(&paths.database).map_err(|error| {
+        CliError::usage(error.to_string())
+            .help("name the folder of the server with --data-dir, or its database with --database")
+    })?;
+    block_on(async {
+        let failed = |error: StoreError| {
+            CliError::unreachable("cannot store a new token in the database").because(&error)
+        };
+        let store = Store::open(&paths.database).await.map_err(failed)?;
+        let now = jiff::Timestamp::now().as_millisecond();
+        let token = auth::new_admin_token(&store, "admin (reset)", now)
+            .await
+            .map_err(failed)?;
+        store.close().await.map_err(failed)?;
+        super::print(format!("a new admin token, shown this once: {}\n", token.0).as_bytes())
+    })
+}
+
 fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
+    let paths = DataPaths::in_folder(&args.data, data);
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(certificate), Some(key)) => Some(TlsFiles {
             certificate: certificate.clone(),
@@ -105,15 +173,9 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
         listen: args.listen,
         tls,
         allow_plaintext: args.allow_plaintext,
-        database: args
-            .database
-            .clone()
-            .unwrap_or_else(|| format!("sqlite:{}", data.join("acrtask.db").display())),
-        blobs: args
-            .blobs
-            .clone()
-            .unwrap_or_else(|| data.join("blobs").display().to_string()),
-        key_file: args.key_file.clone().unwrap_or_else(|| data.join("key")),
+        database: paths.database,
+        blobs: paths.blobs,
+        key_file: paths.key_file,
         config: Config {
             lease: args.lease,
             heartbeat: args.lease / 3,
@@ -133,6 +195,7 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
                 folders: folders_of(args, data),
             },
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
+            adopt_storage: args.adopt_storage,
             ..Config::default()
         },
         clock: Clock::real(),
@@ -141,11 +204,7 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
 
 /// Returns the folders that the database and the blobs are in, as far as they are on this machine.
 fn folders_of(args: &ServeArgs, data: &Path) -> Vec<PathBuf> {
-    let blobs = args.blobs.as_deref();
-    let blobs = blobs.map(|url| url.strip_prefix("file://").unwrap_or(url));
-    let blobs = blobs
-        .filter(|path| !path.contains("://"))
-        .map(PathBuf::from);
+    let blobs = args.data.blobs.as_deref().and_then(local_blobs);
     std::iter::once(data.to_owned()).chain(blobs).collect()
 }
 
@@ -174,12 +233,16 @@ async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
 fn refused(error: &ServeError) -> CliError {
     let message = error.to_string();
     let shown = match error {
-        ServeError::Plaintext(_) | ServeError::Tls { .. } | ServeError::Vault(_) => {
+        ServeError::Plaintext(_)
+        | ServeError::Tls { .. }
+        | ServeError::Vault(_)
+        | ServeError::Identity(IdentityError::Key { .. } | IdentityError::Blobs { .. }) => {
             CliError::usage(message)
         }
-        ServeError::Listen { .. } | ServeError::Store(_) | ServeError::Blobs(_) => {
-            CliError::unreachable(message)
-        }
+        ServeError::Listen { .. }
+        | ServeError::Store(_)
+        | ServeError::Blobs(_)
+        | ServeError::Identity(_) => CliError::unreachable(message),
     };
     match std::error::Error::source(error) {
         Some(cause) => shown.because(cause),

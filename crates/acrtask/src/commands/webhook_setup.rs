@@ -20,7 +20,12 @@ use super::{
     webhooks::{all, find, new_secret, newest, put, statuses_of},
 };
 use crate::{
-    args::{PathOrStdin, server::ListOutput, values::PasswordFrom, webhooks::SetupArgs},
+    args::{
+        PathOrStdin,
+        server::{ListOutput, PeriodArgs},
+        values::PasswordFrom,
+        webhooks::SetupArgs,
+    },
     client::{Client, is_loopback, shown},
     error::CliError,
     exit::Exit,
@@ -264,7 +269,7 @@ fn address(client: &Client, webhook: &Webhook, repository: &Repository) -> (Stri
 }
 
 async fn known_pings(client: &Client, webhook: &str) -> Result<Vec<String>, CliError> {
-    let page = newest(client, Some(webhook), 100).await?;
+    let page = newest(client, Some(webhook), &PeriodArgs::default(), 100).await?;
     Ok(page.items.into_iter().map(|one| one.id).collect())
 }
 
@@ -278,7 +283,7 @@ async fn heard(
 ) -> Result<Ping, CliError> {
     let begun = Instant::now();
     loop {
-        let page = newest(client, Some(webhook), 20).await?;
+        let page = newest(client, Some(webhook), &PeriodArgs::default(), 20).await?;
         let new = |one: &Delivery| one.kind == "ping" && !known.contains(&one.id);
         if page.items.iter().any(new) {
             return Ok(Ping::Arrived);

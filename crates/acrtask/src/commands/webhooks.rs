@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     run::{Page, SecretText},
-    webhook::{CommitStatuses, Delivery, PutWebhook, Receipt, Webhook},
+    webhook::{CommitStatuses, Delivery, PutWebhook, Receipt, Refusal, Webhook},
 };
 use acrtask_trigger::{Provider, RegistrySource};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -13,7 +13,7 @@ use crate::{
     args::{
         PathOrStdin,
         control::ListArgs,
-        server::ListOutput,
+        server::{ListOutput, PeriodArgs},
         values::PasswordFrom,
         webhooks::{
             CreateWebhookArgs, DeliveriesArgs, RedeliverArgs, SecretsFrom, Sender, ShowWebhookArgs,
@@ -241,6 +241,7 @@ fn delete(args: &WebhookNameArgs) -> Result<Exit, CliError> {
 pub(super) async fn newest(
     client: &Client,
     webhook: Option<&str>,
+    period: &PeriodArgs,
     limit: u32,
 ) -> Result<Page<Delivery>, CliError> {
     let mut found: Vec<Delivery> = Vec::new();
@@ -249,6 +250,7 @@ pub(super) async fn newest(
         let left = limit - u32::try_from(found.len()).unwrap_or(limit);
         let mut query = vec![("limit", left.min(PAGE).to_string())];
         query.extend(webhook.map(|name| ("webhook", name.to_owned())));
+        query.extend(period.query());
         query.extend(cursor.map(|cursor: String| ("cursor", cursor)));
         let page: Page<Delivery> = client.get(&["deliveries"], &query).await?;
         found.extend(page.items);
@@ -262,6 +264,15 @@ pub(super) async fn newest(
     }
 }
 
+/// Fetches the refused deliveries of all webhooks, or of one.
+async fn refusals(client: &Client, webhook: Option<&str>) -> Result<Vec<Refusal>, CliError> {
+    let query: Vec<(&str, String)> = webhook
+        .map(|name| ("webhook", name.to_owned()))
+        .into_iter()
+        .collect();
+    Ok(client.get(&["deliveries", "refused"], &query).await?)
+}
+
 fn deliveries(args: &DeliveriesArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let json = args.output.output == ListOutput::Json;
@@ -273,11 +284,26 @@ fn deliveries(args: &DeliveriesArgs, style: Style) -> Result<Exit, CliError> {
         }
         return super::print(show_as::delivery(&found, now, style).as_bytes());
     }
-    let found = block_on(newest(&client, args.webhook.as_deref(), args.limit))?;
+    let webhook = args.webhook.as_deref();
+    if args.refused {
+        let found = block_on(refusals(&client, webhook))?;
+        if json {
+            return print_json(&found);
+        }
+        return super::print(show_as::refusals(&found, now, style).as_bytes());
+    }
+    let found = block_on(newest(&client, webhook, &args.period, args.limit))?;
     if json {
         return print_json(&found);
     }
-    super::print(show_as::deliveries(&found.items, now, style).as_bytes())
+    let mut text = show_as::deliveries(&found.items, now, style);
+    // An older server has no list of them.
+    let refused = block_on(refusals(&client, webhook)).unwrap_or_default();
+    if !refused.is_empty() {
+        text.push_str("\nRefused\n");
+        text.push_str(&show_as::refusals(&refused, now, style));
+    }
+    super::print(text.as_bytes())
 }
 
 fn redeliver(args: &RedeliverArgs, style: Style) -> Result<Exit, CliError> {

@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     task::{BaseImageTriggerType, CommitEvent, CommitTrigger, Forks, MissedTicks, Triggers},
-    webhook::{Delivery, Outcome, OutcomeKind, Webhook},
+    webhook::{Delivery, DeliveryWatch, Outcome, OutcomeKind, Refusal, Webhook},
 };
 use jiff::Timestamp;
 
@@ -104,6 +104,14 @@ fn led_to(outcome: &Outcome, style: Style) -> String {
     }
 }
 
+/// Returns the cascade of a watched base image, or `a check`.
+fn watch_led_to(watch: &DeliveryWatch, style: Style) -> String {
+    match watch.cascade {
+        Some(id) => style.good(&format!("cascade {id}")),
+        None => "a check".into(),
+    }
+}
+
 /// A list of deliveries: a line for each task that was looked at.
 pub(crate) fn deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) -> String {
     let rows = deliveries.iter().flat_map(|delivery| {
@@ -111,6 +119,7 @@ pub(crate) fn deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) 
             delivery.id.clone(),
             delivery.webhook.clone(),
             ago(delivery.received_at, now),
+            plain(delivery.repository.as_deref().unwrap_or("-")),
             plain(&delivery.summary),
         ];
         let blank = vec![String::new(); head.len()];
@@ -125,6 +134,13 @@ pub(crate) fn deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) 
                 ]
             })
             .collect();
+        outcomes.extend(delivery.watches.iter().map(|watch| {
+            vec![
+                "-".into(),
+                watch_led_to(watch, style),
+                format!("the base image {} is watched", plain(&watch.image)),
+            ]
+        }));
         if outcomes.is_empty() {
             let note = delivery.note.as_deref();
             let note = note.unwrap_or("no task is of this repository");
@@ -140,9 +156,38 @@ pub(crate) fn deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) 
             .collect::<Vec<_>>()
     });
     list(
-        &["ID", "WEBHOOK", "CAME", "WHAT", "TASK", "LED TO", "WHY"],
+        &[
+            "ID",
+            "WEBHOOK",
+            "CAME",
+            "REPOSITORY",
+            "WHAT",
+            "TASK",
+            "LED TO",
+            "WHY",
+        ],
         rows.collect(),
         "there are no deliveries",
+        style,
+    )
+}
+
+/// Refused deliveries.
+pub(crate) fn refusals(refusals: &[Refusal], now: Timestamp, style: Style) -> String {
+    let rows = refusals.iter().map(|refusal| {
+        vec![
+            refusal.webhook.clone(),
+            refusal.code.clone(),
+            refusal.count.to_string(),
+            ago(refusal.last_at, now),
+            refusal.address.clone(),
+            plain(&refusal.message),
+        ]
+    });
+    list(
+        &["WEBHOOK", "KIND", "COUNT", "LAST", "FROM", "WHY"],
+        rows.collect(),
+        "no delivery was refused",
         style,
     )
 }
@@ -188,7 +233,14 @@ pub(crate) fn delivery(delivery: &Delivery, now: Timestamp, style: Style) -> Str
             plain(&outcome.reason),
         ]
     });
-    titled("Led to", rows.collect(), style, &mut out);
+    let watches = delivery.watches.iter().map(|watch| {
+        vec![
+            plain(&watch.image),
+            watch_led_to(watch, style),
+            "it is watched as a base image".into(),
+        ]
+    });
+    titled("Led to", rows.chain(watches).collect(), style, &mut out);
     out
 }
 
@@ -213,10 +265,11 @@ pub(crate) fn triggers(triggers: &Triggers, style: Style) -> String {
     }
     if let Some(base) = &triggers.base_image {
         let which = match base.r#type {
-            BaseImageTriggerType::Runtime => "of what the image stands on",
-            BaseImageTriggerType::All => "of what any stage stands on",
+            BaseImageTriggerType::Runtime => "new digests of the bases of the image",
+            BaseImageTriggerType::All => "new digests of the bases of any stage",
+            BaseImageTriggerType::None => "no new digests",
         };
-        add("bases", base.enabled, format!("new digests {which}"));
+        add("bases", base.enabled, which.into());
     }
     for (name, timer) in &triggers.timers {
         let mut what = format!(

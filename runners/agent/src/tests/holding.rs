@@ -83,6 +83,12 @@ async fn whatever_goes_wrong_a_log_ends_with_how_the_run_ended() {
             "the task file was refused",
         ),
         (3, Act::Panic, RunState::Error, "the runner failed"),
+        (
+            4,
+            Act::Invalid("there is no task file hush-hush".into()),
+            RunState::Failed,
+            "no task file ***",
+        ),
     ] {
         let (id, running) = room.begin("r1", number).await;
         running.act(act);
@@ -91,7 +97,7 @@ async fn whatever_goes_wrong_a_log_ends_with_how_the_run_ended() {
         assert!(finished.reason.contains(reason), "{}", finished.reason);
         assert_eq!(last(&events), (state, Some(finished.reason)));
         let result: RunResult = serde_json::from_str(&finished.result_json).unwrap();
-        assert_eq!(result.refused, number == 2);
+        assert_eq!(result.refused, matches!(number, 2 | 4));
     }
     // What the runner does not understand ends the same way.
     let broken = id("r2", 1);

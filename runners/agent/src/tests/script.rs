@@ -29,6 +29,7 @@ pub(super) enum Act {
     /// Ends so.
     End(RunState),
     /// Ends before it began.
+    Invalid(String),
     NotBegun(String),
     /// Its task file is refused.
     Refused,
@@ -150,7 +151,7 @@ impl Script {
                     Act::End(RunState::Canceled)
                 }
             };
-            if !begun && !matches!(act, Act::NotBegun(_) | Act::Refused) {
+            if !begun && !matches!(act, Act::Invalid(_) | Act::NotBegun(_) | Act::Refused) {
                 begun = true;
                 let summary = StepSummary {
                     id: step.clone(),
@@ -199,6 +200,7 @@ impl Script {
                         ..Facts::default()
                     });
                 }
+                Act::Invalid(reason) => return Ended::Invalid(reason),
                 Act::NotBegun(reason) => return Ended::NotBegun(reason),
                 Act::Refused => return Ended::Refused(Facts::default()),
                 Act::Panic => panic!("by script"),

@@ -30,6 +30,7 @@ const DEFAULT_POOL: &str = "default";
 /// Everything that can be said of what the server answered.
 pub(super) fn of(seen: &Seen) -> Vec<Check> {
     let mut checks = vec![server(seen), clock(seen), token(seen), runners(seen)];
+    checks.extend(storage(seen));
     checks.extend(sources(seen));
     checks.extend(address(seen));
     checks.extend(signatures(seen));
@@ -41,6 +42,7 @@ pub(super) fn of(seen: &Seen) -> Vec<Check> {
         checks.extend(probed::of(&task.probe));
     } else {
         checks.push(deliveries(seen));
+        checks.extend(unmatched(seen));
     }
     checks
 }
@@ -59,6 +61,22 @@ fn server(seen: &Seen) -> Check {
     }
     Check::warning("server", format!("{message}; this program is {own}"))
         .help("use the same version on both sides")
+}
+
+/// Names the key and the blobs that the servers of the database share. `None`: an older server does not.
+fn storage(seen: &Seen) -> Option<Check> {
+    const NAME: &str = "storage";
+    let me = &seen.greeting.me;
+    let key = me.key.as_ref()?;
+    let message = format!("secrets are encrypted with the key {key}");
+    Some(match &me.blobs {
+        Some(blobs) => Check::ok(NAME, format!("{message}, logs are in the store {blobs}")),
+        None => Check::warning(
+            NAME,
+            format!("{message}; the store of logs could not be reached when the server started"),
+        )
+        .help("look into the server's log"),
+    })
 }
 
 fn clock(seen: &Seen) -> Check {
@@ -95,7 +113,7 @@ fn token(seen: &Seen) -> Check {
             .help("log in with a token for this task: `acrtask token create --tasks NAME`");
         }
     }
-    let sees = me.scopes.contains(&Scope::Read) || me.scopes.contains(&Scope::Admin);
+    let sees = me.scopes.iter().any(|scope| scope.includes(Scope::Read));
     if sees {
         Check::ok("token", message)
     } else {
@@ -353,8 +371,9 @@ fn webhook(seen: &Seen, task: &SeenTask) -> Vec<Check> {
         None => Check::warning(
             "deliveries",
             format!(
-                "the last one came {}, but none has spoken of the task's repository",
-                ago(newest.received_at, seen.now)
+                "the last one came {}, but none has spoken of the task's repository; it was of {}",
+                ago(newest.received_at, seen.now),
+                newest.repository.as_deref().unwrap_or("none")
             ),
         )
         .help(format!(
@@ -390,6 +409,45 @@ fn deliveries(seen: &Seen) -> Check {
             ),
         },
     }
+}
+
+/// Names the repositories of deliveries that no task matched. `None`: there are none.
+fn unmatched(seen: &Seen) -> Option<Check> {
+    let all = seen.deliveries.as_ref().ok()?;
+    let unmatched = all.iter().filter(|delivery| {
+        delivery.outcomes.is_empty()
+            && delivery.watches.is_empty()
+            && !matches!(delivery.kind.as_str(), "ping" | "handshake" | "declined")
+    });
+    let mut repositories = BTreeSet::new();
+    let mut count = 0;
+    for delivery in unmatched {
+        count += 1;
+        repositories.insert(
+            delivery
+                .repository
+                .as_deref()
+                .unwrap_or("an unknown repository"),
+        );
+    }
+    if count == 0 {
+        return None;
+    }
+    let names: Vec<&str> = repositories.into_iter().take(5).collect();
+    Some(
+        Check::warning(
+            "unmatched",
+            format!(
+                "{count} of the last {} deliveries matched no task: {}",
+                all.len(),
+                names.join(", ")
+            ),
+        )
+        .help(
+            "`acrtask webhook deliveries` says why; the context of a task has to be a URL of that repository, \
+             and its trigger on",
+        ),
+    )
 }
 
 fn secrets(task: &SeenTask) -> Check {

@@ -26,7 +26,10 @@ use super::{
     webhooks::newest,
 };
 use crate::{
-    args::{server::ListOutput, webhooks::DoctorArgs},
+    args::{
+        server::{ListOutput, PeriodArgs},
+        webhooks::DoctorArgs,
+    },
     client::{ApiError, Client, retry::Retry},
     error::CliError,
     exit::Exit,
@@ -228,7 +231,7 @@ impl Seen {
             greeting,
             runners: ask(client, "runners", &[]).await,
             webhooks: ask(client, "webhooks", &[]).await,
-            deliveries: match newest(client, None, 100).await {
+            deliveries: match newest(client, None, &PeriodArgs::default(), 100).await {
                 Ok(page) => Ok(page.items),
                 Err(error) => Err(error.to_string()),
             },

@@ -52,6 +52,8 @@ fn seen() -> Seen {
                 scopes: vec![acrtask_api::admin::Scope::Read],
                 tasks: None,
                 server_version: env!("CARGO_PKG_VERSION").into(),
+                key: Some("0a1b2c3d4e5f6071".into()),
+                blobs: Some("abcdefghij234567".into()),
             },
             took: Duration::from_millis(12),
             ahead: Some(1),
@@ -125,6 +127,12 @@ fn what_is_wrong_and_what_to_do() {
         seen.webhooks.as_mut().unwrap()[0].url = "http://ci.example.com/hooks/org-app".into();
     });
     add("nothing came", &|seen| seen.deliveries = Ok(Vec::new()));
+    add("no task matches", &|seen| {
+        seen.task = None;
+        let delivery = &mut seen.deliveries.as_mut().unwrap()[0];
+        delivery.outcomes.clear();
+        delivery.repository = Some("github.com/org/other".into());
+    });
     add("forged ones", &|seen| seen.unproved = Ok(3));
     add("not allowed to see", &|seen| {
         seen.webhooks = Err("the token lacks the scope `read`".into());

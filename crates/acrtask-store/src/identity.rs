@@ -1,0 +1,33 @@
+//! The key and the blob store that the servers of a database share.
+
+use crate::{Result, Store, StoreError, db::args};
+
+impl Store {
+    /// Records `value` under `name` unless something is recorded there, and returns what is.
+    pub async fn claim_identity(&self, name: &str, value: &str) -> Result<String> {
+        self.db
+            .exec(
+                "INSERT INTO identity (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+                args![name, value],
+            )
+            .await?;
+        let row: Option<(String,)> = self
+            .db
+            .row("SELECT value FROM identity WHERE name = $1", args![name])
+            .await?;
+        row.map(|(value,)| value)
+            .ok_or_else(|| StoreError::not_found(format!("recorded {name}")))
+    }
+
+    /// Records `value` under `name` in place of what is there.
+    pub async fn set_identity(&self, name: &str, value: &str) -> Result<()> {
+        self.db
+            .exec(
+                "INSERT INTO identity (name, value) VALUES ($1, $2) \
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                args![name, value],
+            )
+            .await
+            .map(drop)
+    }
+}
