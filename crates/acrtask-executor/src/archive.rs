@@ -126,7 +126,7 @@ fn write_folder(
         let is_loss = |path: &Path, error: &io::Error| {
             let relative = path.strip_prefix(from).unwrap_or(path);
             let denied = error.kind() == io::ErrorKind::PermissionDenied;
-            !is_gone(error) && !(denied && selection.may_be_unreadable(relative))
+            !(is_gone(error) || denied && selection.may_be_unreadable(relative))
         };
         let entry = match entry {
             Ok(entry) => entry,

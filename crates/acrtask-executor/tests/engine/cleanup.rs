@@ -51,7 +51,11 @@ async fn a_dropped_run_is_removed_in_the_background() {
 async fn pulled() -> Vec<String> {
     let filters = std::collections::HashMap::from([("reference", vec!["127.0.0.1:0/pulled/*"])]);
     let options = bollard::query_parameters::ListImagesOptionsBuilder::new().filters(&filters);
-    let images = docker().list_images(Some(options.build())).await.unwrap();
+    let images = docker()
+        .await
+        .list_images(Some(options.build()))
+        .await
+        .unwrap();
     images
         .into_iter()
         .flat_map(|image| image.repo_tags)
@@ -76,7 +80,11 @@ async fn old_images_that_runs_pulled_are_removed() {
     let tag = bollard::query_parameters::TagImageOptionsBuilder::new()
         .repo(&repository)
         .tag("1");
-    docker().tag_image(&young, Some(tag.build())).await.unwrap();
+    docker()
+        .await
+        .tag_image(&young, Some(tag.build()))
+        .await
+        .unwrap();
     let old = format!("{repository}:1");
     assert!(pulled().await.contains(&old));
 
