@@ -66,27 +66,26 @@ async fn pulled() -> Vec<String> {
 async fn old_images_that_runs_pulled_are_removed() {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let engine = engine!();
-    let mut task = engine.task("steps:\n  - cmd: $BUSYBOX true\n");
-    task.options.own_machine = false;
-    let options = task.options.clone();
+    let task = engine
+        .task("steps:\n  - build: -t $R/$ID/kept:1 .\n")
+        .file("Dockerfile", "FROM $BUSYBOX\n");
+    let (id, options) = (task.id.clone(), task.options.clone());
+    let built = format!("{}/{id}/kept:1", engine.registry);
     task.run().await.ok();
-    let young = pulled()
-        .await
-        .into_iter()
-        .find(|name| !name.ends_with(":1"));
-    let young = young.expect("the run pulled an image");
-    // The tag is the hour of the pull: the second one of 1970.
-    let repository = format!("127.0.0.1:0/pulled/{}", engine.task("").id);
-    let tag = bollard::query_parameters::TagImageOptionsBuilder::new()
-        .repo(&repository)
-        .tag("1");
-    docker()
-        .await
-        .tag_image(&young, Some(tag.build()))
-        .await
-        .unwrap();
-    let old = format!("{repository}:1");
-    assert!(pulled().await.contains(&old));
+    // As a runner names what it pulled: the tag is the hour of the pull since 1970.
+    let mut names = Vec::new();
+    for hour in ["1", "9999999"] {
+        let repository = format!("127.0.0.1:0/pulled/{id}");
+        let tag = bollard::query_parameters::TagImageOptionsBuilder::new()
+            .repo(&repository)
+            .tag(hour);
+        let tagged = docker().await.tag_image(&built, Some(tag.build())).await;
+        tagged.unwrap();
+        names.push(format!("{repository}:{hour}"));
+    }
+    let [old, young] = names.try_into().unwrap();
+    let both = pulled().await;
+    assert!(both.contains(&old) && both.contains(&young), "{both:?}");
 
     let executor = Executor::connect(options).await.unwrap();
     let sleeping = engine.task(SLEEPS);
@@ -103,6 +102,17 @@ async fn old_images_that_runs_pulled_are_removed() {
     assert!(removed.is_some_and(|count| count > 0), "{removed:?}");
     let left = pulled().await;
     assert!(!left.contains(&old) && left.contains(&young), "{left:?}");
+    for name in [&young, &built] {
+        let removed = docker()
+            .await
+            .remove_image(
+                name,
+                None::<bollard::query_parameters::RemoveImageOptions>,
+                None,
+            )
+            .await;
+        removed.unwrap();
+    }
     gone(&sleeping.id).await;
 }
 

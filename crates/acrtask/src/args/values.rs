@@ -332,8 +332,8 @@ mod tests {
         );
         assert!(moment("2026-01-31").is_ok());
         let ago = |text: &str| {
-            let passed = jiff::Timestamp::now().duration_since(moment(text).unwrap());
-            passed.as_hours()
+            let then = moment(text).unwrap();
+            jiff::Timestamp::now().duration_since(then).as_hours()
         };
         assert_eq!(ago("24h"), 24);
         assert!((167..=169).contains(&ago("7d")));
