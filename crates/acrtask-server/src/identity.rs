@@ -135,6 +135,14 @@ async fn check_blobs(
             store.set_identity(BLOBS, id).await?;
             return Ok(Some(id.to_owned()));
         }
+        // Another server has written the blob and recorded it meanwhile.
+        (None, None) => {
+            if let Ok(id) = blobs.get(MARKER, MAX_ID).await
+                && id == recorded.as_bytes()
+            {
+                return Ok(Some(recorded));
+            }
+        }
         _ => {}
     }
     if !adopt {
