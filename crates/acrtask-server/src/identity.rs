@@ -140,7 +140,7 @@ async fn check_blobs(
             if let Ok(id) = blobs.get(MARKER, MAX_ID).await
                 && id == recorded.as_bytes()
             {
-                return Ok(Some(recorded));
+                return Ok(Some(recorded.clone()));
             }
         }
         _ => {}
