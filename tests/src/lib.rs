@@ -23,6 +23,7 @@ use std::{
 use serde_json::Value;
 
 pub mod base_images;
+pub mod dice;
 pub mod engine;
 pub mod forge;
 pub mod git_server;

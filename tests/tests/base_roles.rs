@@ -13,6 +13,7 @@ use std::{
 
 use acrtask_tests::{
     Outcome, World,
+    dice::Dice,
     git_server::{HttpGit, Repositories},
     new_run_id,
     project::{RegistryClient, folder},
@@ -294,21 +295,9 @@ async fn runtime_bases_are_recorded_however_they_are_spelled() {
     images.compare(&world, &builds).await;
 }
 
-/// Random numbers that a seed decides.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % 1000).unwrap() % limit
-    }
-
-    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[self.below(of.len())]
-    }
+/// Returns one of some texts.
+fn one<'a>(dice: &mut Dice, of: &[&'a str]) -> &'a str {
+    of[dice.below(of.len() as u32) as usize]
 }
 
 /// Makes a Dockerfile of up to four stages, and the options of its build.
@@ -318,7 +307,7 @@ fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
     let mut text = String::new();
     let stages = 1 + dice.below(4);
     for stage in 0..stages {
-        let base = dice.one(&BASES);
+        let base = one(dice, &BASES);
         let (name, path) = (images.base(base), images.path(base));
         let spelled = match dice.below(9) {
             0 => format!("\"{name}\""),
@@ -352,13 +341,16 @@ fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
             6 | 7 if stage > 0 => format!("stage{}", dice.below(stage)),
             _ => name,
         };
-        let platform = dice.one(&[
-            "",
-            "",
-            "--platform=$BUILDPLATFORM ",
-            "--platform=linux/amd64 ",
-        ]);
-        let r#as = dice.one(&["AS", "as"]);
+        let platform = one(
+            dice,
+            &[
+                "",
+                "",
+                "--platform=$BUILDPLATFORM ",
+                "--platform=linux/amd64 ",
+            ],
+        );
+        let r#as = one(dice, &["AS", "as"]);
         writeln!(text, "FROM {platform}{spelled} {as} stage{stage}").unwrap();
         for line in 0..dice.below(3) {
             let other = dice.below(stage.max(1));
@@ -387,7 +379,7 @@ async fn runtime_bases_of_random_dockerfiles_are_those_of_the_history() {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = u64::try_from(since.as_micros()).unwrap() | 1;
     println!("seed {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let mut builds = BTreeMap::new();
     for number in 0..20 {
         let id = format!("random{number}");

@@ -125,8 +125,8 @@ fn is_output(part: &Value, output: usize) -> bool {
     matches!(index_of(part, "output"), Some(Some(index)) if index == output)
 }
 
-/// Returns an index of a step. The inner `None` stands for a negative one: an empty file system, or no output. The
-/// outer one says that it is no number.
+/// Returns an index of a step. `None` if it is not a number. `Some(None)` for a negative one: an empty file system, or
+/// no output.
 fn index_of(part: &Value, name: &str) -> Option<Option<usize>> {
     match part.get(name) {
         None => Some(Some(0)),

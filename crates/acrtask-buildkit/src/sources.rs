@@ -21,7 +21,7 @@ pub enum SourceAddresses {
 /// Images that a build may use.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum SourceImages {
-    /// All that the builder finds.
+    /// Every image that the builder finds.
     #[default]
     Any,
     /// These alone. The builder refuses the others, those that only its frontend knows included.

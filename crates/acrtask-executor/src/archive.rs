@@ -131,7 +131,7 @@ fn write_folder(
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) => match (error.path(), error.io_error()) {
-                // It went away between the listing of its folder and the look at it, or it is ignored.
+                // The entry was removed after the listing of its folder, or it is ignored.
                 (Some(path), Some(cause)) if !is_loss(path, cause) => continue,
                 _ => return Err(error.into()),
             },

@@ -2,7 +2,7 @@ use acrtask_model::Secret;
 
 use super::*;
 
-/// What comes out when `chunks` go in.
+/// Returns the output of `chunks`.
 async fn lines(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<String>, bool) {
     let (sender, mut receiver) = mpsc::channel(10_000);
     let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new(*s)).collect();

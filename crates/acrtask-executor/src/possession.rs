@@ -1,6 +1,6 @@
 //! Proofs that a run may read an image whose content the engine already has.
 //!
-//! A digest is no secret: logs, tag pages and provenance show it. A registry that a task chooses can therefore claim to
+//! A digest is public: logs, tag pages and provenance show it. A registry that a task chooses can therefore claim to
 //! have any image. An engine believes it, and takes manifests and layers with a known digest from its own store. So
 //! before a runner's engine or builder uses an image for a run, the registry has to send its manifests and
 //! configuration with the run's login, and random parts of each layer that the store has.
@@ -62,7 +62,7 @@ impl Proofs {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Platforms {
     All,
-    /// Those for these platforms (`linux/arm64/v8`), and those whose manifest the store has.
+    /// Images for these platforms (`linux/arm64/v8`), and images whose manifest the store has.
     Only(Vec<String>),
 }
 
@@ -98,16 +98,16 @@ pub(crate) enum Store {
 /// Handling of content that the store does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// It stays unproven.
+    /// Leaves the content unproven.
     Leave,
-    /// It is read from the registry as a whole.
+    /// Reads the whole content from the registry.
     Read,
 }
 
 /// Result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Proven {
-    /// All that the store has. The rest is still to be fetched.
+    /// The content that the store has is proven. The rest is still to be fetched.
     Partly,
     Whole,
 }

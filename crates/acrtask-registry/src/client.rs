@@ -212,15 +212,7 @@ impl Registry {
         limit: u64,
     ) -> Result<BlobStream, RegistryError> {
         let attempt = format!("read the blob {digest} of {}", reference.name());
-        let call = Call {
-            attempt: attempt.clone(),
-            host: reference.registry(),
-            method: Method::GET,
-            url: self.transport.url(reference, &format!("blobs/{digest}"))?,
-            scopes: vec![pull(reference)],
-            accept: &["*/*"],
-            body: Body::None,
-        };
+        let call = self.blob_call(reference, digest, &attempt)?;
         let response = self.transport.send(call).await?;
         Ok(verified(
             response,
@@ -229,6 +221,24 @@ impl Registry {
             attempt,
             reference.registry().into(),
         ))
+    }
+
+    /// Returns the call that reads a blob.
+    pub(crate) fn blob_call<'r>(
+        &self,
+        reference: &'r ImageRef,
+        digest: &Digest,
+        attempt: &str,
+    ) -> Result<Call<'r>, RegistryError> {
+        Ok(Call {
+            attempt: attempt.to_owned(),
+            host: reference.registry(),
+            method: Method::GET,
+            url: self.transport.url(reference, &format!("blobs/{digest}"))?,
+            scopes: vec![pull(reference)],
+            accept: &["*/*"],
+            body: Body::None,
+        })
     }
 
     /// A whole blob in memory.

@@ -3,12 +3,12 @@
 use acrtask_model::{Digest, ImageRef};
 use bytes::Bytes;
 use futures::StreamExt as _;
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 
 use crate::{
-    client::{Registry, pull, verified},
+    client::{Registry, verified},
     error::RegistryError,
-    transport::{Body, Call, How, read_limited},
+    transport::{How, read_limited},
 };
 
 /// Response to a request for a part of a blob.
@@ -34,15 +34,7 @@ impl Registry {
         length: u64,
     ) -> Result<BlobPart, RegistryError> {
         let attempt = format!("read a part of the blob {digest} of {}", reference.name());
-        let call = Call {
-            attempt: attempt.clone(),
-            host: reference.registry(),
-            method: Method::GET,
-            url: self.transport.url(reference, &format!("blobs/{digest}"))?,
-            scopes: vec![pull(reference)],
-            accept: &["*/*"],
-            body: Body::None,
-        };
+        let call = self.blob_call(reference, digest, &attempt)?;
         let how = How {
             range: Some((first, length)),
             ..How::default()

@@ -13,7 +13,7 @@ use std::{
 
 use acrtask_api::webhook::OutcomeKind;
 use acrtask_store::{DeliveryFilter, RunFilter, Store};
-use acrtask_tests::{World, forge::deliver, project, service::Server};
+use acrtask_tests::{World, dice::Dice, forge::deliver, project, service::Server};
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,19 +24,6 @@ use crate::{
 const SENDERS: u32 = 8;
 /// The longest that a sender tries.
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// A row of numbers that a seed decides.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u32) -> u32 {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(limit)).unwrap()
-    }
-}
 
 /// What a sender knows of its deliveries: the id that was acknowledged, by its own.
 type Acknowledged = Mutex<BTreeMap<String, String>>;
@@ -91,7 +78,7 @@ fn send(hook: &str, n: u32, acknowledged: &Acknowledged) {
 async fn while_killed(mut server: Server, database: &str, deliveries: u32, kills: u32) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = u64::try_from(since.as_nanos()).unwrap() | 1;
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let files = project::folder(&[
         ("secret", SECRET),
         (

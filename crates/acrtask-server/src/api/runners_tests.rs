@@ -3,8 +3,6 @@
 use axum::http::Method;
 use serde_json::json;
 
-use acrtask_store::{HelloFacts, NewRunner, RunnerTokenRow};
-
 use super::*;
 use crate::api::testing::{NOW, Server};
 
@@ -47,7 +45,6 @@ async fn runners_are_shown_drained_and_removed() {
 #[tokio::test]
 async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
     let server = Server::start().await;
-    let store = &server.app.store;
     for (name, pool, tasks) in [
         ("all", "default", None),
         ("theirs", "default", Some("team/*")),
@@ -55,39 +52,7 @@ async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
         ("big", "big", None),
         ("other", "prod", None),
     ] {
-        let token = RunnerTokenRow {
-            id: format!("x{name}"),
-            hash: vec![1],
-            pool: Some(pool.into()),
-            labels: std::collections::BTreeMap::new(),
-            max_slots: None,
-            tasks: tasks.map(str::to_owned),
-            created_at: NOW,
-            expires_at: NOW + 1000,
-        };
-        store.create_runner_token(&token).await.unwrap();
-        let runner = NewRunner {
-            id: format!("n{name}"),
-            name: name.into(),
-            key_hash: vec![2],
-        };
-        store
-            .register_runner(&token.id, &runner, NOW)
-            .await
-            .unwrap();
-        let facts = HelloFacts {
-            pool: pool.into(),
-            labels: std::collections::BTreeMap::new(),
-            platforms: vec!["linux/amd64".into()],
-            slots: 2,
-            features: std::collections::BTreeMap::new(),
-            version: "0.1.0".into(),
-            free_disk: 1 << 30,
-        };
-        store
-            .runner_hello(&runner.id, &facts, "elsewhere", NOW)
-            .await
-            .unwrap();
+        server.runner_for(name, Some(pool), tasks).await;
     }
     let task = json!({"name": "team/app", "cmd": "alpine true"});
     server.post("/tasks", task).await;

@@ -174,16 +174,26 @@ impl Server {
         self.post("/runs", body).await.json(StatusCode::CREATED)
     }
 
-    /// A runner that is registered; not connected.
+    /// Registers a runner of the default pool, without a connection, and returns its id.
     pub(crate) async fn runner(&self, name: &str) -> String {
+        self.runner_for(name, None, None).await
+    }
+
+    /// Registers a runner by a token for this pool and these tasks, and returns its id.
+    pub(crate) async fn runner_for(
+        &self,
+        name: &str,
+        pool: Option<&str>,
+        tasks: Option<&str>,
+    ) -> String {
         let store = &self.app.store;
         let token = RunnerTokenRow {
             id: format!("x{name}"),
             hash: vec![1],
-            pool: None,
+            pool: pool.map(str::to_owned),
             labels: std::collections::BTreeMap::new(),
             max_slots: None,
-            tasks: None,
+            tasks: tasks.map(str::to_owned),
             created_at: NOW,
             expires_at: NOW + 1000,
         };
@@ -198,7 +208,7 @@ impl Server {
             .await
             .unwrap();
         let facts = HelloFacts {
-            pool: "default".into(),
+            pool: pool.unwrap_or("default").into(),
             labels: std::collections::BTreeMap::new(),
             platforms: vec!["linux/amd64".into()],
             slots: 2,

@@ -46,7 +46,7 @@ struct OfAddress {
     count: usize,
     /// By connection and number.
     by_connection: HashMap<u64, BTreeMap<u64, Evicted>>,
-    /// The same connections by their number of slots. Of those that have as many, the oldest one is the last.
+    /// The same connections by their number of slots. Of connections with equal numbers, the oldest one is last.
     by_count: BTreeSet<(usize, Reverse<u64>)>,
 }
 

@@ -301,6 +301,25 @@ impl Client {
         instead_of: Option<i64>,
         body: &impl Serialize,
     ) -> Result<(), ApiError> {
+        self.send_put(segments, instead_of, body).await.map(drop)
+    }
+
+    /// Puts a resource in any generation, and returns the answer.
+    pub(crate) async fn set<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let answer = self.send_put(segments, None, body).await?;
+        self.json(answer).await
+    }
+
+    async fn send_put(
+        &self,
+        segments: &[&str],
+        instead_of: Option<i64>,
+        body: &impl Serialize,
+    ) -> Result<reqwest::Response, ApiError> {
         let url = self.at(segments, &[]);
         self.send(true, || {
             let request = self.request(Method::PUT, url.clone()).json(body);
@@ -309,21 +328,7 @@ impl Client {
                 None => request,
             }
         })
-        .await?;
-        Ok(())
-    }
-
-    /// As [`Self::put`], and returns the answer.
-    pub(crate) async fn set<T: DeserializeOwned>(
-        &self,
-        segments: &[&str],
-        body: &impl Serialize,
-    ) -> Result<T, ApiError> {
-        let url = self.at(segments, &[]);
-        let answer = self
-            .send(true, || self.request(Method::PUT, url.clone()).json(body))
-            .await?;
-        self.json(answer).await
+        .await
     }
 
     /// Takes something away.

@@ -95,7 +95,7 @@ fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
 
 /// Roles as the text of a Dockerfile gives them, for images of which the provenance does not give one.
 struct ReadRoles {
-    /// `None`: there is no text, or its final base is none of the images.
+    /// `None` without a text, or if its final base is not one of the images.
     roots: Option<Roots>,
     frontend: Option<String>,
 }
