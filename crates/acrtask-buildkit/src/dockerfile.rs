@@ -2,7 +2,12 @@
 
 use std::io::Read as _;
 
-use crate::request::{BuildContext, BuildRequest, DockerfileSource};
+use crate::error::BuildError;
+use crate::frontend::familiar;
+use crate::request::{BuildContext, BuildRequest, DockerfileSource, Frontends, OFFICIAL_FRONTENDS};
+
+/// The build argument that names the frontend's image.
+const SYNTAX: &str = "BUILDKIT_SYNTAX";
 
 /// Bytes of a Dockerfile that are looked at for its `# syntax=` line, which comes first.
 const HEAD: u64 = 64 * 1024;
@@ -24,6 +29,51 @@ pub(crate) fn head(request: &BuildRequest) -> Option<Vec<u8>> {
     let file = std::fs::File::open(path).ok()?;
     file.take(HEAD).read_to_end(&mut head).ok()?;
     Some(head)
+}
+
+/// Returns the text of a `# syntax=` line, which comes before anything but other directives.
+pub(crate) fn syntax_line(dockerfile: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(dockerfile);
+    for line in text.trim_start_matches('\u{feff}').lines() {
+        let (key, value) = line.trim().strip_prefix('#')?.split_once('=')?;
+        if key.trim().eq_ignore_ascii_case("syntax") {
+            return Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+        }
+    }
+    None
+}
+
+/// Decides over the frontend of a request that may not use every one. The builder then reads no `# syntax=` line itself,
+/// so that it cannot find another one than this program.
+///
+/// # Errors
+/// [`BuildError::Request`]: the request or its Dockerfile names a frontend that it may not use.
+pub(crate) fn decide_frontend(request: &mut BuildRequest) -> Result<(), BuildError> {
+    if request.frontends == Frontends::Any {
+        return Ok(());
+    }
+    let mut arguments = request.build_args.iter().rev();
+    let argument = arguments.find(|(name, _)| name == SYNTAX);
+    let argument = argument.and_then(|(_, value)| value.clone());
+    let argument = argument.filter(|value| !value.trim().is_empty());
+    let given = request.syntax.clone().or(argument);
+    let Some(line) = given.or_else(|| syntax_line(&head(request)?)) else {
+        return Ok(());
+    };
+    let image = line.split_whitespace().next().unwrap_or_default();
+    let name = familiar(image);
+    let name = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    };
+    if !OFFICIAL_FRONTENDS.contains(&name) {
+        return Err(BuildError::Request(format!(
+            "the frontend {image} is not allowed here, because a frontend can change the build caches of other tasks; \
+             use `docker/dockerfile`, or ask the operator for `--allow frontends`"
+        )));
+    }
+    request.syntax = Some(line);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -50,5 +100,61 @@ mod tests {
         std::fs::write(dir.path().join("real"), "# syntax=y").unwrap();
         std::os::unix::fs::symlink("real", &dockerfile).unwrap();
         assert_eq!(head(&request).unwrap(), b"# syntax=y");
+    }
+
+    #[test]
+    fn only_official_frontends_may_be_required() {
+        let text = |line: &str| format!("{line}\nFROM scratch\n").into_bytes();
+        for (line, argument, expected) in [
+            (
+                "# syntax=docker/dockerfile:1",
+                None,
+                Ok(Some("docker/dockerfile:1")),
+            ),
+            (
+                "#SYNTAX = docker.io/docker/dockerfile",
+                None,
+                Ok(Some("docker.io/docker/dockerfile")),
+            ),
+            (
+                "# check=skip=all\n# syntax=docker/dockerfile:1-labs x",
+                None,
+                Ok(Some("docker/dockerfile:1-labs x")),
+            ),
+            (
+                "# syntax=docker/dockerfile@sha256:aa",
+                None,
+                Ok(Some("docker/dockerfile@sha256:aa")),
+            ),
+            ("# a comment\n# syntax=evil/frontend", None, Ok(None)),
+            ("ARG A=1", None, Ok(None)),
+            (
+                "ARG A=1",
+                Some("docker/dockerfile-upstream:master"),
+                Ok(Some("docker/dockerfile-upstream:master")),
+            ),
+            (
+                "# syntax=docker/dockerfile:1",
+                Some("evil/frontend"),
+                Err(()),
+            ),
+            ("# syntax=evil/frontend", None, Err(())),
+            ("\u{feff}# syntax=evil/frontend", None, Err(())),
+            ("# syntax=evil.io/docker/dockerfile:1", None, Err(())),
+            ("# syntax=localhost:5000/docker/dockerfile", None, Err(())),
+            ("# syntax=docker/dockerfile/x:1", None, Err(())),
+        ] {
+            let mut request = BuildRequest::new(BuildContext::None);
+            request.dockerfile = DockerfileSource::Inline(text(line));
+            request.frontends = Frontends::Official;
+            request.build_args = vec![(SYNTAX.into(), argument.map(str::to_owned))];
+            let decided = decide_frontend(&mut request).map_err(drop);
+            let decided = decided.map(|()| request.syntax);
+            assert_eq!(
+                decided,
+                expected.map(|found| found.map(str::to_owned)),
+                "{line} {argument:?}"
+            );
+        }
     }
 }

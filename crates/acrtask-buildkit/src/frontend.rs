@@ -6,10 +6,11 @@ use bollard_buildkit_proto::moby::buildkit::v1 as bk;
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy;
 
 use crate::capabilities::{Capabilities, EndpointKind, Feature};
+use crate::dockerfile::syntax_line;
 use crate::error::{BuildError, HelperImages};
 use crate::request::{
-    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,
-    NamedContext, Network, NoCache, Provenance,
+    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, Frontends,
+    ImageExport, NamedContext, Network, NoCache, Provenance,
 };
 use crate::sources;
 
@@ -242,6 +243,10 @@ pub(crate) fn frontend(
             "gateway.v0"
         }
     };
+    if request.frontends == Frontends::Official {
+        // With a command line, even an empty one, the builder's own frontend reads no `# syntax=` line.
+        attrs.entry("cmdline".to_owned()).or_default();
+    }
     if let Some(namespaces) = &request.cache_namespaces {
         isolate(&mut attrs, namespaces);
     }
@@ -461,7 +466,8 @@ pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Poli
 
 /// Images that the build needs beside those in the Dockerfile's instructions.
 pub(crate) fn helper_images(request: &BuildRequest, dockerfile: Option<&[u8]>) -> HelperImages {
-    let from_file = || dockerfile.and_then(syntax_directive);
+    let image = |line: String| line.split_whitespace().next().map(str::to_owned);
+    let from_file = || dockerfile.and_then(syntax_line).and_then(image);
     HelperImages {
         frontend: request
             .syntax
@@ -475,18 +481,6 @@ pub(crate) fn helper_images(request: &BuildRequest, dockerfile: Option<&[u8]>) -
             named.unwrap_or(DEFAULT_SCANNER).to_owned()
         }),
     }
-}
-
-/// The image of a `# syntax=` line, which must come before anything but other directives.
-fn syntax_directive(dockerfile: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(dockerfile);
-    for line in text.trim_start_matches('\u{feff}').lines() {
-        let (key, value) = line.trim().strip_prefix('#')?.split_once('=')?;
-        if key.trim().eq_ignore_ascii_case("syntax") {
-            return value.split_whitespace().next().map(str::to_owned);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

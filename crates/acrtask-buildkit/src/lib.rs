@@ -55,8 +55,8 @@ pub use filesync::{BadPattern, PatternSet};
 pub use frontend::{DEFAULT_SCANNER, familiar};
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
 pub use request::{
-    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, ImageExport,
-    NamedContext, Network, NoCache, Provenance, Sink, SourcePin,
+    BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, Frontends,
+    ImageExport, NamedContext, Network, NoCache, OFFICIAL_FRONTENDS, Provenance, Sink, SourcePin,
 };
 pub use session::{
     Anonymous, BuildSecret, Credentials, MAX_SECRET_BYTES, RegistryCredential, SecretError,

@@ -66,6 +66,8 @@ pub struct BuildRequest {
     pub sources: SourceAddresses,
     /// Images that the build may use.
     pub images: SourceImages,
+    /// Frontends that the build may use.
+    pub frontends: Frontends,
     /// Credentials for registries.
     pub credentials: Arc<dyn Credentials>,
     /// Key of a context that is synchronized repeatedly. With the same key, only changes are
@@ -103,6 +105,7 @@ impl BuildRequest {
             cache_namespaces: None,
             sources: SourceAddresses::default(),
             images: SourceImages::default(),
+            frontends: Frontends::default(),
             credentials: Arc::new(Anonymous),
             shared_key: None,
         }
@@ -183,6 +186,20 @@ pub enum NamedContext {
         digest: Option<String>,
     },
 }
+
+/// Frontends that a build may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Frontends {
+    /// Every image that a `# syntax=` line names.
+    #[default]
+    Any,
+    /// The builder's own, and those of [`OFFICIAL_FRONTENDS`]. Another one can read a cache that the request does not
+    /// name, and so decide layers of other builds.
+    Official,
+}
+
+/// Repositories with the frontends of BuildKit's own authors, all on Docker Hub.
+pub const OFFICIAL_FRONTENDS: [&str; 2] = ["docker/dockerfile", "docker/dockerfile-upstream"];
 
 /// A cache, as `docker build` writes it: `type=registry,ref=…`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -67,6 +67,7 @@ pub(crate) async fn build(
         .iter()
         .map(|(name, layout)| (name.clone(), layout.reference.clone()))
         .collect();
+    dockerfile::decide_frontend(&mut request)?;
     let helpers = frontend::helper_images(&request, dockerfile::head(&request).as_deref());
     frontend::hold_syntax(&mut request, &helpers);
     let frontend = frontend::frontend(&request, capabilities, &references)?;

@@ -14,6 +14,7 @@
 
 mod archive;
 mod builder;
+mod cache_seal;
 mod cmd;
 mod context;
 pub mod dockerfile;
@@ -133,7 +134,8 @@ impl Options {
     }
 }
 
-/// What the operator allows tasks beyond their containers. Each of them gives the task the whole machine.
+/// Permissions of the operator beyond a task's own containers and builds. Each of the first three gives the task the whole
+/// machine; the others let it decide layers of all builds of the builder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Allow {
     /// `--allow docker-socket`: the engine's socket in a step.
@@ -142,6 +144,10 @@ pub struct Allow {
     pub privileged: bool,
     /// `--allow host-network`: the machine's own network, and the networks that it had before the run.
     pub host_network: bool,
+    /// `--allow cache-imports`: build caches that no run of the domain has sealed.
+    pub cache_imports: bool,
+    /// `--allow frontends`: frontends other than the builder's own and the official ones.
+    pub frontends: bool,
 }
 
 /// One run.

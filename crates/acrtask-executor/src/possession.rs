@@ -5,16 +5,20 @@
 //! before a runner's engine or builder uses an image for a run, the registry has to send its manifests and
 //! configuration with the run's login, and random parts of each layer that the store has.
 //!
-//! Invariants: a proof is of one login, one repository and one digest, and lives as long as the process. A part that the
-//! store does not have proves nothing yet: the builder or the engine then fetches it from that registry.
+//! Both store an unpacked layer by the `diff_ids` of the configuration, which its author writes. So each layer is
+//! unpacked once and compared with them, before a builder sees the image.
+//!
+//! Invariants: a proof is of one login, one repository and one digest, and lives as long as the process. A layer that an
+//! engine does not have proves nothing yet: the engine then fetches it from that registry.
 //! Left out: one's own machine, where every image of the engine belongs to its user.
 
-use std::{collections::HashSet, pin::Pin, sync::Mutex};
+use std::{collections::HashSet, hash::Hash, pin::Pin, sync::Mutex};
 
 use acrtask_buildkit::Client;
 use acrtask_model::{Digest, ImageRef};
-use acrtask_registry::{BlobPart, Descriptor, ManifestBody, Platform, Registry};
-use futures::{StreamExt as _, TryStreamExt as _};
+use acrtask_registry::{BlobPart, Descriptor, Image, ManifestBody, Platform, Registry, layers};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 
 use crate::{context::RunContext, error::chain, output::lock};
 
@@ -33,7 +37,11 @@ const MAX_PROOFS: usize = 100_000;
 
 /// The proofs of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Proofs(Mutex<HashSet<Proof>>);
+pub(crate) struct Proofs {
+    images: Mutex<HashSet<Proof>>,
+    /// Layers with the digests of their contents. They are true for every run.
+    contents: Mutex<HashSet<(Digest, Digest)>>,
+}
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Proof {
@@ -46,16 +54,29 @@ struct Proof {
 
 impl Proofs {
     fn contains(&self, proof: &Proof) -> bool {
-        lock(&self.0).contains(proof)
+        lock(&self.images).contains(proof)
     }
 
     fn add(&self, proof: Proof) {
-        let mut proofs = lock(&self.0);
-        if proofs.len() >= MAX_PROOFS {
-            proofs.clear();
-        }
-        proofs.insert(proof);
+        insert_limited(&self.images, proof);
     }
+
+    fn contains_content(&self, layer: &Digest, content: &Digest) -> bool {
+        lock(&self.contents).contains(&(layer.clone(), content.clone()))
+    }
+
+    fn add_content(&self, layer: Digest, content: Digest) {
+        insert_limited(&self.contents, (layer, content));
+    }
+}
+
+/// Adds a proof. With [`MAX_PROOFS`] of them, drops the others.
+fn insert_limited<T: Eq + Hash>(proofs: &Mutex<HashSet<T>>, proof: T) {
+    let mut proofs = lock(proofs);
+    if proofs.len() >= MAX_PROOFS {
+        proofs.clear();
+    }
+    proofs.insert(proof);
 }
 
 /// The images of an index that may be used.
@@ -95,12 +116,12 @@ pub(crate) enum Store {
     Builder,
 }
 
-/// Handling of content that the store does not have.
+/// Handling of layers that the store does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// Leaves the content unproven.
+    /// Leaves the layer unproven. The store fetches it and compares it with the configuration itself.
     Leave,
-    /// Reads the whole content from the registry.
+    /// Reads the whole layer from the registry.
     Read,
 }
 
@@ -138,6 +159,7 @@ pub(crate) async fn prove(
         return Ok(Proven::Whole);
     }
     let comparison = Comparison {
+        proofs: &run.proofs,
         registry: run.registry(),
         image,
         store: readable(run, store),
@@ -174,6 +196,7 @@ fn readable(run: &RunContext, store: Store) -> Option<Client> {
 }
 
 struct Comparison<'c> {
+    proofs: &'c Proofs,
     registry: Registry,
     image: &'c ImageRef,
     /// `None`: the store cannot be read, so everything is read from the registry.
@@ -210,19 +233,36 @@ impl Comparison<'_> {
                     }
                     Ok(proven)
                 }
-                ManifestBody::Image(image) => {
-                    let config = &image.config.digest;
-                    let read = self.registry.blob_bytes(self.image, config, MAX_CONFIG);
-                    read.await.map_err(|error| chain(&error))?;
-                    let layers: Vec<_> =
-                        image.layers.iter().map(|layer| self.layer(layer)).collect();
-                    futures::stream::iter(layers)
-                        .buffer_unordered(PARALLEL)
-                        .try_fold(Proven::Whole, async |all, one| Ok(all.min(one)))
-                        .await
-                }
+                ManifestBody::Image(image) => self.image(image).await,
             }
         })
+    }
+
+    /// Reads the configuration of an image from the registry, and compares its layers.
+    async fn image(&self, image: &Image) -> Result<Proven, String> {
+        let config = &image.config.digest;
+        let config = self.registry.blob_bytes(self.image, config, MAX_CONFIG);
+        let config = config.await.map_err(|error| chain(&error))?;
+        let contents = layers::diff_ids(&config)?;
+        let mut contents: Vec<_> = contents.into_iter().map(Some).collect();
+        // Engines and builders use no image whose configuration names no contents.
+        if contents.is_empty() {
+            contents.resize(image.layers.len(), None);
+        }
+        if contents.len() != image.layers.len() {
+            return Err(format!(
+                "its configuration names {} layers, and its manifest {}",
+                contents.len(),
+                image.layers.len()
+            ));
+        }
+        let compared: Vec<_> = std::iter::zip(&image.layers, contents)
+            .map(|(layer, content)| self.layer(layer, content))
+            .collect();
+        futures::stream::iter(compared)
+            .buffer_unordered(PARALLEL)
+            .try_fold(Proven::Whole, async |all, one| Ok(all.min(one)))
+            .await
     }
 
     /// Returns the size of a blob in the store. `None` if the store does not have it, or cannot be read.
@@ -237,17 +277,46 @@ impl Comparison<'_> {
         }
     }
 
-    /// Compares a layer of the store with the registry's.
-    async fn layer(&self, layer: &Descriptor) -> Result<Proven, String> {
+    /// Compares a layer of the store with the registry's, and with the digest of its content.
+    async fn layer(&self, layer: &Descriptor, content: Option<Digest>) -> Result<Proven, String> {
         let digest = &layer.digest;
+        let content = content.filter(|content| !self.proofs.contains_content(digest, content));
         match (self.size(digest).await?, &self.store) {
             // The size that the manifest names may be wrong.
             (Some(size), Some(store)) if size > PART * PARTS as u64 => {
-                self.parts(digest, size, store).await
+                let proven = self.parts(digest, size, store).await?;
+                if let Some(content) = content {
+                    let pieces = store.blob(digest.as_str()).await;
+                    match pieces.map_err(|error| chain(&error))? {
+                        Some(pieces) => self.content(layer, content, pieces).await?,
+                        // The store has dropped it meanwhile.
+                        None => return self.whole(layer, Some(content)).await,
+                    }
+                }
+                Ok(proven)
             }
             (None, Some(_)) if self.missing == Missing::Leave => Ok(Proven::Partly),
-            _ => self.whole(digest).await,
+            _ => self.whole(layer, content).await,
         }
+    }
+
+    /// Compares the content of a layer with its digest.
+    async fn content<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        layer: &Descriptor,
+        content: Digest,
+        pieces: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<(), String> {
+        let found = layers::content_digest(&layer.media_type, pieces, &content).await;
+        let found = found.map_err(|why| format!("{why} (the layer {})", layer.digest))?;
+        if found != content {
+            return Err(format!(
+                "its configuration says that the layer {} contains {content}, and it contains {found}",
+                layer.digest
+            ));
+        }
+        self.proofs.add_content(layer.digest.clone(), content);
+        Ok(())
     }
 
     async fn parts(&self, digest: &Digest, size: u64, store: &Client) -> Result<Proven, String> {
@@ -266,16 +335,18 @@ impl Comparison<'_> {
         Ok(Proven::Whole)
     }
 
-    /// Reads a blob from the registry to its end, which checks its digest.
-    async fn whole(&self, digest: &Digest) -> Result<Proven, String> {
-        let read = async {
-            let mut pieces = self.registry.blob(self.image, digest, u64::MAX).await?;
+    /// Reads a layer from the registry to its end, which checks its digest, and compares its content.
+    async fn whole(&self, layer: &Descriptor, content: Option<Digest>) -> Result<Proven, String> {
+        let pieces = self.registry.blob(self.image, &layer.digest, u64::MAX);
+        let mut pieces = pieces.await.map_err(|error| chain(&error))?;
+        if let Some(content) = content {
+            self.content(layer, content, pieces).await?;
+        } else {
             while let Some(piece) = pieces.next().await {
-                piece?;
+                piece.map_err(|error| chain(&error))?;
             }
-            Ok::<_, acrtask_registry::RegistryError>(Proven::Whole)
-        };
-        read.await.map_err(|error| chain(&error))
+        }
+        Ok(Proven::Whole)
     }
 }
 

@@ -21,4 +21,6 @@ pub use mask::Masker;
 pub use reference::{Digest, ImageRef, ReferenceError};
 pub use secret::Secret;
 pub use state::{Outcome, RunState, SkipReason, StepState};
-pub use trust::{CacheNamespace, Principal, RunDomain, TaskPattern, TrustDomain, TrustPolicy};
+pub use trust::{
+    CacheNamespace, CacheSealKey, Principal, RunDomain, TaskPattern, TrustDomain, TrustPolicy,
+};

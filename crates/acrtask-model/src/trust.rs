@@ -262,6 +262,46 @@ impl CacheNamespace {
 #[error("the cache namespace is not 32 to 63 lower-case letters and digits")]
 pub struct CacheNamespaceError;
 
+/// The key by which runners seal the caches that a domain exports to a registry. A contribution has the key of the domain
+/// that it was made to, whose caches it may read. No container gets it.
+#[derive(Debug, Clone)]
+pub struct CacheSealKey(Secret);
+
+impl CacheSealKey {
+    /// Length in characters: 256 bits in hexadecimal.
+    const LEN: usize = 64;
+
+    /// Checks a key: 64 hexadecimal digits in lower case.
+    ///
+    /// # Errors
+    /// [`CacheSealKeyError`].
+    pub fn new(text: impl Into<String>) -> Result<Self, CacheSealKeyError> {
+        let text = text.into();
+        let good = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() == Self::LEN && text.bytes().all(good) {
+            Ok(Self(Secret::new(text)))
+        } else {
+            Err(CacheSealKeyError)
+        }
+    }
+
+    /// Writes random or keyed bytes as a key.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(Secret::new(text))
+    }
+
+    /// Returns the text, which only the runs of the domain use.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+/// An error for a text that is not a [`CacheSealKey`]. The text is left out: it may be close to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the key of cache seals is not 64 hexadecimal digits")]
+pub struct CacheSealKeyError;
+
 /// The domain of a run, and its key to the caches of that domain: what a runner receives with a lease.
 #[derive(Debug, Clone)]
 pub struct RunDomain {
@@ -269,6 +309,8 @@ pub struct RunDomain {
     pub trust: TrustDomain,
     /// The name of its build caches.
     pub cache_namespace: CacheNamespace,
+    /// The key of the seals on caches in registries.
+    pub cache_seal_key: CacheSealKey,
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ mod tests {
                 password: "hush".into(),
             }],
             cache_namespace: "hush".into(),
+            cache_seal_key: "hush".into(),
             ..Lease::default()
         };
         let message = ToRunner {

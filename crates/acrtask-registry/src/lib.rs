@@ -20,6 +20,8 @@ mod client;
 mod copy;
 pub mod credentials;
 mod error;
+mod json_keys;
+pub mod layers;
 mod login;
 mod look;
 pub mod manifest;

@@ -9,6 +9,8 @@ use acrtask_model::Digest;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::json_keys::{self, Keys};
+
 /// Media type of an OCI index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Media type of an OCI image or artifact manifest.
@@ -26,6 +28,34 @@ pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOC
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// Which entry of the index it is about.
 const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+
+/// The keys that programs look up in manifests and indexes.
+const KEYS: Keys = Keys {
+    known: &[
+        "annotations",
+        "architecture",
+        "artifactType",
+        "config",
+        "data",
+        "digest",
+        "fsLayers",
+        "history",
+        "layers",
+        "manifests",
+        "mediaType",
+        "os",
+        "os.features",
+        "os.version",
+        "platform",
+        "schemaVersion",
+        "signatures",
+        "size",
+        "subject",
+        "urls",
+        "variant",
+    ],
+    is_free: |key| key == "annotations",
+};
 
 /// Points at a manifest or a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +192,7 @@ impl Manifest {
     /// Reads `raw`. The type is the one in the document, else `content_type`.
     ///
     /// # Errors
-    /// A sentence on what is wrong.
+    /// A sentence: the document is not valid, is of an unknown type, or is one that programs read differently.
     pub fn parse(raw: Bytes, content_type: Option<&str>) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -170,11 +200,19 @@ impl Manifest {
             schema_version: Option<u8>,
             media_type: Option<String>,
             manifests: Option<serde::de::IgnoredAny>,
+            layers: Option<serde::de::IgnoredAny>,
+            config: Option<serde::de::IgnoredAny>,
+            fs_layers: Option<serde::de::IgnoredAny>,
         }
+        json_keys::check(&raw, KEYS).map_err(|why| format!("the manifest is not valid: {why}"))?;
         let head: Head = serde_json::from_slice(&raw)
             .map_err(|error| format!("the manifest is not valid: {error}"))?;
         if head.schema_version != Some(2) {
             return Err("the manifest is of Docker's schema 1, which has no digests to rely on; push the image again with a newer tool".into());
+        }
+        let is_image = head.layers.is_some() || head.config.is_some();
+        if is_image && head.manifests.is_some() || head.fs_layers.is_some() {
+            return Err("the manifest has the fields of several types, so programs read it differently; push the image again".into());
         }
         let content_type = content_type
             .and_then(|text| text.split(';').next())
@@ -343,6 +381,11 @@ mod tests {
             "<html>",
             r#"{"schemaVersion":2,"mediaType":"text/plain"}"#,
             r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha256:short","size":1}]}"#,
+            r#"{"schemaVersion":2,"manifests":[],"Manifests":[]}"#,
+            r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#,
+            r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#,
+            r#"{"schemaVersion":2,"manifests":[],"config":{}}"#,
+            r#"{"schemaVersion":2,"manifests":[],"fsLayers":[]}"#,
         ] {
             assert!(
                 Manifest::parse(Bytes::copy_from_slice(bad.as_bytes()), None).is_err(),

@@ -7,7 +7,7 @@
 
 use std::{fmt, io::Write as _, path::Path};
 
-use acrtask_model::{CacheNamespace, Secret, TrustDomain};
+use acrtask_model::{CacheNamespace, CacheSealKey, Secret, TrustDomain};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
@@ -71,6 +71,8 @@ struct Key {
     cipher: XChaCha20Poly1305,
     /// Keyed with a key of its own, which says nothing of the one that encrypts.
     namespaces: Hmac<Sha256>,
+    /// Keyed with another key.
+    cache_seals: Hmac<Sha256>,
 }
 
 impl Key {
@@ -81,13 +83,14 @@ impl Key {
             .finalize();
         let mut id = [0; KEY_ID];
         id.copy_from_slice(&digest[..KEY_ID]);
-        let derived = keyed(bytes)
-            .chain_update(b"acrtask cache namespaces")
-            .finalize()
-            .into_bytes();
+        let derived = |purpose: &str| {
+            let derived = keyed(bytes).chain_update(purpose).finalize();
+            keyed(&derived.into_bytes())
+        };
         Self {
             id,
-            namespaces: keyed(&derived),
+            namespaces: derived("acrtask cache namespaces"),
+            cache_seals: derived("acrtask cache seals"),
             cipher: XChaCha20Poly1305::new(bytes.into()),
         }
     }
@@ -217,6 +220,14 @@ impl Vault {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&code[..16]);
         CacheNamespace::from_bytes(bytes)
+    }
+
+    /// Returns the key of the seals on a domain's caches in registries. A contribution reads the caches of the domain
+    /// that it was made to, so it has that key.
+    pub fn cache_seal_key(&self, domain: &TrustDomain) -> CacheSealKey {
+        let code = self.keys[0].cache_seals.clone();
+        let code = code.chain_update(domain.owner().key()).finalize();
+        CacheSealKey::from_bytes(code.into_bytes().into())
     }
 
     /// Decrypts what [`Self::seal`] gave for the same `aad`.

@@ -14,8 +14,8 @@ use acrtask_api::{
     spec::{Facts, RunSpec},
 };
 use acrtask_model::{
-    CacheNamespace, Event, EventKind, Outcome, RunDomain, RunState, Secret, TrustDomain,
-    mask::Patterns,
+    CacheNamespace, CacheSealKey, Event, EventKind, Outcome, RunDomain, RunState, Secret,
+    TrustDomain, mask::Patterns,
 };
 use acrtask_proto::runner::Lease;
 use tokio::{
@@ -279,6 +279,8 @@ fn domain_of(lease: &Lease) -> Result<RunDomain, String> {
         trust: TrustDomain::parse(&lease.trust_domain).map_err(|error| error.to_string())?,
         cache_namespace: CacheNamespace::new(lease.cache_namespace.as_str())
             .map_err(|error| error.to_string())?,
+        cache_seal_key: CacheSealKey::new(lease.cache_seal_key.as_str())
+            .map_err(|error| error.to_string())?,
     })
 }
 
@@ -288,7 +290,7 @@ fn secrets_of(lease: &Lease) -> Vec<Secret> {
         .secrets
         .values()
         .chain(passwords)
-        .chain([&lease.cache_namespace])
+        .chain([&lease.cache_namespace, &lease.cache_seal_key])
         .map(Secret::new)
         .collect()
 }

@@ -245,7 +245,7 @@ fn push_frontend(fleet: &Fleet, note: &str) -> String {
 async fn builds_are_held_to_what_the_cascade_saw_frontends_too() {
     let Some(world) = World::find() else { return };
     // Bases are looked at when the test says so.
-    let fleet = Fleet::with(&world, &["--base-interval", "1h"]).await;
+    let fleet = Fleet::with(&world, &["--base-interval", "1h", "--allow", "frontends"]).await;
     fleet.push("os", "first").await;
     let os = fleet.image("os");
     let frontend = push_frontend(&fleet, "first");

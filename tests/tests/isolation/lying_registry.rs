@@ -14,7 +14,7 @@ use acrtask_tests::{
 };
 
 /// What the registry sends of the image, by the first part of the repository.
-const LIES: [(&str, &[Part]); 5] = [
+const LIES: [(&str, &[Part]); 8] = [
     ("digest", &[]),
     ("manifest", &[Part::Manifest]),
     ("config", &[Part::Manifest, Part::Config]),
@@ -25,6 +25,18 @@ const LIES: [(&str, &[Part]); 5] = [
     (
         "own-config",
         &[Part::Manifest, Part::Config, Part::OwnConfig],
+    ),
+    (
+        "own-layers",
+        &[Part::Manifest, Part::Config, Part::OwnLayers],
+    ),
+    (
+        "two-keys",
+        &[Part::Manifest, Part::Config, Part::SecondKey("Layers")],
+    ),
+    (
+        "two-equal-keys",
+        &[Part::Manifest, Part::Config, Part::SecondKey("layers")],
     ),
 ];
 const HONEST: (&str, &[Part]) = ("honest", &[Part::Manifest, Part::Config, Part::Layer]);
@@ -38,6 +50,10 @@ enum Part {
     WrongLayer,
     /// An image of the attacker with the layers of the private one.
     OwnConfig,
+    /// An image with layers of the attacker, whose configuration names the contents of the private ones.
+    OwnLayers,
+    /// An image with layers of the attacker, and the private ones in a second list under this key.
+    SecondKey(&'static str),
 }
 
 /// A private image, as a registry has it.
@@ -46,7 +62,10 @@ struct Stored {
     digest: String,
     /// An image of the attacker that has the same layers.
     own_digest: String,
+    /// Images of the attacker with other layers and the same contents, by their second key.
+    others: HashMap<&'static str, String>,
     manifests: HashMap<String, (String, Vec<u8>)>,
+    /// Configurations, and layers of the attacker.
     configs: HashMap<String, Vec<u8>>,
     layers: HashMap<String, Vec<u8>>,
 }
@@ -73,6 +92,9 @@ impl Stored {
                     let config = &body.config.digest;
                     let bytes = registry.blob_bytes(image, config, 1 << 20).await.unwrap();
                     stored.add_own_image(&raw, &bytes, config.as_str());
+                    for second_key in ["", "Layers", "layers"] {
+                        stored.add_other_layers(&raw, &bytes, second_key);
+                    }
                     stored.configs.insert(config.to_string(), bytes.to_vec());
                     for layer in &body.layers {
                         let bytes = registry.blob_bytes(image, &layer.digest, 1 << 30);
@@ -105,12 +127,48 @@ impl Stored {
             .insert(self.own_digest.clone(), (media_type, document));
     }
 
-    fn wanted(&self, parts: &[Part]) -> &str {
-        if parts.contains(&Part::OwnConfig) {
-            &self.own_digest
-        } else {
-            &self.digest
+    /// Adds an image with other layers and the same configuration. With a second key, the configuration names the
+    /// contents of these layers, and the manifest also has the list of the private ones.
+    fn add_other_layers(&mut self, manifest: &[u8], config: &[u8], second_key: &'static str) {
+        let digest = |bytes: &[u8]| acrtask_registry::manifest::sha256(bytes).to_string();
+        let document: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+        let count = document["layers"].as_array().unwrap().len();
+        let mut own = document.clone();
+        let mut own_config: serde_json::Value = serde_json::from_slice(config).unwrap();
+        for number in 0..count {
+            // An empty archive ends with two blocks of zeros. More of them are another layer.
+            let layer = vec![0; 512 * (number + 2)];
+            own["layers"][number]["digest"] = digest(&layer).into();
+            own["layers"][number]["size"] = layer.len().into();
+            own_config["rootfs"]["diff_ids"][number] = digest(&layer).into();
+            self.configs.insert(digest(&layer), layer);
         }
+        if !second_key.is_empty() {
+            let own_config = serde_json::to_vec(&own_config).unwrap();
+            own["config"]["digest"] = digest(&own_config).into();
+            own["config"]["size"] = own_config.len().into();
+            self.configs.insert(digest(&own_config), own_config);
+        }
+        let mut text = own.to_string();
+        if !second_key.is_empty() {
+            assert_eq!(text.pop(), Some('}'));
+            text = format!("{text},{second_key:?}:{}}}", document["layers"]);
+        }
+        let found = digest(text.as_bytes());
+        self.others.insert(second_key, found.clone());
+        let media_type = document["mediaType"].as_str().unwrap().to_owned();
+        self.manifests
+            .insert(found, (media_type, text.into_bytes()));
+    }
+
+    fn wanted(&self, parts: &[Part]) -> &str {
+        let wanted = parts.iter().find_map(|part| match part {
+            Part::OwnConfig => Some(&self.own_digest),
+            Part::OwnLayers => Some(&self.others[""]),
+            Part::SecondKey(key) => Some(&self.others[key]),
+            _ => None,
+        });
+        wanted.unwrap_or(&self.digest)
     }
 
     fn answer(&self, seen: &Seen) -> Reply {

@@ -7,6 +7,7 @@ mod container_flags;
 mod contexts;
 mod groups;
 mod images;
+mod imported_caches;
 mod lying_registry;
 mod quotas;
 mod requests;

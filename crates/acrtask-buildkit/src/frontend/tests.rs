@@ -208,16 +208,12 @@ fn the_syntax_line() {
             "# syntax=docker/dockerfile:1\nFROM a",
             Some("docker/dockerfile:1"),
         ),
-        ("#escape=`\n# Syntax = a/b:2 x\n", Some("a/b:2")),
+        ("#escape=`\n# Syntax = a/b:2 x\n", Some("a/b:2 x")),
         ("FROM a\n# syntax=x", None),
         ("# a comment\n# syntax=x", None),
         ("", None),
     ] {
-        assert_eq!(
-            syntax_directive(text.as_bytes()).as_deref(),
-            want,
-            "{text:?}"
-        );
+        assert_eq!(syntax_line(text.as_bytes()).as_deref(), want, "{text:?}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use acrtask_executor::{DockerEndpoint, Executor, Fence, Options, Report, RunRequest};
 use acrtask_model::{
-    CacheNamespace, Digest, Event, EventKind, ImageRef, RunDomain, RunId, RunState, StepId,
-    StepState, TrustDomain,
+    CacheNamespace, CacheSealKey, Digest, Event, EventKind, ImageRef, RunDomain, RunId, RunState,
+    StepId, StepState, TrustDomain,
 };
 use acrtask_registry::Credentials;
 use acrtask_spec::{
@@ -94,6 +94,7 @@ impl Extra {
         RunDomain {
             trust: TrustDomain::Local,
             cache_namespace: namespace.unwrap_or(CacheNamespace::from_bytes([7; 16])),
+            cache_seal_key: CacheSealKey::from_bytes([7; 32]),
         }
     }
 }

@@ -236,6 +236,9 @@ pub struct Lease {
     /// The name of the domain's build caches. A secret: it keeps other domains out of them.
     #[prost(string, tag = "9")]
     pub cache_namespace: ::prost::alloc::string::String,
+    /// The key of the seals on the domain's caches in registries: 64 hexadecimal digits. A secret of the runner.
+    #[prost(string, tag = "10")]
+    pub cache_seal_key: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

@@ -175,6 +175,11 @@ async fn lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
             .cache_namespace(&run.trust_domain)
             .expose()
             .to_owned(),
+        cache_seal_key: app
+            .vault
+            .cache_seal_key(&run.trust_domain)
+            .expose()
+            .to_owned(),
     };
     let size = lease.encoded_len();
     if size > MAX_MESSAGE - 1024 {

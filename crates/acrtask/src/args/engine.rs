@@ -35,6 +35,10 @@ pub(crate) enum Allowed {
     Privileged,
     /// The machine's own network
     HostNetwork,
+    /// Build caches that no run of the task has exported, in `--cache-from`: they decide layers of all builds
+    CacheImports,
+    /// Frontends other than docker/dockerfile, in `# syntax=` lines: they can read such caches too
+    Frontends,
 }
 
 /// The BuildKit endpoint.

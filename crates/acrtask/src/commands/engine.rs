@@ -122,6 +122,8 @@ pub(crate) fn allow(args: &EngineArgs) -> Allow {
         docker_socket: allows(Allowed::DockerSocket),
         privileged: allows(Allowed::Privileged),
         host_network: allows(Allowed::HostNetwork),
+        cache_imports: allows(Allowed::CacheImports),
+        frontends: allows(Allowed::Frontends),
     }
 }
 

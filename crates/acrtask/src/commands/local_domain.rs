@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use acrtask_model::{CacheNamespace, RunDomain, TrustDomain};
+use acrtask_model::{CacheNamespace, CacheSealKey, RunDomain, TrustDomain};
 use sha2::{Digest as _, Sha256};
 
 use super::runner::state_dir;
@@ -28,15 +28,19 @@ pub(crate) fn local_domain(fetched: Option<&str>) -> RunDomain {
         tracing::warn!(error, "cannot keep the namespace of build caches");
         CacheNamespace::from_bytes(rand::random())
     });
+    // Runs of one's own machine seal nothing: its user's builds read every cache that they name.
+    let cache_seal_key = CacheSealKey::from_bytes(rand::random());
     match fetched {
         None => RunDomain {
             trust: TrustDomain::Local,
             cache_namespace,
+            cache_seal_key,
         },
         Some(context) => {
             let trust = TrustDomain::Local.contribution(context);
             RunDomain {
                 cache_namespace: derive(&cache_namespace, &trust),
+                cache_seal_key,
                 trust,
             }
         }

@@ -155,6 +155,7 @@ pub(super) fn lease() -> Lease {
         }],
         trust_domain: TrustDomain::Local.key(),
         cache_namespace: "0".repeat(32),
+        cache_seal_key: "0".repeat(64),
         ..Lease::default()
     }
 }

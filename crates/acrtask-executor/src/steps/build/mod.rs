@@ -118,6 +118,7 @@ async fn build(
         Ok(outcome) => outcome,
         Err(error) => return Err(failed(ctx, &error, trace).await),
     };
+    recipe::seal_exported(ctx, &recipe.cache_exports, &outcome).await;
     outputs.deliver(ctx).await.map_err(Attempt::failed)?;
     let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
     // What the line's outputs name is an image of the run as well.
@@ -307,7 +308,14 @@ async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
             attrs,
         }
     };
-    recipe.cache_imports.push(spec(&[]));
+    match recipe::admit_import(ctx, spec(&[])).await {
+        // The first run of a task finds none.
+        Ok(import) => recipe.cache_imports.extend(import),
+        Err(why) => {
+            let message = format!("the cache {reference} is not used: {why}");
+            run.events.warn(Some(&ctx.step.id), message, None).await;
+        }
+    }
     if !export {
         return;
     }

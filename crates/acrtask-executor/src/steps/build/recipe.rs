@@ -14,16 +14,16 @@ use std::{
 
 use acrtask_buildkit::{
     AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
-    DockerfileSource, NamedContext, Network, NoCache, Provenance, SecretSource, SourceAddresses,
-    SourcePin, SshSource,
+    DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, SecretSource,
+    SourceAddresses, SourcePin, SshSource,
 };
-use acrtask_model::{ImageRef, ReferenceError, Secret};
+use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
 pub(crate) use self::caches::INLINE_CACHE;
-pub(super) use self::caches::LOCAL_CACHE;
-use self::caches::{cache_namespaces, check_cache, exported_caches, read_caches};
+pub(super) use self::caches::{LOCAL_CACHE, admit_import, seal_exported};
+use self::caches::{cache_namespaces, check_cache, exported_caches, imported_caches};
 use super::{fetched, input};
 use crate::{
     Reach,
@@ -119,6 +119,7 @@ impl Recipe {
         for cache in line.cache_from.iter().chain(&line.cache_to) {
             check_cache(&ctx.run.domain.trust, &cache.kind)?;
         }
+        let cache_imports = imported_caches(ctx, line, &base).await?;
         let cache_exports = exported_caches(ctx, line, &build_args, &base).await?;
         let mut recipe = Self {
             context,
@@ -132,7 +133,7 @@ impl Recipe {
             allowed: Mutex::default(),
             provenance,
             cache_namespaces,
-            cache_imports: read_caches(&line.cache_from, &base)?,
+            cache_imports,
             cache_exports,
             line: line.clone(),
             _held: held,
@@ -186,6 +187,12 @@ impl Recipe {
             Reach::Everything => SourceAddresses::Any,
         };
         request.images = self.images(ctx);
+        request.frontends =
+            if ctx.run.domain.trust == TrustDomain::Local || ctx.run.options.allow.frontends {
+                Frontends::Any
+            } else {
+                Frontends::Official
+            };
         request.sbom = line
             .sbom
             .clone()

@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use acrtask_buildkit::{CacheNamespaces, CacheSpec, Feature, Provenance, one_time_namespace};
-use acrtask_model::{TrustDomain, events::Stream};
+use acrtask_buildkit::{
+    BuildOutcome, CacheNamespaces, CacheSpec, Feature, Provenance, one_time_namespace,
+};
+use acrtask_model::{ImageRef, ReferenceError, TrustDomain, events::Stream};
 use acrtask_spec::build_line::BuildLine;
 
 use super::Base;
-use crate::context::StepContext;
+use crate::{cache_seal, context::StepContext, error::chain};
 
+/// The type of a cache that is an image of a registry.
+const REGISTRY_CACHE: &str = "registry";
+/// The attribute with the name of that image.
+const REFERENCE: &str = "ref";
 /// The type of a cache that is a folder.
 pub(in crate::steps::build) const LOCAL_CACHE: &str = "local";
 /// The type of a cache that is inside of the image.
@@ -16,9 +22,106 @@ pub(crate) const INLINE_CACHE: &str = "inline";
 /// The build argument by which `docker build` exports an inline cache.
 const INLINE_CACHE_ARGUMENT: &str = "BUILDKIT_INLINE_CACHE";
 
+/// Returns the caches of `--cache-from` that the build may import, and warns of the others.
+pub(super) async fn imported_caches(
+    ctx: &StepContext,
+    line: &BuildLine,
+    base: &Base,
+) -> Result<Vec<CacheSpec>, String> {
+    let mut imported = Vec::new();
+    for cache in read_caches(&line.cache_from, base)? {
+        let shown = cache.attrs.get("ref").or_else(|| cache.attrs.get("src"));
+        let shown = shown.cloned().unwrap_or_else(|| cache.kind.clone());
+        let why = match admit_import(ctx, cache).await {
+            Ok(Some(cache)) => {
+                imported.push(cache);
+                continue;
+            }
+            Ok(None) => "no run of this task has exported it with `--cache-to`".to_owned(),
+            Err(why) => why,
+        };
+        let message = format!("the cache {shown} is not used: {why}");
+        let help = "a cache that others can write decides layers of all builds; an operator who trusts this task allows \
+                    every cache with `--allow cache-imports`";
+        let warned = ctx
+            .run
+            .events
+            .warn(Some(&ctx.step.id), message, Some(help.to_owned()));
+        warned.await;
+    }
+    Ok(imported)
+}
+
+/// Returns what the build imports of a cache: on one's own machine the cache, and at a runner the manifest that a run of
+/// the domain has sealed. `None` if there is none.
+///
+/// # Errors
+/// A sentence for the user: the registry cannot be read.
+pub(in crate::steps::build) async fn admit_import(
+    ctx: &StepContext,
+    mut cache: CacheSpec,
+) -> Result<Option<CacheSpec>, String> {
+    if imports_every_cache(ctx) {
+        return Ok(Some(cache));
+    }
+    let Some(reference) = registry_reference(&cache)? else {
+        return Ok(None);
+    };
+    let sealed = cache_seal::find_sealed(&ctx.run, &reference).await?;
+    Ok(sealed.map(|sealed| {
+        cache.attrs.insert(REFERENCE.to_owned(), sealed.to_string());
+        cache
+    }))
+}
+
+/// Seals the cache that a build has exported to a registry, if later runs need the seal. Of several exports, the builder
+/// describes one alone.
+pub(in crate::steps::build) async fn seal_exported(
+    ctx: &StepContext,
+    exports: &[CacheSpec],
+    outcome: &BuildOutcome,
+) {
+    let mut exported = exports.iter().filter(|cache| cache.kind == REGISTRY_CACHE);
+    let (Some(cache), None) = (exported.next(), exported.next()) else {
+        return;
+    };
+    if imports_every_cache(ctx) || !ctx.run.domain.trust.writes_shared_cache() {
+        return;
+    }
+    let Some(descriptor) = outcome.metadata.get("cache.manifest") else {
+        return;
+    };
+    let sealed = async {
+        let descriptor = serde_json::from_str(descriptor).map_err(|error| chain(&error))?;
+        let reference = registry_reference(cache)?.ok_or("it names no image")?;
+        cache_seal::seal(&ctx.run, &reference, descriptor).await
+    };
+    if let Err(why) = sealed.await {
+        let message = format!("later runs will not use the exported cache: {why}");
+        ctx.run.events.warn(Some(&ctx.step.id), message, None).await;
+    }
+}
+
+/// Returns `true` where a build may import caches that anyone has written.
+fn imports_every_cache(ctx: &StepContext) -> bool {
+    ctx.run.domain.trust == TrustDomain::Local || ctx.run.options.allow.cache_imports
+}
+
+/// Returns the name of a cache in a registry. `None` for caches of other types.
+fn registry_reference(cache: &CacheSpec) -> Result<Option<ImageRef>, String> {
+    let name = cache.attrs.get(REFERENCE);
+    let Some(name) = name.filter(|_| cache.kind == REGISTRY_CACHE) else {
+        return Ok(None);
+    };
+    let name: ImageRef = name
+        .parse()
+        .map_err(|error: ReferenceError| chain(&error))?;
+    Ok(Some(name.or_latest()))
+}
+
 /// `--cache-from` and `--cache-to`. A folder that is read is one of the workspace; where one is written is said by
 /// [`super::super::outputs::Outputs::redirect_caches`].
-pub(super) fn read_caches(
+fn read_caches(
     specs: &[acrtask_spec::build_line::CacheSpec],
     base: &Base,
 ) -> Result<Vec<CacheSpec>, String> {
@@ -60,7 +163,7 @@ pub(super) fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> Ca
 /// Refuses a cache that the builder reaches with its machine's own credentials, except on the user's own machine.
 pub(super) fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String> {
     match kind {
-        "registry" | INLINE_CACHE | LOCAL_CACHE => Ok(()),
+        REGISTRY_CACHE | INLINE_CACHE | LOCAL_CACHE => Ok(()),
         _ if *domain == TrustDomain::Local => Ok(()),
         other => Err(format!(
             "a cache of type {other} is reached with the credentials of the runner's machine; write \

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use acrtask_buildkit::{AllowedImage, NamedContext, SourceImages, SourcePin, familiar};
+use acrtask_buildkit::{
+    AllowedImage, NamedContext, OFFICIAL_FRONTENDS, SourceImages, SourcePin, familiar,
+};
 use acrtask_model::{ImageRef, reference::DOCKER_HUB};
 
 use super::Recipe;
@@ -15,9 +17,6 @@ use crate::{
     possession::{self, Missing, Platforms, Store},
     steps::build::seen::Seen,
 };
-
-/// The frontend whose Dockerfiles are those that [`Seen`] reads.
-const USUAL_FRONTEND: (&str, &str) = (DOCKER_HUB, "docker/dockerfile");
 
 /// Decides which image each name of the build means: what the run built, what the plan pins, and at a runner what the
 /// registry has for the run's own login. Every other name BuildKit resolves in its registry with that login.
@@ -148,7 +147,7 @@ impl Target {
             return Ok(());
         }
         let platforms = platforms.clone();
-        possession::prove(run, &self.image, platforms, Store::Builder, Missing::Leave)
+        possession::prove(run, &self.image, platforms, Store::Builder, Missing::Read)
             .await
             .map(drop)
     }
@@ -271,7 +270,9 @@ impl Recipe {
         let is_usual = seen.is_some_and(|seen| {
             seen.frontends.iter().all(|name| {
                 let name = name.parse::<ImageRef>();
-                name.is_ok_and(|name| (name.registry(), name.repository()) == USUAL_FRONTEND)
+                name.is_ok_and(|name| {
+                    name.registry() == DOCKER_HUB && OFFICIAL_FRONTENDS.contains(&name.repository())
+                })
             })
         });
         if !is_usual || text.contains("--platform") {
