@@ -12,6 +12,10 @@
 //! engine does not have proves nothing yet: the engine then fetches it from that registry.
 //! Left out: one's own machine, where every image of the engine belongs to its user.
 
+mod layout;
+
+pub(crate) use layout::check_layout;
+
 use std::{collections::HashSet, hash::Hash, pin::Pin, sync::Mutex};
 
 use acrtask_buildkit::Client;
@@ -65,8 +69,22 @@ impl Proofs {
         lock(&self.contents).contains(&(layer.clone(), content.clone()))
     }
 
-    fn add_content(&self, layer: Digest, content: Digest) {
-        insert_limited(&self.contents, (layer, content));
+    /// Compares the content of a layer with the one that a configuration names.
+    fn compare_content(
+        &self,
+        layer: &Descriptor,
+        named: Digest,
+        found: Result<Digest, String>,
+    ) -> Result<(), String> {
+        let digest = &layer.digest;
+        let found = found.map_err(|why| format!("{why} (the layer {digest})"))?;
+        if found != named {
+            return Err(format!(
+                "its configuration says that the layer {digest} contains {named}, and it contains {found}"
+            ));
+        }
+        insert_limited(&self.contents, (digest.clone(), named));
+        Ok(())
     }
 }
 
@@ -308,15 +326,7 @@ impl Comparison<'_> {
         pieces: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<(), String> {
         let found = layers::content_digest(&layer.media_type, pieces, &content).await;
-        let found = found.map_err(|why| format!("{why} (the layer {})", layer.digest))?;
-        if found != content {
-            return Err(format!(
-                "its configuration says that the layer {} contains {content}, and it contains {found}",
-                layer.digest
-            ));
-        }
-        self.proofs.add_content(layer.digest.clone(), content);
-        Ok(())
+        self.proofs.compare_content(layer, content, found)
     }
 
     async fn parts(&self, digest: &Digest, size: u64, store: &Client) -> Result<Proven, String> {

@@ -89,7 +89,7 @@ where
         (&mut reader).take(4).read_to_end(&mut head).await?;
         let compression = Compression::of(&head);
         let whole = Cursor::new(head).chain(reader);
-        let mut content: Pin<Box<dyn AsyncRead + Send + '_>> = match compression {
+        let content: Pin<Box<dyn AsyncRead + Send + '_>> = match compression {
             Some(_) if !is_compressed(media_type) => {
                 return Ok(Err(format!(
                     "the layer is compressed, which its type `{media_type}` does not say"
@@ -107,25 +107,39 @@ where
             }
             None => Box::pin(whole),
         };
-        let mut hasher = Hasher::like(like);
-        let mut piece = vec![0; PIECE];
-        let mut length = 0;
-        loop {
-            let read = content.read(&mut piece).await?;
-            if read == 0 {
-                return Ok(Ok(hasher.finish()));
-            }
-            length += read as u64;
-            if length > MAX_CONTENT {
-                return Ok(Err(format!(
-                    "the layer unpacks to more than {MAX_CONTENT} bytes"
-                )));
-            }
-            hasher.update(&piece[..read]);
-        }
+        Ok(hash(content, like)
+            .await?
+            .ok_or_else(|| format!("the layer unpacks to more than {MAX_CONTENT} bytes")))
     };
     let read: Result<_, Error> = read.await;
     read.map_err(|error| format!("the layer cannot be read: {error}"))?
+}
+
+/// Computes the digest of a file, of the algorithm of `like`.
+///
+/// # Errors
+/// The file cannot be read, or has more than 64 GiB.
+pub async fn file_digest(file: impl AsyncRead + Unpin, like: &Digest) -> Result<Digest, Error> {
+    let digest = hash(file, like).await?;
+    digest.ok_or_else(|| Error::other(format!("it has more than {MAX_CONTENT} bytes")))
+}
+
+/// Computes the digest of a stream. `None` if the stream has more than [`MAX_CONTENT`] bytes.
+async fn hash(mut content: impl AsyncRead + Unpin, like: &Digest) -> Result<Option<Digest>, Error> {
+    let mut hasher = Hasher::like(like);
+    let mut piece = vec![0; PIECE];
+    let mut length = 0;
+    loop {
+        let read = content.read(&mut piece).await?;
+        if read == 0 {
+            return Ok(Some(hasher.finish()));
+        }
+        length += read as u64;
+        if length > MAX_CONTENT {
+            return Ok(None);
+        }
+        hasher.update(&piece[..read]);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod contexts;
 mod groups;
 mod images;
 mod imported_caches;
+mod layouts;
 mod lying_registry;
 mod quotas;
 mod requests;

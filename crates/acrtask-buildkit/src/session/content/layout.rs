@@ -81,19 +81,22 @@ impl Layout {
         }
     }
 
-    pub(super) fn size(&self, digest: &str) -> Result<u64, LayoutError> {
+    /// Returns the file of a blob. A link that leads out of the folder is refused: it could lead to a private layer in
+    /// the store of an engine.
+    fn stored(&self, digest: &str) -> Result<PathBuf, LayoutError> {
         let path = self.blob(digest)?;
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(metadata.len()),
+        match file_inside(&self.root, &path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(LayoutError::NotFound {
                 digest: digest.to_owned(),
             }),
-            Err(source) => Err(LayoutError::Io {
-                action: "look at",
-                path,
-                source,
-            }),
+            file => file.map_err(io_error("read", &path)),
         }
+    }
+
+    pub(super) fn size(&self, digest: &str) -> Result<u64, LayoutError> {
+        let path = self.stored(digest)?;
+        let metadata = fs::metadata(&path).map_err(io_error("read", &path))?;
+        Ok(metadata.len())
     }
 
     /// The blob from `offset` on, and how many bytes are to be read: `size` of them, or all when it is 0.
@@ -104,7 +107,7 @@ impl Layout {
         size: i64,
     ) -> Result<(File, u64), LayoutError> {
         let length = self.size(digest)?;
-        let path = self.blob(digest)?;
+        let path = self.stored(digest)?;
         let mut file = File::open(&path).map_err(io_error("open", &path))?;
         let offset = u64::try_from(offset).unwrap_or(0).min(length);
         file.seek(SeekFrom::Start(offset))
@@ -134,7 +137,7 @@ impl Layout {
     /// The digest that the index has under the tag, or the only one there is.
     pub(crate) fn resolve(&self, tag: &str) -> Result<String, LayoutError> {
         let path = self.root.join(INDEX);
-        let text = read_index(&path).map_err(io_error("read", &path))?;
+        let text = read_index(&self.root).map_err(io_error("read", &path))?;
         let index: Value = serde_json::from_slice(&text).map_err(|e| LayoutError::Io {
             action: "read",
             path: path.clone(),
@@ -162,7 +165,7 @@ impl Layout {
     /// Puts the descriptor into the index under the tag, in place of another one with that tag.
     pub(crate) fn tag(&self, mut descriptor: Value, tag: &str) -> Result<(), LayoutError> {
         let path = self.root.join(INDEX);
-        let mut index = match read_index(&path) {
+        let mut index = match read_index(&self.root) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or(Value::Null),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Value::Null,
             Err(source) => {
@@ -187,11 +190,21 @@ impl Layout {
     }
 }
 
-/// Reads an index. It may be a file of somebody who is not trusted: a device has no end.
-fn read_index(path: &Path) -> io::Result<Vec<u8>> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file"));
+/// Returns the path of a regular file below `root`, without links. A task may have written the folder: a device has no
+/// end, and a link may lead anywhere.
+fn file_inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let path = fs::canonicalize(path)?;
+    if path.starts_with(fs::canonicalize(root)?) && fs::metadata(&path)?.is_file() {
+        Ok(path)
+    } else {
+        let reason = "it is not a regular file of the folder";
+        Err(io::Error::new(io::ErrorKind::InvalidData, reason))
     }
+}
+
+/// Reads the index of the folder `root`.
+fn read_index(root: &Path) -> io::Result<Vec<u8>> {
+    let path = file_inside(root, &root.join(INDEX))?;
     let mut text = Vec::new();
     File::open(path)?
         .take(MAX_INDEX + 1)
@@ -256,9 +269,44 @@ impl Drop for Ingest {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use tempfile::TempDir;
 
     use super::*;
+
+    #[test]
+    fn links_out_of_the_folder_are_refused() {
+        let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let layout = Layout::create(folder.path()).unwrap();
+        let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+        let blobs = folder.path().join("blobs/sha256");
+        let outside = other.path().join("layer");
+        fs::write(&outside, "private").unwrap();
+        fs::write(folder.path().join("inside"), "own").unwrap();
+        for (letter, target) in [
+            ("a", outside.as_path()),
+            ("b", Path::new("/dev/zero")),
+            ("c", Path::new("../../inside")),
+        ] {
+            symlink(target, blobs.join(letter.repeat(64))).unwrap();
+        }
+        assert!(layout.open(&digest("a"), 0, 0).is_err());
+        assert!(layout.open(&digest("b"), 0, 0).is_err());
+        assert_eq!(layout.open(&digest("c"), 0, 0).unwrap().1, 3);
+        assert!(matches!(
+            layout.size(&digest("d")),
+            Err(LayoutError::NotFound { .. })
+        ));
+        symlink(&outside, folder.path().join(INDEX)).unwrap();
+        let refused = layout.resolve("latest").unwrap_err();
+        assert!(matches!(refused, LayoutError::Io { .. }), "{refused}");
+        // A folder of links is no better.
+        fs::write(other.path().join("e".repeat(64)), "private").unwrap();
+        fs::remove_dir_all(&blobs).unwrap();
+        symlink(other.path(), &blobs).unwrap();
+        assert!(layout.size(&digest("e")).is_err());
+    }
 
     #[test]
     fn tags_are_replaced_and_found() {

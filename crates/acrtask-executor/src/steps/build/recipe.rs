@@ -31,6 +31,7 @@ use crate::{
     cmd::{body::working_folder, flags::is_machine_wide_limit},
     context::StepContext,
     error::chain,
+    possession::check_layout,
     workspace::{BuildFolder, WORKSPACE, resolve_path},
 };
 
@@ -381,6 +382,7 @@ async fn named(
             None => (path, None),
         };
         let dir = base.local(path)?;
+        check_layout(&ctx.run, &dir, digest.as_deref()).await?;
         return Ok(NamedContext::OciLayout { dir, digest });
     }
     if is_url {

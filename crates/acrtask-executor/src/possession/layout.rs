@@ -1,0 +1,162 @@
+//! Images in a folder with OCI layout, which a task may have written.
+//!
+//! A builder takes the content that the folder does not have from its own store. So the folder must have all of it, and
+//! the configurations must name the contents of the layers.
+//!
+//! Source: OCI image specification 1.1, "Image Layout".
+
+use std::{
+    collections::HashSet,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use acrtask_model::Digest;
+use acrtask_registry::{
+    Descriptor, Image, Manifest, ManifestBody,
+    layers::{content_digest, diff_ids, file_digest},
+    manifest::sha256,
+};
+use tokio_util::io::ReaderStream;
+
+use super::{MAX_CONFIG, Proofs};
+use crate::{context::RunContext, error::chain};
+
+/// Biggest index or manifest, in bytes.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Manifests of one folder.
+const MAX_MANIFESTS: usize = 2_000;
+
+/// Checks all images of the folder, and the one with `digest`.
+///
+/// # Errors
+/// A sentence for the user: the folder does not have all content of an image, or a configuration lies.
+pub(crate) async fn check_layout(
+    run: &RunContext,
+    folder: &Path,
+    digest: Option<&str>,
+) -> Result<(), String> {
+    if run.options.own_machine {
+        return Ok(());
+    }
+    let layout = Layout {
+        proofs: &run.proofs,
+        folder,
+    };
+    let checked = layout.check(digest).await;
+    checked.map_err(|why| format!("--build-context: the OCI layout is not used: {why}"))
+}
+
+struct Layout<'l> {
+    proofs: &'l Proofs,
+    folder: &'l Path,
+}
+
+impl Layout<'_> {
+    async fn check(&self, digest: Option<&str>) -> Result<(), String> {
+        let index = self.read("index.json", MAX_MANIFEST)?;
+        let index = Manifest::parse(index.into(), None)?;
+        let ManifestBody::Index(index) = index.body else {
+            return Err("its index.json is not an index".into());
+        };
+        let mut waiting: Vec<Digest> = index.manifests.into_iter().map(|one| one.digest).collect();
+        if let Some(digest) = digest {
+            waiting.push(
+                digest
+                    .parse()
+                    .map_err(|_| format!("{digest:?} is not a digest"))?,
+            );
+        }
+        let mut seen = HashSet::new();
+        while let Some(digest) = waiting.pop() {
+            if !seen.insert(digest.clone()) {
+                continue;
+            }
+            if seen.len() > MAX_MANIFESTS {
+                return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
+            }
+            let raw = self.blob(&digest, MAX_MANIFEST)?;
+            match Manifest::parse(raw.into(), None)?.body {
+                ManifestBody::Index(index) => {
+                    waiting.extend(index.manifests.into_iter().map(|one| one.digest));
+                }
+                ManifestBody::Image(image) => self.image(&image).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn image(&self, image: &Image) -> Result<(), String> {
+        let contents = diff_ids(&self.blob(&image.config.digest, MAX_CONFIG)?)?;
+        // A builder uses no image whose configuration names no contents.
+        if !contents.is_empty() && contents.len() != image.layers.len() {
+            return Err(format!(
+                "a configuration names {} layers, and its manifest {}",
+                contents.len(),
+                image.layers.len()
+            ));
+        }
+        let mut contents = contents.into_iter();
+        for layer in &image.layers {
+            self.layer(layer, contents.next()).await?;
+        }
+        Ok(())
+    }
+
+    async fn layer(&self, layer: &Descriptor, content: Option<Digest>) -> Result<(), String> {
+        let digest = &layer.digest;
+        let path = self.path(&blob_name(digest))?;
+        let open = async || {
+            let file = tokio::fs::File::open(&path).await;
+            file.map_err(|error| format!("the layer {digest}: {}", chain(&error)))
+        };
+        let found = file_digest(open().await?, digest).await;
+        let found = found.map_err(|error| format!("the layer {digest}: {}", chain(&error)))?;
+        if found != *digest {
+            return Err(format!(
+                "the file of the layer {digest} has the digest {found}"
+            ));
+        }
+        let content = content.filter(|content| !self.proofs.contains_content(digest, content));
+        if let Some(content) = content {
+            let pieces = ReaderStream::new(open().await?);
+            let found = content_digest(&layer.media_type, pieces, &content).await;
+            self.proofs.compare_content(layer, content, found)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a blob of at most `limit` bytes, and checks its digest.
+    fn blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, String> {
+        let bytes = self.read(&blob_name(digest), limit)?;
+        if sha256(&bytes) != *digest {
+            return Err(format!("the file of {digest} has another digest"));
+        }
+        Ok(bytes)
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(self.path(name)?);
+        let read = file.and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+        read.map_err(|error| format!("{name}: {}", chain(&error)))?;
+        if bytes.len() as u64 > limit {
+            return Err(format!("{name} has more than {limit} bytes"));
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the path of a regular file of the folder, without links.
+    fn path(&self, name: &str) -> Result<PathBuf, String> {
+        let path = acrtask_source::paths::inside(self.folder, Path::new(name));
+        let path = path.map_err(|error| format!("{name}: {}", chain(&error)))?;
+        if !path.is_file() {
+            return Err(format!("it does not have {name}"));
+        }
+        Ok(path)
+    }
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}", digest.as_str().replacen(':', "/", 1))
+}
