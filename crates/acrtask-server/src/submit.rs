@@ -119,6 +119,11 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Returns the secrets of the run.
+    pub(crate) fn secrets(&self) -> &RunSecrets {
+        &self.secrets
+    }
+
     /// The run as the store takes it.
     ///
     /// # Errors

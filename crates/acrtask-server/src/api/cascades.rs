@@ -126,19 +126,38 @@ async fn seen(
             node.why = Some("because of a task that this token does not see".into());
         }
     }
+    let follows = match detail.summary.follows {
+        Some(id) => match cascades::show(&api.app, id).await {
+            Ok(before) => Some(id).filter(|_| before.nodes.iter().any(|node| sees(&node.task))),
+            Err(StoreError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        },
+        None => None,
+    };
     let summary = &mut detail.summary;
+    summary.follows = follows;
     summary.counts = counts;
     summary.changes.retain(|base, _| bases.contains(base));
-    let own: BTreeSet<String> = api
-        .app
-        .store
-        .cascade_images(summary.id)
-        .await?
-        .into_iter()
-        .filter(|image| sees(&image.task))
-        .map(|image| image.name)
-        .collect();
+    let images = api.app.store.cascade_images(summary.id).await?;
+    let (own, others): (Vec<_>, Vec<_>) = images.into_iter().partition(|image| sees(&image.task));
+    let own: BTreeSet<String> = own.into_iter().map(|image| image.name).collect();
     detail.images.retain(|image| own.contains(&image.name));
+    // The note is about all images and tests of the cascade, in any form of their names.
+    let promotion = cascades::settings(&api.app).await?.promotion;
+    let tests = promotion.map_or_else(Vec::new, |promotion| promotion.tests);
+    let sees_all = hidden.is_empty() && others.is_empty() && tests.iter().all(|task| sees(task));
+    if summary.promotion_note.is_some() && !sees_all {
+        summary.promotion_note = Some("it concerns tasks that this token does not see".into());
+    }
+    let names_hidden = |text: &str| {
+        let mut names = hidden.iter().chain(others.iter().map(|image| &image.name));
+        names.any(|name| text.contains(name.as_str()))
+    };
+    for image in &mut detail.images {
+        if image.why.as_deref().is_some_and(names_hidden) {
+            image.why = Some("because of an image that this token does not see".into());
+        }
+    }
     Ok(Some(detail))
 }
 

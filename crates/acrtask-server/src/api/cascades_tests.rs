@@ -323,6 +323,24 @@ async fn a_cascade_that_waits_for_consent_says_so() {
 }
 
 #[tokio::test]
+async fn the_note_of_a_promotion_names_no_task_that_a_token_may_not_see() {
+    let server = server().await;
+    server.cascade(1).await;
+    let error = Some("r.io: PUT /v2/lib/manifests/1");
+    let store = &server.app.store;
+    let noted = store.release_promotion(1, "none", error, None, NOW);
+    noted.await.unwrap();
+    let token = server.token(&[Scope::Read], Some("app")).await;
+    let seen = server.ask(Method::GET, "/cascades/1", &token, None).await;
+    let seen: CascadeDetail = seen.json(StatusCode::OK);
+    assert_eq!(states(&seen), [("app", CascadeNodeState::Pending)]);
+    let note = seen.summary.promotion_note.unwrap();
+    assert_eq!(note, "it concerns tasks that this token does not see");
+    let all = show(&server, 1).await.summary.promotion_note.unwrap();
+    assert!(all.contains("/v2/lib/"), "{all}");
+}
+
+#[tokio::test]
 async fn settings_name_no_task_that_a_token_may_not_see() {
     let server = Server::start().await;
     let rules = json!({

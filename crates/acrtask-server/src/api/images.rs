@@ -205,6 +205,7 @@ async fn show(
         rebuild,
         history: builds
             .into_iter()
+            .filter(|build| by.caller.sees(build.task_name.as_deref()))
             .map(|build| ImageBuild {
                 digest: build.digest,
                 run: build.run,

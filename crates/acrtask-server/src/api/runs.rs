@@ -193,11 +193,16 @@ async fn create(
         )
         .help("give the values in `secrets`, or use a token with the scope `write`"));
     }
+    let secrets = draft.secrets().clone();
     let new = complete(&api, draft, id).await?;
-    let spec = new.spec.clone();
+    let (spec, queue) = (new.spec.clone(), new.queue.clone());
     let enqueued = enqueue(&api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {
-        let same = row.task_name.is_none() && row.rerun_of.is_none() && row.spec == spec;
+        let same = row.task_name.is_none()
+            && row.rerun_of.is_none()
+            && row.spec == spec
+            && row.queue == queue
+            && submit::unseal(&api.app, row)? == secrets;
         if !same {
             return Err(used_key(row));
         }

@@ -4,9 +4,10 @@ use acrtask_api::{
     BASE,
     admin::{Problem, Scope},
     run::{Page, Run, StartTask},
+    spec::Work,
     task::{Task, TaskDefinition},
 };
-use acrtask_store::{DEFAULT_POOL, Enqueued, Hint, StoreError, TaskFilter};
+use acrtask_store::{DEFAULT_POOL, Enqueued, Hint, RunRow, StoreError, TaskFilter};
 use axum::{
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -400,8 +401,8 @@ async fn start(
             .help("leave out `context` and `file`, or use a token with the scope `write`"));
         }
     }
-    // What the request itself says; what the task says may be changed between two tries of it.
-    let (set, files) = (asked.set.clone(), asked.context.clone());
+    // What the task says may be changed between two tries of a request.
+    let said = asked.clone();
     if let Some(files) = &asked.context {
         contexts::check_owner(&api.app, caller, files).await?;
     }
@@ -413,13 +414,26 @@ async fn start(
     if let Enqueued::Existing(row) = &enqueued {
         let same = row.task_name.as_ref() == Some(&name)
             && row.rerun_of.is_none()
-            && row.spec.set == set
-            && files.is_none_or(|files| row.spec.context == files);
+            && is_start(&api, row, &task, said)?;
         if !same {
             return Err(runs::used_key(row));
         }
     }
     Ok(runs::enqueued_response(&enqueued))
+}
+
+/// Returns `true` if the run does what the request says. Of the rest, the task as it was then has decided.
+fn is_start(api: &Api, run: &RunRow, task: &Task, said: StartTask) -> Result<bool, ApiError> {
+    let same_push = run.spec.no_push == (said.no_push || task.definition.no_push);
+    let file = said.file.map(|path| Work::File { path });
+    Ok(run.spec.set == said.set
+        && same_push
+        && said.context.is_none_or(|files| run.spec.context == files)
+        && file.is_none_or(|file| run.spec.work == file)
+        && said
+            .priority
+            .is_none_or(|priority| run.queue.priority == priority)
+        && submit::unseal(&api.app, run)?.values == said.secrets)
 }
 
 #[cfg(test)]

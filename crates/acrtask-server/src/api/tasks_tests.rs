@@ -220,11 +220,20 @@ async fn a_key_stands_for_one_request() {
     let bye = json!({"set": {"greeting": "bye"}});
     let files = json!({"from": "url", "url": "https://git.example.com/other.git"});
     let files = json!({"set": {"greeting": "hi"}, "context": files});
+    let with = |key: &str, value: serde_json::Value| {
+        let mut body = hi.clone();
+        body[key] = value;
+        body
+    };
     let rerun = format!("/runs/{}/rerun", first.id);
     for (path, body) in [
         ("/tasks/app/runs", bye),
         ("/tasks/app/runs", files),
-        ("/tasks/other/runs", hi),
+        ("/tasks/app/runs", with("noPush", json!(true))),
+        ("/tasks/app/runs", with("file", json!("other.yaml"))),
+        ("/tasks/app/runs", with("priority", json!(7))),
+        ("/tasks/app/runs", with("secrets", json!({"s": "value"}))),
+        ("/tasks/other/runs", hi.clone()),
         (rerun.as_str(), json!({})),
     ] {
         start(path, body).await.problem(StatusCode::CONFLICT);

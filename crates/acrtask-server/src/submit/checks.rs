@@ -216,6 +216,13 @@ pub(super) fn check_spec(spec: &RunSpec, problems: &mut Problems) {
     }
     check_names(spec.secrets.iter(), problems);
     check_env("spec.env", spec.env.keys(), problems);
+    for (key, values) in [("set", &spec.set), ("env", &spec.env)] {
+        for (name, _) in values.iter().filter(|(_, value)| value.contains('\0')) {
+            problems.add(format!(
+                "`spec.{key}.{name}`: the value contains the character U+0000"
+            ));
+        }
+    }
     check_aliases(spec.alias_images.keys(), problems);
     for platform in &spec.platforms {
         check_platform("spec.platforms", platform, problems);
