@@ -7,6 +7,7 @@ use std::path::Path;
 use acrtask_tests::{
     Outcome, Running, World, engine, new_run_id,
     project::{self, RegistryClient, commit, folder, git, one_step, write},
+    service::Server,
 };
 use wiremock::{Mock, MockServer, ResponseTemplate, matchers::path};
 
@@ -292,4 +293,65 @@ fn a_build_reads_its_dockerfile_or_its_context_from_standard_input() {
         assert_eq!(outcome.code, Some(0), "{build}: {}", outcome.all());
         assert_eq!(printed(&outcome, "see"), ["built"], "{build}");
     }
+}
+
+#[test]
+fn a_build_at_a_server_sees_the_modes_and_links_of_the_folder() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let Some(world) = World::find() else { return };
+    let server = Server::start(&world, &[]);
+    let unique = new_run_id();
+    let dockerfile = format!(
+        "FROM {}\nCOPY files /files\nRUN cd /files && stat -c 'seen %n %a %h' * && echo {unique}\n",
+        world.busybox()
+    );
+    let files = folder(&[
+        (
+            "acr-task.yaml",
+            "version: v1.1.0\nsteps:\n  - {id: image, build: .}\n",
+        ),
+        ("Dockerfile", &dockerfile),
+        ("files/group", "x"),
+        ("files/linked", "x"),
+        ("files/none", "x"),
+        ("files/program", "x"),
+        ("files/sticky/x", "x"),
+        ("files/user", "x"),
+    ]);
+    let path = |name: &str| files.path().join("files").join(name);
+    std::fs::hard_link(path("linked"), path("link")).unwrap();
+    for (name, mode) in [
+        ("group", 0o2755),
+        ("none", 0),
+        ("program", 0o711),
+        ("sticky", 0o1777),
+        ("user", 0o4755),
+    ] {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(path(name), mode).unwrap();
+    }
+    let args = ["run", "-o", "json", "."];
+    let seen = |outcome: &Outcome| -> Vec<String> {
+        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let lines = printed(outcome, "image").into_iter();
+        let mut seen: Vec<_> = lines.filter(|line| line.starts_with("seen ")).collect();
+        seen.sort();
+        seen
+    };
+    let local = seen(&world.acrtask(files.path(), &args));
+    let expected = [
+        "seen group 2755 1",
+        "seen link 644 2",
+        "seen linked 644 2",
+        "seen none 0 1",
+        "seen program 711 1",
+        "seen sticky 1777 2",
+        "seen user 4755 1",
+    ];
+    assert_eq!(local, expected);
+    // Another layer, so that the engine builds it again.
+    let dockerfile = dockerfile.replace(unique.as_str(), &format!("{unique}-server"));
+    std::fs::write(files.path().join("Dockerfile"), dockerfile).unwrap();
+    assert_eq!(seen(&server.run(files.path(), &args).wait()), expected);
 }

@@ -8,9 +8,10 @@
 //! make the same workspace of the same files.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, BufWriter, Read, Write},
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -119,6 +120,8 @@ fn write_folder(
     at: &Path,
     selection: &Selection,
 ) -> io::Result<()> {
+    // The first names of files that have several.
+    let mut names = HashMap::new();
     // Folders above the next entry that are packed only if it is.
     let mut pending: Vec<PathBuf> = Vec::new();
     let mut entries = walkdir::WalkDir::new(from).sort_by_file_name().into_iter();
@@ -172,6 +175,13 @@ fn write_folder(
             header.set_size(0);
             tar.append_link(&mut header, &name, &target)?;
         } else if kind.is_file() {
+            let inode = (metadata.dev(), metadata.ino());
+            if let Some(first) = names.get(&inode) {
+                header.set_entry_type(EntryType::Link);
+                header.set_size(0);
+                tar.append_link(&mut header, &name, first)?;
+                continue;
+            }
             let file = match File::open(path) {
                 Ok(file) => file,
                 Err(error) if !is_loss(path, &error) => continue,
@@ -179,6 +189,9 @@ fn write_folder(
             };
             header.set_size(metadata.len());
             tar.append_data(&mut header, &name, exactly(file, metadata.len()))?;
+            if metadata.nlink() > 1 {
+                names.insert(inode, name);
+            }
         } else {
             // Sockets, pipes and devices mean nothing elsewhere.
             debug_assert!(

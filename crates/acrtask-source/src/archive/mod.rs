@@ -2,8 +2,9 @@
 //!
 //! The tar library reads; what may be written is decided here ([`item`] by the header alone, [`tree`] by what
 //! is there already), and written here. Refused: `..`, absolute names, names below a link, links (symbolic and hard)
-//! that lead out of the folder on any way, devices, pipes and sockets, and entries that are not known. Of the
-//! modes only the permission bits are kept; owners and extended attributes are not.
+//! that lead out of the folder on any way, devices, pipes and sockets, and entries that are not known. Modes are kept,
+//! as a build sees them; owners and extended attributes are not. So only the owner of the folder may enter what is above
+//! it: a file may have the bit that runs it as its owner.
 //!
 //! Every amount is bounded ([`limit`]): bytes in, bytes out, their ratio, entries, and the headers between two
 //! entries, which the library reads into memory.
@@ -28,7 +29,7 @@ use tokio_tar::{Archive, Entry, EntryType};
 use crate::{Limits, error::SourceError};
 use item::{Item, classify};
 use limit::{Budgeted, Counter, LimitReached, MAX_HEADERS, Metered};
-use tree::{Tree, Trouble};
+use tree::{Tree, Trouble, set_mode};
 
 /// Unpacked bytes from which on the ratio to the packed ones counts: small archives of zeros are harmless.
 pub const RATIO_FROM: u64 = 256 << 20;
@@ -299,7 +300,7 @@ impl Unpacker<'_> {
             .unwrap_or_default()
             .into_owned();
         let header = entry.header();
-        let mode = header.mode().unwrap_or(0o644) & 0o777;
+        let mode = header.mode().unwrap_or(0o644) & 0o7777;
         let modified = header.mtime().unwrap_or_default();
         let (path, item) = classify(header.entry_type(), &name, &link, self.links)
             .map_err(|reason| self.broken(Some(&name), &reason))?;
@@ -309,8 +310,9 @@ impl Unpacker<'_> {
         let trouble = |trouble| self.trouble(&path, trouble);
         match item {
             Item::File => {
-                let file = tree.file(&path, mode).map_err(trouble)?;
+                let file = tree.file(&path).map_err(trouble)?;
                 self.content(&mut entry, &path, &file).await?;
+                set_mode(&file, mode).map_err(|error| trouble(error.into()))?;
                 if let Some(modified) =
                     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(modified))
                 {

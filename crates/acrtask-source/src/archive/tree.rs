@@ -58,22 +58,22 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// An empty file, to be written to.
-    pub(super) fn file(&mut self, path: &Path, mode: u32) -> Result<File, Trouble> {
+    /// Creates an empty file that only its owner may read. [`set_mode`] gives it its own mode once it is written.
+    pub(super) fn file(&mut self, path: &Path) -> Result<File, Trouble> {
         let full = self.make_room(path)?;
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(full)?;
-        file.set_permissions(Permissions::from_mode(mode | 0o400))?;
         Ok(file)
     }
 
     pub(super) fn folder(&mut self, path: &Path, mode: u32, modified: u64) -> Result<(), Trouble> {
         self.make_folder(path)?;
         self.count(path)?;
-        self.folders.push((path.to_owned(), mode | 0o700, modified));
+        self.folders
+            .push((path.to_owned(), usable(mode, 0o700), modified));
         Ok(())
     }
 
@@ -186,6 +186,20 @@ impl<'a> Tree<'a> {
             )));
         }
         Ok(())
+    }
+}
+
+/// Gives a written file its mode. Writing to a file can clear the bits for its user and group.
+pub(super) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(usable(mode, 0o400)))
+}
+
+/// Returns the mode with which this process can use an entry: with `needed` bits, unless it is root, which needs none.
+fn usable(mode: u32, needed: u32) -> u32 {
+    if nix::unistd::geteuid().is_root() {
+        mode
+    } else {
+        mode | needed
     }
 }
 
