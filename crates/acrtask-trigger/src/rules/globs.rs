@@ -167,6 +167,12 @@ fn path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
         set.add(glob(bare)?);
         // A folder's name stands for all in it.
         set.add(glob(&format!("{bare}/**"))?);
+        // A name may contain the characters of a class: `web/app/[slug]/page.tsx`.
+        if bare.contains('[') {
+            let name = bare.replace('[', "\\[").replace(']', "\\]");
+            set.add(glob(&name)?);
+            set.add(glob(&format!("{name}/**"))?);
+        }
     }
     let set = set.build().map_err(|error| {
         (

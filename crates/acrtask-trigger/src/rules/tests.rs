@@ -85,6 +85,29 @@ fn runs(trigger: &CommitTrigger, event: &Event) -> bool {
 }
 
 #[test]
+fn a_path_may_contain_the_characters_of_a_class() {
+    let filtered = |include: &[&str]| CommitTrigger {
+        paths: PathFilter {
+            include: texts(include),
+            ..PathFilter::default()
+        },
+        ..CommitTrigger::default()
+    };
+    for (pattern, path, starts) in [
+        ("web/app/[slug]/page.tsx", "web/app/[slug]/page.tsx", true),
+        ("web/app/[slug]", "web/app/[slug]/page.tsx", true),
+        ("web/[...all]", "web/[...all]/x", true),
+        ("web/[ab].ts", "web/a.ts", true),
+        ("web/[ab].ts", "web/[ab].ts", true),
+        ("web/[ab].ts", "web/c.ts", false),
+    ] {
+        let trigger = filtered(&[pattern]);
+        let pushed = Event::Push(push("main", "A change", &[path]));
+        assert_eq!(runs(&trigger, &pushed), starts, "{pattern} {path}");
+    }
+}
+
+#[test]
 fn reasons_are_sentences() {
     let plain = CommitTrigger::default();
     let filtered = CommitTrigger {

@@ -106,11 +106,23 @@ impl PushBody {
                 message,
             }),
             Ref::Branch(branch) => {
-                let incomplete = self
-                    .paths
-                    .is_none()
-                    .then(|| "the sender names no files".to_owned());
-                let changes = self.paths.unwrap_or_default().into_iter();
+                let mut incomplete = None;
+                let mut names = Vec::new();
+                match self.paths {
+                    None => incomplete = Some("the sender names no files".to_owned()),
+                    Some(paths) => {
+                        for path in paths {
+                            match file_name(&path) {
+                                Some(name) => names.push(name),
+                                None => {
+                                    let shown = path.escape_debug();
+                                    incomplete = Some(format!("`{shown}` is no name of a file"));
+                                }
+                            }
+                        }
+                    }
+                }
+                let changes = names.into_iter();
                 let commit = after.clone().map(|id| Commit {
                     id,
                     message: message.clone().unwrap_or_default(),
@@ -135,6 +147,57 @@ impl PushBody {
             }
         })
     }
+}
+
+/// Returns the name of a changed file, relative to the repository: without `./`, and without the quotes and escapes that
+/// git puts around unusual names (`"docs/\303\234.md"`). `None` if it is no such name.
+///
+/// Source: `core.quotePath` in git-config(1).
+fn file_name(text: &str) -> Option<String> {
+    let name = match text.strip_prefix('"') {
+        Some(rest) => unquote(rest.strip_suffix('"')?)?,
+        None => text.to_owned(),
+    };
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join("/"))
+}
+
+/// Returns the text behind git's escapes. `None` if they are not complete, or the text is not UTF-8.
+fn unquote(quoted: &str) -> Option<String> {
+    let mut bytes = quoted.bytes();
+    let mut name = Vec::new();
+    while let Some(byte) = bytes.next() {
+        if byte != b'\\' {
+            name.push(byte);
+            continue;
+        }
+        name.push(match bytes.next()? {
+            b'a' => 7,
+            b'b' => 8,
+            b't' => b'\t',
+            b'n' => b'\n',
+            b'v' => 11,
+            b'f' => 12,
+            b'r' => b'\r',
+            escaped @ (b'"' | b'\\') => escaped,
+            first @ b'0'..=b'3' => {
+                let digit = |byte: u8| matches!(byte, b'0'..=b'7').then_some(byte - b'0');
+                let (second, third) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
+                (first - b'0') * 64 + second * 8 + third
+            }
+            _ => return None,
+        });
+    }
+    String::from_utf8(name).ok()
 }
 
 #[derive(Deserialize)]
@@ -195,5 +258,31 @@ impl PullRequestBody {
             from_fork,
             files: None,
         })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_are_those_of_the_repository() {
+        for (text, expected) in [
+            ("src/main.rs", Some("src/main.rs")),
+            ("./docs/x.md", Some("docs/x.md")),
+            (".//docs//x.md", Some("docs/x.md")),
+            ("/docs/x.md", Some("docs/x.md")),
+            ("a/../docs/x.md", Some("docs/x.md")),
+            (r#""docs/\303\234.md""#, Some("docs/Ü.md")),
+            (r#""a \"b\"\t\\""#, Some("a \"b\"\t\\")),
+            (r#""docs/\303.md""#, None),
+            (r#""docs/\4.md""#, None),
+            (r#""docs"#, None),
+            ("../x", None),
+            ("./", None),
+            ("", None),
+        ] {
+            assert_eq!(file_name(text).as_deref(), expected, "{text}");
+        }
     }
 }
