@@ -61,7 +61,8 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListBases {
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,
@@ -225,7 +226,7 @@ async fn show(
 }
 
 /// Looks at tags now, one or all. A paused one is not looked at.
-#[utoipa::path(post, path = "/bases/check", tag = "bases", request_body = CheckBases,
+#[utoipa::path(post, path = "/bases/check", tag = "bases", request_body = Option<CheckBases>,
     security(("token" = ["run"])), responses(
     (status = OK, body = Vec<Base>, description = "How they stand after that, or after the wait."),
     (status = NOT_FOUND, body = Problem),

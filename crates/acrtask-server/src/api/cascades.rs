@@ -88,7 +88,8 @@ struct ListCascades {
     /// Only those that have, or had, something to do with the task of this name, or, where it ends in `*`, with one whose
     /// name begins so.
     task: Option<String>,
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,
@@ -302,7 +303,7 @@ async fn show(
 }
 
 /// What would be built again, in which order, on which digests, and how long that takes. Nothing is started.
-#[utoipa::path(post, path = "/cascades/plan", tag = "cascades", request_body = PlanRequest,
+#[utoipa::path(post, path = "/cascades/plan", tag = "cascades", request_body = Option<PlanRequest>,
     security(("token" = ["read"])), responses(
     (status = OK, body = Object),
     (status = BAD_REQUEST, body = Problem),

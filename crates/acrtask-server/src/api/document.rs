@@ -11,7 +11,11 @@ use axum::{
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+    openapi::{
+        ContentBuilder, Ref, RefOr, ResponseBuilder,
+        path::Operation,
+        security::{Http, HttpAuthScheme, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -46,7 +50,57 @@ impl Modify for Token {
 
 /// Gives each operation a name of its own: that of its tag and of its handler, `runs_list`.
 pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
-    for item in document.paths.paths.values_mut() {
+    for operation in operations(document) {
+        let tag = operation.tags.as_ref().and_then(|tags| tags.first());
+        let name = operation.operation_id.as_deref();
+        operation.operation_id = tag.zip(name).map(|(tag, name)| format!("{tag}_{name}"));
+    }
+}
+
+/// Refusals of every operation. An operation's own description of one stays.
+const REFUSALS: [(&str, &str); 7] = [
+    ("400", "A parameter or the body is not valid."),
+    ("408", "The body came too slowly."),
+    ("413", "The body is too large."),
+    (
+        "429",
+        "Too many requests of this caller, or a quota is used up. `Retry-After` says when to try again.",
+    ),
+    ("500", "An error of the server. Its log says more."),
+    ("503", "The server is overloaded or not ready."),
+    ("507", "The disk of the server is almost full."),
+];
+/// Refusals of operations that need a token.
+const REFUSALS_WITH_TOKEN: [(&str, &str); 2] = [
+    ("401", "The token is missing, not known or expired."),
+    (
+        "403",
+        "The token does not have the scope, or is limited to other tasks.",
+    ),
+];
+
+/// Describes the refusals that requests to every operation can get.
+pub(super) fn describe_refusals(document: &mut utoipa::openapi::OpenApi) {
+    for operation in operations(document) {
+        let with_token = operation
+            .security
+            .as_ref()
+            .is_some_and(|all| !all.is_empty());
+        let with_token = REFUSALS_WITH_TOKEN.iter().filter(|_| with_token);
+        for (status, description) in REFUSALS.iter().chain(with_token) {
+            let responses = &mut operation.responses.responses;
+            responses.entry((*status).to_owned()).or_insert_with(|| {
+                let problem = Ref::from_schema_name("Problem");
+                let content = ContentBuilder::new().schema(Some(problem)).build();
+                let response = ResponseBuilder::new().description(*description);
+                RefOr::T(response.content("application/json", content).build())
+            });
+        }
+    }
+}
+
+fn operations(document: &mut utoipa::openapi::OpenApi) -> impl Iterator<Item = &mut Operation> {
+    document.paths.paths.values_mut().flat_map(|item| {
         let operations = [
             &mut item.get,
             &mut item.put,
@@ -54,12 +108,8 @@ pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
             &mut item.patch,
             &mut item.delete,
         ];
-        for operation in operations.into_iter().flatten() {
-            let tag = operation.tags.as_ref().and_then(|tags| tags.first());
-            let name = operation.operation_id.as_deref();
-            operation.operation_id = tag.zip(name).map(|(tag, name)| format!("{tag}_{name}"));
-        }
-    }
+        operations.into_iter().flatten()
+    })
 }
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -104,7 +154,8 @@ async fn openapi() -> Response {
 }
 
 /// The JSON Schema of a task's definition, as the API and files of `acrtask task apply` have it.
-#[utoipa::path(get, path = "/schemas/task.json", tag = "schemas", responses((status = OK, body = Object)))]
+#[utoipa::path(get, path = "/schemas/task.json", tag = "schemas",
+    responses((status = OK, body = Object, content_type = "application/schema+json")))]
 async fn task_schema() -> Response {
     static ONCE: Written = OnceLock::new();
     written("application/schema+json", &ONCE, || {
@@ -115,7 +166,8 @@ async fn task_schema() -> Response {
 }
 
 /// The JSON Schema of `acr-task.yaml`, for editors.
-#[utoipa::path(get, path = "/schemas/acr-task.json", tag = "schemas", responses((status = OK, body = Object)))]
+#[utoipa::path(get, path = "/schemas/acr-task.json", tag = "schemas",
+    responses((status = OK, body = Object, content_type = "application/schema+json")))]
 async fn file_schema() -> Response {
     json("application/schema+json", acrtask_spec::FILE_SCHEMA)
 }

@@ -50,7 +50,8 @@ struct ListImages {
     newest: bool,
     /// Only those whose base has moved.
     stale: bool,
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,

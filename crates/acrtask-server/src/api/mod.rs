@@ -105,5 +105,6 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
         )
         .split_for_parts();
     document::name_operations(&mut document);
+    document::describe_refusals(&mut document);
     (router, document)
 }

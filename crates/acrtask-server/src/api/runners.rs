@@ -183,7 +183,7 @@ async fn set_draining(api: &Api, name: &str, draining: bool) -> Result<Json<Runn
 
 /// Makes a token that registers one runner, once. It fixes the pool, the labels, the slots and the tasks of the runner:
 /// what the runner itself says beyond that is refused.
-#[utoipa::path(post, path = "/runner-tokens", tag = "runners", request_body = CreateRunnerToken,
+#[utoipa::path(post, path = "/runner-tokens", tag = "runners", request_body = Option<CreateRunnerToken>,
     security(("token" = ["admin"])), responses(
     (status = CREATED, body = RunnerToken),
     (status = BAD_REQUEST, body = Problem),

@@ -59,7 +59,8 @@ struct ListRuns {
     since: Option<String>,
     /// Only runs that were created before this time: RFC 3339 or a date.
     until: Option<String>,
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,
@@ -380,7 +381,7 @@ async fn show(
 
 /// Asks for the end of a run. One that waits ends at once, one that runs when its runner has stopped it; one that is over is
 /// left alone.
-#[utoipa::path(post, path = "/runs/{id}/cancel", tag = "runs", request_body = CancelRun,
+#[utoipa::path(post, path = "/runs/{id}/cancel", tag = "runs", request_body = Option<CancelRun>,
     params(("id" = String, Path, description = "The run's id.")), security(("token" = ["run"])), responses(
     (status = OK, body = Run),
     (status = NOT_FOUND, body = Problem),

@@ -43,7 +43,8 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 struct ListTasks {
     /// Only names that begin so.
     prefix: Option<String>,
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,
@@ -370,7 +371,7 @@ async fn set_enabled(
 ///
 /// Other files or another task file than the task's own need the scope `write` where the task has secrets or logins of its
 /// own, since whoever writes the steps can read them.
-#[utoipa::path(post, path = "/tasks/{name}/runs", tag = "tasks", request_body = StartTask,
+#[utoipa::path(post, path = "/tasks/{name}/runs", tag = "tasks", request_body = Option<StartTask>,
     params(
         ("name" = String, Path, description = "The task's name."),
         ("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run."),

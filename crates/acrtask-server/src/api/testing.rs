@@ -1,6 +1,9 @@
 //! A control plane for tests of the API: a real database and real blobs in a folder, and requests without a socket.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use acrtask_api::{
     admin::{Problem, Scope},
@@ -107,8 +110,10 @@ impl Server {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
+        check_documented(&method, &path, parts.status);
         Answer {
             status: parts.status,
             headers: parts.headers,
@@ -428,4 +433,27 @@ pub(crate) fn sha(letter: char) -> Digest {
     format!("sha256:{}", letter.to_string().repeat(64))
         .parse()
         .unwrap()
+}
+
+/// Fails if the document does not describe the status of an answer of an operation.
+fn check_documented(method: &Method, path: &str, status: StatusCode) {
+    static DOCUMENT: LazyLock<Value> =
+        LazyLock::new(|| serde_json::to_value(super::openapi()).unwrap());
+    let matches = |template: &str| {
+        let (template, path) = (template.split('/'), path.split('/'));
+        template.clone().count() == path.clone().count()
+            && std::iter::zip(template, path).all(|(t, p)| t == p || t.starts_with('{'))
+    };
+    let paths = DOCUMENT["paths"].as_object().unwrap();
+    let exact = paths.get_key_value(path);
+    let Some((template, item)) = exact.or_else(|| paths.iter().find(|(t, _)| matches(t))) else {
+        return;
+    };
+    let Some(operation) = item.get(method.as_str().to_lowercase()) else {
+        return;
+    };
+    assert!(
+        operation["responses"].get(status.as_str()).is_some(),
+        "{method} {template} answers {status}, which the document does not describe"
+    );
 }

@@ -245,7 +245,8 @@ async fn change<T>(
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListTriggers {
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,

@@ -237,7 +237,8 @@ struct ListDeliveries {
     since: Option<String>,
     /// Only deliveries that were received before this time: RFC 3339 or a date.
     until: Option<String>,
-    /// At most so many; 50 where nothing is said, 200 at most.
+    /// Length of the page: 1 to 200, 50 by default.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// What the page before gave as `next`.
     cursor: Option<String>,
