@@ -1,11 +1,13 @@
-//! Backups: one archive of a server that works, restored elsewhere; the file of a server that was stopped; a lost token.
+//! Backups: one archive of a server that works, restored elsewhere; the file of a server that was stopped; a lost token;
+//! a service that moves from SQLite to PostgreSQL.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;
 
 use acrtask_tests::{
-    World,
+    World, new_run_id,
+    postgres::Postgres,
     project::{folder, one_step},
     service::Server,
 };
@@ -148,4 +150,115 @@ fn lost_admin_token_is_replaced_beside_a_working_server() {
     let wrong = ["serve", "--data-dir", &empty, "--reset-admin-token"];
     let wrong = world.start_plain(&server.data(), &wrong, &[]).wait();
     assert_eq!(wrong.code, Some(2), "{}", wrong.all());
+}
+
+/// Answers that a service gives about its data.
+const LISTS: [&[&str]; 6] = [
+    &["runs", "list", "-o", "json"],
+    &["task", "list", "-o", "json"],
+    &["task", "show", "app", "-o", "json"],
+    &["images", "list", "-o", "json"],
+    &["secret", "list", "-o", "json"],
+    &["cascade", "list", "-o", "json"],
+];
+
+#[test]
+fn service_moves_from_sqlite_to_postgresql() {
+    let Some(world) = World::find() else { return };
+    let Some(postgres) = Postgres::start() else {
+        return;
+    };
+    let mut server = Server::start(&world, &[]);
+    let unique = new_run_id();
+    let repository = format!("{}/migrate/{unique}", world.registry);
+    let base = |text: &str| {
+        let dockerfile = format!("FROM {}\nRUN echo {text} > /base\n", world.busybox());
+        let files = folder(&[("Dockerfile", &dockerfile)]);
+        let image = format!("{repository}/base:1");
+        let built = world.acrtask(files.path(), &["build", "--local", "-t", &image, "."]);
+        assert_eq!(built.code, Some(0), "{}", built.all());
+    };
+    base("first");
+    let definition = format!(
+        "name: app\nsecrets: {{mine: stored}}\nregistry: {}\ntriggers: {{timers: {{night: {{schedule: '0 3 * * *'}}}}}}\ntext: |\n  \
+         version: v1.1.0\n  steps:\n    - cmd: {} sh -c \"test '{{{{.Secrets.mine}}}}' = hush-hush && echo Ü-and-more\"\n    \
+         - build: -t {repository}/app:1 -f Dockerfile .\n    - push: [{repository}/app:1]\n",
+        world.registry,
+        world.busybox(),
+    );
+    let files = folder(&[
+        ("secret", "hush-hush"),
+        ("task.yaml", &definition),
+        (
+            "context/Dockerfile",
+            &format!("FROM {repository}/base:1\nRUN cat /base\n"),
+        ),
+    ]);
+    let path = |name: &str| files.path().join(name).display().to_string();
+    server.ok(&["secret", "set", "stored", "--from-file", &path("secret")]);
+    server.ok(&["task", "apply", "-f", &path("task.yaml")]);
+    server.ok(&["token", "create", "other", "--scope", "read"]);
+    let first = server.ok(&[
+        "task",
+        "run",
+        "app",
+        "--context",
+        &path("context"),
+        "-o",
+        "json",
+    ]);
+    let run = first.events_named("run_started")[0]["run"].clone();
+    let run = run.as_str().unwrap().to_owned();
+    let lists = |server: &Server| LISTS.map(|list| server.json(list));
+
+    let data = server.data();
+    let from = format!("sqlite:{}", data.join("acrtask.db").display());
+    let migrate = ["migrate-store", "--from", &from, "--to", &postgres.url];
+    let refused = world.start_plain(files.path(), &migrate, &[]).wait();
+    assert_eq!(refused.code, Some(2), "{}", refused.all());
+    assert!(
+        refused.all().contains("stop the server first"),
+        "{}",
+        refused.all()
+    );
+
+    let before = lists(&server);
+    server.signal("TERM");
+    assert_eq!(server.ended(), Some(0));
+    let copied = world.start_plain(files.path(), &migrate, &[]).wait();
+    assert_eq!(copied.code, Some(0), "{}", copied.all());
+    assert!(copied.all().contains("runs: 1"), "{}", copied.all());
+    let again = world.start_plain(files.path(), &migrate, &[]).wait();
+    assert_eq!(again.code, Some(2), "{}", again.all());
+    assert!(
+        again.all().contains("name an empty database"),
+        "{}",
+        again.all()
+    );
+
+    let file = |name: &str| data.join(name).display().to_string();
+    let flags = [
+        "--database",
+        &postgres.url,
+        "--blobs",
+        &file("blobs"),
+        "--key-file",
+        &file("key"),
+    ];
+    let moved = Server::start_with(&world, &flags, Some(&server.token));
+    assert_eq!(lists(&moved), before);
+    let log = moved.ok(&["runs", "logs", &run]);
+    assert!(log.stdout.contains("Ü-and-more"), "{}", log.all());
+    // It goes on: new rows have new numbers, and a base that moves starts a run.
+    moved.ok(&["task", "run", "app", "--context", &path("context")]);
+    base("second");
+    moved.ok(&["base", "check"]);
+    let images = moved.json(&[
+        "images",
+        "show",
+        &format!("{repository}/app:1"),
+        "-o",
+        "json",
+    ]);
+    assert_eq!(images["history"].as_array().unwrap().len(), 2, "{images:#}");
 }

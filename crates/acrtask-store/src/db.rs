@@ -5,6 +5,7 @@
 //! writing, so that none finds the database busy half-way. PostgreSQL gives up a transaction whose server sleeps in it, so
 //! that no lock is held for ever; and nobody waits for ever for a PostgreSQL that has gone without a word.
 
+mod migrate;
 mod private_files;
 mod snapshot;
 
@@ -22,6 +23,7 @@ use sqlx::{
     },
 };
 
+pub use self::migrate::migrate_store;
 pub use self::snapshot::{check_database_exists, snapshot_sqlite};
 use crate::{Result, StoreError};
 
@@ -504,14 +506,20 @@ async fn sqlite_writer(options: SqliteConnectOptions) -> Result<SqlitePool, Migr
     Ok(pool)
 }
 
-async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
+/// Returns the options of a PostgreSQL URL.
+fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Invalid {
             // Not the URL itself: it may hold a password.
-            what: format!("this is no PostgreSQL URL: {error}"),
+            what: format!("this is not a PostgreSQL URL: {error}"),
         })?
         .application_name("acrtask");
     check_protection(url, &options)?;
+    Ok(options)
+}
+
+async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
+    let options = postgres_options(url)?;
     let mut connection = PgConnection::connect_with(&options).await?;
     POSTGRES
         .run_direct(None, &mut connection, false)

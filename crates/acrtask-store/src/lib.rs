@@ -51,7 +51,7 @@ pub use cascades::{
     CascadeRunKey, CascadeRunRow, HeldImage, NewCascadeRun, StoredCascades,
 };
 pub use contexts::{ContextRow, Part};
-pub use db::{check_database_exists, snapshot_sqlite};
+pub use db::{check_database_exists, migrate_store, snapshot_sqlite};
 pub use deliver::{Ends, LeadsTo, Looked, NewDelivery};
 pub use deliveries::{Delivered, DeliveryFilter, DeliveryRow, OutcomeRow, StoredBody};
 pub use enqueue::{Enqueued, Unaccounted};

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::serve(&args, log, style),
         Command::Backup(args) => commands::backup::backup(&args),
         Command::Restore(args) => commands::backup::restore(&args),
+        Command::MigrateStore(args) => commands::migrate_store::migrate_store(&args),
         Command::Webhook(command) => commands::webhooks::webhook(&command, stdout),
         Command::Doctor(args) => commands::doctor::doctor(&args, stdout),
         Command::Secret(command) => commands::secrets::secret(&command, stdout),

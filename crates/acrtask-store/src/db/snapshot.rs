@@ -31,7 +31,7 @@ impl Db {
 }
 
 /// Returns the options for a SQLite database that exists.
-fn existing(url: &str) -> Result<SqliteConnectOptions> {
+pub(super) fn existing(url: &str) -> Result<SqliteConnectOptions> {
     let invalid = |what: String| StoreError::Invalid { what };
     let options = SqliteConnectOptions::from_str(url)
         .map_err(|error| invalid(format!("`{url}` names no SQLite database: {error}")))?

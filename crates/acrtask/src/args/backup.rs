@@ -1,4 +1,4 @@
-//! `acrtask backup` and `acrtask restore`, and the locations of a server's data.
+//! `acrtask backup`, `acrtask restore` and `acrtask migrate-store`, and the locations of a server's data.
 
 use std::path::PathBuf;
 
@@ -84,5 +84,50 @@ pub(crate) struct RestoreArgs {
 
     /// The folder to write to [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
     #[arg(long, env = "ACRTASK_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// `acrtask migrate-store`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  systemctl stop acrtask
+  acrtask migrate-store --from sqlite:/var/lib/acrtask/acrtask.db \\
+      --to 'postgres://acrtask@db/acrtask?sslmode=verify-full'
+  acrtask serve --database 'postgres://acrtask@db/acrtask?sslmode=verify-full'
+
+It copies tasks, runs, tokens, secrets, cascades and everything else of the database in one transaction: the
+target has all of it or nothing. The SQLite file stays as it is. Stop the server first, and name an empty
+PostgreSQL database. The key file stays the same, and so do the blobs. Several servers need blobs that each of
+them reaches: S3, Azure, or a shared folder.
+
+A password in --to is visible to other users of the machine: give the URL as ACRTASK_MIGRATE_TO, or use
+PGPASSFILE.
+
+Exit codes:
+    0  the target has all data
+    2  the usage is wrong, a server uses the source, or the target has data
+    3  a database could not be reached, read or written")]
+pub(crate) struct MigrateStoreArgs {
+    /// The database to read: sqlite:PATH [default: the SQLite file in the data folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: Option<String>,
+
+    /// The database to write: postgres://USER@HOST/NAME
+    #[arg(
+        long,
+        env = "ACRTASK_MIGRATE_TO",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) to: String,
+
+    /// The folder of the server's files [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
+    #[arg(
+        long,
+        env = "ACRTASK_DATA_DIR",
+        value_name = "DIR",
+        conflicts_with = "from"
+    )]
     pub(crate) data_dir: Option<PathBuf>,
 }

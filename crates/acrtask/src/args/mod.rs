@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::quotas::QuotaCommand;
 use self::{
-    backup::{BackupArgs, RestoreArgs},
+    backup::{BackupArgs, MigrateStoreArgs, RestoreArgs},
     cascades::CascadeCommand,
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
     engine::{BuilderArgs, EngineArgs},
@@ -150,6 +150,8 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Write the data of such an archive into an empty folder
     Restore(RestoreArgs),
+    /// Copy a server's SQLite database into PostgreSQL
+    MigrateStore(MigrateStoreArgs),
     /// What forges and registries tell a server, so that commits and pushes of images start runs
     #[command(subcommand)]
     Webhook(WebhookCommand),
@@ -321,6 +323,8 @@ pub(crate) struct BuildArgs {
     pub(crate) context: String,
 
     /// The image's name; a name without a registry gets the one of --registry; may be repeated
+    ///
+    /// The values of a task file work in it: `-t 'app:{{.Run.ID}}'`, `-t '$Registry/app:$ID'`.
     #[arg(
         short = 't',
         long = "image",
@@ -345,6 +349,10 @@ pub(crate) struct BuildArgs {
     /// better with `RUN --mount=type=secret` and --secret-file.
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = values::secret_pair)]
     pub(crate) secret_build_arg: Vec<SecretPair>,
+
+    /// A label of the image; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<Pair>,
 
     /// Stop at this stage of the Dockerfile
     #[arg(long, value_name = "STAGE")]

@@ -17,6 +17,7 @@ mod interrupt;
 mod local_domain;
 mod log;
 pub(crate) mod login;
+pub(crate) mod migrate_store;
 pub(crate) mod plan;
 mod proposals;
 pub(crate) mod quotas;

@@ -1,0 +1,49 @@
+//! `acrtask migrate-store`: the database of a server from SQLite to PostgreSQL.
+
+use acrtask_store::StoreError;
+
+use super::{
+    remote::{block_on, say},
+    runner::state_dir,
+};
+use crate::{args::backup::MigrateStoreArgs, error::CliError, exit::Exit};
+
+/// Copies all rows.
+pub(crate) fn migrate_store(args: &MigrateStoreArgs) -> Result<Exit, CliError> {
+    if !["postgres:", "postgresql:"]
+        .iter()
+        .any(|scheme| args.to.starts_with(scheme))
+    {
+        return Err(CliError::usage("the target is not a PostgreSQL database")
+            .help("write `--to postgres://USER@HOST/NAME`"));
+    }
+    let from = match (&args.from, &args.data_dir) {
+        (Some(from), _) => from.clone(),
+        (None, Some(folder)) => format!("sqlite:{}", folder.join("acrtask.db").display()),
+        (None, None) => format!("sqlite:{}", state_dir()?.join("acrtask.db").display()),
+    };
+    let (mut tables, mut all) = (0_u64, 0);
+    let copied = async {
+        let report = |table: &str, rows: u64| {
+            tables += 1;
+            all += rows;
+            if rows > 0 {
+                say(&format!("{table}: {rows}"));
+            }
+        };
+        acrtask_store::migrate_store(&from, &args.to, report)
+            .await
+            .map_err(|error| match error {
+                StoreError::Invalid { what } => CliError::usage(what),
+                error => CliError::unreachable("cannot copy the database").because(&error),
+            })
+    };
+    block_on(copied)?;
+    super::print(
+        format!(
+            "copied {all} rows of {tables} tables\nstart the servers with --database and this PostgreSQL, and with the key \
+             file and the blobs that they had\n"
+        )
+        .as_bytes(),
+    )
+}
