@@ -41,7 +41,16 @@ enum Command {
     /// Build an image, run it as a test and push it, on a real engine and a real registry.
     Demo,
     /// Format, lints, project rules and every test.
-    Test,
+    ///
+    /// With a filter, it runs only the tests whose names contain it, and neither format nor lints:
+    /// `cargo xtask test imported_caches`.
+    Test {
+        /// A part of the names of the tests to run.
+        filter: Option<String>,
+        /// Run format, project rules and the tests of the libraries, which need no engine.
+        #[arg(long, conflicts_with = "filter")]
+        quick: bool,
+    },
     /// Only the project's rules: dependency directions, sizes, headers.
     Check,
     /// Make Rust of proto/.
@@ -96,7 +105,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo => demo::demo()?,
-        Command::Test => test::test()?,
+        Command::Test { filter, quick } => match (filter, quick) {
+            (Some(filter), _) => test::test_matching(&filter)?,
+            (None, true) => test::test_quick()?,
+            (None, false) => test::test()?,
+        },
         Command::Check => check::check()?,
         Command::Codegen { check } => codegen::codegen(check)?,
         Command::Fuzz {

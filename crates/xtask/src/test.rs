@@ -1,19 +1,19 @@
 //! `cargo xtask test`: everything that has to hold before a change is taken.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::setup::Environment;
 use crate::{cargo, check, codegen, say, setup};
 
 /// Runs format, lints, project rules and all tests, and stops at the first that fails. What needs no
-/// engine comes first: a slip in the format is told within a second.
+/// engine comes first: a slip in the format is reported within a second.
 pub(crate) fn test() -> Result<()> {
     let begun = Instant::now();
-    say::doing("Checking the format (cargo fmt --check)");
-    cargo::run(&mut cargo::cargo(&["fmt", "--all", "--check"])?)
-        .context("the format is off; `cargo fmt` puts it right")?;
+    check_format()?;
     check::check()?;
     say::doing("Checking the lints (cargo clippy)");
     let clippy = [
@@ -26,46 +26,93 @@ pub(crate) fn test() -> Result<()> {
     ];
     cargo::run(&mut cargo::cargo(&clippy)?)?;
     codegen::codegen(true)?;
-    let environment = setup::up()?;
-    say::doing("Building acrtask and the tests");
-    // All at once: cargo gives libraries the features that the chosen packages want together, so that
-    // building the program alone would compile many of them a second time.
-    let program = cargo::build_acrtask(&["--workspace", "--all-targets"])?;
-    let with_environment = |arguments: &[&str]| -> Result<Command> {
-        let mut command = cargo::cargo(arguments)?;
-        command
-            .envs(environment.variables())
-            .env("ACRTASK_TEST_BIN", &program);
-        Ok(command)
-    };
+    let tests = Tests::build()?;
     if has_nextest() {
         say::doing("Running the examples in the documentation (cargo test --doc)");
-        cargo::run(&mut with_environment(&[
-            "test",
-            "--workspace",
-            "--doc",
-            "--quiet",
-        ])?)?;
-        say::doing("Running the tests (cargo nextest run)");
-        cargo::run(&mut with_environment(&[
-            "nextest",
-            "run",
-            "--workspace",
-            "--no-fail-fast",
-        ])?)?;
-    } else {
-        say::doing("Running the tests (cargo test; with cargo-nextest installed this is faster)");
-        cargo::run(&mut with_environment(&[
-            "test",
-            "--workspace",
-            "--no-fail-fast",
-        ])?)?;
+        tests.run(&["test", "--workspace", "--doc", "--quiet"])?;
     }
+    tests.run_matching(None)?;
+    finish(begun);
+    Ok(())
+}
+
+/// Runs the tests whose names contain `filter`.
+pub(crate) fn test_matching(filter: &str) -> Result<()> {
+    let begun = Instant::now();
+    Tests::build()?.run_matching(Some(filter))?;
+    finish(begun);
+    Ok(())
+}
+
+/// Runs format, project rules and the tests of the libraries, which need no engine, registry or database.
+pub(crate) fn test_quick() -> Result<()> {
+    let begun = Instant::now();
+    check_format()?;
+    check::check()?;
+    say::doing("Running the tests of the libraries (cargo test --lib)");
+    cargo::run(&mut cargo::cargo(&[
+        "test",
+        "--workspace",
+        "--lib",
+        "--no-fail-fast",
+    ])?)?;
+    finish(begun);
+    Ok(())
+}
+
+fn check_format() -> Result<()> {
+    say::doing("Checking the format (cargo fmt --check)");
+    cargo::run(&mut cargo::cargo(&["fmt", "--all", "--check"])?)
+        .context("the format is off; `cargo fmt` corrects it")
+}
+
+fn finish(begun: Instant) {
     say::done(format!(
         "everything passed in {:.0} s",
         begun.elapsed().as_secs_f32()
     ));
-    Ok(())
+}
+
+/// The built program and tests, with the engine, registries and database that they need.
+struct Tests {
+    environment: Environment,
+    program: PathBuf,
+}
+
+impl Tests {
+    fn build() -> Result<Self> {
+        let environment = setup::up()?;
+        say::doing("Building acrtask and the tests");
+        // All at once: cargo gives libraries the features that the chosen packages want together, so that
+        // building the program alone would compile many of them a second time.
+        let program = cargo::build_acrtask(&["--workspace", "--all-targets"])?;
+        Ok(Self {
+            environment,
+            program,
+        })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = cargo::cargo(arguments)?;
+        command
+            .envs(self.environment.variables())
+            .env("ACRTASK_TEST_BIN", &self.program);
+        cargo::run(&mut command)
+    }
+
+    fn run_matching(&self, filter: Option<&str>) -> Result<()> {
+        let mut arguments = if has_nextest() {
+            say::doing("Running the tests (cargo nextest run)");
+            vec!["nextest", "run", "--workspace", "--no-fail-fast"]
+        } else {
+            say::doing(
+                "Running the tests (cargo test; with cargo-nextest installed this is faster)",
+            );
+            vec!["test", "--workspace", "--no-fail-fast"]
+        };
+        arguments.extend(filter);
+        self.run(&arguments)
+    }
 }
 
 fn has_nextest() -> bool {
