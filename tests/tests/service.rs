@@ -304,7 +304,7 @@ async fn a_waiting_run_says_why_and_which_runner_would_do() {
                 &id,
                 "-r",
                 &world.registry,
-                "--label",
+                "--runner-label",
                 "disk=ssd",
                 ".",
             ],

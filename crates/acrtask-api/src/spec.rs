@@ -158,6 +158,9 @@ pub struct BuildSpec {
     /// Build arguments whose values are secrets of the run with the same names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secret_args: Vec<String>,
+    /// Labels of the image.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Use nothing of the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_cache: bool,

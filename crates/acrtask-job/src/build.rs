@@ -139,6 +139,7 @@ fn line(
         file: Some(build.dockerfile.clone()).filter(|file| file != DEFAULT_DOCKERFILE),
         tags: images.iter().map(ToString::to_string).collect(),
         build_args: plain.chain(secret).collect(),
+        labels: build.labels.clone().into_iter().collect(),
         target: build.target.clone(),
         no_cache: build.no_cache,
         secrets: job
@@ -176,6 +177,9 @@ fn shown(line: &BuildLine, secret_args: &[(String, Secret)]) -> String {
             value.as_deref().unwrap_or_default()
         };
         flag("--build-arg", &format!("{name}={value}"));
+    }
+    for (name, value) in &line.labels {
+        flag("--label", &format!("{name}={value}"));
     }
     for secret in &line.secrets {
         flag("--secret", &format!("id={}", secret.id));

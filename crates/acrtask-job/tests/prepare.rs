@@ -237,6 +237,7 @@ fn an_image_of_a_stored_task() {
             target: Some("test".into()),
             args: [("A".to_owned(), "1".to_owned())].into(),
             secret_args: vec!["TOKEN".into()],
+            labels: [("team".to_owned(), "web".to_owned())].into(),
             no_cache: true,
         }))
     };
@@ -268,6 +269,7 @@ fn an_image_of_a_stored_task() {
     assert_eq!(line.target.as_deref(), Some("test"));
     assert_eq!(line.platforms, ["linux/arm64"]);
     assert!(line.no_cache);
+    assert_eq!(line.labels, [("team".to_owned(), "web".to_owned())]);
     assert_eq!(
         line.build_args,
         [

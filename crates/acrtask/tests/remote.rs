@@ -276,7 +276,7 @@ async fn a_run_is_asked_for_with_its_files() {
         "s=hush",
         "--pool",
         "big",
-        "--label",
+        "--runner-label",
         "disk=ssd",
         "--priority",
         "-2",

@@ -50,7 +50,7 @@ impl PeriodArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RemoteArgs {
     /// Stay on this machine, also where a server is known
-    #[arg(long, help_heading = "Server", conflicts_with_all = ["pool", "label", "priority", "no_wait"])]
+    #[arg(long, help_heading = "Server", conflicts_with_all = ["pool", "runner_label", "priority", "no_wait"])]
     pub(crate) local: bool,
 
     /// Print the run's id and do not wait for its end
@@ -73,7 +73,7 @@ pub(crate) struct QueueArgs {
 
     /// A label that the runner must have; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) label: Vec<Pair>,
+    pub(crate) runner_label: Vec<Pair>,
 
     /// -10 to 10: each step up is ten minutes of a head start over what waits beside it
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-10..=10))]
@@ -85,7 +85,7 @@ impl QueueArgs {
     pub(crate) fn given(&self) -> Option<&'static str> {
         [
             ("--pool", self.pool.is_some()),
-            ("--label", !self.label.is_empty()),
+            ("--runner-label", !self.runner_label.is_empty()),
             ("--priority", self.priority.is_some()),
         ]
         .into_iter()

@@ -378,7 +378,7 @@ impl ForeignArgs {
             (
                 "--cpu",
                 self.cpu.is_some(),
-                "a runner's machine is what it is; choose runners with `--label KEY=VALUE`",
+                "a runner's machine is what it is; choose runners with `--runner-label KEY=VALUE`",
             ),
             (
                 "--log-template",

@@ -276,18 +276,42 @@ impl FromStr for BuildTag {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         // With a registry before it where it has none: only its form matters here.
-        text.parse::<ImageRef>()
-            .map_err(|error| error.to_string())?;
-        Ok(Self(text.into()))
+        let tag = Self(text.into());
+        if !tag.is_template() {
+            text.parse::<ImageRef>()
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(tag)
     }
 }
 
 impl BuildTag {
+    /// Returns `true` if values of the run are filled in, so that it is no reference yet.
+    fn is_template(&self) -> bool {
+        self.0.contains("{{") || self.0.contains('$')
+    }
+
+    /// Returns the name for a build: a template as it is, else the whole reference.
+    ///
+    /// # Errors
+    /// As [`Self::with_registry`].
+    pub(crate) fn name(
+        &self,
+        registry: Option<&str>,
+        must_name: bool,
+    ) -> Result<String, ValueError> {
+        if self.is_template() {
+            return Ok(self.0.clone());
+        }
+        let reference = self.with_registry(registry, must_name)?;
+        Ok(reference.to_string())
+    }
+
     /// The whole reference; `registry` is put before a name that has none of its own.
     ///
     /// # Errors
     /// A name without a registry, and no registry given, where it `must_name` one because it is pushed.
-    pub(crate) fn with_registry(
+    fn with_registry(
         &self,
         registry: Option<&str>,
         must_name: bool,
@@ -472,5 +496,9 @@ mod tests {
                 .contains("-r HOST")
         );
         assert!("Hello".parse::<BuildTag>().is_err());
+        for template in ["hello:{{.Run.ID}}", "$Registry/hello:$ID"] {
+            let tag: BuildTag = template.parse().unwrap();
+            assert_eq!(tag.name(None, true).unwrap(), template);
+        }
     }
 }

@@ -344,7 +344,7 @@ fn queue(to: &mut TaskDefinition, args: &DefinitionArgs) {
     if let Some(pool) = &args.queue.pool {
         queue.pool = Some(pool.clone()).filter(|pool| !pool.is_empty());
     }
-    queue.labels.extend(map(&args.queue.label));
+    queue.labels.extend(map(&args.queue.runner_label));
     if args.max_concurrent.is_some() || args.cancel_superseded.is_some() {
         let concurrency = queue.concurrency.get_or_insert(Concurrency {
             group: None,

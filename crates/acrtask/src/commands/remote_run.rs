@@ -154,7 +154,7 @@ pub(super) fn queue(args: &QueueArgs) -> QueueOptions {
         priority: args.priority.unwrap_or_default(),
         pool: args.pool.clone(),
         labels: args
-            .label
+            .runner_label
             .iter()
             .map(|label| (label.key.clone(), label.value.clone()))
             .collect(),

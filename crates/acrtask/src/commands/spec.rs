@@ -116,7 +116,7 @@ pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliE
     let images = args
         .tags
         .iter()
-        .map(|tag| Ok(tag.with_registry(registry, !args.how.no_push)?.to_string()))
+        .map(|tag| Ok(tag.name(registry, !args.how.no_push)?))
         .collect::<Result<_, CliError>>()?;
     let mut secrets: BTreeMap<_, _> = secret_files(&args.secret_file)?.into_iter().collect();
     let mut secret_args = Vec::new();
@@ -148,6 +148,11 @@ pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliE
             target: args.target.clone(),
             args: plain.collect(),
             secret_args,
+            labels: args
+                .label
+                .iter()
+                .map(|label| (label.key.clone(), label.value.clone()))
+                .collect(),
             no_cache: args.no_cache,
         }),
         facts,

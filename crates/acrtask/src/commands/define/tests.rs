@@ -78,7 +78,7 @@ fn a_task_as_users_of_the_cloud_service_write_it() {
         "Disabled",
         "--pool",
         "big",
-        "--label",
+        "--runner-label",
         "disk=ssd",
         "--priority",
         "-3",

@@ -177,7 +177,7 @@ fn runners(seen: &Seen) -> Check {
                     "runners",
                     format!("no runner that is online takes runs of the task: {}", lacking.join("; ")),
                 )
-                .help("start a runner with that pool, platform and labels, or change the task: `acrtask task update NAME --pool ... --label ...`");
+                .help("start a runner with that pool, platform and labels, or change the task: `acrtask task update NAME --pool ... --runner-label ...`");
             }
             online
                 .iter()
