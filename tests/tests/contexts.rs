@@ -253,6 +253,56 @@ steps:
     assert_eq!(printed(&outcome, "see-file"), ["from git", "other"]);
     assert_eq!(printed(&outcome, "see-tarball"), ["from a tarball"]);
     assert_eq!(printed(&outcome, "see-artifact"), ["from an artifact"]);
+    // The Dockerfile is one of the context, whatever path the line names.
+    let outside = folder(&[("key", "FROM the-key-of-the-machine\n")]);
+    let key = outside.path().join("key").display().to_string();
+    let up = format!("../../../../../..{key}");
+    for file in [key.as_str(), &up, "link", "folder/key"] {
+        let task = format!(
+            "version: v1.1.0\nsteps:\n  - build: -f {file} oci://$Registry/contexts/links:{id}\n"
+        );
+        let links = folder(&[("Dockerfile", &dockerfile)]);
+        std::os::unix::fs::symlink(&key, links.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), links.path().join("folder")).unwrap();
+        let registry = RegistryClient::new(&world.registry, None);
+        registry
+            .put_artifact("contexts/links", &id, links.path())
+            .await;
+        let here = folder(&[("acr-task.yaml", &task)]);
+        let outcome = start(&world, here.path(), ".").wait();
+        assert_eq!(outcome.code, Some(1), "{file}: {}", outcome.all());
+        assert!(
+            !outcome.all().contains("the-key-of"),
+            "{file}: {}",
+            outcome.all()
+        );
+    }
+}
+
+#[test]
+fn an_ignore_file_that_is_a_device_stops_nothing() {
+    let Some(world) = World::find() else { return };
+    let server = Server::start(&world, &[]);
+    let task = "version: v1.1.0\nsteps:\n  - {id: see, cmd: $Registry/base/busybox:1.36 ls -a}\n";
+    for target in ["/dev/zero", "/dev/ptmx", "/proc/self/mem"] {
+        let files = folder(&[("acr-task.yaml", task), ("seen", "x")]);
+        std::os::unix::fs::symlink(target, files.path().join(".dockerignore")).unwrap();
+        let outcome = start(&world, files.path(), ".").wait();
+        assert_eq!(outcome.code, Some(0), "{target}: {}", outcome.all());
+        assert!(printed(&outcome, "see").contains(&"seen".to_owned()));
+        // An archive is not read before the runner has it.
+        let archive = files.path().join("context.tar.gz");
+        std::fs::write(&archive, project::tarball(files.path())).unwrap();
+        let archive = archive.display().to_string();
+        let args = ["run", "-o", "json", "-r", &world.registry, &archive];
+        let outcome = server.client(files.path(), &args).wait();
+        // A link out of the context may be refused before the run begins.
+        assert!(
+            outcome.code.is_some_and(|code| code < 4),
+            "{target}: {}",
+            outcome.all()
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The Dockerfile of a request, as far as this machine looks into it.
 
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use crate::error::BuildError;
 use crate::frontend::familiar;
@@ -29,6 +30,23 @@ pub(crate) fn head(request: &BuildRequest) -> Option<Vec<u8>> {
     let file = std::fs::File::open(path).ok()?;
     file.take(HEAD).read_to_end(&mut head).ok()?;
     Some(head)
+}
+
+/// Returns the folder of a Dockerfile in a context. The path may be that of a task which is not trusted.
+///
+/// # Errors
+/// [`BuildError::Request`]: the folder is not there, or the path or a link on its way leads out of the context.
+pub(crate) fn folder_in_context(context: &Path, path: &str) -> Result<PathBuf, BuildError> {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let refuse = || BuildError::Request(format!("the Dockerfile {path} is not in the context"));
+    let root = context.canonicalize().map_err(|_| refuse())?;
+    // An absolute path would replace the context.
+    let folder = root.join(parent).canonicalize().map_err(|_| refuse())?;
+    if folder.starts_with(&root) && !path.starts_with('/') {
+        Ok(folder)
+    } else {
+        Err(refuse())
+    }
 }
 
 /// Returns the text of a `# syntax=` line, which comes before anything but other directives.
@@ -78,9 +96,37 @@ pub(crate) fn decide_frontend(request: &mut BuildRequest) -> Result<(), BuildErr
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+
+    #[test]
+    fn the_folder_of_a_dockerfile_is_in_the_context() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(other.path().join("key"), "secret").unwrap();
+        std::os::unix::fs::symlink(other.path(), dir.path().join("out")).unwrap();
+        std::os::unix::fs::symlink("sub", dir.path().join("in")).unwrap();
+        let outside = other.path().join("key").display().to_string();
+        let name = other
+            .path()
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        for (path, is_inside) in [
+            ("Dockerfile", true),
+            ("sub/Dockerfile", true),
+            ("in/Dockerfile", true),
+            ("sub/../Dockerfile", true),
+            (outside.as_str(), false),
+            ("/Dockerfile", false),
+            ("out/key", false),
+            ("missing/Dockerfile", false),
+            (&format!("../{name}/key"), false),
+        ] {
+            let folder = folder_in_context(dir.path(), path);
+            assert_eq!(folder.is_ok(), is_inside, "{path}");
+        }
+    }
 
     #[test]
     fn a_dockerfile_that_leads_out_of_its_folder_is_not_read() {

@@ -206,7 +206,7 @@ pub(crate) fn frontend(
         let value = match context {
             NamedContext::Local(_) => format!("local:{}", local_name(name)),
             NamedContext::Reference(reference) => reference.clone(),
-            NamedContext::OciLayout { .. } => {
+            NamedContext::OciLayout { .. } | NamedContext::Provided(_) => {
                 let reference = layouts.get(name).ok_or_else(|| {
                     BuildError::Request(format!("the context {name:?} was not prepared"))
                 })?;

@@ -25,6 +25,7 @@
 //!
 //! Left out: building from a low-level graph (LLB), interactive containers, cache pruning.
 
+mod blob_source;
 mod capabilities;
 mod client;
 mod content;
@@ -45,6 +46,7 @@ mod sources;
 mod status;
 mod transport;
 
+pub use blob_source::{BlobSource, ProvidedImage};
 pub use capabilities::{Capabilities, EndpointKind, Feature, Worker};
 pub use client::{BuildOutcome, Client};
 pub use content::ContentError;

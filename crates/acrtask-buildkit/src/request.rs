@@ -9,6 +9,7 @@ use std::sync::Arc;
 use acrtask_model::{CacheNamespace, Secret};
 use tokio::io::AsyncWrite;
 
+use crate::blob_source::ProvidedImage;
 use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
 use crate::{SourceAddresses, SourceImages};
 
@@ -48,6 +49,8 @@ pub struct BuildRequest {
     pub ssh: Vec<SshSource>,
     /// Caches to use.
     pub cache_imports: Vec<CacheSpec>,
+    /// Caches to use whose blobs come from this program.
+    pub provided_caches: Vec<ProvidedImage>,
     /// Caches to write.
     pub cache_exports: Vec<CacheSpec>,
     /// Provenance that the image carries. The outcome lists the sources of the build in any case.
@@ -96,6 +99,7 @@ impl BuildRequest {
             secrets: Vec::new(),
             ssh: Vec::new(),
             cache_imports: Vec::new(),
+            provided_caches: Vec::new(),
             cache_exports: Vec::new(),
             provenance: Provenance::default(),
             sbom: None,
@@ -172,7 +176,7 @@ pub enum Network {
 }
 
 /// A further context, which the Dockerfile names in `FROM` or `COPY --from`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum NamedContext {
     /// A folder of this machine.
     Local(PathBuf),
@@ -185,6 +189,8 @@ pub enum NamedContext {
         /// The image's digest; the one that the index names when `None`.
         digest: Option<String>,
     },
+    /// An image whose blobs come from this program.
+    Provided(ProvidedImage),
 }
 
 /// Frontends that a build may use.

@@ -29,7 +29,7 @@ use crate::request::{
 };
 use crate::session::{
     AuthService, BuildSecret, ByteSink, ContentService, FileSendService, Layout, LayoutError,
-    SecretService, SecretSource, Services, Session, SshService, Target,
+    SecretService, SecretSource, Services, Session, SshService, Store, Target,
 };
 use crate::status::{self, BuildEvent, Memory};
 use crate::transport::MAX_MESSAGE;
@@ -96,13 +96,13 @@ pub(crate) async fn build(
         .shared_key
         .clone()
         .unwrap_or_else(|| shared_key(&request.context));
-    let stores: HashMap<String, Layout> = caches
+    let stores: HashMap<String, Store> = caches
         .stores
         .into_iter()
         .chain(
             layouts
                 .into_values()
-                .map(|layout| (layout.store, layout.layout)),
+                .map(|layout| (layout.store, layout.content)),
         )
         .collect();
     let results = result_targets(std::mem::take(&mut request.exports), capabilities.kind).await?;
@@ -303,8 +303,8 @@ fn trees(request: &BuildRequest) -> Result<HashMap<String, Tree>, BuildError> {
     }
     match (&request.dockerfile, &request.context) {
         (DockerfileSource::InContext(path), BuildContext::Local { dir }) => {
-            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            trees.insert(DOCKERFILE.to_owned(), folder(&dir.join(parent))?);
+            let parent = dockerfile::folder_in_context(dir, path)?;
+            trees.insert(DOCKERFILE.to_owned(), folder(&parent)?);
         }
         (DockerfileSource::InContext(_), BuildContext::Remote { .. }) => {}
         (DockerfileSource::InContext(path), BuildContext::None) => {
@@ -405,19 +405,26 @@ struct NamedLayout {
     store: String,
     /// What the frontend is told.
     reference: String,
-    layout: Layout,
+    content: Store,
 }
 
 fn named_layouts(request: &BuildRequest) -> Result<HashMap<String, NamedLayout>, BuildError> {
     let mut layouts = HashMap::new();
     for (name, context) in &request.named_contexts {
-        let NamedContext::OciLayout { dir, digest } = context else {
-            continue;
-        };
-        let layout = Layout::open_existing(dir);
-        let digest = match digest {
-            Some(digest) => digest.clone(),
-            None => layout.resolve(DEFAULT_TAG).map_err(layout_error)?,
+        let (content, digest) = match context {
+            NamedContext::OciLayout { dir, digest } => {
+                let layout = Layout::open_existing(dir);
+                let digest = match digest {
+                    Some(digest) => digest.clone(),
+                    None => layout.resolve(DEFAULT_TAG).map_err(layout_error)?,
+                };
+                (Store::Folder(layout), digest)
+            }
+            NamedContext::Provided(image) => {
+                let blobs = Store::Provided(Arc::clone(&image.blobs));
+                (blobs, image.digest.clone())
+            }
+            NamedContext::Local(_) | NamedContext::Reference(_) => continue,
         };
         let id = crate::random_id();
         layouts.insert(
@@ -425,7 +432,7 @@ fn named_layouts(request: &BuildRequest) -> Result<HashMap<String, NamedLayout>,
             NamedLayout {
                 store: format!("oci:{id}"),
                 reference: format!("{id}@{digest}"),
-                layout,
+                content,
             },
         );
     }
@@ -436,9 +443,9 @@ fn layout_error(error: LayoutError) -> BuildError {
     BuildError::Request(crate::filesync::error_chain(&error))
 }
 
-/// Caches in folders.
+/// Caches whose content this program reads or writes.
 struct Caches {
-    stores: HashMap<String, Layout>,
+    stores: HashMap<String, Store>,
     exported: Vec<ExportedCache>,
 }
 
@@ -474,9 +481,18 @@ impl Caches {
                     }
                 };
             }
-            stores.insert(format!("local:{source}"), layout);
+            stores.insert(format!("local:{source}"), Store::Folder(layout));
             true
         });
+        for cache in std::mem::take(&mut request.provided_caches) {
+            let id = crate::random_id();
+            stores.insert(format!("local:{id}"), Store::Provided(cache.blobs));
+            let attrs = [("src", id), ("digest", cache.digest)];
+            request.cache_imports.push(CacheSpec {
+                kind: "local".to_owned(),
+                attrs: attrs.map(|(key, value)| (key.to_owned(), value)).into(),
+            });
+        }
         for cache in &request.cache_exports {
             if cache.kind != "local" {
                 continue;
@@ -488,7 +504,7 @@ impl Caches {
             };
             let dest = cache.attrs.get("dest").ok_or_else(missing)?;
             let layout = Layout::create(Path::new(dest)).map_err(layout_error)?;
-            stores.insert(format!("local:{dest}"), layout.clone());
+            stores.insert(format!("local:{dest}"), Store::Folder(layout.clone()));
             exported.push(ExportedCache {
                 layout,
                 tag: tag(cache).to_owned(),

@@ -28,7 +28,7 @@ use crate::{
     image_names::{check_name, pulled_name},
     login_help::{chain_with_help, with_login_help},
     output::lock,
-    possession::{self, Missing, Platforms, Proven, Store},
+    possession::{self, Missing, Platforms, Proven},
     steps,
 };
 
@@ -327,7 +327,7 @@ pub(crate) async fn pull(
 /// Returns the platforms of an index that a container may use.
 fn platforms_to_run(run: &RunContext, platform: Option<&str>) -> Platforms {
     let own = run.engine.facts.platform.as_str();
-    Platforms::Only(vec![platform.unwrap_or(own).to_owned()])
+    Platforms(vec![platform.unwrap_or(own).to_owned()])
 }
 
 /// Proves that the run may read an image that the engine has pulled for it. The engine may have taken content from its
@@ -338,7 +338,7 @@ async fn prove_pulled(
     platform: Option<&str>,
 ) -> Result<(), String> {
     let platforms = platforms_to_run(run, platform);
-    possession::prove(run, image, platforms, Store::Engine, Missing::Read)
+    possession::prove(run, image, platforms, Missing::Read)
         .await
         .map(drop)
 }
@@ -352,7 +352,7 @@ pub(crate) async fn prove_or_pull(
 ) -> Result<(), String> {
     let platforms = platforms_to_run(&ctx.run, platform);
     let missing = if pulls { Missing::Leave } else { Missing::Read };
-    match possession::prove(&ctx.run, image, platforms, Store::Engine, missing).await? {
+    match possession::prove(&ctx.run, image, platforms, missing).await? {
         Proven::Whole => Ok(()),
         Proven::Partly => pull(ctx, image, platform).await,
     }

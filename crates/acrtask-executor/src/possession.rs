@@ -8,21 +8,32 @@
 //! Both store an unpacked layer by the `diff_ids` of the configuration, which its author writes. So each layer is
 //! unpacked once and compared with them, before a builder sees the image.
 //!
+//! A builder does not compare everything that a registry sends with its digest. So it gets the content of an image from
+//! this program ([`provided`]), which does, and asks no registry that a task chooses.
+//!
 //! Invariants: a proof is of one login, one repository and one digest, and lives as long as the process. A layer that an
 //! engine does not have proves nothing yet: the engine then fetches it from that registry.
 //! Left out: one's own machine, where every image of the engine belongs to its user.
 
 mod layout;
+mod provided;
 
 pub(crate) use layout::check_layout;
+pub(crate) use provided::{RegistryImage, provide, provide_cache};
 
-use std::{collections::HashSet, hash::Hash, pin::Pin, sync::Mutex};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    pin::Pin,
+    sync::Mutex,
+};
 
 use acrtask_buildkit::Client;
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{BlobPart, Descriptor, Image, ManifestBody, Platform, Registry, layers};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use tokio_util::io::ReaderStream;
 
 use crate::{context::RunContext, error::chain, output::lock};
 
@@ -38,22 +49,64 @@ const PART: u64 = 4 << 10;
 const PARTS: usize = 3;
 /// Proofs that are kept. With more, all of them are dropped and made again.
 const MAX_PROOFS: usize = 100_000;
+/// Documents that are kept. With more, all of them are dropped and read again.
+const MAX_DOCUMENTS: usize = 2_000;
+/// Biggest document that is kept, in bytes.
+const MAX_DOCUMENT: usize = 64 << 10;
+/// Names of operating systems as engines and builders compare them. They read other spellings as one of these.
+const SYSTEMS: [&str; 3] = ["linux", "windows", "unknown"];
+/// The same of processors.
+const ARCHITECTURES: [&str; 14] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
+    "ppc64le", "riscv64", "s390x", "unknown",
+];
 
 /// The proofs of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Proofs {
     images: Mutex<HashSet<Proof>>,
     /// Layers with the digests of their contents. They are true for every run.
-    contents: Mutex<HashSet<(Digest, Digest)>>,
+    contents: Mutex<HashSet<Content>>,
+    /// Manifests and configurations by digest. A run gets those whose proof it has.
+    documents: Mutex<HashMap<Digest, Bytes>>,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// A layer and the digest of its content.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Content {
+    layer: Digest,
+    /// Set if the layer's type says that it is compressed. Otherwise its content is what it is itself.
+    is_compressed: bool,
+    content: Digest,
+}
+
+impl Content {
+    fn new(layer: &Descriptor, content: Digest) -> Self {
+        Self {
+            layer: layer.digest.clone(),
+            is_compressed: layers::is_compressed(&layer.media_type),
+            content,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Proof {
     /// `None`: without a login.
     login: Option<Digest>,
     repository: String,
     digest: Digest,
     platforms: Platforms,
+}
+
+impl Proof {
+    /// Returns the proof of another manifest for the same login and repository.
+    fn of(&self, digest: &Digest) -> Self {
+        Self {
+            digest: digest.clone(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Proofs {
@@ -65,8 +118,24 @@ impl Proofs {
         insert_limited(&self.images, proof);
     }
 
-    fn contains_content(&self, layer: &Digest, content: &Digest) -> bool {
-        lock(&self.contents).contains(&(layer.clone(), content.clone()))
+    /// Returns a manifest or configuration that a run may have.
+    fn document(&self, digest: &Digest) -> Option<Bytes> {
+        lock(&self.documents).get(digest).cloned()
+    }
+
+    /// Keeps a manifest or configuration, unless it is unusually large.
+    fn keep_document(&self, digest: &Digest, document: &Bytes) {
+        let mut documents = lock(&self.documents);
+        if documents.len() >= MAX_DOCUMENTS {
+            documents.clear();
+        }
+        if document.len() <= MAX_DOCUMENT {
+            documents.insert(digest.clone(), document.clone());
+        }
+    }
+
+    fn contains_content(&self, layer: &Descriptor, content: &Digest) -> bool {
+        lock(&self.contents).contains(&Content::new(layer, content.clone()))
     }
 
     /// Compares the content of a layer with the one that a configuration names.
@@ -83,7 +152,7 @@ impl Proofs {
                 "its configuration says that the layer {digest} contains {named}, and it contains {found}"
             ));
         }
-        insert_limited(&self.contents, (digest.clone(), named));
+        insert_limited(&self.contents, Content::new(layer, named));
         Ok(())
     }
 }
@@ -97,41 +166,39 @@ fn insert_limited<T: Eq + Hash>(proofs: &Mutex<HashSet<T>>, proof: T) {
     proofs.insert(proof);
 }
 
-/// The images of an index that may be used.
+/// The platforms of the images of an index that may be used: `linux/arm64/v8`. Images whose manifest the store has may be
+/// used as well.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Platforms {
-    All,
-    /// Images for these platforms (`linux/arm64/v8`), and images whose manifest the store has.
-    Only(Vec<String>),
-}
+pub(crate) struct Platforms(pub(crate) Vec<String>);
 
 impl Platforms {
-    /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs `386`.
+    /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs `386`. A spelling that
+    /// engines may read as another one counts as used.
     fn include(&self, platform: Option<&Platform>) -> bool {
-        let (Self::Only(wanted), Some(platform)) = (self, platform) else {
+        let Some(platform) = platform else {
             return true;
         };
+        let is_known = |os: &str, architecture: &str| {
+            SYSTEMS.contains(&os) && ARCHITECTURES.contains(&architecture)
+        };
+        if !is_known(&platform.os, &platform.architecture) {
+            return true;
+        }
         let family = |architecture: &str| match architecture {
-            "386" | "amd64" | "x86_64" => "x86",
-            "arm" | "arm64" | "aarch64" => "arm",
+            "386" | "amd64" => "x86",
+            "arm" | "arm64" => "arm",
             _ => "",
         };
-        wanted.iter().any(|wanted| {
+        self.0.iter().any(|wanted| {
             let mut parts = wanted.split('/');
-            let (os, architecture) = (parts.next(), parts.next().unwrap_or_default());
+            let os = parts.next().unwrap_or_default();
+            let architecture = parts.next().unwrap_or_default();
             let same_family = !family(architecture).is_empty()
                 && family(architecture) == family(&platform.architecture);
-            os.is_some_and(|os| os.eq_ignore_ascii_case(&platform.os))
-                && (same_family || architecture == platform.architecture)
+            !is_known(os, architecture)
+                || os == platform.os && (same_family || architecture == platform.architecture)
         })
     }
-}
-
-/// The store that may give an image to a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Store {
-    Engine,
-    Builder,
 }
 
 /// Handling of layers that the store does not have.
@@ -151,7 +218,8 @@ pub(crate) enum Proven {
     Whole,
 }
 
-/// Proves that the run may read `image`, a name with a digest. Sends no request for a proof that the process has.
+/// Proves that the run may read `image`, a name with a digest, in the engine. Sends no request for a proof that the process
+/// has.
 ///
 /// # Errors
 /// A sentence for the user: the registry does not send the content.
@@ -159,58 +227,41 @@ pub(crate) async fn prove(
     run: &RunContext,
     image: &ImageRef,
     platforms: Platforms,
-    store: Store,
     missing: Missing,
 ) -> Result<Proven, String> {
     let Some(digest) = image.digest().filter(|_| !run.options.own_machine) else {
         return Ok(Proven::Whole);
     };
-    let login = run.credentials().for_host(image.registry()).await;
-    let login = login.map_err(|error| chain(&error))?;
-    let proof = Proof {
-        login: login.map(|login| login.fingerprint()),
-        repository: image.name(),
-        digest: digest.clone(),
-        platforms,
-    };
-    if run.proofs.contains(&proof) {
-        return Ok(Proven::Whole);
-    }
+    let proof = new_proof(run, image, digest, platforms).await?;
+    // An engine's content is read through its BuildKit.
+    let can_read = run.builder.is_engine() && run.engine.facts.containerd_store;
     let comparison = Comparison {
         proofs: &run.proofs,
         registry: run.registry(),
         image,
-        store: readable(run, store),
-        platforms: &proof.platforms,
+        store: can_read.then(|| run.builder.client.clone()),
+        proof: &proof,
         missing,
+        provided: None,
     };
-    if store == Store::Engine
-        && missing == Missing::Leave
-        && comparison.store.is_some()
-        && comparison.size(digest).await?.is_none()
-    {
-        return Ok(Proven::Partly);
-    }
-    let proven = comparison.manifest(digest, 0).await.map_err(|why| {
-        format!(
-            "{image} is not used, because {} has not proven that this run may read it: {why}",
-            image.registry()
-        )
-    })?;
-    if proven == Proven::Whole {
-        run.proofs.add(proof);
-    }
-    Ok(proven)
+    comparison.prove(digest).await
 }
 
-/// Returns the client of a store whose content can be read. That of an engine is its BuildKit's.
-fn readable(run: &RunContext, store: Store) -> Option<Client> {
-    let is_engine = run.builder.is_engine();
-    let can_read = match store {
-        Store::Engine => is_engine && run.engine.facts.containerd_store,
-        Store::Builder => !is_engine || run.engine.facts.containerd_store,
-    };
-    can_read.then(|| run.builder.client.clone())
+/// Returns the proof that a run needs for an image.
+async fn new_proof(
+    run: &RunContext,
+    image: &ImageRef,
+    digest: &Digest,
+    platforms: Platforms,
+) -> Result<Proof, String> {
+    let login = run.credentials().for_host(image.registry()).await;
+    let login = login.map_err(|error| chain(&error))?;
+    Ok(Proof {
+        login: login.map(|login| login.fingerprint()),
+        repository: image.name(),
+        digest: digest.clone(),
+        platforms,
+    })
 }
 
 struct Comparison<'c> {
@@ -219,11 +270,28 @@ struct Comparison<'c> {
     image: &'c ImageRef,
     /// `None`: the store cannot be read, so everything is read from the registry.
     store: Option<Client>,
-    platforms: &'c Platforms,
+    /// Login, repository and platforms of all proofs of this comparison.
+    proof: &'c Proof,
     missing: Missing,
+    /// Keeps what is read of a layer. `None`: it is dropped.
+    provided: Option<&'c RegistryImage>,
 }
 
 impl Comparison<'_> {
+    /// Proves that the run may read a manifest of the repository and everything in it, unless the process has the proof.
+    async fn prove(&self, digest: &Digest) -> Result<Proven, String> {
+        if self.proofs.contains(&self.proof.of(digest)) {
+            return Ok(Proven::Whole);
+        }
+        self.manifest(digest, 0).await.map_err(|why| {
+            format!(
+                "{} is not used, because {} has not proven that this run may read it: {why}",
+                self.image,
+                self.image.registry()
+            )
+        })
+    }
+
     /// Reads a manifest from the registry, and compares what it consists of.
     fn manifest<'a>(
         &'a self,
@@ -239,28 +307,38 @@ impl Comparison<'_> {
             let reference = self.image.at(digest.clone());
             let manifest = self.registry.manifest(&reference).await;
             let manifest = manifest.map_err(|error| chain(&error))?;
-            match &manifest.body {
+            let proven = match &manifest.body {
                 ManifestBody::Index(index) => {
                     let mut proven = Proven::Whole;
                     for entry in &index.manifests {
-                        if self.platforms.include(entry.platform.as_ref())
+                        entry.check_urls()?;
+                        if self.proof.platforms.include(entry.platform.as_ref())
                             || self.size(&entry.digest).await?.is_some()
                         {
                             proven = proven.min(self.manifest(&entry.digest, depth + 1).await?);
                         }
                     }
-                    Ok(proven)
+                    proven
                 }
-                ManifestBody::Image(image) => self.image(image).await,
+                ManifestBody::Image(image) => self.image(image).await?,
+            };
+            if proven == Proven::Whole {
+                self.proofs.keep_document(digest, &manifest.raw);
+                self.proofs.add(self.proof.of(digest));
             }
+            Ok(proven)
         })
     }
 
     /// Reads the configuration of an image from the registry, and compares its layers.
     async fn image(&self, image: &Image) -> Result<Proven, String> {
-        let config = &image.config.digest;
-        let config = self.registry.blob_bytes(self.image, config, MAX_CONFIG);
+        for descriptor in image.layers.iter().chain([&image.config]) {
+            descriptor.check_urls()?;
+        }
+        let digest = &image.config.digest;
+        let config = self.registry.blob_bytes(self.image, digest, MAX_CONFIG);
         let config = config.await.map_err(|error| chain(&error))?;
+        self.proofs.keep_document(digest, &config);
         let contents = layers::diff_ids(&config)?;
         let mut contents: Vec<_> = contents.into_iter().map(Some).collect();
         // Engines and builders use no image whose configuration names no contents.
@@ -298,7 +376,7 @@ impl Comparison<'_> {
     /// Compares a layer of the store with the registry's, and with the digest of its content.
     async fn layer(&self, layer: &Descriptor, content: Option<Digest>) -> Result<Proven, String> {
         let digest = &layer.digest;
-        let content = content.filter(|content| !self.proofs.contains_content(digest, content));
+        let content = content.filter(|content| !self.proofs.contains_content(layer, content));
         match (self.size(digest).await?, &self.store) {
             // The size that the manifest names may be wrong.
             (Some(size), Some(store)) if size > PART * PARTS as u64 => {
@@ -347,6 +425,14 @@ impl Comparison<'_> {
 
     /// Reads a layer from the registry to its end, which checks its digest, and compares its content.
     async fn whole(&self, layer: &Descriptor, content: Option<Digest>) -> Result<Proven, String> {
+        if let Some(provided) = self.provided {
+            let file = provided.layer(layer).await?;
+            if let Some(content) = content {
+                let pieces = ReaderStream::new(tokio::fs::File::from_std(file));
+                self.content(layer, content, pieces).await?;
+            }
+            return Ok(Proven::Whole);
+        }
         let pieces = self.registry.blob(self.image, &layer.digest, u64::MAX);
         let mut pieces = pieces.await.map_err(|error| chain(&error))?;
         if let Some(content) = content {
@@ -376,7 +462,6 @@ mod tests {
                 os_features: Vec::new(),
             }
         };
-        let only = |text: &str| Platforms::Only(vec![text.to_owned()]);
         for (wanted, offered, expected) in [
             ("linux/amd64", "linux/amd64", true),
             ("linux/amd64/v2", "linux/386", true),
@@ -385,11 +470,42 @@ mod tests {
             ("linux/amd64", "linux/arm64", false),
             ("linux/amd64", "windows/amd64", false),
             ("linux/s390x", "linux/riscv64", false),
+            ("linux/amd64", "unknown/unknown", false),
+            // Spellings that an engine reads as linux/amd64 or linux/arm.
+            ("linux/amd64", "/amd64", true),
+            ("linux/amd64", "/", true),
+            ("linux/amd64", "linux/x86-64", true),
+            ("linux/amd64", "linux/AMD64", true),
+            ("linux/amd64", "Linux/arm64", true),
+            ("linux/armhf", "linux/s390x", true),
+            ("arm", "linux/s390x", true),
+            ("LINUX/amd64", "linux/s390x", true),
         ] {
-            let included = only(wanted).include(Some(&platform(offered)));
+            let included = Platforms(vec![wanted.to_owned()]).include(Some(&platform(offered)));
             assert_eq!(included, expected, "{wanted} {offered}");
         }
-        assert!(only("linux/amd64").include(None));
-        assert!(Platforms::All.include(Some(&platform("windows/amd64"))));
+        assert!(Platforms(vec!["linux/amd64".into()]).include(None));
+    }
+
+    #[test]
+    fn the_content_of_a_layer_is_of_its_type_as_well() {
+        let layer = |media_type: &str| Descriptor {
+            media_type: media_type.into(),
+            digest: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
+            size: 1,
+            urls: Vec::new(),
+            platform: None,
+            annotations: Default::default(),
+            artifact_type: None,
+        };
+        let content: Digest = format!("sha256:{}", "b".repeat(64)).parse().unwrap();
+        let proofs = Proofs::default();
+        let packed = layer("application/vnd.oci.image.layer.v1.tar+gzip");
+        let compared = proofs.compare_content(&packed, content.clone(), Ok(content.clone()));
+        assert_eq!(compared, Ok(()));
+        assert!(proofs.contains_content(&packed, &content));
+        for other in ["application/vnd.oci.image.layer.v1.tar", "text/plain"] {
+            assert!(!proofs.contains_content(&layer(other), &content), "{other}");
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! and `.git`, as `az acr build` does, except for the files that say how to build.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +15,8 @@ use acrtask_buildkit::{BadPattern, PatternSet};
 const IGNORE_FILE: &str = ".dockerignore";
 /// The end of the name of an ignore file: of a context's, and of one Dockerfile's.
 const IGNORE_SUFFIX: &str = ".dockerignore";
+/// Biggest ignore file, in bytes.
+const MAX_IGNORE_FILE: u64 = 1 << 20;
 /// Folders of git, in the context and in what it contains. A later pattern of the ignore file can include them again.
 const GIT: [&str; 1] = ["**/.git"];
 
@@ -29,7 +32,7 @@ pub struct Selection {
 impl Selection {
     /// Selects everything below `root`, except for what is ignored and cannot be read.
     pub(crate) fn of_workspace(root: &Path) -> Self {
-        let text = std::fs::read_to_string(root.join(IGNORE_FILE)).unwrap_or_default();
+        let text = read_ignore_file(root, Path::new(IGNORE_FILE)).unwrap_or_default();
         Self {
             // The build itself reports a pattern that cannot be used.
             ignored: PatternSet::from_ignore_file(&text).unwrap_or_default(),
@@ -48,11 +51,11 @@ impl Selection {
         needed: impl IntoIterator<Item = PathBuf>,
     ) -> io::Result<Self> {
         // A Dockerfile's own ignore file takes the place of the context's.
-        let own = dockerfile.map(|name| root.join(format!("{name}{IGNORE_SUFFIX}")));
+        let own = dockerfile.map(|name| PathBuf::from(format!("{name}{IGNORE_SUFFIX}")));
         let path = own
-            .filter(|path| path.is_file())
-            .unwrap_or_else(|| root.join(IGNORE_FILE));
-        let text = match std::fs::read_to_string(&path) {
+            .filter(|path| root.join(path).is_file())
+            .unwrap_or_else(|| PathBuf::from(IGNORE_FILE));
+        let text = match read_ignore_file(root, &path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(about(&path, &error)),
@@ -90,6 +93,27 @@ impl Selection {
     fn is_needed(&self, path: &Path) -> bool {
         self.needed.iter().any(|needed| needed == path)
     }
+}
+
+/// Reads an ignore file of the folder `root`. A task may have made it a link to a device without an end, or to a file
+/// of the machine.
+fn read_ignore_file(root: &Path, path: &Path) -> io::Result<String> {
+    let root = root.canonicalize()?;
+    let path = acrtask_source::paths::inside(&root, path)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    if !path.metadata()?.is_file() {
+        let reason = "it is not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    let mut text = String::new();
+    File::open(path)?
+        .take(MAX_IGNORE_FILE + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_IGNORE_FILE {
+        let reason = format!("it has more than {MAX_IGNORE_FILE} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(text)
 }
 
 /// Returns `true` for a Dockerfile or an ignore file by its name: builds read them although they are ignored.

@@ -159,8 +159,9 @@ impl Compression {
     }
 }
 
-/// Returns `true` if engines look for a compression in layers of this type.
-fn is_compressed(media_type: &str) -> bool {
+/// Returns `true` if engines look for a compression in layers of this type. The same bytes can be two layers: one if they
+/// are unpacked, and another if not.
+pub fn is_compressed(media_type: &str) -> bool {
     matches!(
         media_type,
         "application/vnd.docker.image.rootfs.diff.tar.gzip"

@@ -67,6 +67,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+    /// Other addresses of the content, which engines ask before the registry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// For which platform it is; in indexes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -79,6 +82,26 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// Returns `true` if it points at a manifest or an index, and not at a blob.
+    pub fn is_manifest(&self) -> bool {
+        ACCEPT.contains(&self.media_type.as_str())
+    }
+
+    /// Refuses a descriptor that leads engines and builders to other addresses than the registry.
+    ///
+    /// # Errors
+    /// A sentence that names the address.
+    pub fn check_urls(&self) -> Result<(), String> {
+        match self.urls.first() {
+            None => Ok(()),
+            Some(url) => Err(format!(
+                "{} is at another address, {}: copy the image with all its content",
+                self.digest,
+                url.escape_debug()
+            )),
+        }
+    }
+
     /// The digest of the image that this entry of an index attests, if it is an attestation manifest.
     pub fn attests(&self) -> Option<Digest> {
         if self.annotations.get(REFERENCE_TYPE).map(String::as_str) != Some("attestation-manifest")
@@ -253,6 +276,7 @@ impl Manifest {
             media_type: self.media_type.clone(),
             digest: self.digest.clone(),
             size: self.raw.len() as u64,
+            urls: Vec::new(),
             platform: None,
             annotations: BTreeMap::new(),
             artifact_type: None,

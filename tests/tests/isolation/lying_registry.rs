@@ -12,9 +12,10 @@ use acrtask_tests::{
     project::folder,
     service::Server,
 };
+use serde_json::json;
 
 /// What the registry sends of the image, by the first part of the repository.
-const LIES: [(&str, &[Part]); 8] = [
+const LIES: [(&str, &[Part]); 11] = [
     ("digest", &[]),
     ("manifest", &[Part::Manifest]),
     ("config", &[Part::Manifest, Part::Config]),
@@ -28,15 +29,24 @@ const LIES: [(&str, &[Part]); 8] = [
     ),
     (
         "own-layers",
-        &[Part::Manifest, Part::Config, Part::OwnLayers],
+        &[Part::Manifest, Part::Config, Part::Other("")],
     ),
     (
+        "spelled",
+        &[Part::Manifest, Part::Config, Part::Other("AMD64")],
+    ),
+    (
+        "without-a-system",
+        &[Part::Manifest, Part::Config, Part::Other("no system")],
+    ),
+    ("urls", &[Part::Manifest, Part::Config, Part::Other("urls")]),
+    (
         "two-keys",
-        &[Part::Manifest, Part::Config, Part::SecondKey("Layers")],
+        &[Part::Manifest, Part::Config, Part::Other("Layers")],
     ),
     (
         "two-equal-keys",
-        &[Part::Manifest, Part::Config, Part::SecondKey("layers")],
+        &[Part::Manifest, Part::Config, Part::Other("layers")],
     ),
 ];
 const HONEST: (&str, &[Part]) = ("honest", &[Part::Manifest, Part::Config, Part::Layer]);
@@ -50,10 +60,8 @@ enum Part {
     WrongLayer,
     /// An image of the attacker with the layers of the private one.
     OwnConfig,
-    /// An image with layers of the attacker, whose configuration names the contents of the private ones.
-    OwnLayers,
-    /// An image with layers of the attacker, and the private ones in a second list under this key.
-    SecondKey(&'static str),
+    /// An image of the attacker, by its key in [`Stored::others`].
+    Other(&'static str),
 }
 
 /// A private image, as a registry has it.
@@ -62,7 +70,9 @@ struct Stored {
     digest: String,
     /// An image of the attacker that has the same layers.
     own_digest: String,
-    /// Images of the attacker with other layers and the same contents, by their second key.
+    /// Images of the attacker with other layers. `""`: the configuration names the contents of the private ones.
+    /// `AMD64`, `no system`: an index of it with an unusual platform. `urls`: an honest one with other addresses of the
+    /// layers. `Layers`, `layers`: an honest one, and the private layers in a second list under this key.
     others: HashMap<&'static str, String>,
     manifests: HashMap<String, (String, Vec<u8>)>,
     /// Configurations, and layers of the attacker.
@@ -92,9 +102,12 @@ impl Stored {
                     let config = &body.config.digest;
                     let bytes = registry.blob_bytes(image, config, 1 << 20).await.unwrap();
                     stored.add_own_image(&raw, &bytes, config.as_str());
-                    for second_key in ["", "Layers", "layers"] {
-                        stored.add_other_layers(&raw, &bytes, second_key);
+                    for kind in ["", "urls", "Layers", "layers"] {
+                        stored.add_other_layers(&raw, &bytes, kind);
                     }
+                    let odd = json!({"os": "linux", "architecture": "AMD64"});
+                    stored.add_index("AMD64", &odd);
+                    stored.add_index("no system", &json!({"os": "", "architecture": ""}));
                     stored.configs.insert(config.to_string(), bytes.to_vec());
                     for layer in &body.layers {
                         let bytes = registry.blob_bytes(image, &layer.digest, 1 << 30);
@@ -127,9 +140,23 @@ impl Stored {
             .insert(self.own_digest.clone(), (media_type, document));
     }
 
-    /// Adds an image with other layers and the same configuration. With a second key, the configuration names the
-    /// contents of these layers, and the manifest also has the list of the private ones.
-    fn add_other_layers(&mut self, manifest: &[u8], config: &[u8], second_key: &'static str) {
+    /// Adds an index of the image `""` with this platform.
+    fn add_index(&mut self, kind: &'static str, platform: &serde_json::Value) {
+        let digest = &self.others[""];
+        let (media_type, raw) = &self.manifests[digest];
+        let entry = json!({
+            "mediaType": media_type, "digest": digest, "size": raw.len(), "platform": platform,
+        });
+        let index_type = acrtask_registry::manifest::OCI_INDEX;
+        let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [entry]});
+        let raw = index.to_string().into_bytes();
+        let digest = acrtask_registry::manifest::sha256(&raw).to_string();
+        self.others.insert(kind, digest.clone());
+        self.manifests.insert(digest, (index_type.to_owned(), raw));
+    }
+
+    /// Adds an image with other layers, as [`Stored::others`] describes it.
+    fn add_other_layers(&mut self, manifest: &[u8], config: &[u8], kind: &'static str) {
         let digest = |bytes: &[u8]| acrtask_registry::manifest::sha256(bytes).to_string();
         let document: serde_json::Value = serde_json::from_slice(manifest).unwrap();
         let count = document["layers"].as_array().unwrap().len();
@@ -141,21 +168,24 @@ impl Stored {
             own["layers"][number]["digest"] = digest(&layer).into();
             own["layers"][number]["size"] = layer.len().into();
             own_config["rootfs"]["diff_ids"][number] = digest(&layer).into();
+            if kind == "urls" {
+                own["layers"][number]["urls"] = json!(["http://127.0.0.1:1/"]);
+            }
             self.configs.insert(digest(&layer), layer);
         }
-        if !second_key.is_empty() {
+        if !kind.is_empty() {
             let own_config = serde_json::to_vec(&own_config).unwrap();
             own["config"]["digest"] = digest(&own_config).into();
             own["config"]["size"] = own_config.len().into();
             self.configs.insert(digest(&own_config), own_config);
         }
         let mut text = own.to_string();
-        if !second_key.is_empty() {
+        if kind.eq_ignore_ascii_case("layers") {
             assert_eq!(text.pop(), Some('}'));
-            text = format!("{text},{second_key:?}:{}}}", document["layers"]);
+            text = format!("{text},{kind:?}:{}}}", document["layers"]);
         }
         let found = digest(text.as_bytes());
-        self.others.insert(second_key, found.clone());
+        self.others.insert(kind, found.clone());
         let media_type = document["mediaType"].as_str().unwrap().to_owned();
         self.manifests
             .insert(found, (media_type, text.into_bytes()));
@@ -164,8 +194,7 @@ impl Stored {
     fn wanted(&self, parts: &[Part]) -> &str {
         let wanted = parts.iter().find_map(|part| match part {
             Part::OwnConfig => Some(&self.own_digest),
-            Part::OwnLayers => Some(&self.others[""]),
-            Part::SecondKey(key) => Some(&self.others[key]),
+            Part::Other(kind) => Some(&self.others[kind]),
             _ => None,
         });
         wanted.unwrap_or(&self.digest)
@@ -304,7 +333,7 @@ steps:
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let answering = Arc::clone(&stored);
-    Misbehaving::start(listener, None, move |seen| answering.answer(seen));
+    let requests = Misbehaving::start(listener, None, move |seen| answering.answer(seen));
 
     let target = format!("{}/iso/stolen:{unique}", world.registry);
     for (lie, parts) in LIES {
@@ -341,4 +370,16 @@ steps:
     assert_eq!(failed, expected, "{}", outcome.all());
     assert!(outcome.stdout.contains(&private), "{}", outcome.all());
     engine::docker_output(&["image", "rm", "-f", &stored.digest]);
+    // It could answer BuildKit with other content than the runner, so BuildKit asks it for nothing.
+    let requests = requests.seen();
+    let clients = requests
+        .iter()
+        .map(|seen| seen.request.headers.get("user-agent"));
+    let mut clients: Vec<_> = clients
+        .map(|client| client.cloned().unwrap_or_default())
+        .collect();
+    clients.sort();
+    clients.dedup();
+    let is_known = |client: &String| client.starts_with("acrtask") || client.starts_with("docker/");
+    assert!(clients.iter().all(is_known), "{clients:?}");
 }

@@ -1,5 +1,5 @@
-//! Serves folders with OCI layout to the builder, as containerd content stores: caches of type `local`,
-//! and images that are named contexts.
+//! Serves folders with OCI layout and blobs of this program to the builder, as containerd content stores: caches of type
+//! `local`, and images that are named contexts.
 //!
 //! Invariant: a blob appears under its digest only when its bytes have that digest.
 //!
@@ -8,7 +8,9 @@
 mod layout;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::future::Future;
+use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -23,6 +25,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::blob_source::BlobSource;
 use crate::content_proto as proto;
 use crate::content_proto::{PREFIX, WriteAction};
 use crate::transport::MAX_MESSAGE;
@@ -46,20 +49,70 @@ pub(super) const METHODS: [&str; 9] = [
     "/containerd.services.content.v1.Content/Abort",
 ];
 
+/// The content behind one id.
+#[derive(Debug, Clone)]
+pub(crate) enum Store {
+    Folder(Layout),
+    /// It cannot be written.
+    Provided(Arc<dyn BlobSource>),
+}
+
+impl Store {
+    async fn size(&self, digest: &str) -> Result<u64, Status> {
+        match self {
+            Self::Folder(layout) => Ok(layout.size(digest)?),
+            Self::Provided(blobs) => Ok(opened(blobs, digest).await?.1),
+        }
+    }
+
+    /// Opens a blob at `offset`. Returns it with the number of bytes to read: `size`, or all the rest if `size` is 0.
+    async fn open(&self, digest: &str, offset: i64, size: i64) -> Result<(File, u64), Status> {
+        let blobs = match self {
+            Self::Folder(layout) => return Ok(layout.open(digest, offset, size)?),
+            Self::Provided(blobs) => blobs,
+        };
+        let (mut file, length) = opened(blobs, digest).await?;
+        let offset = u64::try_from(offset).unwrap_or(0).min(length);
+        file.seek(SeekFrom::Start(offset))?;
+        let left = length - offset;
+        let size = u64::try_from(size).ok().filter(|size| *size > 0);
+        Ok((file, size.map_or(left, |size| size.min(left))))
+    }
+
+    /// Returns the folder to write to.
+    fn folder(&self) -> Result<&Layout, Status> {
+        match self {
+            Self::Folder(layout) => Ok(layout),
+            Self::Provided(_) => Err(Status::permission_denied("the store is only read")),
+        }
+    }
+}
+
+/// Opens a blob of this program. Returns it with its length in bytes.
+async fn opened(blobs: &Arc<dyn BlobSource>, digest: &str) -> Result<(File, u64), Status> {
+    let file = blobs
+        .open(digest)
+        .await
+        .map_err(Status::failed_precondition)?;
+    let file = file.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))?;
+    let length = file.metadata()?.len();
+    Ok((file, length))
+}
+
 /// The stores by the ids under which the builder asks for them.
 #[derive(Clone)]
 pub(crate) struct ContentService {
-    stores: Arc<HashMap<String, Layout>>,
+    stores: Arc<HashMap<String, Store>>,
 }
 
 impl ContentService {
-    pub(crate) fn new(stores: HashMap<String, Layout>) -> Self {
+    pub(crate) fn new(stores: HashMap<String, Store>) -> Self {
         Self {
             stores: Arc::new(stores),
         }
     }
 
-    fn store(&self, metadata: &MetadataMap) -> Result<Layout, Status> {
+    fn store(&self, metadata: &MetadataMap) -> Result<Store, Status> {
         let id = metadata.get(STORE_HEADER).and_then(|v| v.to_str().ok());
         let id = id.ok_or_else(|| {
             Status::invalid_argument(format!("request lacks metadata {STORE_HEADER:?}"))
@@ -75,7 +128,7 @@ impl ContentService {
         request: Request<proto::InfoRequest>,
     ) -> Result<Response<proto::InfoResponse>, Status> {
         let store = self.store(request.metadata())?;
-        let info = info(&store, &request.get_ref().digest)?;
+        let info = info(&store, &request.get_ref().digest).await?;
         Ok(Response::new(proto::InfoResponse { info: Some(info) }))
     }
 
@@ -88,7 +141,7 @@ impl ContentService {
         let asked = request.into_inner().info.unwrap_or_default();
         let info = proto::Info {
             labels: asked.labels,
-            ..info(&store, &asked.digest)?
+            ..info(&store, &asked.digest).await?
         };
         Ok(Response::new(proto::InfoResponse { info: Some(info) }))
     }
@@ -99,7 +152,7 @@ impl ContentService {
     ) -> Result<Response<ReplyStream<proto::ReadResponse>>, Status> {
         let store = self.store(request.metadata())?;
         let wish = request.into_inner();
-        let (mut reader, size) = store.open(&wish.digest, wish.offset, wish.size)?;
+        let (mut reader, size) = store.open(&wish.digest, wish.offset, wish.size).await?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
             use std::io::Read;
@@ -141,7 +194,7 @@ impl ContentService {
         self,
         request: Request<Streaming<proto::WriteRequest>>,
     ) -> Result<Response<ReplyStream<proto::WriteResponse>>, Status> {
-        let store = self.store(request.metadata())?;
+        let store = self.store(request.metadata())?.folder()?.clone();
         let mut incoming = request.into_inner();
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -164,8 +217,8 @@ impl ContentService {
 
 type ReplyStream<T> = ReceiverStream<Result<T, Status>>;
 
-fn info(store: &Layout, digest: &str) -> Result<proto::Info, Status> {
-    let size = store.size(digest)?;
+async fn info(store: &Store, digest: &str) -> Result<proto::Info, Status> {
+    let size = store.size(digest).await?;
     Ok(proto::Info {
         digest: digest.to_owned(),
         size: i64::try_from(size).unwrap_or(i64::MAX),
@@ -356,7 +409,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((reply.digest.as_str(), reply.offset), (HELLO, 5));
-        assert_eq!(info(&store, HELLO).unwrap().size, 5);
+        assert_eq!(store.size(HELLO).unwrap(), 5);
         let again =
             write_step(&store, &mut None, message(WriteAction::Stat, b"", HELLO)).unwrap_err();
         assert_eq!(again.code(), tonic::Code::AlreadyExists);
@@ -373,14 +426,14 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(wrong.code(), tonic::Code::FailedPrecondition);
-        assert_eq!(
-            info(&store, HELLO).unwrap_err().code(),
-            tonic::Code::NotFound
-        );
+        assert!(matches!(
+            store.size(HELLO),
+            Err(LayoutError::NotFound { .. })
+        ));
         for digest in ["sha256:../../x", "md5:aa", "", "sha256:ABC"] {
-            assert_eq!(
-                info(&store, digest).unwrap_err().code(),
-                tonic::Code::InvalidArgument,
+            let refused = store.size(digest);
+            assert!(
+                matches!(refused, Err(LayoutError::Digest { .. })),
                 "{digest}"
             );
         }

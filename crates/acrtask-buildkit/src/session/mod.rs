@@ -42,7 +42,7 @@ use crate::transport::{self, MAX_MESSAGE, UpgradeError, WINDOW};
 
 pub(crate) use auth::AuthService;
 pub use auth::{Anonymous, Credentials, RegistryCredential, registry_key};
-pub(crate) use content::{ContentService, Layout, LayoutError};
+pub(crate) use content::{ContentService, Layout, LayoutError, Store};
 pub(crate) use filesend::{ByteSink, FileSendService, Target};
 pub(crate) use secrets::SecretService;
 pub use secrets::{BuildSecret, MAX_SECRET_BYTES, SecretError, SecretSource};

@@ -78,6 +78,9 @@ impl Layout<'_> {
             let raw = self.blob(&digest, MAX_MANIFEST)?;
             match Manifest::parse(raw.into(), None)?.body {
                 ManifestBody::Index(index) => {
+                    for entry in &index.manifests {
+                        entry.check_urls()?;
+                    }
                     waiting.extend(index.manifests.into_iter().map(|one| one.digest));
                 }
                 ManifestBody::Image(image) => self.image(&image).await?,
@@ -87,6 +90,9 @@ impl Layout<'_> {
     }
 
     async fn image(&self, image: &Image) -> Result<(), String> {
+        for descriptor in image.layers.iter().chain([&image.config]) {
+            descriptor.check_urls()?;
+        }
         let contents = diff_ids(&self.blob(&image.config.digest, MAX_CONFIG)?)?;
         // A builder uses no image whose configuration names no contents.
         if !contents.is_empty() && contents.len() != image.layers.len() {
@@ -117,7 +123,7 @@ impl Layout<'_> {
                 "the file of the layer {digest} has the digest {found}"
             ));
         }
-        let content = content.filter(|content| !self.proofs.contains_content(digest, content));
+        let content = content.filter(|content| !self.proofs.contains_content(layer, content));
         if let Some(content) = content {
             let pieces = ReaderStream::new(open().await?);
             let found = content_digest(&layer.media_type, pieces, &content).await;

@@ -308,14 +308,7 @@ async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
             attrs,
         }
     };
-    match recipe::admit_import(ctx, spec(&[])).await {
-        // The first run of a task finds none.
-        Ok(import) => recipe.cache_imports.extend(import),
-        Err(why) => {
-            let message = format!("the cache {reference} is not used: {why}");
-            run.events.warn(Some(&ctx.step.id), message, None).await;
-        }
-    }
+    recipe::import_shared(ctx, recipe, spec(&[])).await;
     if !export {
         return;
     }

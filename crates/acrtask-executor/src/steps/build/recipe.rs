@@ -14,15 +14,15 @@ use std::{
 
 use acrtask_buildkit::{
     AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
-    DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, SecretSource,
-    SourceAddresses, SourcePin, SshSource,
+    DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, ProvidedImage,
+    SecretSource, SourceAddresses, SourcePin, SshSource,
 };
 use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
 pub(crate) use self::caches::INLINE_CACHE;
-pub(super) use self::caches::{LOCAL_CACHE, admit_import, seal_exported};
+pub(super) use self::caches::{LOCAL_CACHE, import_shared, seal_exported};
 use self::caches::{cache_namespaces, check_cache, exported_caches, imported_caches};
 use super::{fetched, input};
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     cmd::{body::working_folder, flags::is_machine_wide_limit},
     context::StepContext,
     error::chain,
+    output::lock,
     possession::check_layout,
     workspace::{BuildFolder, WORKSPACE, resolve_path},
 };
@@ -48,8 +49,12 @@ pub(crate) struct Recipe {
     pins: Vec<SourcePin>,
     /// The images of this run that the build uses, by their names in the engine.
     own: BTreeMap<ImageRef, ImageRef>,
-    /// Images of registries that the build may use at a runner.
+    /// Images of Docker Hub that the build may use at a runner.
     allowed: Mutex<Vec<AllowedImage>>,
+    /// Images of other registries that the build may use at a runner, by the names of their contexts.
+    provided: Mutex<BTreeMap<String, NamedContext>>,
+    /// Caches of registries that the build imports at a runner.
+    pub(super) provided_caches: Vec<ProvidedImage>,
     provenance: Provenance,
     cache_namespaces: CacheNamespaces,
     pub(crate) cache_imports: Vec<CacheSpec>,
@@ -120,7 +125,7 @@ impl Recipe {
         for cache in line.cache_from.iter().chain(&line.cache_to) {
             check_cache(&ctx.run.domain.trust, &cache.kind)?;
         }
-        let cache_imports = imported_caches(ctx, line, &base).await?;
+        let imported = imported_caches(ctx, line, &base).await?;
         let cache_exports = exported_caches(ctx, line, &build_args, &base).await?;
         let mut recipe = Self {
             context,
@@ -132,9 +137,11 @@ impl Recipe {
             pins: Vec::new(),
             own: BTreeMap::new(),
             allowed: Mutex::default(),
+            provided: Mutex::default(),
+            provided_caches: imported.provided,
             provenance,
             cache_namespaces,
-            cache_imports,
+            cache_imports: imported.caches,
             cache_exports,
             line: line.clone(),
             _held: held,
@@ -177,9 +184,12 @@ impl Recipe {
         request.ulimits = ulimits(ctx, line)?;
         request.pins = self.pins.clone();
         request.named_contexts = self.named_contexts.clone();
+        let provided = lock(&self.provided).clone();
+        request.named_contexts.extend(provided);
         request.secrets = self.secrets.clone();
         request.ssh = self.ssh.clone();
         request.cache_imports = self.cache_imports.clone();
+        request.provided_caches = self.provided_caches.clone();
         request.cache_exports = self.cache_exports.clone();
         request.provenance = self.provenance.clone();
         request.cache_namespaces = Some(self.cache_namespaces.clone());
@@ -243,6 +253,17 @@ async fn context(
     let from_stdin = line.file.as_deref() == Some("-");
     let in_context =
         || DockerfileSource::InContext(line.file.clone().unwrap_or_else(|| "Dockerfile".into()));
+    // The path is the task's, and the files are on this machine.
+    let in_fetched = |context: BuildContext| {
+        if let (BuildContext::Local { dir }, Some(file)) = (&context, &line.file) {
+            let root = dir
+                .canonicalize()
+                .map_err(|error| format!("{file}: {error}"))?;
+            acrtask_source::paths::inside(&root, Path::new(file))
+                .map_err(|error| format!("the Dockerfile {file} is not used: {}", chain(&error)))?;
+        }
+        Ok::<_, String>((context, in_context()))
+    };
     match &line.context {
         ContextRef::Path(path) => {
             let dir = base.local(path)?;
@@ -265,7 +286,11 @@ async fn context(
             if let Some(workspace) = fetched::fetch(ctx, url).await? {
                 let dir = workspace.root.clone();
                 held.push(Held::Fetched(workspace));
-                return Ok((BuildContext::Local { dir }, dockerfile));
+                let context = BuildContext::Local { dir };
+                return match from_stdin {
+                    true => Ok((context, dockerfile)),
+                    false => in_fetched(context),
+                };
             }
             let url = url.clone();
             Ok((
@@ -282,9 +307,7 @@ async fn context(
                 .parse()
                 .map_err(|error: ReferenceError| chain(&error))?;
             let spec = ContextSpec::Oci(reference);
-            fetch_ours(ctx, &spec, Origin::TaskFile, held)
-                .await
-                .map(|context| (context, in_context()))
+            in_fetched(fetch_ours(ctx, &spec, Origin::TaskFile, held).await?)
         }
         ContextRef::Stdin => {
             let Some(path) = &ctx.run.stdin else {
@@ -296,8 +319,7 @@ async fn context(
             };
             if input::is_archive(path)? {
                 let spec = ContextSpec::TarballFile(path.clone());
-                let context = fetch_ours(ctx, &spec, Origin::Operator, held).await?;
-                Ok((context, in_context()))
+                in_fetched(fetch_ours(ctx, &spec, Origin::Operator, held).await?)
             } else {
                 Ok((
                     BuildContext::None,

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use acrtask_buildkit::{
-    BuildOutcome, CacheNamespaces, CacheSpec, Feature, Provenance, one_time_namespace,
+    BuildOutcome, CacheNamespaces, CacheSpec, Feature, Provenance, ProvidedImage,
+    one_time_namespace,
 };
 use acrtask_model::{ImageRef, ReferenceError, TrustDomain, events::Stream};
 use acrtask_spec::build_line::BuildLine;
 
-use super::Base;
-use crate::{cache_seal, context::StepContext, error::chain};
+use super::{Base, Recipe};
+use crate::{cache_seal, context::StepContext, error::chain, possession::provide_cache};
 
 /// The type of a cache that is an image of a registry.
 const REGISTRY_CACHE: &str = "registry";
@@ -22,19 +23,38 @@ pub(crate) const INLINE_CACHE: &str = "inline";
 /// The build argument by which `docker build` exports an inline cache.
 const INLINE_CACHE_ARGUMENT: &str = "BUILDKIT_INLINE_CACHE";
 
+/// The caches that a build imports.
+#[derive(Debug, Default)]
+pub(super) struct Imported {
+    /// Caches that the builder reads itself.
+    pub(super) caches: Vec<CacheSpec>,
+    /// Sealed caches, which this program reads.
+    pub(super) provided: Vec<ProvidedImage>,
+}
+
 /// Returns the caches of `--cache-from` that the build may import, and warns of the others.
 pub(super) async fn imported_caches(
     ctx: &StepContext,
     line: &BuildLine,
     base: &Base,
-) -> Result<Vec<CacheSpec>, String> {
-    let mut imported = Vec::new();
-    for cache in read_caches(&line.cache_from, base)? {
-        let shown = cache.attrs.get("ref").or_else(|| cache.attrs.get("src"));
+) -> Result<Imported, String> {
+    let caches = read_caches(&line.cache_from, base)?;
+    if imports_every_cache(ctx) {
+        return Ok(Imported {
+            caches,
+            ..Imported::default()
+        });
+    }
+    let mut imported = Imported::default();
+    for cache in caches {
+        let shown = cache
+            .attrs
+            .get(REFERENCE)
+            .or_else(|| cache.attrs.get("src"));
         let shown = shown.cloned().unwrap_or_else(|| cache.kind.clone());
-        let why = match admit_import(ctx, cache).await {
+        let why = match admit_import(ctx, &cache).await {
             Ok(Some(cache)) => {
-                imported.push(cache);
+                imported.provided.push(cache);
                 continue;
             }
             Ok(None) => "no run of this task has exported it with `--cache-to`".to_owned(),
@@ -43,35 +63,51 @@ pub(super) async fn imported_caches(
         let message = format!("the cache {shown} is not used: {why}");
         let help = "a cache that others can write decides layers of all builds; an operator who trusts this task allows \
                     every cache with `--allow cache-imports`";
-        let warned = ctx
-            .run
-            .events
-            .warn(Some(&ctx.step.id), message, Some(help.to_owned()));
+        let events = &ctx.run.events;
+        let warned = events.warn(Some(&ctx.step.id), message, Some(help.to_owned()));
         warned.await;
     }
     Ok(imported)
 }
 
-/// Returns what the build imports of a cache: on one's own machine the cache, and at a runner the manifest that a run of
-/// the domain has sealed. `None` if there is none.
+/// Returns the content of the cache that a run of the domain has sealed under this name. `None` if there is none.
 ///
 /// # Errors
 /// A sentence for the user: the registry cannot be read.
-pub(in crate::steps::build) async fn admit_import(
+async fn admit_import(
     ctx: &StepContext,
-    mut cache: CacheSpec,
-) -> Result<Option<CacheSpec>, String> {
-    if imports_every_cache(ctx) {
-        return Ok(Some(cache));
-    }
-    let Some(reference) = registry_reference(&cache)? else {
+    cache: &CacheSpec,
+) -> Result<Option<ProvidedImage>, String> {
+    let Some(reference) = registry_reference(cache)? else {
         return Ok(None);
     };
     let sealed = cache_seal::find_sealed(&ctx.run, &reference).await?;
-    Ok(sealed.map(|sealed| {
-        cache.attrs.insert(REFERENCE.to_owned(), sealed.to_string());
-        cache
+    let Some(digest) = sealed.as_ref().and_then(ImageRef::digest) else {
+        return Ok(None);
+    };
+    Ok(Some(ProvidedImage {
+        digest: digest.to_string(),
+        blobs: provide_cache(&ctx.run, &reference, digest)?,
     }))
+}
+
+/// Makes the build import the shared cache of the step. The first run of a task finds none.
+pub(in crate::steps::build) async fn import_shared(
+    ctx: &StepContext,
+    recipe: &mut Recipe,
+    cache: CacheSpec,
+) {
+    if imports_every_cache(ctx) {
+        recipe.cache_imports.push(cache);
+        return;
+    }
+    match admit_import(ctx, &cache).await {
+        Ok(cache) => recipe.provided_caches.extend(cache),
+        Err(why) => {
+            let message = format!("the shared cache is not used: {why}");
+            ctx.run.events.warn(Some(&ctx.step.id), message, None).await;
+        }
+    }
 }
 
 /// Seals the cache that a build has exported to a registry, if later runs need the seal. Of several exports, the builder

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_buildkit::{
-    AllowedImage, NamedContext, OFFICIAL_FRONTENDS, SourceImages, SourcePin, familiar,
+    AllowedImage, NamedContext, ProvidedImage, SourceImages, SourcePin, familiar,
 };
 use acrtask_model::{ImageRef, reference::DOCKER_HUB};
 
@@ -14,7 +14,7 @@ use crate::{
     image_names::check_name,
     images::{self, Found, Origin},
     output::lock,
-    possession::{self, Missing, Platforms, Store},
+    possession::{Platforms, provide},
     steps::build::seen::Seen,
 };
 
@@ -23,6 +23,9 @@ use crate::{
 ///
 /// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
 /// stage may have the name, the image's tag decides, and a warning says so.
+///
+/// At a runner, BuildKit asks no registry for an image but Docker Hub: it gets the content of the others from the runner,
+/// which checks it. A registry that a task chooses could answer BuildKit with other content.
 pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result<(), String> {
     let run = &ctx.run;
     let seen = recipe.seen(run);
@@ -38,9 +41,16 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     if let Some(scanner) = recipe.sbom_scanner().filter(|_| !run.options.own_machine)
         && let Ok(name) = scanner.parse::<ImageRef>()
     {
+        // BuildKit runs it beside the result, and asks its registry itself.
+        if name.registry() != DOCKER_HUB && !run.options.allow.frontends {
+            return Err(format!(
+                "the scanner {name} is not allowed here, because it is not of Docker Hub; use the default one, or ask the \
+                 operator for `--allow frontends`"
+            ));
+        }
         needed.insert(name.or_latest());
     }
-    let platforms = recipe.platforms(run, seen.as_ref());
+    let platforms = recipe.platforms(run);
     let own = own_images(run, recipe.line.pull);
     let mut names: BTreeSet<&ImageRef> = needed.iter().chain(run.plan.pins.keys()).collect();
     if seen.is_none() {
@@ -59,15 +69,23 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             None => in_registry(ctx, name, needed_ref.contains(name)).await?,
         };
         // A name that only the frontend may use is proven when it does.
-        if let Some(target) = target.as_ref().filter(|_| needed_ref.contains(name)) {
-            target.prove(run, platforms_ref).await?;
-        }
-        Ok::<_, String>((name, target))
+        let provided = match target.as_ref().filter(|_| needed_ref.contains(name)) {
+            Some(target) => target.provide(run, platforms_ref).await?,
+            None => None,
+        };
+        Ok::<_, String>((name, target, provided))
     });
-    for (name, target) in futures::future::try_join_all(targets).await? {
-        let proven = |target: &&Target| target.proven || needed.contains(name);
-        let allowed = target.iter().filter(proven).filter_map(Target::allowed);
+    for (name, target, provided) in futures::future::try_join_all(targets).await? {
+        let is_needed = needed.contains(name);
+        let allowed = target
+            .iter()
+            .filter(|_| is_needed)
+            .filter_map(Target::allowed);
         lock(&recipe.allowed).extend(allowed);
+        if let Some(provided) = provided {
+            lock(&recipe.provided).insert(context_of(name), NamedContext::Provided(provided));
+            continue;
+        }
         // A digest needs no pin.
         let Some(target) = target.filter(|_| name.digest().is_none()) else {
             continue;
@@ -87,7 +105,7 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     }
     let mut allowed = Vec::new();
     for context in recipe.named_contexts.values_mut() {
-        let NamedContext::Reference(reference) = context else {
+        let NamedContext::Reference(reference) = &mut *context else {
             continue;
         };
         let image = reference.strip_prefix("docker-image://");
@@ -103,13 +121,17 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             Some(own) => Some(own.clone()),
             None => in_registry(ctx, &name, true).await?,
         };
-        if let Some(target) = target {
-            target.prove(run, &platforms).await?;
-            allowed.extend(target.allowed());
-            *reference = format!("docker-image://{}", target.image);
-            if target.in_engine {
-                recipe.own.insert(target.image, name);
-            }
+        let Some(target) = target else {
+            continue;
+        };
+        if let Some(provided) = target.provide(run, &platforms).await? {
+            *context = NamedContext::Provided(provided);
+            continue;
+        }
+        allowed.extend(target.allowed());
+        *reference = format!("docker-image://{}", target.image);
+        if target.in_engine {
+            recipe.own.insert(target.image, name);
         }
     }
     lock(&recipe.allowed).extend(allowed);
@@ -125,8 +147,6 @@ struct Target {
     in_engine: bool,
     /// Its digest in short, for messages.
     shown: String,
-    /// The run itself built it.
-    proven: bool,
 }
 
 impl Target {
@@ -137,26 +157,43 @@ impl Target {
                 .map_or_else(String::new, |digest| digest.short().to_owned()),
             image,
             in_engine: false,
-            proven: false,
         }
     }
 
-    /// Proves that the run may read what the builder has of it.
-    async fn prove(&self, run: &RunContext, platforms: &Platforms) -> Result<(), String> {
-        if self.proven {
-            return Ok(());
+    /// Proves that the run may read what the builder has of it, and returns its content. `None` if the builder gets it from
+    /// the engine or from its registry.
+    ///
+    /// # Errors
+    /// A sentence for the user: the run may not read it.
+    async fn provide(
+        &self,
+        run: &RunContext,
+        platforms: &Platforms,
+    ) -> Result<Option<ProvidedImage>, String> {
+        let Some(digest) = self.image.digest() else {
+            return Ok(None);
+        };
+        if self.in_engine || run.options.own_machine {
+            return Ok(None);
         }
-        let platforms = platforms.clone();
-        possession::prove(run, &self.image, platforms, Store::Builder, Missing::Read)
-            .await
-            .map(drop)
+        let blobs = provide(run, &self.image, digest, platforms.clone()).await?;
+        Ok((!self.is_of_docker_hub()).then(|| ProvidedImage {
+            digest: digest.to_string(),
+            blobs,
+        }))
     }
 
-    /// Returns the builder's permission to use it. Images in the engine have one for all of them.
+    /// Returns `true` if the builder may ask its registry: no task can choose what that answers.
+    fn is_of_docker_hub(&self) -> bool {
+        self.image.registry() == DOCKER_HUB
+    }
+
+    /// Returns the builder's permission to use it by its name. Images in the engine have one for all of them.
     fn allowed(&self) -> Option<AllowedImage> {
+        let digest = self.image.digest().filter(|_| self.is_of_docker_hub())?;
         Some(AllowedImage {
             name: self.image.name(),
-            digest: Some(self.image.digest()?.to_string()),
+            digest: Some(digest.to_string()),
         })
     }
 }
@@ -171,7 +208,6 @@ fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
                 image: stored.clone(),
                 in_engine: true,
                 shown: image.digest.short().to_owned(),
-                proven: true,
             },
             Origin::Pulled(pinned) => Target::registry(pinned.clone()),
             Origin::Engine(_) | Origin::Builder { .. } => continue,
@@ -179,10 +215,7 @@ fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
         own.insert(name, target);
     }
     for (name, digest) in run.all_held() {
-        let held = Target {
-            proven: true,
-            ..Target::registry(name.at(digest))
-        };
+        let held = Target::registry(name.at(digest));
         if pull {
             own.insert(name, held);
         } else {
@@ -211,6 +244,20 @@ async fn in_registry(
         Err(why) => {
             tracing::debug!(image = %name, why, "not resolved before the build");
             Ok(None)
+        }
+    }
+}
+
+/// Returns the name of the context that stands for an image in a Dockerfile.
+fn context_of(name: &ImageRef) -> String {
+    let text = name.to_string();
+    match name.digest() {
+        None => familiar(&text).to_owned(),
+        Some(digest) => {
+            let short = familiar(&text);
+            // A frontend drops `latest` only where it ends the name.
+            let tag = name.tag().filter(|tag| *tag == "latest").map(|_| ":latest");
+            format!("{short}{}@{digest}", tag.unwrap_or_default())
         }
     }
 }
@@ -252,36 +299,32 @@ impl Recipe {
             return Ok(false);
         };
         let target = Target::registry(pinned);
-        let Some(allowed) = target.allowed() else {
-            return Ok(false);
+        let context = context_of(&name);
+        let is_known = || {
+            lock(&self.provided).contains_key(&context)
+                || target
+                    .allowed()
+                    .is_some_and(|allowed| lock(&self.allowed).contains(&allowed))
         };
-        if lock(&self.allowed).contains(&allowed) {
+        if is_known() {
             return Ok(false);
         }
-        target.prove(run, &Platforms::All).await?;
-        lock(&self.allowed).push(allowed);
-        Ok(true)
+        match target.provide(run, &self.platforms(run)).await? {
+            Some(provided) => {
+                let image = NamedContext::Provided(provided);
+                lock(&self.provided).insert(context.clone(), image);
+            }
+            None => lock(&self.allowed).extend(target.allowed()),
+        }
+        Ok(is_known())
     }
 
-    /// Returns the platforms of images that the build may use. All, where the frontend may choose others than those
-    /// of the line.
-    fn platforms(&self, run: &RunContext, seen: Option<&Seen>) -> Platforms {
-        let text = self.dockerfile_text().unwrap_or_default();
-        let is_usual = seen.is_some_and(|seen| {
-            seen.frontends.iter().all(|name| {
-                let name = name.parse::<ImageRef>();
-                name.is_ok_and(|name| {
-                    name.registry() == DOCKER_HUB && OFFICIAL_FRONTENDS.contains(&name.repository())
-                })
-            })
-        });
-        if !is_usual || text.contains("--platform") {
-            return Platforms::All;
-        }
+    /// Returns the platforms of the line and the builder. An image for another one is proven when the builder asks for it.
+    fn platforms(&self, run: &RunContext) -> Platforms {
         let own = run.builder.client.capabilities().platforms.first().cloned();
         let own = own.unwrap_or_else(|| "linux/amd64".into());
         let line = self.line.platforms.iter().cloned();
-        Platforms::Only(line.chain([own]).collect())
+        Platforms(line.chain([own]).collect())
     }
 
     /// Returns the image that writes the SBOM, where the line names one.
