@@ -241,7 +241,12 @@ impl Provenance {
         match self {
             Self::Off | Self::Min => false,
             Self::Max => true,
-            Self::Attrs(attrs) => !attrs.split(',').any(|attr| attr.trim() == "mode=min"),
+            // A builder takes one of several modes.
+            Self::Attrs(attrs) => {
+                let attrs = attrs.split(',').map(str::trim);
+                let mut modes = attrs.filter_map(|attr| attr.strip_prefix("mode="));
+                modes.next() != Some("min") || modes.any(|mode| mode != "min")
+            }
         }
     }
 }

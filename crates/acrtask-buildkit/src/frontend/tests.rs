@@ -275,6 +275,7 @@ fn what_provenance_lists() {
         (Provenance::Attrs("mode=min,version=v1".into()), true, false),
         (Provenance::Attrs("version=v1".into()), true, true),
         (Provenance::Attrs("mode=minimal".into()), true, true),
+        (Provenance::Attrs("mode=min,mode=max".into()), true, true),
     ] {
         assert_eq!(provenance.lists_hosts(), hosts, "{provenance:?}");
         assert_eq!(

@@ -38,21 +38,23 @@ pub(crate) async fn provide(
     let proof = new_proof(run, image, digest, platforms).await?;
     let can_read = !run.builder.is_engine() || run.engine.facts.containerd_store;
     let store = can_read.then(|| run.builder.client.clone());
-    let provided = RegistryImage::new(run, image, digest, Some(proof.clone()), store)?;
-    provided.comparison(&proof).prove(digest).await?;
+    let provided = RegistryImage::new(run, image, digest, Some(proof), store)?;
+    provided.allow_proven(digest).await?;
     Ok(Arc::new(provided))
 }
 
 /// Returns the content of a sealed cache, a name with this digest. Its seal is the proof.
 ///
 /// # Errors
-/// A sentence for the user: there is no folder for the content.
-pub(crate) fn provide_cache(
+/// A sentence for the user: the registry does not send the content.
+pub(crate) async fn provide_cache(
     run: &RunContext,
     cache: &ImageRef,
     digest: &Digest,
 ) -> Result<Arc<RegistryImage>, String> {
-    RegistryImage::new(run, cache, digest, None, None).map(Arc::new)
+    let provided = RegistryImage::new(run, cache, digest, None, None)?;
+    provided.allow_proven(digest).await?;
+    Ok(Arc::new(provided))
 }
 
 /// The content of an image or a cache of a registry.
@@ -127,6 +129,28 @@ impl RegistryImage {
         blob.clone()
     }
 
+    /// Allows everything to be given out that the run has proven of a manifest. A builder that has a manifest does not ask
+    /// for it, and asks for what it names.
+    fn allow_proven<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            let manifest = self.manifest(digest).await?;
+            let ManifestBody::Index(index) = &manifest.body else {
+                return Ok(());
+            };
+            for entry in &index.manifests {
+                let is_proven = match &self.proof {
+                    Some(proof) => self.proofs.contains(&proof.of(&entry.digest)),
+                    None => entry.is_manifest(),
+                };
+                if is_proven {
+                    self.allow_proven(&entry.digest).await?;
+                }
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     /// Opens a layer. Reads it from the registry the first time.
     ///
     /// # Errors
@@ -147,7 +171,7 @@ impl RegistryImage {
         let path = self.scratch.path().join(digest.as_str().replace(':', "-"));
         let failed = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
         let document = match kind {
-            Kind::Manifest => self.manifest(digest).await?,
+            Kind::Manifest => self.manifest(digest).await?.raw,
             Kind::Config => self.config(digest).await?,
             Kind::Layer => {
                 let pieces = self.registry.blob(&self.image, digest, u64::MAX).await;
@@ -168,7 +192,7 @@ impl RegistryImage {
     }
 
     /// Returns a manifest, and allows what it names to be given out.
-    async fn manifest(&self, digest: &Digest) -> Result<Bytes, String> {
+    async fn manifest(&self, digest: &Digest) -> Result<Manifest, String> {
         let kept = match &self.proof {
             None => None,
             Some(proof) => {
@@ -207,7 +231,7 @@ impl RegistryImage {
                 }
             }
         }
-        Ok(manifest.raw)
+        Ok(manifest)
     }
 
     async fn config(&self, digest: &Digest) -> Result<Bytes, String> {

@@ -87,7 +87,7 @@ async fn admit_import(
     };
     Ok(Some(ProvidedImage {
         digest: digest.to_string(),
-        blobs: provide_cache(&ctx.run, &reference, digest)?,
+        blobs: provide_cache(&ctx.run, &reference, digest).await?,
     }))
 }
 

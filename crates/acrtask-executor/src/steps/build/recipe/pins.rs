@@ -24,13 +24,22 @@ use crate::{
 /// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
 /// stage may have the name, the image's tag decides, and a warning says so.
 ///
-/// At a runner, BuildKit asks no registry for an image but Docker Hub: it gets the content of the others from the runner,
-/// which checks it. A registry that a task chooses could answer BuildKit with other content.
+/// At a runner, BuildKit gets the content of images from the runner, which checks it. A registry that a task chooses could
+/// answer BuildKit with other content. BuildKit itself asks for frontends, scanners and stages' names alone.
 pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result<(), String> {
     let run = &ctx.run;
     let seen = recipe.seen(run);
     let stages = seen.as_ref().map(|seen| &seen.stages);
     let mut needed = BTreeSet::new();
+    // Images that the builder uses without asking for a context.
+    let mut by_name = BTreeSet::new();
+    for text in seen.iter().flat_map(|seen| &seen.frontends) {
+        if let Ok(name) = text.parse::<ImageRef>()
+            && (is_curated(&name) || run.options.allow.frontends)
+        {
+            by_name.insert(name.or_latest());
+        }
+    }
     for text in seen.iter().flat_map(|seen| &seen.images) {
         // What is not a reference BuildKit refuses itself.
         if let Ok(name) = text.parse::<ImageRef>() {
@@ -42,13 +51,14 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         && let Ok(name) = scanner.parse::<ImageRef>()
     {
         // BuildKit runs it beside the result, and asks its registry itself.
-        if name.registry() != DOCKER_HUB && !run.options.allow.frontends {
+        if !is_curated(&name) && !run.options.allow.frontends {
             return Err(format!(
-                "the scanner {name} is not allowed here, because it is not of Docker Hub; use the default one, or ask the \
-                 operator for `--allow frontends`"
+                "the scanner {name} is not allowed here, because it is not one of Docker's; use the default one, or ask \
+                 the operator for `--allow frontends`"
             ));
         }
-        needed.insert(name.or_latest());
+        needed.insert(name.clone().or_latest());
+        by_name.insert(name.or_latest());
     }
     let platforms = recipe.platforms(run);
     let own = own_images(run, recipe.line.pull);
@@ -76,21 +86,22 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         Ok::<_, String>((name, target, provided))
     });
     for (name, target, provided) in futures::future::try_join_all(targets).await? {
-        let is_needed = needed.contains(name);
-        let allowed = target
-            .iter()
-            .filter(|_| is_needed)
-            .filter_map(Target::allowed);
-        lock(&recipe.allowed).extend(allowed);
-        if let Some(provided) = provided {
+        let may_be_stage = may_be_stage(name, stages);
+        if provided.is_some() && (may_be_stage || by_name.contains(name)) {
+            let allowed = target.iter().filter_map(Target::allowed);
+            lock(&recipe.allowed).extend(allowed);
+        }
+        if let Some(provided) = provided.filter(|_| !may_be_stage) {
             lock(&recipe.provided).insert(context_of(name), NamedContext::Provided(provided));
-            continue;
+            if !by_name.contains(name) {
+                continue;
+            }
         }
         // A digest needs no pin.
         let Some(target) = target.filter(|_| name.digest().is_none()) else {
             continue;
         };
-        if may_be_stage(name, stages) {
+        if may_be_stage {
             let message = format!(
                 "{name} is not held to {}, because a stage of the Dockerfile may have its name",
                 target.shown
@@ -103,7 +114,6 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         }
         recipe.pin(name, target);
     }
-    let mut allowed = Vec::new();
     for context in recipe.named_contexts.values_mut() {
         let NamedContext::Reference(reference) = &mut *context else {
             continue;
@@ -128,14 +138,21 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             *context = NamedContext::Provided(provided);
             continue;
         }
-        allowed.extend(target.allowed());
         *reference = format!("docker-image://{}", target.image);
         if target.in_engine {
             recipe.own.insert(target.image, name);
         }
     }
-    lock(&recipe.allowed).extend(allowed);
     Ok(())
+}
+
+/// Returns `true` for images of Docker Hub whose content no task author can choose.
+fn is_curated(name: &ImageRef) -> bool {
+    let repository = name.repository();
+    name.registry() == DOCKER_HUB
+        && ["library/", "docker/"]
+            .iter()
+            .any(|of| repository.starts_with(of))
 }
 
 /// The image that a build uses for a name.
@@ -160,8 +177,8 @@ impl Target {
         }
     }
 
-    /// Proves that the run may read what the builder has of it, and returns its content. `None` if the builder gets it from
-    /// the engine or from its registry.
+    /// Proves that the run may read what the builder has of it, and returns its content. `None` for an image of the engine,
+    /// and on one's own machine.
     ///
     /// # Errors
     /// A sentence for the user: the run may not read it.
@@ -177,23 +194,17 @@ impl Target {
             return Ok(None);
         }
         let blobs = provide(run, &self.image, digest, platforms.clone()).await?;
-        Ok((!self.is_of_docker_hub()).then(|| ProvidedImage {
+        Ok(Some(ProvidedImage {
             digest: digest.to_string(),
             blobs,
         }))
     }
 
-    /// Returns `true` if the builder may ask its registry: no task can choose what that answers.
-    fn is_of_docker_hub(&self) -> bool {
-        self.image.registry() == DOCKER_HUB
-    }
-
     /// Returns the builder's permission to use it by its name. Images in the engine have one for all of them.
     fn allowed(&self) -> Option<AllowedImage> {
-        let digest = self.image.digest().filter(|_| self.is_of_docker_hub())?;
         Some(AllowedImage {
             name: self.image.name(),
-            digest: Some(digest.to_string()),
+            digest: Some(self.image.digest()?.to_string()),
         })
     }
 }
@@ -300,23 +311,15 @@ impl Recipe {
         };
         let target = Target::registry(pinned);
         let context = context_of(&name);
-        let is_known = || {
-            lock(&self.provided).contains_key(&context)
-                || target
-                    .allowed()
-                    .is_some_and(|allowed| lock(&self.allowed).contains(&allowed))
-        };
-        if is_known() {
+        if lock(&self.provided).contains_key(&context) {
             return Ok(false);
         }
-        match target.provide(run, &self.platforms(run)).await? {
-            Some(provided) => {
-                let image = NamedContext::Provided(provided);
-                lock(&self.provided).insert(context.clone(), image);
-            }
-            None => lock(&self.allowed).extend(target.allowed()),
-        }
-        Ok(is_known())
+        let provided = target.provide(run, &self.platforms(run)).await?;
+        let Some(provided) = provided else {
+            return Ok(false);
+        };
+        lock(&self.provided).insert(context, NamedContext::Provided(provided));
+        Ok(true)
     }
 
     /// Returns the platforms of the line and the builder. An image for another one is proven when the builder asks for it.
