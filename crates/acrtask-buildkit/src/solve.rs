@@ -342,10 +342,11 @@ fn folder(dir: &Path) -> Result<Tree, BuildError> {
     Ok(Tree::Folder(dir.to_owned()))
 }
 
-/// The same for the same folder on the same machine, so that the builder finds what it was sent before.
+/// Returns a key that is the same for the same folder on the same machine, so that the builder finds what it was sent
+/// before. Without a folder, the key is of this build alone: builds with one key share the files that they send.
 fn shared_key(context: &BuildContext) -> String {
     let BuildContext::Local { dir } = context else {
-        return String::new();
+        return crate::random_id();
     };
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();

@@ -311,10 +311,15 @@ pub(crate) async fn pull(
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
         };
         let Err(error) = pulled else {
-            let proven = prove_pulled(&ctx.run, image, platform).await;
-            // Refused, too, it loses the name.
-            hide_pulled(&ctx.run, image).await?;
-            return proven;
+            if let Err(why) = prove_pulled(&ctx.run, image, platform).await {
+                // Its digest must not stay usable either.
+                let removed = ctx.run.engine.remove_image(&image.to_string()).await;
+                return match removed {
+                    Ok(()) => Err(why),
+                    Err(error) => Err(format!("{why}; it stays in the engine: {}", chain(&error))),
+                };
+            }
+            return hide_pulled(&ctx.run, image).await;
         };
         let why = with_login_help(chain(&error));
         if attempt > options.download_retries {

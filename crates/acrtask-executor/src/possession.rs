@@ -166,16 +166,20 @@ fn insert_limited<T: Eq + Hash>(proofs: &Mutex<HashSet<T>>, proof: T) {
     proofs.insert(proof);
 }
 
-/// The platforms of the images of an index that may be used: `linux/arm64/v8`. Images whose manifest the store has may be
-/// used as well.
+/// The platforms of the images of an index that may be used: `linux/arm64/v8`. Without any, all images may be used.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Platforms(pub(crate) Vec<String>);
 
 impl Platforms {
+    /// Returns the platforms of all images.
+    pub(crate) fn all() -> Self {
+        Self(Vec::new())
+    }
+
     /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs `386`. A spelling that
     /// engines may read as another one counts as used.
     fn include(&self, platform: Option<&Platform>) -> bool {
-        let Some(platform) = platform else {
+        let Some(platform) = platform.filter(|_| !self.0.is_empty()) else {
             return true;
         };
         let is_known = |os: &str, architecture: &str| {
@@ -280,16 +284,17 @@ struct Comparison<'c> {
 impl Comparison<'_> {
     /// Proves that the run may read a manifest of the repository and everything in it, unless the process has the proof.
     async fn prove(&self, digest: &Digest) -> Result<Proven, String> {
-        if self.proofs.contains(&self.proof.of(digest)) {
-            return Ok(Proven::Whole);
-        }
-        self.manifest(digest, 0).await.map_err(|why| {
-            format!(
-                "{} is not used, because {} has not proven that this run may read it: {why}",
-                self.image,
-                self.image.registry()
-            )
-        })
+        let proven = self.manifest(digest, 0).await;
+        proven.map_err(|why| self.refusal(&why))
+    }
+
+    /// Returns the sentence for the user with the reason why a proof is missing.
+    fn refusal(&self, why: &str) -> String {
+        format!(
+            "{} is not used, because {} has not proven that this run may read it: {why}",
+            self.image,
+            self.image.registry()
+        )
     }
 
     /// Reads a manifest from the registry, and compares what it consists of.
@@ -304,19 +309,28 @@ impl Comparison<'_> {
                     "it is an index inside more than {MAX_DEPTH} others"
                 ));
             }
+            if self.proofs.contains(&self.proof.of(digest)) {
+                return Ok(Proven::Whole);
+            }
             let reference = self.image.at(digest.clone());
             let manifest = self.registry.manifest(&reference).await;
             let manifest = manifest.map_err(|error| chain(&error))?;
             let proven = match &manifest.body {
                 ManifestBody::Index(index) => {
                     let mut proven = Proven::Whole;
+                    let mut is_empty = true;
                     for entry in &index.manifests {
                         entry.check_urls()?;
                         if self.proof.platforms.include(entry.platform.as_ref())
                             || self.size(&entry.digest).await?.is_some()
                         {
+                            is_empty = false;
                             proven = proven.min(self.manifest(&entry.digest, depth + 1).await?);
                         }
+                    }
+                    if is_empty {
+                        let wanted = self.proof.platforms.0.join(" or ");
+                        return Err(format!("it has no image for {wanted}"));
                     }
                     proven
                 }

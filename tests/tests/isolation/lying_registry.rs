@@ -4,7 +4,7 @@
 use std::{collections::HashMap, net::TcpListener, sync::Arc};
 
 use acrtask_model::{ImageRef, Secret};
-use acrtask_registry::{Credentials, ManifestBody, Registry, Settings};
+use acrtask_registry::{Credentials, Manifest, ManifestBody, Registry, Settings};
 use acrtask_tests::{
     Outcome, World, engine,
     misbehaving::{Misbehaving, Reply, Seen},
@@ -49,6 +49,16 @@ const LIES: [(&str, &[Part]); 11] = [
         &[Part::Manifest, Part::Config, Part::Other("layers")],
     ),
 ];
+/// An index of an honest image and, for another platform and behind another index, of the private one.
+const HIDDEN: (&str, &[Part]) = (
+    "hidden",
+    &[Part::Manifest, Part::Config, Part::Other("hidden")],
+);
+/// An image whose layer is the index behind which the private image is. So the store gets it.
+const INJECTED: (&str, &[Part]) = (
+    "injected",
+    &[Part::Manifest, Part::Config, Part::Other("injected")],
+);
 const HONEST: (&str, &[Part]) = ("honest", &[Part::Manifest, Part::Config, Part::Layer]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +112,12 @@ impl Stored {
                     let config = &body.config.digest;
                     let bytes = registry.blob_bytes(image, config, 1 << 20).await.unwrap();
                     stored.add_own_image(&raw, &bytes, config.as_str());
-                    for kind in ["", "urls", "Layers", "layers"] {
+                    for kind in ["", "own", "urls", "Layers", "layers"] {
                         stored.add_other_layers(&raw, &bytes, kind);
                     }
                     let odd = json!({"os": "linux", "architecture": "AMD64"});
                     stored.add_index("AMD64", &odd);
+                    stored.add_hidden(&manifest);
                     stored.add_index("no system", &json!({"os": "", "architecture": ""}));
                     stored.configs.insert(config.to_string(), bytes.to_vec());
                     for layer in &body.layers {
@@ -140,6 +151,47 @@ impl Stored {
             .insert(self.own_digest.clone(), (media_type, document));
     }
 
+    /// Adds the images of [`HIDDEN`] and [`INJECTED`] for the private image.
+    fn add_hidden(&mut self, private: &Manifest) {
+        let digest = |bytes: &[u8]| acrtask_registry::manifest::sha256(bytes).to_string();
+        let index_type = acrtask_registry::manifest::OCI_INDEX;
+        let there = json!({"os": "linux", "architecture": "s390x"});
+        let inner = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [
+            {"mediaType": private.media_type, "digest": private.digest, "size": private.raw.len(), "platform": there},
+        ]});
+        let inner = inner.to_string().into_bytes();
+        let own = self.others["own"].clone();
+        let (own_type, raw) = &self.manifests[&own];
+        let outer = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [
+            {"mediaType": own_type, "digest": own, "size": raw.len(),
+                "platform": {"os": "linux", "architecture": "amd64"}},
+            {"mediaType": index_type, "digest": digest(&inner), "size": inner.len(), "platform": there},
+        ]});
+        let outer = outer.to_string().into_bytes();
+        let config = json!({"os": "linux", "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": [digest(&inner)]}});
+        let config = config.to_string().into_bytes();
+        let image_type = acrtask_registry::manifest::OCI_MANIFEST;
+        let injected = json!({"schemaVersion": 2, "mediaType": image_type,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": digest(&config), "size": config.len()},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": digest(&inner), "size": inner.len()}]});
+        let injected = injected.to_string().into_bytes();
+        self.configs.insert(digest(&config), config);
+        self.configs.insert(digest(&inner), inner.clone());
+        self.others.insert("hidden", digest(&outer));
+        self.others.insert("injected", digest(&injected));
+        for (media_type, raw) in [
+            (index_type, inner),
+            (index_type, outer),
+            (image_type, injected),
+        ] {
+            self.manifests
+                .insert(digest(&raw), (media_type.to_owned(), raw));
+        }
+    }
+
     /// Adds an index of the image `""` with this platform.
     fn add_index(&mut self, kind: &'static str, platform: &serde_json::Value) {
         let digest = &self.others[""];
@@ -163,8 +215,10 @@ impl Stored {
         let mut own = document.clone();
         let mut own_config: serde_json::Value = serde_json::from_slice(config).unwrap();
         for number in 0..count {
-            // An empty archive ends with two blocks of zeros. More of them are another layer.
-            let layer = vec![0; 512 * (number + 2)];
+            // An empty archive is two blocks of zeros. What follows makes another layer of it in each test run.
+            let mut layer = vec![0; 1024];
+            layer.extend(format!("{number} {}", digest(manifest)).bytes());
+            layer.resize(1536, 0);
             own["layers"][number]["digest"] = digest(&layer).into();
             own["layers"][number]["size"] = layer.len().into();
             own_config["rootfs"]["diff_ids"][number] = digest(&layer).into();
@@ -203,7 +257,7 @@ impl Stored {
     fn answer(&self, seen: &Seen) -> Reply {
         let path = seen.request.path.trim_start_matches("/v2/");
         let (name, rest) = path.split_once('/').unwrap_or((path, ""));
-        let all = LIES.iter().chain([&HONEST]);
+        let all = LIES.iter().chain([&HONEST, &HIDDEN, &INJECTED]);
         let Some((_, parts)) = all.into_iter().find(|(lie, _)| *lie == name) else {
             return Reply::status(if path.is_empty() { 200 } else { 404 }, &[]);
         };
@@ -290,6 +344,44 @@ fn attack(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempD
     ])
 }
 
+/// The steps that look for the private image behind the index of [`HIDDEN`].
+fn hidden(registry: &str, base: &str) -> tempfile::TempDir {
+    let image = format!("{registry}/{}/x:1", HIDDEN.0);
+    let from = |platform: &str| {
+        format!(
+            "FROM {platform} {image} AS s\nFROM {base}\nCOPY --from=s /who /who\nRUN cat /who\n"
+        )
+    };
+    let mut task = "version: v1.1.0\nsteps:\n".to_owned();
+    for (number, line) in [
+        "build: -t a -f First .".to_owned(),
+        "build: -t b -f Injected .".to_owned(),
+        "build: -t c -f There .".to_owned(),
+        "build: -t d -f Spelled .".to_owned(),
+        format!("cmd: docker pull --platform linux/s390x {image}"),
+        format!("cmd: {image} cat /who"),
+        format!("cmd: docker run --platform linux/s390x --pull never {image} cat /who"),
+        "build: -t e --no-cache -f First .".to_owned(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        task.push_str(&format!(
+            "  - {{id: s{number}, ignoreErrors: true, {line}}}\n"
+        ));
+    }
+    folder(&[
+        ("acr-task.yaml", &task),
+        ("First", &format!("FROM {image}\nCOPY First /first\n")),
+        (
+            "Injected",
+            &format!("FROM {registry}/{}/x:1\nCOPY First /first\n", INJECTED.0),
+        ),
+        ("There", &from("--platform=linux/s390x")),
+        ("Spelled", &from("--plat\\\nform=linux/s390x")),
+    ])
+}
+
 fn failed(outcome: &Outcome) -> Vec<bool> {
     let finished = outcome.events_named("step_finished");
     let others = finished.iter().filter(|step| step["step"] != "trigger");
@@ -360,6 +452,18 @@ steps:
             outcome.all()
         );
     }
+    let files = hidden(&address.to_string(), &world.busybox());
+    let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
+    assert!(!outcome.stdout.contains(&private), "{}", outcome.all());
+    let mut states = outcome.events_named("step_finished");
+    states.sort_by_key(|step| step["step"].as_str().map(str::to_owned));
+    let hidden: Vec<bool> = states
+        .iter()
+        .map(|step| step["state"] == "failed")
+        .collect();
+    // The honest image of the index is used, before and after.
+    let expected = [false, true, true, true, true, true, true, false];
+    assert_eq!(hidden, expected, "{}", outcome.all());
     // The same registry with all of the content is as good as the first one.
     let name = format!("{address}/{}/x", HONEST.0);
     let files = attack(&name, &stored.digest, &target, &world.busybox());

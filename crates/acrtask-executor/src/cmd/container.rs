@@ -302,8 +302,12 @@ async fn create(
     let run = &ctx.run;
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let name = container_name(&run.labels.scope.object(ctx.step.id.as_str()), serial);
-    let platform = definition.platform.as_deref();
+    let mut platform = definition.platform.as_deref();
     if let Image::Found(_, Found::Registry(pinned)) = &image {
+        if !run.options.own_machine {
+            // Without one, the engine takes any image that it has of an index, and not the one that is proven.
+            platform = platform.or(Some(&run.engine.facts.platform));
+        }
         let pulls = definition.pull != Pull::Never;
         let proven = images::prove_or_pull(ctx, pinned, platform, pulls).await;
         proven.map_err(Failure::Other)?;

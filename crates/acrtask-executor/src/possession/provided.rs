@@ -4,8 +4,8 @@
 //! caches without it. A registry could therefore answer the builder with other content than this program. So the builder
 //! gets every manifest, configuration and missing layer from here, by digest.
 //!
-//! Invariants: what is given out has its digest; a manifest of an image is given out after the proof that the run may read
-//! it; a digest that no manifest before it names is not given out.
+//! Invariants: what is given out has its digest; every image of an index that is given out is proven, because a builder
+//! uses those that it has without asking; a digest that no manifest before it names is not given out.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use std::{
 
 use acrtask_buildkit::{BlobSource, Client};
 use acrtask_model::{Digest, ImageRef};
-use acrtask_registry::{Descriptor, Manifest, ManifestBody, Registry};
+use acrtask_registry::{Descriptor, Index, Manifest, ManifestBody, Registry, manifest::sha256};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use tokio::sync::OnceCell;
@@ -25,21 +25,63 @@ use tokio::sync::OnceCell;
 use super::{Comparison, MAX_CONFIG, Missing, Platforms, Proof, Proofs, new_proof};
 use crate::{context::RunContext, error::chain, output::lock, workspace::Scratch};
 
-/// Returns the content of `image`, a name with this digest, after the proof that the run may read it.
+/// Returns the content of `image`, a name with this digest, after the proof that the run may read it. Of an index, the
+/// content has the images for `platforms`: it is another index then, with its own digest.
 ///
 /// # Errors
-/// A sentence for the user: the registry does not send the content.
+/// A sentence for the user: the registry does not send the content, or there is no image for the platforms.
 pub(crate) async fn provide(
     run: &RunContext,
     image: &ImageRef,
     digest: &Digest,
-    platforms: Platforms,
+    platforms: &Platforms,
 ) -> Result<Arc<RegistryImage>, String> {
-    let proof = new_proof(run, image, digest, platforms).await?;
+    // What is given out of an index is proven with everything in it.
+    let proof = new_proof(run, image, digest, Platforms::all()).await?;
+    let filtered = Proof {
+        platforms: platforms.clone(),
+        ..proof.clone()
+    };
     let can_read = !run.builder.is_engine() || run.engine.facts.containerd_store;
     let store = can_read.then(|| run.builder.client.clone());
-    let provided = RegistryImage::new(run, image, digest, Some(proof), store)?;
-    provided.allow_proven(digest).await?;
+    let mut provided = RegistryImage::new(run, image, digest, Some(proof.clone()), store)?;
+    let comparison = provided.comparison(&proof);
+    let kept = [&proof, &filtered]
+        .into_iter()
+        .any(|proof| run.proofs.contains(proof));
+    let manifest = match run.proofs.document(digest).filter(|_| kept) {
+        Some(raw) => Manifest::parse(raw, None)?,
+        None => {
+            let manifest = run.registry().manifest(image).await;
+            manifest.map_err(|error| comparison.refusal(&chain(&error)))?
+        }
+    };
+    let ManifestBody::Index(index) = &manifest.body else {
+        comparison.prove(digest).await?;
+        provided.allow_proven(digest).await?;
+        return Ok(Arc::new(provided));
+    };
+    let mut chosen = index.clone();
+    chosen
+        .manifests
+        .retain(|entry| platforms.include(entry.platform.as_ref()));
+    if chosen.manifests.is_empty() {
+        let wanted = platforms.0.join(" or ");
+        return Err(format!("{image} has no image for {wanted}"));
+    }
+    for entry in &chosen.manifests {
+        entry.check_urls().map_err(|why| comparison.refusal(&why))?;
+        comparison.prove(&entry.digest).await?;
+    }
+    run.proofs.keep_document(digest, &manifest.raw);
+    run.proofs.add(filtered);
+    if chosen.manifests.len() < index.manifests.len() {
+        provided.root = provided.keep_index(&chosen)?;
+    } else {
+        run.proofs.add(proof);
+    }
+    let root = provided.root.clone();
+    provided.allow_proven(&root).await?;
     Ok(Arc::new(provided))
 }
 
@@ -60,6 +102,8 @@ pub(crate) async fn provide_cache(
 /// The content of an image or a cache of a registry.
 #[derive(Debug)]
 pub(crate) struct RegistryImage {
+    /// The digest that the builder gets: that of the image, or of an index of some of its entries.
+    pub(crate) root: Digest,
     registry: Registry,
     image: ImageRef,
     proofs: Arc<Proofs>,
@@ -82,7 +126,8 @@ struct Blob {
 enum Kind {
     Manifest,
     Config,
-    Layer,
+    /// With its size in bytes.
+    Layer(u64),
 }
 
 impl RegistryImage {
@@ -95,6 +140,7 @@ impl RegistryImage {
     ) -> Result<Self, String> {
         let scratch = run.workspace.scratch().map_err(|error| chain(&error))?;
         let provided = Self {
+            root: digest.clone(),
             registry: run.registry(),
             image: image.clone(),
             proofs: Arc::clone(&run.proofs),
@@ -129,20 +175,44 @@ impl RegistryImage {
         blob.clone()
     }
 
+    /// Keeps an index that is not in the registry. Returns its digest.
+    fn keep_index(&self, index: &Index) -> Result<Digest, String> {
+        let raw = serde_json::to_vec(index).map_err(|error| chain(&error))?;
+        let digest = sha256(&raw);
+        let path = self.path(&digest);
+        std::fs::write(&path, &raw)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        let blob = Blob {
+            kind: Kind::Manifest,
+            file: Arc::new(OnceCell::new_with(Some(path))),
+        };
+        lock(&self.blobs).insert(digest.clone(), blob);
+        for entry in &index.manifests {
+            self.allow(&entry.digest, Kind::Manifest);
+        }
+        Ok(digest)
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.scratch.path().join(digest.as_str().replace(':', "-"))
+    }
+
     /// Allows everything to be given out that the run has proven of a manifest. A builder that has a manifest does not ask
     /// for it, and asks for what it names.
     fn allow_proven<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), String>> {
         async move {
-            let manifest = self.manifest(digest).await?;
-            let ManifestBody::Index(index) = &manifest.body else {
+            let blob = self.allow(digest, Kind::Manifest);
+            let raw = match blob.file.get() {
+                Some(path) => std::fs::read(path)
+                    .map(Bytes::from)
+                    .map_err(|error| chain(&error))?,
+                None => self.manifest(digest).await?.raw,
+            };
+            let ManifestBody::Index(index) = Manifest::parse(raw, None)?.body else {
                 return Ok(());
             };
             for entry in &index.manifests {
-                let is_proven = match &self.proof {
-                    Some(proof) => self.proofs.contains(&proof.of(&entry.digest)),
-                    None => entry.is_manifest(),
-                };
-                if is_proven {
+                if self.proof.is_some() || entry.is_manifest() {
                     self.allow_proven(&entry.digest).await?;
                 }
             }
@@ -156,7 +226,7 @@ impl RegistryImage {
     /// # Errors
     /// A sentence for the user.
     pub(super) async fn layer(&self, layer: &Descriptor) -> Result<File, String> {
-        let blob = self.allow(&layer.digest, Kind::Layer);
+        let blob = self.allow(&layer.digest, Kind::Layer(layer.size));
         self.file(&layer.digest, &blob).await
     }
 
@@ -168,13 +238,13 @@ impl RegistryImage {
 
     /// Reads a blob into a file.
     async fn read(&self, digest: &Digest, kind: Kind) -> Result<PathBuf, String> {
-        let path = self.scratch.path().join(digest.as_str().replace(':', "-"));
+        let path = self.path(digest);
         let failed = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
         let document = match kind {
             Kind::Manifest => self.manifest(digest).await?.raw,
             Kind::Config => self.config(digest).await?,
-            Kind::Layer => {
-                let pieces = self.registry.blob(&self.image, digest, u64::MAX).await;
+            Kind::Layer(size) => {
+                let pieces = self.registry.blob(&self.image, digest, size).await;
                 let mut pieces = pieces.map_err(|error| chain(&error))?;
                 let file = tempfile::NamedTempFile::new_in(self.scratch.path());
                 let mut file = file.map_err(failed)?;
@@ -217,7 +287,7 @@ impl RegistryImage {
                     let kind = if is_manifest {
                         Kind::Manifest
                     } else {
-                        Kind::Layer
+                        Kind::Layer(entry.size)
                     };
                     self.allow(&entry.digest, kind);
                 }
@@ -227,7 +297,7 @@ impl RegistryImage {
                 self.allow(&image.config.digest, Kind::Config);
                 for layer in &image.layers {
                     layer.check_urls()?;
-                    self.allow(&layer.digest, Kind::Layer);
+                    self.allow(&layer.digest, Kind::Layer(layer.size));
                 }
             }
         }

@@ -49,7 +49,7 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
                 step: ctx.step.id.clone(),
                 role: read.role(&name, use_of.is_base),
                 name,
-                digest,
+                digest: recipe.original(digest),
                 evidence: Evidence::Provenance,
                 platforms: use_of.platforms,
             })

@@ -17,7 +17,7 @@ use acrtask_buildkit::{
     DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, ProvidedImage,
     SecretSource, SourceAddresses, SourcePin, SshSource,
 };
-use acrtask_model::{ImageRef, ReferenceError, Secret, TrustDomain};
+use acrtask_model::{Digest, ImageRef, ReferenceError, Secret, TrustDomain};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
@@ -53,6 +53,8 @@ pub(crate) struct Recipe {
     allowed: Mutex<Vec<AllowedImage>>,
     /// Images of other registries that the build may use at a runner, by the names of their contexts.
     provided: Mutex<BTreeMap<String, NamedContext>>,
+    /// The digests of images in their registries, by those that the builder gets.
+    originals: Mutex<BTreeMap<Digest, Digest>>,
     /// Caches of registries that the build imports at a runner.
     pub(super) provided_caches: Vec<ProvidedImage>,
     provenance: Provenance,
@@ -138,6 +140,7 @@ impl Recipe {
             own: BTreeMap::new(),
             allowed: Mutex::default(),
             provided: Mutex::default(),
+            originals: Mutex::default(),
             provided_caches: imported.provided,
             provenance,
             cache_namespaces,
@@ -217,6 +220,14 @@ impl Recipe {
     pub(crate) fn own_name(&self, stored: &str) -> Option<&ImageRef> {
         let stored = stored.split('@').next().unwrap_or(stored);
         self.own.get(&stored.parse().ok()?)
+    }
+
+    /// Returns the digest in its registry of an image that the builder has with this one.
+    pub(crate) fn original(&self, digest: Digest) -> Digest {
+        lock(&self.originals)
+            .get(&digest)
+            .cloned()
+            .unwrap_or(digest)
     }
 
     /// The Dockerfile's text, where it is on this machine.

@@ -19,6 +19,8 @@ pub(super) struct Seen {
     pub(super) images: BTreeSet<String>,
     /// Images of frontends, as they are written.
     pub(super) frontends: BTreeSet<String>,
+    /// Platforms of stages.
+    pub(super) platforms: BTreeSet<String>,
     /// Names of stages, in lower case.
     pub(super) stages: BTreeSet<String>,
 }
@@ -75,6 +77,12 @@ impl Seen {
                     global = false;
                     let image = expand(&from.image.value, &args);
                     self.image(&image, stages);
+                    let options = from.options.iter();
+                    let mut named = options.filter(|flag| flag.name.value == "platform");
+                    let named = named.find_map(|flag| flag.value.as_ref());
+                    let named = named.map(|value| expand(&value.value, &args));
+                    self.platforms
+                        .extend(named.filter(|platform| !platform.is_empty()));
                     stages += 1;
                     if let Some((_, name)) = &from.as_ {
                         self.stages.insert(name.value.to_lowercase());

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_buildkit::{
-    AllowedImage, NamedContext, ProvidedImage, SourceImages, SourcePin, familiar,
+    AllowedImage, NamedContext, Provenance, ProvidedImage, SourceImages, SourcePin, familiar,
 };
-use acrtask_model::{ImageRef, reference::DOCKER_HUB};
+use acrtask_model::{Digest, ImageRef, reference::DOCKER_HUB};
 
 use super::Recipe;
 use crate::{
@@ -60,7 +60,7 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         needed.insert(name.clone().or_latest());
         by_name.insert(name.or_latest());
     }
-    let platforms = recipe.platforms(run);
+    let platforms = recipe.platforms(run, seen.as_ref());
     let own = own_images(run, recipe.line.pull);
     let mut names: BTreeSet<&ImageRef> = needed.iter().chain(run.plan.pins.keys()).collect();
     if seen.is_none() {
@@ -92,7 +92,8 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             lock(&recipe.allowed).extend(allowed);
         }
         if let Some(provided) = provided.filter(|_| !may_be_stage) {
-            lock(&recipe.provided).insert(context_of(name), NamedContext::Provided(provided));
+            lock(&recipe.provided).insert(context_of(name), NamedContext::Provided(provided.image));
+            lock(&recipe.originals).insert(provided.root, provided.digest);
             if !by_name.contains(name) {
                 continue;
             }
@@ -135,7 +136,8 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             continue;
         };
         if let Some(provided) = target.provide(run, &platforms).await? {
-            *context = NamedContext::Provided(provided);
+            *context = NamedContext::Provided(provided.image);
+            lock(&recipe.originals).insert(provided.root, provided.digest);
             continue;
         }
         *reference = format!("docker-image://{}", target.image);
@@ -166,6 +168,15 @@ struct Target {
     shown: String,
 }
 
+/// The content of an image for a builder.
+struct Provided {
+    image: ProvidedImage,
+    /// The digest that the builder gets.
+    root: Digest,
+    /// The digest of the image in its registry.
+    digest: Digest,
+}
+
 impl Target {
     fn registry(image: ImageRef) -> Self {
         Self {
@@ -186,17 +197,22 @@ impl Target {
         &self,
         run: &RunContext,
         platforms: &Platforms,
-    ) -> Result<Option<ProvidedImage>, String> {
+    ) -> Result<Option<Provided>, String> {
         let Some(digest) = self.image.digest() else {
             return Ok(None);
         };
         if self.in_engine || run.options.own_machine {
             return Ok(None);
         }
-        let blobs = provide(run, &self.image, digest, platforms.clone()).await?;
-        Ok(Some(ProvidedImage {
-            digest: digest.to_string(),
-            blobs,
+        let blobs = provide(run, &self.image, digest, platforms).await?;
+        let root = blobs.root.clone();
+        Ok(Some(Provided {
+            image: ProvidedImage {
+                digest: root.to_string(),
+                blobs,
+            },
+            root,
+            digest: digest.clone(),
         }))
     }
 
@@ -314,20 +330,27 @@ impl Recipe {
         if lock(&self.provided).contains_key(&context) {
             return Ok(false);
         }
-        let provided = target.provide(run, &self.platforms(run)).await?;
+        let platforms = self.platforms(run, self.seen(run).as_ref());
+        let provided = target.provide(run, &platforms).await?;
         let Some(provided) = provided else {
             return Ok(false);
         };
-        lock(&self.provided).insert(context, NamedContext::Provided(provided));
+        lock(&self.provided).insert(context, NamedContext::Provided(provided.image));
+        lock(&self.originals).insert(provided.root, provided.digest);
         Ok(true)
     }
 
-    /// Returns the platforms of the line and the builder. An image for another one is proven when the builder asks for it.
-    fn platforms(&self, run: &RunContext) -> Platforms {
+    /// Returns the platforms of images that the build may use: those of the line, the builder and the Dockerfile. All, where
+    /// they are unknown, and where the provenance names the digests of the images.
+    fn platforms(&self, run: &RunContext, seen: Option<&Seen>) -> Platforms {
+        let Some(seen) = seen.filter(|_| self.provenance == Provenance::Off) else {
+            return Platforms::all();
+        };
         let own = run.builder.client.capabilities().platforms.first().cloned();
         let own = own.unwrap_or_else(|| "linux/amd64".into());
         let line = self.line.platforms.iter().cloned();
-        Platforms(line.chain([own]).collect())
+        let named = seen.platforms.iter().cloned();
+        Platforms(line.chain(named).chain([own]).collect())
     }
 
     /// Returns the image that writes the SBOM, where the line names one.
