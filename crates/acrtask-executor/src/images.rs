@@ -304,13 +304,23 @@ pub(crate) async fn pull(
             .events
             .send(acrtask_model::EventKind::Progress { message })
             .await;
+        // Before the engine sees them: it reads all manifests of an image, however many ways lead to them.
+        let platforms = platforms_to_run(&ctx.run, platform);
+        let proven = possession::prove(&ctx.run, image, platforms, Missing::Leave);
+        let pull = async {
+            proven.await?;
+            let progress = |line: &str| tracing::debug!(%image, line, "pull");
+            let engine = &ctx.run.engine;
+            let pulled = engine
+                .pull_image(image, platform, &credentials, progress)
+                .await;
+            pulled.map_err(|error| with_login_help(chain(&error)))
+        };
         let pulled = tokio::select! {
-            pulled = ctx.run.engine.pull_image(image, platform, &credentials, |line| {
-                tracing::debug!(%image, line, "pull");
-            }) => pulled,
+            pulled = pull => pulled,
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
         };
-        let Err(error) = pulled else {
+        let Err(why) = pulled else {
             if let Err(why) = prove_pulled(&ctx.run, image, platform).await {
                 // Its digest must not stay usable either.
                 let removed = ctx.run.engine.remove_image(&image.to_string()).await;
@@ -321,7 +331,6 @@ pub(crate) async fn pull(
             }
             return hide_pulled(&ctx.run, image).await;
         };
-        let why = with_login_help(chain(&error));
         if attempt > options.download_retries {
             return Err(why);
         }

@@ -30,7 +30,9 @@ use std::{
 
 use acrtask_buildkit::Client;
 use acrtask_model::{Digest, ImageRef};
-use acrtask_registry::{BlobPart, Descriptor, Image, ManifestBody, Platform, Registry, layers};
+use acrtask_registry::{
+    BlobPart, Descriptor, Image, Manifest, ManifestBody, Platform, Registry, layers,
+};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::io::ReaderStream;
@@ -39,6 +41,8 @@ use crate::{context::RunContext, error::chain, output::lock};
 
 /// Layers that are compared at a time.
 const PARALLEL: usize = 4;
+/// Manifests of one image. Real images have tens.
+const MAX_MANIFESTS: usize = 2_000;
 /// Indexes inside indexes that are followed.
 const MAX_DEPTH: usize = 8;
 /// Biggest configuration of an image, in bytes.
@@ -97,6 +101,18 @@ struct Proof {
     repository: String,
     digest: Digest,
     platforms: Platforms,
+    purpose: Purpose,
+}
+
+/// The use of a proof. One of them says nothing about another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    /// The engine may use the manifest.
+    Engine,
+    /// The registry has sent the index. Its entries are to be judged again, because the engine may have others by now.
+    EngineIndex,
+    /// A builder may get the manifest from this program.
+    Builder,
 }
 
 impl Proof {
@@ -236,7 +252,7 @@ pub(crate) async fn prove(
     let Some(digest) = image.digest().filter(|_| !run.options.own_machine) else {
         return Ok(Proven::Whole);
     };
-    let proof = new_proof(run, image, digest, platforms).await?;
+    let proof = new_proof(run, image, digest, platforms, Purpose::Engine).await?;
     // An engine's content is read through its BuildKit.
     let can_read = run.builder.is_engine() && run.engine.facts.containerd_store;
     let comparison = Comparison {
@@ -247,6 +263,7 @@ pub(crate) async fn prove(
         proof: &proof,
         missing,
         provided: None,
+        manifests: Mutex::default(),
     };
     comparison.prove(digest).await
 }
@@ -257,6 +274,7 @@ async fn new_proof(
     image: &ImageRef,
     digest: &Digest,
     platforms: Platforms,
+    purpose: Purpose,
 ) -> Result<Proof, String> {
     let login = run.credentials().for_host(image.registry()).await;
     let login = login.map_err(|error| chain(&error))?;
@@ -265,6 +283,7 @@ async fn new_proof(
         repository: image.name(),
         digest: digest.clone(),
         platforms,
+        purpose,
     })
 }
 
@@ -279,6 +298,8 @@ struct Comparison<'c> {
     missing: Missing,
     /// Keeps what is read of a layer. `None`: it is dropped.
     provided: Option<&'c RegistryImage>,
+    /// Results of this comparison, with the number of ways to images in a manifest. Engines go all of them.
+    manifests: Mutex<HashMap<Digest, (Proven, usize)>>,
 }
 
 impl Comparison<'_> {
@@ -312,30 +333,68 @@ impl Comparison<'_> {
             if self.proofs.contains(&self.proof.of(digest)) {
                 return Ok(Proven::Whole);
             }
-            let reference = self.image.at(digest.clone());
-            let manifest = self.registry.manifest(&reference).await;
-            let manifest = manifest.map_err(|error| chain(&error))?;
+            let (result, results) = {
+                let manifests = lock(&self.manifests);
+                (manifests.get(digest).copied(), manifests.len())
+            };
+            if let Some((result, _)) = result {
+                return Ok(result);
+            }
+            if results >= MAX_MANIFESTS {
+                return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
+            }
+            let index_proof = Proof {
+                purpose: Purpose::EngineIndex,
+                ..self.proof.of(digest)
+            };
+            let was_read = self.proofs.contains(&index_proof);
+            let manifest = match self.proofs.document(digest).filter(|_| was_read) {
+                Some(raw) => Manifest::parse(raw, None)?,
+                None => {
+                    let reference = self.image.at(digest.clone());
+                    let manifest = self.registry.manifest(&reference).await;
+                    manifest.map_err(|error| chain(&error))?
+                }
+            };
+            let mut ways = 1;
             let proven = match &manifest.body {
                 ManifestBody::Index(index) => {
                     let mut proven = Proven::Whole;
                     let mut is_empty = true;
+                    let mut skipped = false;
                     for entry in &index.manifests {
                         entry.check_urls()?;
-                        if self.proof.platforms.include(entry.platform.as_ref())
+                        // An engine looks into an index, whatever its platform says.
+                        if !entry.is_image_manifest()
+                            || self.proof.platforms.include(entry.platform.as_ref())
                             || self.size(&entry.digest).await?.is_some()
                         {
                             is_empty = false;
                             proven = proven.min(self.manifest(&entry.digest, depth + 1).await?);
+                            let inside = lock(&self.manifests).get(&entry.digest).copied();
+                            ways += inside.map_or(1, |(_, ways)| ways);
+                            if ways > MAX_MANIFESTS {
+                                return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
+                            }
+                        } else {
+                            skipped = true;
                         }
                     }
                     if is_empty {
                         let wanted = self.proof.platforms.0.join(" or ");
                         return Err(format!("it has no image for {wanted}"));
                     }
+                    if skipped && proven == Proven::Whole {
+                        self.proofs.keep_document(digest, &manifest.raw);
+                        self.proofs.add(index_proof);
+                        lock(&self.manifests).insert(digest.clone(), (proven, ways));
+                        return Ok(proven);
+                    }
                     proven
                 }
                 ManifestBody::Image(image) => self.image(image).await?,
             };
+            lock(&self.manifests).insert(digest.clone(), (proven, ways));
             if proven == Proven::Whole {
                 self.proofs.keep_document(digest, &manifest.raw);
                 self.proofs.add(self.proof.of(digest));
@@ -348,6 +407,7 @@ impl Comparison<'_> {
     async fn image(&self, image: &Image) -> Result<Proven, String> {
         for descriptor in image.layers.iter().chain([&image.config]) {
             descriptor.check_urls()?;
+            descriptor.check_blob()?;
         }
         let digest = &image.config.digest;
         let config = self.registry.blob_bytes(self.image, digest, MAX_CONFIG);
@@ -357,6 +417,9 @@ impl Comparison<'_> {
         let mut contents: Vec<_> = contents.into_iter().map(Some).collect();
         // Engines and builders use no image whose configuration names no contents.
         if contents.is_empty() {
+            if self.proof.purpose == Purpose::Engine && !image.layers.is_empty() {
+                return Err("its configuration does not name the contents of its layers".into());
+            }
             contents.resize(image.layers.len(), None);
         }
         if contents.len() != image.layers.len() {

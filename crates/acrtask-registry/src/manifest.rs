@@ -87,6 +87,26 @@ impl Descriptor {
         ACCEPT.contains(&self.media_type.as_str())
     }
 
+    /// Returns `true` if its type is that of an image manifest. An index of another platform may have an image for every
+    /// platform.
+    pub fn is_image_manifest(&self) -> bool {
+        [OCI_MANIFEST, DOCKER_MANIFEST].contains(&self.media_type.as_str())
+    }
+
+    /// Refuses a manifest in the place of a blob. An engine would read it as one of an image.
+    ///
+    /// # Errors
+    /// A sentence that names the digest.
+    pub fn check_blob(&self) -> Result<(), String> {
+        if self.is_manifest() {
+            return Err(format!(
+                "{} is a manifest in the place of a layer",
+                self.digest
+            ));
+        }
+        Ok(())
+    }
+
     /// Refuses a descriptor that leads engines and builders to other addresses than the registry.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use acrtask_tests::{
 use serde_json::json;
 
 /// What the registry sends of the image, by the first part of the repository.
-const LIES: [(&str, &[Part]); 11] = [
+const LIES: [(&str, &[Part]); 13] = [
     ("digest", &[]),
     ("manifest", &[Part::Manifest]),
     ("config", &[Part::Manifest, Part::Config]),
@@ -40,6 +40,14 @@ const LIES: [(&str, &[Part]); 11] = [
         &[Part::Manifest, Part::Config, Part::Other("no system")],
     ),
     ("urls", &[Part::Manifest, Part::Config, Part::Other("urls")]),
+    (
+        "nested",
+        &[Part::Manifest, Part::Config, Part::Other("nested")],
+    ),
+    (
+        "manifest-as-layer",
+        &[Part::Manifest, Part::Config, Part::Other("manifest")],
+    ),
     (
         "two-keys",
         &[Part::Manifest, Part::Config, Part::Other("Layers")],
@@ -118,6 +126,8 @@ impl Stored {
                     let odd = json!({"os": "linux", "architecture": "AMD64"});
                     stored.add_index("AMD64", &odd);
                     stored.add_hidden(&manifest);
+                    stored.add_nested();
+                    stored.add_manifest_as_layer(&manifest);
                     stored.add_index("no system", &json!({"os": "", "architecture": ""}));
                     stored.configs.insert(config.to_string(), bytes.to_vec());
                     for layer in &body.layers {
@@ -149,6 +159,44 @@ impl Stored {
         let media_type = acrtask_registry::manifest::OCI_MANIFEST.to_owned();
         self.manifests
             .insert(self.own_digest.clone(), (media_type, document));
+    }
+
+    /// Adds indexes inside each other, with ten million ways to the image `""`.
+    fn add_nested(&mut self) {
+        let mut digest = self.others[""].clone();
+        for _ in 0..7 {
+            let (media_type, raw) = &self.manifests[&digest];
+            let entry = json!({"mediaType": media_type, "digest": digest, "size": raw.len()});
+            let index_type = acrtask_registry::manifest::OCI_INDEX;
+            let entries = vec![entry; 10];
+            let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": entries});
+            let raw = index.to_string().into_bytes();
+            digest = acrtask_registry::manifest::sha256(&raw).to_string();
+            self.manifests
+                .insert(digest.clone(), (index_type.to_owned(), raw));
+        }
+        self.others.insert("nested", digest);
+    }
+
+    /// Adds an image whose layer is the manifest of the private image.
+    fn add_manifest_as_layer(&mut self, private: &Manifest) {
+        let config = json!({"os": "linux", "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": []}});
+        let config = config.to_string().into_bytes();
+        let digest = acrtask_registry::manifest::sha256(&config).to_string();
+        let image_type = acrtask_registry::manifest::OCI_MANIFEST;
+        let image = json!({"schemaVersion": 2, "mediaType": image_type,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": digest, "size": config.len()},
+            "layers": [{"mediaType": private.media_type,
+                "digest": private.digest, "size": private.raw.len()}]});
+        let raw = image.to_string().into_bytes();
+        self.configs.insert(digest, config);
+        self.configs
+            .insert(private.digest.to_string(), private.raw.to_vec());
+        let digest = acrtask_registry::manifest::sha256(&raw).to_string();
+        self.others.insert("manifest", digest.clone());
+        self.manifests.insert(digest, (image_type.to_owned(), raw));
     }
 
     /// Adds the images of [`HIDDEN`] and [`INJECTED`] for the private image.

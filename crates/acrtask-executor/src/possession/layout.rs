@@ -92,6 +92,7 @@ impl Layout<'_> {
     async fn image(&self, image: &Image) -> Result<(), String> {
         for descriptor in image.layers.iter().chain([&image.config]) {
             descriptor.check_urls()?;
+            descriptor.check_blob()?;
         }
         let contents = diff_ids(&self.blob(&image.config.digest, MAX_CONFIG)?)?;
         // A builder uses no image whose configuration names no contents.

@@ -8,7 +8,7 @@
 //! uses those that it has without asking; a digest that no manifest before it names is not given out.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::Write as _,
     path::PathBuf,
@@ -22,7 +22,9 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use tokio::sync::OnceCell;
 
-use super::{Comparison, MAX_CONFIG, Missing, Platforms, Proof, Proofs, new_proof};
+use super::{
+    Comparison, MAX_CONFIG, MAX_MANIFESTS, Missing, Platforms, Proof, Proofs, Purpose, new_proof,
+};
 use crate::{context::RunContext, error::chain, output::lock, workspace::Scratch};
 
 /// Returns the content of `image`, a name with this digest, after the proof that the run may read it. Of an index, the
@@ -37,7 +39,7 @@ pub(crate) async fn provide(
     platforms: &Platforms,
 ) -> Result<Arc<RegistryImage>, String> {
     // What is given out of an index is proven with everything in it.
-    let proof = new_proof(run, image, digest, Platforms::all()).await?;
+    let proof = new_proof(run, image, digest, Platforms::all(), Purpose::Builder).await?;
     let filtered = Proof {
         platforms: platforms.clone(),
         ..proof.clone()
@@ -162,6 +164,7 @@ impl RegistryImage {
             proof,
             missing: Missing::Read,
             provided: Some(self),
+            manifests: Mutex::default(),
         }
     }
 
@@ -199,26 +202,36 @@ impl RegistryImage {
 
     /// Allows everything to be given out that the run has proven of a manifest. A builder that has a manifest does not ask
     /// for it, and asks for what it names.
-    fn allow_proven<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), String>> {
-        async move {
-            let blob = self.allow(digest, Kind::Manifest);
+    async fn allow_proven(&self, root: &Digest) -> Result<(), String> {
+        let mut waiting = vec![root.clone()];
+        let mut seen = HashSet::new();
+        while let Some(digest) = waiting.pop() {
+            if !seen.insert(digest.clone()) {
+                continue;
+            }
+            if seen.len() > MAX_MANIFESTS {
+                return Err(format!(
+                    "{} has more than {MAX_MANIFESTS} manifests",
+                    self.image
+                ));
+            }
+            let blob = self.allow(&digest, Kind::Manifest);
             let raw = match blob.file.get() {
-                Some(path) => std::fs::read(path)
+                Some(path) => tokio::fs::read(path)
+                    .await
                     .map(Bytes::from)
                     .map_err(|error| chain(&error))?,
-                None => self.manifest(digest).await?.raw,
+                None => self.manifest(&digest).await?.raw,
             };
-            let ManifestBody::Index(index) = Manifest::parse(raw, None)?.body else {
-                return Ok(());
-            };
-            for entry in &index.manifests {
-                if self.proof.is_some() || entry.is_manifest() {
-                    self.allow_proven(&entry.digest).await?;
-                }
+            if let ManifestBody::Index(index) = Manifest::parse(raw, None)?.body {
+                let entries = index.manifests.into_iter();
+                let entries = entries.filter(|entry| self.proof.is_some() || entry.is_manifest());
+                waiting.extend(entries.map(|entry| entry.digest));
             }
-            Ok(())
+            // What is in memory makes no wait, and a run can be canceled.
+            tokio::task::yield_now().await;
         }
-        .boxed()
+        Ok(())
     }
 
     /// Opens a layer. Reads it from the registry the first time.
