@@ -18,6 +18,6 @@ pub trait BlobSource: fmt::Debug + Send + Sync {
 pub struct ProvidedImage {
     /// The digest of its manifest or index.
     pub digest: String,
-    /// Its blobs.
+    /// Blobs of the image or cache.
     pub blobs: Arc<dyn BlobSource>,
 }

@@ -26,7 +26,7 @@ const LONGEST_TAG: usize = 128;
 /// Digits of its digest that replace the end of a tag that is too long.
 const HASH: usize = 32;
 
-/// Returns the newest sealed cache under the tag of `cache`, by digest. `None` if there is no seal of the run's domain.
+/// Returns the newest sealed cache under the tag of `cache`, by digest. `None` without a seal of the run's domain.
 ///
 /// # Errors
 /// A sentence for the user: the registry cannot be read.

@@ -16,9 +16,11 @@
 //! Left out: one's own machine, where every image of the engine belongs to its user.
 
 mod layout;
+mod platforms;
 mod provided;
 
 pub(crate) use layout::check_layout;
+pub(crate) use platforms::Platforms;
 pub(crate) use provided::{RegistryImage, provide, provide_cache};
 
 use std::{
@@ -31,7 +33,7 @@ use std::{
 use acrtask_buildkit::Client;
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{
-    BlobPart, Descriptor, Image, Manifest, ManifestBody, Platform, Registry, layers,
+    BlobPart, Descriptor, Image, Index, Manifest, ManifestBody, Registry, layers,
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -57,14 +59,6 @@ const MAX_PROOFS: usize = 100_000;
 const MAX_DOCUMENTS: usize = 2_000;
 /// Biggest document that is kept, in bytes.
 const MAX_DOCUMENT: usize = 64 << 10;
-/// Names of operating systems as engines and builders compare them. They read other spellings as one of these.
-const SYSTEMS: [&str; 3] = ["linux", "windows", "unknown"];
-/// The same of processors.
-const ARCHITECTURES: [&str; 14] = [
-    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
-    "ppc64le", "riscv64", "s390x", "unknown",
-];
-
 /// The proofs of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Proofs {
@@ -182,45 +176,6 @@ fn insert_limited<T: Eq + Hash>(proofs: &Mutex<HashSet<T>>, proof: T) {
     proofs.insert(proof);
 }
 
-/// The platforms of the images of an index that may be used: `linux/arm64/v8`. Without any, all images may be used.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Platforms(pub(crate) Vec<String>);
-
-impl Platforms {
-    /// Returns the platforms of all images.
-    pub(crate) fn all() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs `386`. A spelling that
-    /// engines may read as another one counts as used.
-    fn include(&self, platform: Option<&Platform>) -> bool {
-        let Some(platform) = platform.filter(|_| !self.0.is_empty()) else {
-            return true;
-        };
-        let is_known = |os: &str, architecture: &str| {
-            SYSTEMS.contains(&os) && ARCHITECTURES.contains(&architecture)
-        };
-        if !is_known(&platform.os, &platform.architecture) {
-            return true;
-        }
-        let family = |architecture: &str| match architecture {
-            "386" | "amd64" => "x86",
-            "arm" | "arm64" => "arm",
-            _ => "",
-        };
-        self.0.iter().any(|wanted| {
-            let mut parts = wanted.split('/');
-            let os = parts.next().unwrap_or_default();
-            let architecture = parts.next().unwrap_or_default();
-            let same_family = !family(architecture).is_empty()
-                && family(architecture) == family(&platform.architecture);
-            !is_known(os, architecture)
-                || os == platform.os && (same_family || architecture == platform.architecture)
-        })
-    }
-}
-
 /// Handling of layers that the store does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
@@ -298,8 +253,35 @@ struct Comparison<'c> {
     missing: Missing,
     /// Keeps what is read of a layer. `None`: it is dropped.
     provided: Option<&'c RegistryImage>,
-    /// Results of this comparison, with the number of ways to images in a manifest. Engines go all of them.
-    manifests: Mutex<HashMap<Digest, (Proven, usize)>>,
+    /// Manifests that this comparison has read.
+    manifests: Mutex<HashMap<Digest, Judged>>,
+}
+
+/// Result of the comparison of a manifest.
+#[derive(Debug, Clone, Copy)]
+struct Judged {
+    proven: Proven,
+    /// Number of ways to manifests in it. Engines go all of them.
+    ways: usize,
+    /// Set if entries of the index were left out.
+    skipped: bool,
+}
+
+/// Returns a manifest of the repository of `image`: with `kept` from memory, if it is there, else from the registry.
+async fn read_manifest(
+    registry: &Registry,
+    proofs: &Proofs,
+    image: &ImageRef,
+    digest: &Digest,
+    kept: bool,
+) -> Result<Manifest, String> {
+    match proofs.document(digest).filter(|_| kept) {
+        Some(raw) => Manifest::parse(raw, None),
+        None => {
+            let manifest = registry.manifest(&image.at(digest.clone())).await;
+            manifest.map_err(|error| chain(&error))
+        }
+    }
 }
 
 impl Comparison<'_> {
@@ -337,70 +319,84 @@ impl Comparison<'_> {
                 let manifests = lock(&self.manifests);
                 (manifests.get(digest).copied(), manifests.len())
             };
-            if let Some((result, _)) = result {
-                return Ok(result);
+            if let Some(judged) = result {
+                return Ok(judged.proven);
             }
             if results >= MAX_MANIFESTS {
                 return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
             }
-            let index_proof = Proof {
-                purpose: Purpose::EngineIndex,
-                ..self.proof.of(digest)
-            };
-            let was_read = self.proofs.contains(&index_proof);
-            let manifest = match self.proofs.document(digest).filter(|_| was_read) {
-                Some(raw) => Manifest::parse(raw, None)?,
-                None => {
-                    let reference = self.image.at(digest.clone());
-                    let manifest = self.registry.manifest(&reference).await;
-                    manifest.map_err(|error| chain(&error))?
-                }
-            };
-            let mut ways = 1;
-            let proven = match &manifest.body {
-                ManifestBody::Index(index) => {
-                    let mut proven = Proven::Whole;
-                    let mut is_empty = true;
-                    let mut skipped = false;
-                    for entry in &index.manifests {
-                        entry.check_urls()?;
-                        // An engine looks into an index, whatever its platform says.
-                        if !entry.is_image_manifest()
-                            || self.proof.platforms.include(entry.platform.as_ref())
-                            || self.size(&entry.digest).await?.is_some()
-                        {
-                            is_empty = false;
-                            proven = proven.min(self.manifest(&entry.digest, depth + 1).await?);
-                            let inside = lock(&self.manifests).get(&entry.digest).copied();
-                            ways += inside.map_or(1, |(_, ways)| ways);
-                            if ways > MAX_MANIFESTS {
-                                return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
-                            }
-                        } else {
-                            skipped = true;
-                        }
-                    }
-                    if is_empty {
-                        let wanted = self.proof.platforms.0.join(" or ");
-                        return Err(format!("it has no image for {wanted}"));
-                    }
-                    if skipped && proven == Proven::Whole {
-                        self.proofs.keep_document(digest, &manifest.raw);
-                        self.proofs.add(index_proof);
-                        lock(&self.manifests).insert(digest.clone(), (proven, ways));
-                        return Ok(proven);
-                    }
-                    proven
-                }
-                ManifestBody::Image(image) => self.image(image).await?,
-            };
-            lock(&self.manifests).insert(digest.clone(), (proven, ways));
-            if proven == Proven::Whole {
-                self.proofs.keep_document(digest, &manifest.raw);
-                self.proofs.add(self.proof.of(digest));
-            }
-            Ok(proven)
+            let was_read = self.proofs.contains(&self.index_proof(digest));
+            let read = read_manifest(&self.registry, self.proofs, self.image, digest, was_read);
+            self.judge(digest, &read.await?, depth).await
         })
+    }
+
+    /// Compares what a manifest consists of.
+    async fn judge(
+        &self,
+        digest: &Digest,
+        manifest: &Manifest,
+        depth: usize,
+    ) -> Result<Proven, String> {
+        let judged = match &manifest.body {
+            ManifestBody::Index(index) => self.index(index, depth).await?,
+            ManifestBody::Image(image) => Judged {
+                proven: self.image(image).await?,
+                ways: 1,
+                skipped: false,
+            },
+        };
+        lock(&self.manifests).insert(digest.clone(), judged);
+        if judged.proven == Proven::Whole {
+            self.proofs.keep_document(digest, &manifest.raw);
+            self.proofs.add(if judged.skipped {
+                self.index_proof(digest)
+            } else {
+                self.proof.of(digest)
+            });
+        }
+        Ok(judged.proven)
+    }
+
+    /// Returns the proof that the registry has sent an index.
+    fn index_proof(&self, digest: &Digest) -> Proof {
+        Proof {
+            purpose: Purpose::EngineIndex,
+            ..self.proof.of(digest)
+        }
+    }
+
+    async fn index(&self, index: &Index, depth: usize) -> Result<Judged, String> {
+        let mut judged = Judged {
+            proven: Proven::Whole,
+            ways: 1,
+            skipped: false,
+        };
+        let mut is_empty = true;
+        for entry in &index.manifests {
+            entry.check_urls()?;
+            // An engine looks into an index, whatever its platform says.
+            let is_used = !entry.is_image_manifest()
+                || self.proof.platforms.include(entry.platform.as_ref())
+                || self.size(&entry.digest).await?.is_some();
+            if !is_used {
+                judged.skipped = true;
+                continue;
+            }
+            is_empty = false;
+            let proven = self.manifest(&entry.digest, depth + 1).await?;
+            judged.proven = judged.proven.min(proven);
+            let inside = lock(&self.manifests).get(&entry.digest).copied();
+            judged.ways += inside.map_or(1, |inside| inside.ways);
+            if judged.ways > MAX_MANIFESTS {
+                return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
+            }
+        }
+        if is_empty {
+            let wanted = self.proof.platforms.0.join(" or ");
+            return Err(format!("it has no image for {wanted}"));
+        }
+        Ok(judged)
     }
 
     /// Reads the configuration of an image from the registry, and compares its layers.
@@ -526,43 +522,6 @@ impl Comparison<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn platforms_include_all_that_an_engine_may_choose() {
-        let platform = |text: &str| {
-            let (os, architecture) = text.split_once('/').unwrap();
-            Platform {
-                os: os.into(),
-                architecture: architecture.into(),
-                variant: None,
-                os_version: None,
-                os_features: Vec::new(),
-            }
-        };
-        for (wanted, offered, expected) in [
-            ("linux/amd64", "linux/amd64", true),
-            ("linux/amd64/v2", "linux/386", true),
-            ("linux/arm64/v8", "linux/arm", true),
-            ("linux/s390x", "linux/s390x", true),
-            ("linux/amd64", "linux/arm64", false),
-            ("linux/amd64", "windows/amd64", false),
-            ("linux/s390x", "linux/riscv64", false),
-            ("linux/amd64", "unknown/unknown", false),
-            // Spellings that an engine reads as linux/amd64 or linux/arm.
-            ("linux/amd64", "/amd64", true),
-            ("linux/amd64", "/", true),
-            ("linux/amd64", "linux/x86-64", true),
-            ("linux/amd64", "linux/AMD64", true),
-            ("linux/amd64", "Linux/arm64", true),
-            ("linux/armhf", "linux/s390x", true),
-            ("arm", "linux/s390x", true),
-            ("LINUX/amd64", "linux/s390x", true),
-        ] {
-            let included = Platforms(vec![wanted.to_owned()]).include(Some(&platform(offered)));
-            assert_eq!(included, expected, "{wanted} {offered}");
-        }
-        assert!(Platforms(vec!["linux/amd64".into()]).include(None));
-    }
 
     #[test]
     fn the_content_of_a_layer_is_of_its_type_as_well() {

@@ -4,12 +4,12 @@
 //! and `.git`, as `az acr build` does, except for the files that say how to build.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
 };
 
 use acrtask_buildkit::{BadPattern, PatternSet};
+use acrtask_source::paths::read_inside;
 
 /// The ignore file of a context.
 const IGNORE_FILE: &str = ".dockerignore";
@@ -95,25 +95,9 @@ impl Selection {
     }
 }
 
-/// Reads an ignore file of the folder `root`. A task may have made it a link to a device without an end, or to a file
-/// of the machine.
 fn read_ignore_file(root: &Path, path: &Path) -> io::Result<String> {
-    let root = root.canonicalize()?;
-    let path = acrtask_source::paths::inside(&root, path)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    if !path.metadata()?.is_file() {
-        let reason = "it is not a regular file";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-    }
-    let mut text = String::new();
-    File::open(path)?
-        .take(MAX_IGNORE_FILE + 1)
-        .read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_IGNORE_FILE {
-        let reason = format!("it has more than {MAX_IGNORE_FILE} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-    }
-    Ok(text)
+    let bytes = read_inside(root, path, MAX_IGNORE_FILE)?;
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Returns `true` for a Dockerfile or an ignore file by its name: builds read them although they are ignored.

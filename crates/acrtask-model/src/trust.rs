@@ -242,8 +242,7 @@ impl CacheNamespace {
 
     /// Writes random or keyed bytes as a namespace.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(Secret::new(text))
+        Self(hex(&bytes))
     }
 
     /// Returns the text, which must reach no other domain.
@@ -287,8 +286,7 @@ impl CacheSealKey {
 
     /// Writes random or keyed bytes as a key.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(Secret::new(text))
+        Self(hex(&bytes))
     }
 
     /// Returns the text, which only the runs of the domain use.
@@ -301,6 +299,16 @@ impl CacheSealKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the key of cache seals is not 64 hexadecimal digits")]
 pub struct CacheSealKeyError;
+
+/// Writes bytes in hexadecimal, in lower case.
+fn hex(bytes: &[u8]) -> Secret {
+    Secret::new(
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>(),
+    )
+}
 
 /// The domain of a run, and its key to the caches of that domain: what a runner receives with a lease.
 #[derive(Debug, Clone)]

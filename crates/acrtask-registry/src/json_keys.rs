@@ -57,20 +57,16 @@ impl<'de> Visitor<'de> for Value {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
-            let known = self.keys.known.iter().find(|known| folds_to(&key, known));
-            match known {
-                Some(known) if !self.free && key != **known => {
-                    return Err(A::Error::custom(format!(
-                        "the key {key:?} is {known:?} for some programs; write it in one way"
-                    )));
-                }
-                _ => {}
+            let mut known = self.keys.known.iter().filter(|_| !self.free);
+            if let Some(known) = known.find(|known| key != **known && folds_to(&key, known)) {
+                return Err(A::Error::custom(format!(
+                    "the key {key:?} is {known:?} for some programs; write it in one way"
+                )));
             }
             let free = self.free || (self.keys.is_free)(&key);
-            if seen.contains(&key) {
+            if let Some(key) = seen.replace(key) {
                 return Err(A::Error::custom(format!("the key {key:?} is given twice")));
             }
-            seen.insert(key);
             map.next_value_seed(Self { free, ..self })?;
         }
         Ok(())

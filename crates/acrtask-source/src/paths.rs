@@ -3,6 +3,8 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
+    fs::File,
+    io::{self, Read as _},
     path::{Component, Path, PathBuf},
 };
 
@@ -21,6 +23,38 @@ pub enum Outside {
     /// A link that cannot be read.
     #[error("it cannot be followed: {0}")]
     Io(#[from] std::io::Error),
+}
+
+/// Returns the path of a regular file of the folder `root`, without links. A task may have made it a link that leads out,
+/// or to a device without an end.
+///
+/// # Errors
+/// The file is not there, or is not a regular file of the folder.
+pub fn file_inside(root: &Path, relative: &Path) -> io::Result<PathBuf> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let path = inside(&root.canonicalize()?, relative);
+    let path = path.map_err(|error| invalid(error.to_string()))?;
+    if path.metadata()?.is_file() {
+        Ok(path)
+    } else {
+        Err(invalid("it is not a regular file".into()))
+    }
+}
+
+/// Reads a regular file of the folder `root`, of at most `limit` bytes.
+///
+/// # Errors
+/// As [`file_inside`]; the file has more bytes.
+pub fn read_inside(root: &Path, relative: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file_inside(root, relative)?)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        let reason = format!("it has more than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(bytes)
 }
 
 /// Where `relative` leads to from `root`, with the links on its way followed, the last one too. What does

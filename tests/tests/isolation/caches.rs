@@ -5,30 +5,13 @@ use acrtask_tests::{
     project::{RegistryClient, folder},
     service::Server,
 };
-use serde_json::json;
 use sha2::Digest as _;
 
-/// Stores a task of one step: `build: .`, or another line that builds its context.
-fn store_task(world: &World, server: &Server, name: &str, step: &str, secret: Option<&str>) {
-    let definition = json!({
-        "name": name,
-        "registry": world.registry,
-        "secrets": secret.map(|secret| json!({"s": secret})).unwrap_or_else(|| json!({})),
-        "text": format!("version: v1.1.0\nsteps:\n  - id: image\n    {step}\n"),
-    });
-    let files = folder(&[("task.yaml", &definition.to_string())]);
-    let applied = server.client(files.path(), &["task", "apply", "-f", "task.yaml"]);
-    let applied = applied.wait();
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
-}
+use crate::stored::{self, store_task};
 
 /// Runs the stored task with this Dockerfile as its only file.
 fn run_task(server: &Server, name: &str, dockerfile: &str) -> Outcome {
-    let files = folder(&[("Dockerfile", dockerfile)]);
-    let args = ["task", "run", name, "--context", ".", "-o", "json"];
-    let outcome = server.client(files.path(), &args).wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    outcome
+    stored::run_task(server, name, &[("Dockerfile", dockerfile)])
 }
 
 /// A Dockerfile that shows what a cache mount holds, and puts `mark` there.

@@ -5,30 +5,10 @@ use acrtask_model::ImageRef;
 use acrtask_registry::{Credentials, Descriptor, Manifest, Registry, Settings, manifest::sha256};
 use acrtask_tests::{Outcome, World, engine, new_run_id, project::folder, service::Server};
 use async_compression::tokio::bufread::{GzipDecoder, GzipEncoder};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
-/// Stores a task of one step.
-fn store_task(world: &World, server: &Server, name: &str, step: &str) {
-    let definition = json!({
-        "name": name,
-        "registry": world.registry,
-        "text": format!("version: v1.1.0\nsteps:\n  - id: image\n    {step}\n"),
-    });
-    let files = folder(&[("task.yaml", &definition.to_string())]);
-    let applied = server.client(files.path(), &["task", "apply", "-f", "task.yaml"]);
-    let applied = applied.wait();
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
-}
-
-/// Runs the stored task with these files.
-fn run_task(server: &Server, name: &str, files: &[(&str, &str)]) -> Outcome {
-    let files = folder(files);
-    let args = ["task", "run", name, "--context", ".", "-o", "json"];
-    let outcome = server.client(files.path(), &args).wait();
-    assert_eq!(outcome.code, Some(0), "{name}: {}", outcome.all());
-    outcome
-}
+use crate::stored::{run_task, store_task};
 
 /// Returns the name with which BuildKit reports the import of a cache. `None` if the build imported none.
 fn imported(outcome: &Outcome) -> Option<String> {
@@ -187,12 +167,12 @@ async fn an_edited_cache_decides_no_layer_of_another_task() {
     let name = |tag: &str| format!("{}/iso/cache:{tag}-{unique}", world.registry);
     let cache: ImageRef = name("own").parse().unwrap();
     let export = format!("build: --cache-to type=registry,mode=max,ref={cache} .");
-    store_task(&world, &server, "team/export", &export);
+    store_task(&world, &server, "team/export", &export, None);
     run("team/export", "export");
     let image = format!("{}/iso/shared-{unique}:1", world.registry);
-    store_task(&world, &server, "prod/victim", "build: .");
+    store_task(&world, &server, "prod/victim", "build: .", None);
 
-    // A cache of the attacker, and the task's own ones after somebody has pushed to their tags.
+    // A cache of the attacker, and the task's own ones after a push to their tags.
     let edited = edit_cache(&cache, &name("edited").parse().unwrap(), &honest, &evil).await;
     let same = edit_cache(&cache, &cache, &honest, &evil).await;
     assert_eq!(edited.digest, same.digest);
@@ -210,7 +190,7 @@ async fn an_edited_cache_decides_no_layer_of_another_task() {
     .enumerate()
     {
         let task = format!("team/a{number}");
-        store_task(&world, &server, &task, &format!("build: {line} ."));
+        store_task(&world, &server, &task, &format!("build: {line} ."), None);
         let attack = run(&task, &task);
         assert!(
             warnings(&attack).contains("is not used: no run of this task"),
@@ -226,7 +206,7 @@ async fn an_edited_cache_decides_no_layer_of_another_task() {
     let line = format!(
         "build: --cache-from {cache} --cache-to type=registry,mode=max,ref={cache} -t {image} ."
     );
-    store_task(&world, &server, "team/export", &line);
+    store_task(&world, &server, "team/export", &line, None);
     let sealed = run("team/export", "sealed");
     let from = imported(&sealed).unwrap_or_else(|| panic!("{}", sealed.all()));
     // From the runner: BuildKit would take another manifest from the registry.

@@ -14,4 +14,5 @@ mod quotas;
 mod requests;
 mod runners;
 mod sources;
+mod stored;
 mod volumes;

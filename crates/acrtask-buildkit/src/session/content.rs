@@ -53,7 +53,7 @@ pub(super) const METHODS: [&str; 9] = [
 #[derive(Debug, Clone)]
 pub(crate) enum Store {
     Folder(Layout),
-    /// It cannot be written.
+    /// Blobs of this program. The builder only reads them.
     Provided(Arc<dyn BlobSource>),
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashSet,
-    io::Read as _,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -17,15 +17,14 @@ use acrtask_registry::{
     layers::{content_digest, diff_ids, file_digest},
     manifest::sha256,
 };
+use acrtask_source::paths::{file_inside, read_inside};
 use tokio_util::io::ReaderStream;
 
-use super::{MAX_CONFIG, Proofs};
+use super::{MAX_CONFIG, MAX_MANIFESTS, Proofs};
 use crate::{context::RunContext, error::chain};
 
 /// Biggest index or manifest, in bytes.
 const MAX_MANIFEST: u64 = 4 << 20;
-/// Manifests of one folder.
-const MAX_MANIFESTS: usize = 2_000;
 
 /// Checks all images of the folder, and the one with `digest`.
 ///
@@ -143,24 +142,21 @@ impl Layout<'_> {
     }
 
     fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(self.path(name)?);
-        let read = file.and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
-        read.map_err(|error| format!("{name}: {}", chain(&error)))?;
-        if bytes.len() as u64 > limit {
-            return Err(format!("{name} has more than {limit} bytes"));
-        }
-        Ok(bytes)
+        let bytes = read_inside(self.folder, Path::new(name), limit);
+        bytes.map_err(|error| refusal(name, &error))
     }
 
-    /// Returns the path of a regular file of the folder, without links.
     fn path(&self, name: &str) -> Result<PathBuf, String> {
-        let path = acrtask_source::paths::inside(self.folder, Path::new(name));
-        let path = path.map_err(|error| format!("{name}: {}", chain(&error)))?;
-        if !path.is_file() {
-            return Err(format!("it does not have {name}"));
-        }
-        Ok(path)
+        let path = file_inside(self.folder, Path::new(name));
+        path.map_err(|error| refusal(name, &error))
+    }
+}
+
+/// Returns the sentence for a file of the layout that cannot be used.
+fn refusal(name: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("it does not have {name}"),
+        _ => format!("{name}: {}", chain(error)),
     }
 }
 

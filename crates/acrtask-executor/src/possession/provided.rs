@@ -24,6 +24,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     Comparison, MAX_CONFIG, MAX_MANIFESTS, Missing, Platforms, Proof, Proofs, Purpose, new_proof,
+    read_manifest,
 };
 use crate::{context::RunContext, error::chain, output::lock, workspace::Scratch};
 
@@ -31,7 +32,7 @@ use crate::{context::RunContext, error::chain, output::lock, workspace::Scratch}
 /// content has the images for `platforms`: it is another index then, with its own digest.
 ///
 /// # Errors
-/// A sentence for the user: the registry does not send the content, or there is no image for the platforms.
+/// A sentence for the user: the registry does not send the content, or the index lacks the platforms.
 pub(crate) async fn provide(
     run: &RunContext,
     image: &ImageRef,
@@ -51,15 +52,13 @@ pub(crate) async fn provide(
     let kept = [&proof, &filtered]
         .into_iter()
         .any(|proof| run.proofs.contains(proof));
-    let manifest = match run.proofs.document(digest).filter(|_| kept) {
-        Some(raw) => Manifest::parse(raw, None)?,
-        None => {
-            let manifest = run.registry().manifest(image).await;
-            manifest.map_err(|error| comparison.refusal(&chain(&error)))?
-        }
-    };
+    let manifest = read_manifest(&provided.registry, &run.proofs, image, digest, kept).await;
+    let manifest = manifest.map_err(|why| comparison.refusal(&why))?;
     let ManifestBody::Index(index) = &manifest.body else {
-        comparison.prove(digest).await?;
+        if !kept {
+            let proven = comparison.judge(digest, &manifest, 0).await;
+            proven.map_err(|why| comparison.refusal(&why))?;
+        }
         provided.allow_proven(digest).await?;
         return Ok(Arc::new(provided));
     };
@@ -276,21 +275,12 @@ impl RegistryImage {
 
     /// Returns a manifest, and allows what it names to be given out.
     async fn manifest(&self, digest: &Digest) -> Result<Manifest, String> {
-        let kept = match &self.proof {
-            None => None,
-            Some(proof) => {
-                self.comparison(proof).prove(digest).await?;
-                self.proofs.document(digest)
-            }
-        };
-        let manifest = match kept {
-            Some(raw) => Manifest::parse(raw, None)?,
-            None => {
-                let reference = self.image.at(digest.clone());
-                let manifest = self.registry.manifest(&reference).await;
-                manifest.map_err(|error| chain(&error))?
-            }
-        };
+        if let Some(proof) = &self.proof {
+            self.comparison(proof).prove(digest).await?;
+        }
+        let kept = self.proof.is_some();
+        let read = read_manifest(&self.registry, &self.proofs, &self.image, digest, kept);
+        let manifest = read.await?;
         match &manifest.body {
             ManifestBody::Index(index) => {
                 for entry in &index.manifests {

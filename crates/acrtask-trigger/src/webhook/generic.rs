@@ -116,7 +116,7 @@ impl PushBody {
                                 Some(name) => names.push(name),
                                 None => {
                                     let shown = path.escape_debug();
-                                    incomplete = Some(format!("`{shown}` is no name of a file"));
+                                    incomplete = Some(format!("`{shown}` does not name a file"));
                                 }
                             }
                         }
@@ -150,7 +150,7 @@ impl PushBody {
 }
 
 /// Returns the name of a changed file, relative to the repository: without `./`, and without the quotes and escapes that
-/// git puts around unusual names (`"docs/\303\234.md"`). `None` if it is no such name.
+/// git puts around unusual names (`"docs/\303\234.md"`). `None` if it does not name a file.
 ///
 /// Source: `core.quotePath` in git-config(1).
 fn file_name(text: &str) -> Option<String> {

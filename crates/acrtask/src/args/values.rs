@@ -286,7 +286,7 @@ impl FromStr for BuildTag {
 }
 
 impl BuildTag {
-    /// Returns `true` if values of the run are filled in, so that it is no reference yet.
+    /// Returns `true` for a template, which becomes a reference with values of the run.
     fn is_template(&self) -> bool {
         self.0.contains("{{") || self.0.contains('$')
     }

@@ -5,6 +5,7 @@ use acrtask_store::StoreError;
 use super::{
     remote::{block_on, say},
     runner::state_dir,
+    serve::sqlite_in,
 };
 use crate::{args::backup::MigrateStoreArgs, error::CliError, exit::Exit};
 
@@ -19,8 +20,8 @@ pub(crate) fn migrate_store(args: &MigrateStoreArgs) -> Result<Exit, CliError> {
     }
     let from = match (&args.from, &args.data_dir) {
         (Some(from), _) => from.clone(),
-        (None, Some(folder)) => format!("sqlite:{}", folder.join("acrtask.db").display()),
-        (None, None) => format!("sqlite:{}", state_dir()?.join("acrtask.db").display()),
+        (None, Some(folder)) => sqlite_in(folder),
+        (None, None) => sqlite_in(&state_dir()?),
     };
     let (mut tables, mut all) = (0_u64, 0);
     let copied = async {

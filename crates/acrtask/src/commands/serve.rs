@@ -117,7 +117,7 @@ impl DataPaths {
     }
 
     fn in_folder(args: &DataArgs, data: &Path) -> Self {
-        let database = || format!("sqlite:{}", data.join("acrtask.db").display());
+        let database = || sqlite_in(data);
         let blobs = || data.join("blobs").display().to_string();
         Self {
             database: args.database.clone().unwrap_or_else(database),
@@ -125,6 +125,11 @@ impl DataPaths {
             key_file: args.key_file.clone().unwrap_or_else(|| data.join("key")),
         }
     }
+}
+
+/// Returns the URL of the database in a data folder.
+pub(super) fn sqlite_in(data: &Path) -> String {
+    format!("sqlite:{}", data.join("acrtask.db").display())
 }
 
 fn data_dir(args: &DataArgs) -> Result<PathBuf, CliError> {

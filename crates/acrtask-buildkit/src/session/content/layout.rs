@@ -301,7 +301,7 @@ mod tests {
         symlink(&outside, folder.path().join(INDEX)).unwrap();
         let refused = layout.resolve("latest").unwrap_err();
         assert!(matches!(refused, LayoutError::Io { .. }), "{refused}");
-        // A folder of links is no better.
+        // Neither may a folder be a link.
         fs::write(other.path().join("e".repeat(64)), "private").unwrap();
         fs::remove_dir_all(&blobs).unwrap();
         symlink(other.path(), &blobs).unwrap();

@@ -13,15 +13,8 @@ const MAX_DOCKERFILE: u64 = 4 << 20;
 /// The text of a file of a folder, whose links may lead anywhere: nothing where they lead out of it, where it is no
 /// file, and where it is too long for a Dockerfile.
 pub(super) fn text_inside(folder: &Path, name: &str) -> Option<String> {
-    let root = folder.canonicalize().ok()?;
-    let path = acrtask_source::paths::inside(&root, Path::new(name)).ok()?;
-    let is_file = path.metadata().ok()?.is_file();
-    let file = std::fs::File::open(path).ok().filter(|_| is_file)?;
-    let mut text = String::new();
-    file.take(MAX_DOCKERFILE + 1)
-        .read_to_string(&mut text)
-        .ok()?;
-    (text.len() as u64 <= MAX_DOCKERFILE).then_some(text)
+    let bytes = acrtask_source::paths::read_inside(folder, Path::new(name), MAX_DOCKERFILE);
+    String::from_utf8(bytes.ok()?).ok()
 }
 
 /// The Dockerfile that the run got on standard input.

@@ -49,13 +49,13 @@ pub(crate) struct Recipe {
     pins: Vec<SourcePin>,
     /// The images of this run that the build uses, by their names in the engine.
     own: BTreeMap<ImageRef, ImageRef>,
-    /// Images of Docker Hub that the build may use at a runner.
+    /// Images that the builder asks for itself at a runner: frontends, scanners, and names that a stage may have.
     allowed: Mutex<Vec<AllowedImage>>,
-    /// Images of other registries that the build may use at a runner, by the names of their contexts.
+    /// All other images that the build may use at a runner, by the names of their contexts.
     provided: Mutex<BTreeMap<String, NamedContext>>,
     /// The digests of images in their registries, by those that the builder gets.
     originals: Mutex<BTreeMap<Digest, Digest>>,
-    /// Caches of registries that the build imports at a runner.
+    /// Sealed caches that the build imports at a runner.
     pub(super) provided_caches: Vec<ProvidedImage>,
     provenance: Provenance,
     cache_namespaces: CacheNamespaces,

@@ -275,7 +275,7 @@ async fn in_registry(
     }
 }
 
-/// Returns the name of the context that stands for an image in a Dockerfile.
+/// Returns the name of the context that a frontend uses for an image of a Dockerfile.
 fn context_of(name: &ImageRef) -> String {
     let text = name.to_string();
     match name.digest() {
