@@ -142,6 +142,8 @@ const START_CAUSES: [&str; 3] = [
     "read init-p: EOF",
     "resource temporarily unavailable",
 ];
+/// Beginning of the line that runc writes to the log of a step whose container did not start.
+const RUNC_ERROR: &str = "runc run failed: ";
 const DENIED_HELP: &str = "builds fetch from public addresses alone, written with a full host name; an operator who trusts the task \
                            allows others with `--allow-private-addresses`";
 
@@ -175,16 +177,20 @@ impl BuildError {
     }
 
     /// Returns `true` if the builder itself failed, under load as a rule, and the same build may succeed.
+    ///
+    /// BuildKit reports a container that did not start in one of two ways: the message has runc's error,
+    /// or the message has exit code 1, and runc's error is the only line of the step's log.
     pub fn is_builder_fault(&self) -> bool {
-        // With an exit code, the command of a `RUN` ran.
         let Self::Failed(failure) = self else {
             return false;
         };
-        let message = failure.message.as_str();
-        let is_start = START_FAULTS.iter().any(|start| message.contains(start));
-        failure.exit_code.is_none()
-            && is_start
-            && START_CAUSES.iter().any(|cause| message.contains(cause))
+        let text = match (failure.exit_code, failure.log_tail.as_slice()) {
+            (None, _) => failure.message.as_str(),
+            (Some(1), [line]) if line.starts_with(RUNC_ERROR) => line.as_str(),
+            _ => return false,
+        };
+        START_FAULTS.iter().any(|start| text.contains(start))
+            && START_CAUSES.iter().any(|cause| text.contains(cause))
     }
 
     /// Reads a failed `Solve`.
@@ -499,6 +505,32 @@ mod tests {
             let error =
                 BuildError::from_status(status(message, &[]), "e", &HelperImages::default());
             assert_eq!(error.is_builder_fault(), expected, "{message}");
+        }
+    }
+
+    #[test]
+    fn runc_errors_in_the_log_are_faults_of_the_builder() {
+        let runc = "runc run failed: unable to start container process: waiting for init preliminary setup: \
+                    read init-p: connection reset by peer";
+        let no_file = "runc run failed: unable to start container process: exec: \"x\": no such file or directory";
+        for (exit_code, lines, expected) in [
+            (1, vec![runc], true),
+            (1, vec!["hello", runc], false),
+            (1, vec![runc, "hello"], false),
+            (1, vec![no_file], false),
+            (1, vec![], false),
+            (2, vec![runc], false),
+        ] {
+            let error = BuildError::Failed(Box::new(BuildFailure {
+                message:
+                    "process \"/bin/sh -c cat /a\" did not complete successfully: exit code: 1"
+                        .to_owned(),
+                excerpt: None,
+                exit_code: Some(exit_code),
+                vertex: None,
+                log_tail: lines.iter().map(|&line| line.to_owned()).collect(),
+            }));
+            assert_eq!(error.is_builder_fault(), expected, "{exit_code} {lines:?}");
         }
     }
 
