@@ -40,6 +40,9 @@ pub(super) struct Allowed {
     place: &'static str,
 }
 
+/// End of the name of a variable that is a proxy, with its value: `http_proxy=`.
+const PROXY: &str = "_proxy=";
+
 /// An argument of a program, which may be an interpreter.
 const ARGUMENT: Allowed = Allowed {
     marks: "._/@:+,-",
@@ -183,6 +186,10 @@ impl Marks<'_> {
     /// Checks `NAME=VALUE`: the name is the author's, the value may be any text.
     pub(super) fn check_variable(&self, marked: &str, what: &str) -> Checked {
         match marked.split_once('=') {
+            Some(_) if marked.to_ascii_lowercase().contains(PROXY) => self.forbid(
+                marked,
+                "a proxy, which BuildKit leaves out of the key of a cached layer",
+            ),
             Some((name, _)) => self.forbid(name, what),
             None => self.forbid(marked, what),
         }

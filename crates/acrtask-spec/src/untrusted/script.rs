@@ -38,7 +38,7 @@ const PREFIXES: [&str; 29] = [
     "ltrace",
 ];
 /// Programs that run some of their arguments as a command.
-const RUNNERS: [&str; 37] = [
+const RUNNERS: [&str; 44] = [
     "timeout",
     "nice",
     "ionice",
@@ -76,7 +76,20 @@ const RUNNERS: [&str; 37] = [
     "firejail",
     "bwrap",
     "at",
+    "npx",
+    "pnpx",
+    "bunx",
+    "uvx",
+    "pipx",
+    "lxc-attach",
+    "corepack",
 ];
+/// Programs that run a command after a verb of [`CONTAINER_VERBS`].
+const CONTAINER_PROGRAMS: [&str; 11] = [
+    "docker", "podman", "nerdctl", "kubectl", "oc", "crictl", "ctr", "lxc", "buildah", "npm",
+    "pnpm",
+];
+const CONTAINER_VERBS: [&str; 6] = ["exec", "run", "create", "debug", "dlx", "x"];
 /// Programs whose first argument is a program or a file with one.
 const INTERPRETERS: [&str; 20] = [
     "sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "pwsh", "python",
@@ -93,7 +106,7 @@ pub(super) fn begins_command(before: &str) -> bool {
         && text
             .chars()
             .next_back()
-            .is_some_and(|last| !is_separator(last));
+            .is_some_and(|last| !is_separator(last) && last != ')');
     if in_word {
         // The author wrote the beginning of the word. What is left is a word such as `eval"`.
         let mut words = text.rsplit(|c: char| c.is_whitespace() || is_separator(c));
@@ -101,11 +114,72 @@ pub(super) fn begins_command(before: &str) -> bool {
             .next()
             .is_some_and(|word| PREFIXES.contains(&word) && word != ".");
     }
-    let command = text.rsplit(is_separator).next().unwrap_or_default();
+    let Some(command) = last_command(quoted) else {
+        return false;
+    };
     let words = command
         .split_whitespace()
         .map(|word| word.trim_matches(['"', '\'']));
     takes_command(words)
+}
+
+/// Returns the text of the command that `script` ends in, without redirections.
+///
+/// `None` if the script ends in the target of a redirection.
+fn last_command(script: &str) -> Option<String> {
+    let mut outer = Vec::new();
+    let mut command = String::new();
+    let mut chars = script.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '<' | '>' => skip_redirection(&mut command, &mut chars)?,
+            '&' if chars.peek() == Some(&'>') => {}
+            '(' => outer.push(std::mem::take(&mut command)),
+            // A word of the command around it, or the end of a pattern of `case`.
+            ')' => match outer.pop() {
+                Some(around) if !ends_in_pattern(&around) => command = around + "_",
+                _ => command.clear(),
+            },
+            c if is_separator(c) => command.clear(),
+            c => command.push(c),
+        }
+    }
+    Some(command)
+}
+
+/// Returns `true` if brackets after `before` are those of a pattern of `case`.
+fn ends_in_pattern(before: &str) -> bool {
+    before
+        .split_whitespace()
+        .next_back()
+        .is_none_or(|word| word == "in")
+}
+
+/// Skips a redirection up to the end of its target, and drops the number before it.
+///
+/// `None` if the script ends before the target does. A process substitution `<(...)` is no redirection.
+fn skip_redirection(
+    command: &mut String,
+    chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
+) -> Option<()> {
+    if chars.peek() == Some(&'(') {
+        return Some(());
+    }
+    let number = command.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let is_number = number == 0 || command[..number].ends_with(char::is_whitespace);
+    if is_number {
+        command.truncate(number);
+    }
+    while chars
+        .next_if(|c| matches!(c, '<' | '>' | '&' | '|'))
+        .is_some()
+    {}
+    while chars.next_if(|c| matches!(c, ' ' | '\t')).is_some() {}
+    while chars
+        .next_if(|&c| !c.is_whitespace() && !is_separator(c))
+        .is_some()
+    {}
+    chars.peek().map(|_| command.push(' '))
 }
 
 fn is_separator(c: char) -> bool {
@@ -130,6 +204,9 @@ fn takes_command<'w>(words: impl Iterator<Item = &'w str>) -> bool {
         if program == "find" {
             return words.any(|word| FIND_OPTIONS.contains(&word));
         }
+        if CONTAINER_PROGRAMS.contains(&program) {
+            return words.any(|word| CONTAINER_VERBS.contains(&word));
+        }
         if !INTERPRETERS.contains(&program) {
             return false;
         }
@@ -146,6 +223,8 @@ fn takes_command<'w>(words: impl Iterator<Item = &'w str>) -> bool {
 
 fn is_assignment(word: &str) -> bool {
     word.split_once('=').is_some_and(|(name, _)| {
+        let name = name.strip_suffix('+').unwrap_or(name);
+        let name = name.split('[').next().unwrap_or(name);
         !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     })
 }
@@ -222,6 +301,32 @@ mod tests {
             ("app --tag=", false),
             ("app \"", false),
             ("app-", false),
+            ("A+=1 ", true),
+            ("A[0]=1 ", true),
+            ("A=$(date) ", true),
+            ("echo $(date) ", false),
+            ("echo $(date; ", true),
+            ("case x in a) ", true),
+            ("case x in (a) ", true),
+            ("> /tmp/log ", true),
+            (">/tmp/log ", true),
+            ("2>&1 ", true),
+            ("2>&1 app ", false),
+            ("&>/tmp/log ", true),
+            ("< /dev/null app ", false),
+            ("app 2>&1 ", false),
+            ("app > ", false),
+            ("app >>", false),
+            ("app 2>&1; ", true),
+            ("app <(", true),
+            ("app <<< ", false),
+            ("npx ", true),
+            ("docker exec app ", true),
+            ("docker push ", false),
+            ("kubectl exec pod -- ", true),
+            ("kubectl apply -f ", false),
+            ("npm run ", true),
+            ("npm install ", false),
         ] {
             assert_eq!(begins_command(before), expected, "{before:?}");
         }
