@@ -241,8 +241,8 @@ pub fn from_request(
 
 /// Drafts the run that a stored task asks for. The caller has checked that the task is enabled.
 ///
-/// `starter` is the principal if it may not write the task. Its values are untrusted. If it brings files or a task file of
-/// its own, its code gets a domain of its own.
+/// `starter` is the principal if it may not write the task. Its values are untrusted. If it brings files, a task file or
+/// secrets of its own, the run gets a domain of its own: BuildKit leaves secrets out of the keys of cached layers.
 ///
 /// # Errors
 /// All that is wrong with the request or with the task.
@@ -254,7 +254,7 @@ pub fn from_task(
     by: Request,
 ) -> Result<Draft, Problems> {
     let problems = check_task(&task.definition);
-    let brought = start.context.is_some() || start.file.is_some();
+    let brought = start.context.is_some() || start.file.is_some() || !start.secrets.is_empty();
     let values = match starter {
         None => Values::Trusted,
         Some(_) => Values::Untrusted,

@@ -3,7 +3,7 @@
 //! A token that is limited to tasks sees the tags that images of these tasks stand on.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -68,10 +68,14 @@ struct ListBases {
     cursor: Option<String>,
 }
 
-/// Which tags a caller sees.
+/// Tags that a caller sees: those that images of its tasks stand on, as a login of its tasks or one of the server sees them.
 enum Sight {
     All,
-    Of(Box<Standing>),
+    Of {
+        standing: Box<Standing>,
+        /// Ids of its tasks.
+        tasks: HashSet<String>,
+    },
 }
 
 impl Sight {
@@ -80,14 +84,34 @@ impl Sight {
             return Ok(Self::All);
         }
         let standing = Standing::read(&api.app, |task| caller.sees(task)).await?;
-        Ok(Self::Of(Box::new(standing)))
+        Ok(Self::Of {
+            standing: Box::new(standing),
+            tasks: task_names(api, caller).await?.into_keys().collect(),
+        })
     }
 
-    fn sees(&self, name: &str) -> bool {
+    fn sees_name(&self, name: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Of(standing) => standing.is_base(name),
+            Self::Of { standing, .. } => standing.is_base(name),
         }
+    }
+
+    /// Returns the row as the caller may see it, with its own images counted. `None`: it does not see the row.
+    fn filter(&self, mut row: WatchRow) -> Option<WatchRow> {
+        let Self::Of { standing, tasks } = self else {
+            return Some(row);
+        };
+        let is_own = row.scope.is_empty() || tasks.contains(&row.scope);
+        if !is_own || !standing.is_base(&row.name) {
+            return None;
+        }
+        row.used_by = standing.users(&row.name);
+        // The text of a connection error tells what the server's network has at an address.
+        if row.detail.is_some() {
+            row.detail = Some("a token without a limit to tasks shows the reason".to_owned());
+        }
+        Some(row)
     }
 }
 
@@ -121,7 +145,8 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
         ApiError::not_found(format!("the tag `{name}` is not watched"))
             .help("tags are watched that the newest images of tasks stand on: `acrtask base list`")
     };
-    if !Sight::of(api, caller).await?.sees(name) {
+    let sight = Sight::of(api, caller).await?;
+    if !sight.sees_name(name) {
         return Err(missing());
     }
     let store = &api.app.store;
@@ -132,6 +157,10 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
             ..WatchFilter::default()
         })
         .await?;
+    let rows: Vec<WatchRow> = rows
+        .into_iter()
+        .filter_map(|row| sight.filter(row))
+        .collect();
     if rows.is_empty() {
         return Err(missing());
     }
@@ -169,7 +198,7 @@ async fn list(
     let next = loop {
         let rows = read_after(&api, after.take()).await?;
         after = rows.last().map(|row| row.name.clone());
-        let seen = rows.into_iter().filter(|row| sight.sees(&row.name));
+        let seen = rows.into_iter().filter_map(|row| sight.filter(row));
         items.extend(seen.map(|row| to_api(row, &tasks)));
         // A page ends where a name does.
         if let Some(beyond) = items.get(limit).map(|base| base.name.clone()) {
@@ -246,13 +275,14 @@ async fn check(
     let wanted = async || -> Result<Vec<WatchRow>, ApiError> {
         let mut found = Vec::new();
         if let Some(name) = &name {
-            if sight.sees(name) {
+            if sight.sees_name(name) {
                 let filter = WatchFilter {
                     name: Some(name.clone()),
                     limit: CHUNK,
                     ..WatchFilter::default()
                 };
-                found = app.store.watches(filter).await?;
+                let rows = app.store.watches(filter).await?;
+                found.extend(rows.into_iter().filter_map(|row| sight.filter(row)));
             }
             return Ok(found);
         }
@@ -260,7 +290,7 @@ async fn check(
         loop {
             let rows = read_after(&api, after.take()).await?;
             after = rows.last().map(|row| row.name.clone());
-            found.extend(rows.into_iter().filter(|row| sight.sees(&row.name)));
+            found.extend(rows.into_iter().filter_map(|row| sight.filter(row)));
             if after.is_none() {
                 return Ok(found);
             }

@@ -406,7 +406,7 @@ async fn a_task_has_its_secrets_and_logins() {
 }
 
 #[tokio::test]
-async fn files_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
+async fn files_and_secrets_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
     let server = Server::start().await;
     let url = "https://git.example.com/task.git";
     let task = json!({"name": "app", "cmd": "alpine true", "context": url, "cache": true});
@@ -443,6 +443,15 @@ async fn files_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
     assert!(matches!(brought.spec.cache, SharedCache::ReadOnly { .. }));
     let again = start(&starter, file).await;
     assert_eq!(again.trust_domain, brought.trust_domain);
+    // BuildKit leaves secrets out of the key of a layer.
+    let secrets = json!({"secrets": {"npmrc": "registry=https://evil.example.com"}});
+    let with_secrets = start(&starter, secrets.clone()).await;
+    assert_eq!(with_secrets.trust_domain, brought.trust_domain);
+    assert!(matches!(
+        with_secrets.spec.cache,
+        SharedCache::ReadOnly { .. }
+    ));
+    assert_eq!(start(&writer, secrets).await.trust_domain, own);
     let others = start(&other, files).await;
     assert_ne!(others.trust_domain, brought.trust_domain);
     // A rerun stays where the code came from, whoever asks for it.

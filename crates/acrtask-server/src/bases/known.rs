@@ -196,6 +196,11 @@ impl Standing {
         self.on.contains_key(name)
     }
 
+    /// Returns the number of images that stand on a base.
+    pub(crate) fn users(&self, name: &str) -> u64 {
+        self.on.get(name).map_or(0, |users| users.len() as u64)
+    }
+
     /// The task that builds an image.
     pub(crate) fn task(&self, name: &str) -> Option<&str> {
         self.images.get(name)?.task_name.as_deref()
