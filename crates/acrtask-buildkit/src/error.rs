@@ -130,7 +130,11 @@ impl std::fmt::Display for BuildFailure {
 const DENIED: &str = "denied by policy";
 const DENIED_IMAGE_HELP: &str = "a runner's builds use images that their registry gives the run's own login; name the image in the \
                                  Dockerfile, with a registry that can be reached";
+const DENIED_GIT_HELP: &str = "a runner's builder fetches no git repositories, because it keeps them by commit for all tasks; write \
+                               `--build-context src=https://HOST/REPOSITORY.git#REF` in the build line, and \
+                               `COPY --from=src` in the Dockerfile";
 const IMAGE_SCHEME: &str = "docker-image://";
+const GIT_SCHEME: &str = "git://";
 /// Messages of a builder that could not start the container of a `RUN`.
 const START_FAULTS: [&str; 2] = [
     "unable to start container process",
@@ -161,6 +165,7 @@ impl BuildError {
         match self {
             Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
             Self::Failed(_) if self.denied_image().is_some() => Some(DENIED_IMAGE_HELP),
+            Self::Failed(_) if self.denied_source(&[GIT_SCHEME]).is_some() => Some(DENIED_GIT_HELP),
             Self::Failed(failure) if failure.message.contains(DENIED) => Some(DENIED_HELP),
             _ => None,
         }
@@ -168,12 +173,27 @@ impl BuildError {
 
     /// Returns the image that the request does not allow the build to use, by the builder's name for it.
     pub fn denied_image(&self) -> Option<&str> {
+        let source = self.denied_source(&[IMAGE_SCHEME])?;
+        source.strip_prefix(IMAGE_SCHEME)
+    }
+
+    /// Returns the URL of the file that the request does not allow the builder to fetch.
+    pub fn denied_file(&self) -> Option<&str> {
+        self.denied_source(&["https://", "http://"])
+    }
+
+    /// Returns the source that the builder's policy denied, if it has one of these schemes.
+    fn denied_source(&self, schemes: &[&str]) -> Option<&str> {
         let Self::Failed(failure) = self else {
             return None;
         };
         let (before, _) = failure.message.split_once(DENIED)?;
-        let (_, image) = before.rsplit_once(IMAGE_SCHEME)?;
-        Some(image.trim_end_matches(['"', '\'', ' ', ':', '\\']))
+        let before = before.trim_end_matches(['"', '\'', ' ', ':', '\\']);
+        let (_, source) = before.rsplit_once(['"', '\'', ' ', '\\'])?;
+        schemes
+            .iter()
+            .any(|scheme| source.starts_with(scheme))
+            .then_some(source)
     }
 
     /// Returns `true` if the builder itself failed, under load as a rule, and the same build may succeed.

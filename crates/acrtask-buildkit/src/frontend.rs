@@ -440,6 +440,7 @@ fn without_digest(reference: &str) -> &str {
 pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Policy> {
     let mut rules = sources::image_rules(&request.images);
     rules.extend(sources::rules(request.sources));
+    rules.extend(sources::file_rules(&request.files));
     if request.pins.is_empty() && rules.is_empty() {
         return None;
     }

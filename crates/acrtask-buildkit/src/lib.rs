@@ -64,7 +64,7 @@ pub use session::{
     Anonymous, BuildSecret, Credentials, MAX_SECRET_BYTES, RegistryCredential, SecretError,
     SecretSource, SshSource, registry_key,
 };
-pub use sources::{AllowedImage, SourceAddresses, SourceImages};
+pub use sources::{AllowedImage, SourceAddresses, SourceFiles, SourceImages, VerifiedFile};
 pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
 
 /// Returns a namespace that no other build has: for one that publishes how it was built.

@@ -11,7 +11,7 @@ use tokio::io::AsyncWrite;
 
 use crate::blob_source::ProvidedImage;
 use crate::session::{Anonymous, BuildSecret, Credentials, SshSource};
-use crate::{SourceAddresses, SourceImages};
+use crate::{SourceAddresses, SourceFiles, SourceImages};
 
 /// Request for a build. Start from [`BuildRequest::new`] and set the fields that differ.
 pub struct BuildRequest {
@@ -69,6 +69,8 @@ pub struct BuildRequest {
     pub sources: SourceAddresses,
     /// Images that the build may use.
     pub images: SourceImages,
+    /// Git repositories and files that the builder may fetch.
+    pub files: SourceFiles,
     /// Frontends that the build may use.
     pub frontends: Frontends,
     /// Credentials for registries.
@@ -109,6 +111,7 @@ impl BuildRequest {
             cache_namespaces: None,
             sources: SourceAddresses::default(),
             images: SourceImages::default(),
+            files: SourceFiles::default(),
             frontends: Frontends::default(),
             credentials: Arc::new(Anonymous),
             shared_key: None,

@@ -56,6 +56,64 @@ pub(crate) fn image_rules(images: &SourceImages) -> Vec<Rule> {
         .collect()
 }
 
+/// Git repositories and files that a build may have the builder fetch.
+///
+/// A builder finds a repository that it has fetched by its commit, and a file with a checksum by its name and the
+/// checksum. It asks no host then, so a build gets what another one has fetched, or has put there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SourceFiles {
+    /// All.
+    #[default]
+    Any,
+    /// No repository, and of files with a checksum these alone.
+    Verified(Vec<VerifiedFile>),
+}
+
+/// A file that has been fetched from its URL to compare its checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedFile {
+    /// As the builder names it.
+    pub url: String,
+    /// `sha256:…`
+    pub digest: String,
+}
+
+/// The attribute of an HTTP source that holds the digest of `ADD --checksum`.
+const CHECKSUM: &str = "http.checksum";
+
+/// Returns the rules for repositories and files with a checksum. They come after those of [`rules`], which allow
+/// public addresses.
+pub(crate) fn file_rules(files: &SourceFiles) -> Vec<Rule> {
+    let SourceFiles::Verified(files) = files else {
+        return Vec::new();
+    };
+    let with_checksum = AttrConstraint {
+        key: CHECKSUM.to_owned(),
+        value: ".".to_owned(),
+        condition: AttrMatch::Matches.into(),
+    };
+    let verified = files.iter().map(|file| Rule {
+        action: PolicyAction::Allow.into(),
+        selector: Some(Selector {
+            identifier: file.url.clone(),
+            match_type: MatchType::Exact.into(),
+            constraints: vec![AttrConstraint {
+                key: CHECKSUM.to_owned(),
+                value: file.digest.clone(),
+                condition: AttrMatch::Equal.into(),
+            }],
+        }),
+        updates: None,
+    });
+    [
+        rule(PolicyAction::Deny, "^git://", None),
+        rule(PolicyAction::Deny, "^https?://", Some(with_checksum)),
+    ]
+    .into_iter()
+    .chain(verified)
+    .collect()
+}
+
 /// The attribute of a git source that holds its whole URL. The identifier may say something else.
 const GIT_URL: &str = "git.fullurl";
 
@@ -96,7 +154,7 @@ pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
         rule(
             allow,
             &format!("^git://{USER}{public}{REST}"),
-            Some(&format!("^($|{}|{})", url(&public), short(NAME))),
+            Some(git_url(&format!("^($|{}|{})", url(&public), short(NAME)))),
         ),
         rule(
             deny,
@@ -106,7 +164,11 @@ pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
         rule(
             deny,
             "^git://",
-            Some(&format!("^({}|{})", url(&private), short(&private))),
+            Some(git_url(&format!(
+                "^({}|{})",
+                url(&private),
+                short(&private)
+            ))),
         ),
         // Registries may be private, but none is where a cloud tells a machine its secrets.
         rule(
@@ -117,24 +179,28 @@ pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
     ]
 }
 
-fn rule(action: PolicyAction, identifier: &str, git_url: Option<&str>) -> Rule {
-    let insensitive = |pattern: &str| format!("(?i){pattern}");
+fn rule(action: PolicyAction, identifier: &str, constraint: Option<AttrConstraint>) -> Rule {
     Rule {
         action: action.into(),
         selector: Some(Selector {
             identifier: insensitive(identifier),
             match_type: MatchType::Regex.into(),
-            constraints: git_url
-                .map(|pattern| AttrConstraint {
-                    key: GIT_URL.to_owned(),
-                    value: insensitive(pattern),
-                    condition: AttrMatch::Matches.into(),
-                })
-                .into_iter()
-                .collect(),
+            constraints: constraint.into_iter().collect(),
         }),
         updates: None,
     }
+}
+
+fn git_url(pattern: &str) -> AttrConstraint {
+    AttrConstraint {
+        key: GIT_URL.to_owned(),
+        value: insensitive(pattern),
+        condition: AttrMatch::Matches.into(),
+    }
+}
+
+fn insensitive(pattern: &str) -> String {
+    format!("(?i){pattern}")
 }
 
 #[cfg(test)]
@@ -283,6 +349,54 @@ mod tests {
         ] {
             assert!(!is_allowed("git://github.com/a/b.git", other), "{other}");
         }
+    }
+
+    #[test]
+    fn files_with_a_checksum_are_refused_unless_verified() {
+        let digest = |c: &str| format!("sha256:{}", c.repeat(64));
+        let url = "https://example.com/a.tgz?sig=1";
+        let files = SourceFiles::Verified(vec![VerifiedFile {
+            url: url.into(),
+            digest: digest("a"),
+        }]);
+        let rules = file_rules(&files);
+        let is_allowed = |identifier: &str, checksum: &str| {
+            let matching = rules.iter().rfind(|rule| {
+                let selector = rule.selector.as_ref().unwrap();
+                let named = if selector.match_type == i32::from(MatchType::Exact) {
+                    selector.identifier == identifier
+                } else {
+                    let pattern = Regex::new(&selector.identifier).unwrap();
+                    pattern.is_match(identifier)
+                };
+                named
+                    && selector.constraints.iter().all(|constraint| {
+                        if constraint.condition == i32::from(AttrMatch::Equal) {
+                            constraint.value == checksum
+                        } else {
+                            Regex::new(&constraint.value).unwrap().is_match(checksum)
+                        }
+                    })
+            });
+            matching.is_none_or(|rule| rule.action == i32::from(PolicyAction::Allow))
+        };
+        for (identifier, checksum, allowed) in [
+            (url, digest("a"), true),
+            (url, digest("b"), false),
+            (url, String::new(), true),
+            ("https://example.com/a.tgz", digest("a"), false),
+            ("HTTPS://example.com/A.tgz", digest("a"), false),
+            ("git://example.com/a.git#main", String::new(), false),
+            ("GIT://example.com/a.git", String::new(), false),
+            ("docker-image://example.com/a", String::new(), true),
+        ] {
+            assert_eq!(
+                is_allowed(identifier, &checksum),
+                allowed,
+                "{identifier} {checksum}"
+            );
+        }
+        assert!(file_rules(&SourceFiles::Any).is_empty());
     }
 
     #[test]

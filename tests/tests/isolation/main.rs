@@ -5,6 +5,7 @@
 mod caches;
 mod container_flags;
 mod contexts;
+mod fetched_files;
 mod groups;
 mod images;
 mod imported_caches;

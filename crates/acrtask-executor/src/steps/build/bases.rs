@@ -39,15 +39,18 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
         .map(|(reference, _)| name_of(reference))
         .collect();
     let read = ReadRoles::new(roots, &names);
-    for (((_, digest), use_of), name) in images.into_iter().zip(names) {
+    for (((reference, digest), use_of), read_name) in images.into_iter().zip(names) {
         let Ok(digest) = digest.parse() else {
+            continue;
+        };
+        let Some(name) = recipe.used_name(reference) else {
             continue;
         };
         ctx.run
             .events
             .send(EventKind::BaseUsed {
                 step: ctx.step.id.clone(),
-                role: read.role(&name, use_of.is_base),
+                role: read.role(&read_name, use_of.is_base),
                 name,
                 digest: recipe.original(digest),
                 evidence: Evidence::Provenance,

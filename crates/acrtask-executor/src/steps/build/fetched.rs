@@ -23,8 +23,9 @@ const LOOKUP_TIME: Duration = Duration::from_secs(10);
 /// Most URLs of one Dockerfile that are looked up. A build with more of them is refused.
 const MAX_URLS: usize = 64;
 
-/// Fetches a context that is a git repository or an archive, where the builder must not: it asks whatever address a name or a
-/// redirect leads to, and takes whatever key an SSH host shows. `None`: the builder fetches it.
+/// Fetches a context that is a git repository or an archive, where the builder must not. The builder asks whatever address a
+/// name or a redirect leads to, and takes whatever key an SSH host shows. At a runner it would also take a commit that
+/// another build has fetched. `None`: the builder fetches it.
 pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspace>, String> {
     let run = &ctx.run;
     let spec = match ContextSpec::parse(url) {
@@ -39,7 +40,9 @@ pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspa
     };
     let ours = match &spec {
         ContextSpec::Git(git) => {
-            run.reach == Reach::Public || run.git.ssh_keys.iter().any(|key| key.opens(git))
+            run.reach == Reach::Public
+                || !run.options.own_machine
+                || run.git.ssh_keys.iter().any(|key| key.opens(git))
         }
         ContextSpec::HttpTarball(_) => run.reach == Reach::Public,
         _ => false,

@@ -190,11 +190,11 @@ async fn build_first(ctx: &StepContext, recipe: &Recipe) -> Result<Result<(), Bu
     Ok(built.map(drop))
 }
 
-/// Images that only the frontend of a build names. A build with more of them fails.
+/// Images that only the frontend of a build names, and files with a checksum. A build with more of them fails.
 const MAX_FOUND: usize = 20;
 
 /// Builds. Repeats the build after a fault of the builder, once, and after the proof that the run may read an image that
-/// only the frontend names.
+/// only the frontend names, or a file with a checksum.
 async fn build_repeatedly(
     ctx: &StepContext,
     recipe: &Recipe,
@@ -215,6 +215,17 @@ async fn build_repeatedly(
                     image,
                     "repeating a build with an image that its frontend names"
                 );
+                continue;
+            }
+        } else if let Some(url) = error.denied_file().filter(|_| found < MAX_FOUND) {
+            found += 1;
+            let allowed = tokio::select! {
+                allowed = recipe.allow_file(&ctx.run, url) => allowed?,
+                // The build ends at once, and says so.
+                () = ctx.cancel.cancelled() => true,
+            };
+            if allowed {
+                tracing::debug!("repeating a build with a file that has been verified");
                 continue;
             }
         } else if error.is_builder_fault() && !std::mem::replace(&mut repeated, true) {

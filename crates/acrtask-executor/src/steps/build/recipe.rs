@@ -4,6 +4,7 @@
 //! when it is loaded or pushed.
 
 mod caches;
+mod files;
 mod pins;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use acrtask_buildkit::{
     AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
     DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, ProvidedImage,
-    SecretSource, SourceAddresses, SourcePin, SshSource,
+    SecretSource, SourceAddresses, SourcePin, SshSource, VerifiedFile,
 };
 use acrtask_model::{Digest, ImageRef, ReferenceError, Secret, TrustDomain};
 use acrtask_source::{ContextSpec, Origin};
@@ -53,6 +54,11 @@ pub(crate) struct Recipe {
     allowed: Mutex<Vec<AllowedImage>>,
     /// All other images that the build may use at a runner, by the names of their contexts.
     provided: Mutex<BTreeMap<String, NamedContext>>,
+    /// Names that contexts of the line replace, completed and without digests, with the image that is used. `None`: a folder
+    /// or a layout, which no registry has.
+    replaced: BTreeMap<String, Option<ImageRef>>,
+    /// Files with a checksum that the builder of a runner may fetch.
+    verified: Mutex<Vec<VerifiedFile>>,
     /// The digests of images in their registries, by those that the builder gets.
     originals: Mutex<BTreeMap<Digest, Digest>>,
     /// Sealed caches that the build imports at a runner.
@@ -140,6 +146,8 @@ impl Recipe {
             own: BTreeMap::new(),
             allowed: Mutex::default(),
             provided: Mutex::default(),
+            replaced: BTreeMap::new(),
+            verified: Mutex::default(),
             originals: Mutex::default(),
             provided_caches: imported.provided,
             provenance,
@@ -201,6 +209,7 @@ impl Recipe {
             Reach::Everything => SourceAddresses::Any,
         };
         request.images = self.images(ctx);
+        request.files = self.files(ctx);
         request.frontends =
             if ctx.run.domain.trust == TrustDomain::Local || ctx.run.options.allow.frontends {
                 Frontends::Any
@@ -220,6 +229,18 @@ impl Recipe {
     pub(crate) fn own_name(&self, stored: &str) -> Option<&ImageRef> {
         let stored = stored.split('@').next().unwrap_or(stored);
         self.own.get(&stored.parse().ok()?)
+    }
+
+    /// Returns the image that a build used where its provenance has the name `reference`: the image of a context that has
+    /// replaced it. `None` if no registry has it.
+    pub(crate) fn used_name(&self, reference: &str) -> Option<String> {
+        if let Some(own) = self.own_name(reference) {
+            return Some(own.to_string());
+        }
+        match self.replaced.get(&pins::replaced_name(reference)) {
+            Some(used) => used.as_ref().map(ToString::to_string),
+            None => Some(reference.to_owned()),
+        }
     }
 
     /// Returns the digest in its registry of an image that the builder has with this one.

@@ -115,8 +115,9 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         }
         recipe.pin(name, target);
     }
-    for context in recipe.named_contexts.values_mut() {
+    for (key, context) in &mut recipe.named_contexts {
         let NamedContext::Reference(reference) = &mut *context else {
+            recipe.replaced.insert(replaced_name(key), None);
             continue;
         };
         let image = reference.strip_prefix("docker-image://");
@@ -128,6 +129,9 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         }
         check_name(&name)?;
         let name = name.or_latest();
+        recipe
+            .replaced
+            .insert(replaced_name(key), Some(name.clone()));
         let target = match own.get(&name) {
             Some(own) => Some(own.clone()),
             None => in_registry(ctx, &name, true).await?,
@@ -286,6 +290,15 @@ fn context_of(name: &ImageRef) -> String {
             let tag = name.tag().filter(|tag| *tag == "latest").map(|_| ":latest");
             format!("{short}{}@{digest}", tag.unwrap_or_default())
         }
+    }
+}
+
+/// Returns the name of a context as the provenance of a build that uses it in place of an image has it, without a digest.
+pub(super) fn replaced_name(context: &str) -> String {
+    let name = context.split('@').next().unwrap_or(context);
+    match name.parse::<ImageRef>() {
+        Ok(name) => name.or_latest().to_string(),
+        Err(_) => name.to_lowercase(),
     }
 }
 
