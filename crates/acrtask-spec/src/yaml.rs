@@ -10,13 +10,9 @@
 //! task file takes.
 
 mod explain;
+mod quoted;
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    ops::Range,
-    rc::Rc,
-};
+use std::{borrow::Cow, collections::HashMap, ops::Range, rc::Rc};
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Tag};
 
@@ -170,35 +166,36 @@ pub(crate) struct Document {
 
 /// Reads the first document of `text`. The spans of the diagnostic are bytes of `text`.
 pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
-    // `[-]` is a list of one `-` to libyaml, and an error to the parser. A letter of the same length
-    // stands in for such a dash, and is taken out again.
+    // `[-]` is a list of one `-` to libyaml, and an error to the parser. So is a quoted scalar whose
+    // next line is not deeper than its key. A text of the same length on one line stands in for such a
+    // scalar, and the builder replaces it by the value.
     let mut patched = Cow::Borrowed(text);
-    let mut dashes = HashSet::new();
+    let mut values = HashMap::new();
     loop {
-        match parse_events(&patched, text, &dashes) {
-            Err(Stop::Dash(at)) if dashes.len() * text.len() < MAX_REREAD && dashes.insert(at) => {
-                patched.to_mut().replace_range(at..at + 1, "x");
-            }
-            Err(Stop::Dash(at)) => {
-                return Err(
-                    Diagnostic::error("yaml", "this is not YAML: a `-` alone in a list")
-                        .at(at..at + 1, "it stops making sense here")
-                        .help("put it in quotes: `[\"-\"]`"),
-                );
-            }
-            Err(Stop::Refused(diagnostic)) => return Err(*diagnostic),
+        let (at, value, refusal) = match parse_events(&patched, text, &values) {
+            Err(Stop::Accepted(at, value, refusal)) => (at, value, refusal),
+            Err(Stop::Refused(refusal)) => return Err(*refusal),
             Ok(document) => return Ok(document),
+        };
+        if values.len() * text.len() >= MAX_REREAD || values.contains_key(&at.start) {
+            return Err(*refusal);
         }
+        let stand_in = match at.len() {
+            1 => "x".to_owned(),
+            length => quoted::stand_in(length),
+        };
+        patched.to_mut().replace_range(at.clone(), &stand_in);
+        values.insert(at.start, value);
     }
 }
 
-/// Bytes that may be read again to put bare dashes right.
+/// Bytes that may be read again for scalars that libyaml accepts.
 const MAX_REREAD: usize = 2 << 20;
 
 /// Why reading stopped.
 enum Stop {
-    /// At a dash in a flow list, which a letter may stand in for.
-    Dash(usize),
+    /// At a scalar with this value, which libyaml accepts and the parser does not.
+    Accepted(Range<usize>, String, Box<Diagnostic>),
     Refused(Box<Diagnostic>),
 }
 
@@ -208,8 +205,12 @@ impl From<Diagnostic> for Stop {
     }
 }
 
-/// Reads `text`, which is `original` but for the `dashes`.
-fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<Document, Stop> {
+/// Reads `text`, which is `original` but for the scalars with these `values`, by their first byte.
+fn parse_events(
+    text: &str,
+    original: &str,
+    values: &HashMap<usize, String>,
+) -> Result<Document, Stop> {
     let options = granit_parser::options! { emit_comments: false };
     let last_line = text.rsplit('\n').next().unwrap_or_default();
     let ends_in_a_line = !last_line.trim().is_empty();
@@ -236,9 +237,17 @@ fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<D
             Err(error) => {
                 let at = error.marker().byte_offset().unwrap_or(0);
                 let dash = error.kind() == &ErrorKind::PlainScalarStartsWithDashFlowIndicator;
-                return Err(match dash.then(|| dash_at(text, at)).flatten() {
-                    Some(at) => Stop::Dash(at),
-                    None => scan_error(original, &error).into(),
+                if let Some(at) = dash.then(|| dash_at(text, at)).flatten() {
+                    let refusal =
+                        Diagnostic::error("yaml", "this is not YAML: a `-` alone in a list")
+                            .at(at..at + 1, "it stops making sense here")
+                            .help("put it in quotes: `[\"-\"]`");
+                    return Err(Stop::Accepted(at..at + 1, "-".into(), Box::new(refusal)));
+                }
+                let refusal = scan_error(original, &error);
+                return Err(match quoted::underindented(text, &error) {
+                    Some((at, value)) => Stop::Accepted(at, value, Box::new(refusal)),
+                    None => refusal.into(),
                 });
             }
         };
@@ -246,10 +255,10 @@ fn parse_events(text: &str, original: &str, dashes: &HashSet<usize>) -> Result<D
         match event {
             Event::Scalar(value, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain && !is_text_tag(tag.as_deref());
-                let mut value = value.into_owned();
-                if dashes.contains(&span.start) {
-                    "-".clone_into(&mut value);
-                }
+                let mut value = match values.get(&span.start) {
+                    Some(value) => value.clone(),
+                    None => value.into_owned(),
+                };
                 // Where the file ends without a line break, so does a block.
                 if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
                     && span.end >= text.len()
