@@ -405,3 +405,156 @@ fn a_build_at_a_server_sees_the_modes_and_links_of_the_folder() {
     std::fs::write(files.path().join("Dockerfile"), dockerfile).unwrap();
     assert_eq!(seen(&server.run(files.path(), &args).wait()), expected);
 }
+
+#[test]
+fn links_that_lead_out_of_the_context_stay_as_they_are() {
+    use std::os::unix::fs::symlink;
+
+    let Some(world) = World::find() else { return };
+    for flag in ["", "--read-only "] {
+        let task = format!(
+            "version: v1.1.0
+steps:
+  - id: see
+    cmd: {flag}$Registry/base/busybox:1.36 sh -c 'for name in lib far sub/up absolute dangling; do readlink $name; done'
+  - {{id: inside, cmd: $Registry/base/busybox:1.36 cat to-data}}
+  - id: image
+    build: -t $Registry/contexts/links:$ID --output type=local,dest=out .
+  - {{id: output, cmd: $Registry/base/busybox:1.36 readlink out/lib}}
+"
+        );
+        let files = folder(&[
+            ("svc/a/acr-task.yaml", &task),
+            ("svc/a/Dockerfile", "FROM scratch\nCOPY . /\n"),
+            ("svc/a/data", "x\n"),
+            ("svc/a/sub/file", "x"),
+            ("lib/file", "x"),
+        ]);
+        let context = files.path().join("svc/a");
+        for (target, name) in [
+            ("../../lib", "lib"),
+            ("../../../../../../../../etc/hostname", "far"),
+            ("../../x", "sub/up"),
+            ("/etc/passwd", "absolute"),
+            ("nowhere", "dangling"),
+            ("data", "to-data"),
+        ] {
+            symlink(target, context.join(name)).unwrap();
+        }
+        let outcome = start(&world, &context, ".").wait();
+        assert_eq!(outcome.code, Some(0), "{flag}: {}", outcome.all());
+        let expected = [
+            "../../lib",
+            "../../../../../../../../etc/hostname",
+            "../../x",
+            "/etc/passwd",
+            "nowhere",
+        ];
+        assert_eq!(printed(&outcome, "see"), expected, "{flag}");
+        assert_eq!(printed(&outcome, "inside"), ["x"], "{flag}");
+        assert_eq!(printed(&outcome, "output"), ["../../lib"], "{flag}");
+    }
+}
+
+#[test]
+fn a_build_reads_secrets_of_volumes_and_the_home_folder() {
+    let Some(world) = World::find() else { return };
+    let dockerfile = format!(
+        "FROM {}\nCOPY --from=app data /data\nRUN --mount=type=secret,id=rc --mount=type=secret,id=key \
+         cat /run/secrets/rc /run/secrets/key | md5sum > /sum\n",
+        world.busybox()
+    );
+    let task = r#"version: v1.1.0
+volumes:
+  - name: keys
+    secret: {key: {{ "key of a volume" | b64enc }}}
+steps:
+  - id: home
+    cmd: $Registry/base/busybox:1.36 sh -c 'mkdir ~/app && echo data > ~/app/data && echo rc > ~/.rc && cp Dockerfile ~/'
+  - id: image
+    build: >
+      -t $Registry/contexts/home:$ID -f /acb/home/Dockerfile --build-context app=/acb/home/app
+      --secret id=rc,src=/acb/home/.rc --secret id=key,src=/run/keys/key .
+    volumeMounts: [{name: keys, mountPath: /run/keys}]
+  - {id: see, cmd: "$Registry/contexts/home:$ID cat /data /sum"}
+"#;
+    let files = folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
+    let outcome = start(&world, files.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let sum = "80e4cb9d62685a6b7f1f9d89a798b834  -";
+    assert_eq!(printed(&outcome, "see"), ["data", sum]);
+    assert!(!outcome.stdout.contains("key of a volume"));
+}
+
+#[test]
+fn a_path_that_a_build_cannot_read_is_refused_before_the_run() {
+    let Some(world) = World::find() else { return };
+    for line in [
+        "/run/keys",
+        "-f /run/keys/key .",
+        "--build-context keys=/run/keys .",
+        "--secret id=key,src=/etc/hostname .",
+    ] {
+        let task = format!(
+            "version: v1.1.0
+volumes: [{{name: keys, secret: {{key: eA==}}}}]
+steps:
+  - {{id: before, cmd: $Registry/base/busybox:1.36 true}}
+  - build: -t $Registry/contexts/refused:$ID {line}
+    volumeMounts: [{{name: keys, mountPath: /run/keys}}]
+"
+        );
+        let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", "FROM scratch\n")]);
+        let outcome = start(&world, files.path(), ".").wait();
+        assert_eq!(outcome.code, Some(2), "{line}: {}", outcome.all());
+        assert!(
+            outcome.stderr.contains("a build cannot read `/"),
+            "{line}: {}",
+            outcome.all()
+        );
+    }
+}
+
+#[test]
+fn an_ignore_file_beside_a_dockerfile_outside_of_the_context_is_used() {
+    let Some(world) = World::find() else { return };
+    let server = Server::start(&world, &[]);
+    let dockerfile = |unique: &str| {
+        format!(
+            "FROM {}\nCOPY . /all\nRUN echo seen $(ls -A /all) && echo {unique}\n",
+            world.busybox()
+        )
+    };
+    let files = folder(&[
+        ("app/.dockerignore", "second\n"),
+        ("app/first", "x"),
+        ("app/second", "x"),
+        ("docker/web", ""),
+        ("docker/web.dockerignore", "first\n.dockerignore\n"),
+        ("docker/plain", ""),
+    ]);
+    let path = |name: &str| files.path().join(name);
+    for (name, expected) in [
+        ("web", "seen second"),
+        ("plain", "seen .dockerignore first"),
+    ] {
+        let seen = |text: &str| text.contains(expected);
+        let id = new_run_id();
+        let file = format!("docker/{name}");
+        let args = [
+            "build",
+            "--no-push",
+            "-t",
+            "contexts/ignored",
+            "-f",
+            &file,
+            "app",
+        ];
+        std::fs::write(path(&file), dockerfile(&format!("{id}-local"))).unwrap();
+        let local = world.acrtask(files.path(), &args);
+        assert!(seen(&local.all()), "{name}: {}", local.all());
+        std::fs::write(path(&file), dockerfile(&format!("{id}-server"))).unwrap();
+        let remote = server.run(files.path(), &args).wait();
+        assert!(seen(&remote.all()), "{name}: {}", remote.all());
+    }
+}

@@ -37,6 +37,8 @@ pub(crate) enum Pack {
     Folder {
         from: PathBuf,
         at: PathBuf,
+        /// Packs the folder itself too, with its mode, as the entry `at`.
+        with_root: bool,
         selection: Selection,
     },
     /// One file by the name `at`.
@@ -64,6 +66,7 @@ pub fn pack_folder(
     let mut parts = vec![Pack::Folder {
         from: folder.to_owned(),
         at: PathBuf::new(),
+        with_root: false,
         selection,
     }];
     parts.extend(added.into_iter().map(|(at, content)| Pack::Content {
@@ -95,8 +98,9 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
             Pack::Folder {
                 from,
                 at,
+                with_root,
                 selection,
-            } => write_folder(&mut tar, &from, &at, &selection)?,
+            } => write_folder(&mut tar, &from, &at, with_root, &selection)?,
             Pack::File { from, at, mode } => {
                 let file = File::open(&from).map_err(about("open", &from))?;
                 let size = file.metadata().map_err(about("look at", &from))?.len();
@@ -118,6 +122,7 @@ fn write_folder(
     tar: &mut Builder<impl Write>,
     from: &Path,
     at: &Path,
+    with_root: bool,
     selection: &Selection,
 ) -> io::Result<()> {
     // The first names of files that have several.
@@ -141,7 +146,7 @@ fn write_folder(
         };
         let path = entry.path();
         let relative = path.strip_prefix(from).unwrap_or(path);
-        if relative.as_os_str().is_empty() && at.as_os_str().is_empty() {
+        if relative.as_os_str().is_empty() && !with_root {
             continue;
         }
         let kind = entry.file_type();

@@ -29,6 +29,7 @@ async fn a_folder_goes_there_and_back() {
     let pack = Pack::Folder {
         from: from.path().into(),
         at: "workspace".into(),
+        with_root: true,
         selection: Selection::default(),
     };
     let to = tempfile::tempdir().unwrap();
@@ -239,7 +240,7 @@ async fn an_upload_has_nothing_that_is_ignored() {
     }
     let packed = |ignored: &str, needed: &str| {
         fs::write(from.path().join(".dockerignore"), ignored).unwrap();
-        Selection::of_upload(from.path(), None, [PathBuf::from(needed)]).unwrap()
+        Selection::of_upload(from.path(), None, [PathBuf::from(needed)], &[]).unwrap()
     };
     for (ignored, needed, expected) in [
         (

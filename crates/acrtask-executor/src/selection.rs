@@ -41,7 +41,7 @@ impl Selection {
     }
 
     /// Selects what a server needs of the context `root`: a build of `dockerfile`, or a task. `needed` are paths in the
-    /// context that are packed in any case.
+    /// context that are packed in any case, and `added` are files that are packed beside it.
     ///
     /// # Errors
     /// The ignore file cannot be read, or has a pattern that cannot be used.
@@ -49,13 +49,19 @@ impl Selection {
         root: &Path,
         dockerfile: Option<&str>,
         needed: impl IntoIterator<Item = PathBuf>,
+        added: &[(PathBuf, Vec<u8>)],
     ) -> io::Result<Self> {
         // A Dockerfile's own ignore file takes the place of the context's.
         let own = dockerfile.map(|name| PathBuf::from(format!("{name}{IGNORE_SUFFIX}")));
+        let given = added.iter().find(|(path, _)| Some(path) == own.as_ref());
         let path = own
-            .filter(|path| root.join(path).is_file())
+            .filter(|path| given.is_some() || root.join(path).is_file())
             .unwrap_or_else(|| PathBuf::from(IGNORE_FILE));
-        let text = match read_ignore_file(root, &path) {
+        let text = match given {
+            Some((_, bytes)) => text(bytes.clone()),
+            None => read_ignore_file(root, &path),
+        };
+        let text = match text {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(about(&path, &error)),
@@ -96,7 +102,10 @@ impl Selection {
 }
 
 fn read_ignore_file(root: &Path, path: &Path) -> io::Result<String> {
-    let bytes = read_inside(root, path, MAX_IGNORE_FILE)?;
+    text(read_inside(root, path, MAX_IGNORE_FILE)?)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
@@ -137,7 +146,7 @@ mod tests {
         )
         .unwrap();
         let needed = [PathBuf::from("./node_modules/task.yaml")];
-        let selection = Selection::of_upload(root.path(), None, needed).unwrap();
+        let selection = Selection::of_upload(root.path(), None, needed, &[]).unwrap();
         for (path, left_out) in [
             ("src/main.rs", false),
             (".env", true),
@@ -165,7 +174,7 @@ mod tests {
     fn an_ignore_file_can_include_git_again() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(".dockerignore"), "*\n!.git\n").unwrap();
-        let selection = Selection::of_upload(root.path(), None, []).unwrap();
+        let selection = Selection::of_upload(root.path(), None, [], &[]).unwrap();
         assert!(!selection.leaves_out(Path::new(".git/HEAD"), false));
         assert!(selection.leaves_out(Path::new("a"), false));
     }
@@ -176,10 +185,10 @@ mod tests {
         for (name, text) in [(".dockerignore", "a\n"), ("x.dockerignore", "b\n[\n")] {
             std::fs::write(root.path().join(name), text).unwrap();
         }
-        let usual = Selection::of_upload(root.path(), Some("Dockerfile"), []).unwrap();
+        let usual = Selection::of_upload(root.path(), Some("Dockerfile"), [], &[]).unwrap();
         assert!(usual.leaves_out(Path::new("a"), false));
         assert!(!usual.leaves_out(Path::new("b"), false));
-        let error = Selection::of_upload(root.path(), Some("x"), []).unwrap_err();
+        let error = Selection::of_upload(root.path(), Some("x"), [], &[]).unwrap_err();
         assert!(error.to_string().contains("x.dockerignore"), "{error}");
     }
 

@@ -49,6 +49,11 @@ use crate::{
 pub(crate) const WORKSPACE: &str = "/workspace";
 /// Where the shared home folder is mounted.
 pub(crate) const HOME: &str = "/acb/home";
+/// Where folders are written to in containers.
+///
+/// An engine refuses a relative link that leads out of the folder that it is asked to write to. A
+/// repository's link may lead out of the sub-folder that is the context, and stays as it is.
+pub(crate) const FILE_SYSTEM: &str = "/";
 /// Links that are followed before a loop is assumed.
 const MAX_LINKS: usize = 16;
 /// Beginning of the name of each scratch folder.
@@ -122,6 +127,7 @@ pub(crate) struct Workspace {
     /// Rises whenever the volume may have changed.
     generation: AtomicU64,
     mirror: Mutex<Option<(u64, Arc<Scratch>)>>,
+    home_mirror: Mutex<Option<(u64, Arc<Scratch>)>>,
 }
 
 /// What a build reads: keeps the mirror alive for as long as it is held.
@@ -164,6 +170,7 @@ impl Workspace {
             writers: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             mirror: Mutex::new(None),
+            home_mirror: Mutex::new(None),
         }
     }
 
@@ -204,7 +211,22 @@ impl Workspace {
     }
 
     /// Puts the context into the volume, once, through a container that mounts it and has not been started.
-    pub(crate) async fn fill_through(&self, container: &str) -> Result<(), WorkspaceError> {
+    ///
+    /// An engine writes only to volumes of a container whose file system is `read_only`, so the keeper
+    /// takes its place.
+    pub(crate) async fn fill_through(
+        &self,
+        container: &str,
+        read_only: bool,
+    ) -> Result<(), WorkspaceError> {
+        if read_only {
+            self.keeper().await.map(drop)
+        } else {
+            self.fill(container).await
+        }
+    }
+
+    async fn fill(&self, container: &str) -> Result<(), WorkspaceError> {
         self.filled
             .get_or_try_init(|| async {
                 let Some(context) = &self.context else {
@@ -212,11 +234,12 @@ impl Workspace {
                 };
                 let parts = vec![Pack::Folder {
                     from: context.clone(),
-                    at: PathBuf::new(),
+                    at: PathBuf::from(WORKSPACE.trim_start_matches('/')),
+                    with_root: false,
                     selection: Selection::of_workspace(context),
                 }];
                 self.engine
-                    .upload(container, WORKSPACE, archive::pack(parts))
+                    .upload(container, FILE_SYSTEM, archive::pack(parts))
                     .await?;
                 Ok(())
             })
@@ -246,8 +269,21 @@ impl Workspace {
                 _mirror: Some(empty),
             });
         }
+        self.mirrored(WORKSPACE, &self.mirror).await
+    }
+
+    /// A mirror of the home folder, for a build that names a path in it.
+    pub(crate) async fn home_for_build(&self) -> Result<BuildFolder, WorkspaceError> {
+        self.mirrored(HOME, &self.home_mirror).await
+    }
+
+    async fn mirrored(
+        &self,
+        folder: &str,
+        mirror: &Mutex<Option<(u64, Arc<Scratch>)>>,
+    ) -> Result<BuildFolder, WorkspaceError> {
         // One at a time: builds that start together share one download.
-        let mut mirror = self.mirror.lock().await;
+        let mut mirror = mirror.lock().await;
         let generation = self.generation.load(Ordering::SeqCst);
         let quiet = self.writers.load(Ordering::SeqCst) == 0;
         let fresh = match mirror.as_ref() {
@@ -255,7 +291,7 @@ impl Workspace {
             _ => {
                 let scratch = Arc::new(self.scratch()?);
                 let keeper = self.keeper().await?;
-                archive::unpack_folder(self.engine.download(&keeper, WORKSPACE), &scratch.path())
+                archive::unpack_folder(self.engine.download(&keeper, folder), &scratch.path())
                     .await
                     .map_err(io_error("copy the workspace for a build"))?;
                 *mirror = Some((generation, Arc::clone(&scratch)));
@@ -341,7 +377,7 @@ impl Workspace {
             })
             .await?
             .clone();
-        self.fill_through(&keeper).await?;
+        self.fill(&keeper).await?;
         Ok(keeper)
     }
 
@@ -372,6 +408,19 @@ fn missing(path: &str, error: &io::Error) -> WorkspaceError {
 
 /// `path`, seen from the folder `base`, as an absolute path inside the workspace or the home folder.
 pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceError> {
+    let out = normalize_path(base, path);
+    let below = |root: &str| out == root || out.starts_with(&format!("{root}/"));
+    if below(WORKSPACE) || below(HOME) {
+        Ok(out)
+    } else {
+        Err(WorkspaceError::Path(format!(
+            "{path} is outside {WORKSPACE} and {HOME}, which are all that a task can reach"
+        )))
+    }
+}
+
+/// `path`, seen from the folder `base`, as an absolute path without `.` and `..`.
+pub(crate) fn normalize_path(base: &str, path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     let absolute = path.starts_with('/');
     let all = if absolute { "" } else { base }
@@ -386,15 +435,7 @@ pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceEr
             name => parts.push(name),
         }
     }
-    let out = format!("/{}", parts.join("/"));
-    let below = |root: &str| out == root || out.starts_with(&format!("{root}/"));
-    if below(WORKSPACE) || below(HOME) {
-        Ok(out)
-    } else {
-        Err(WorkspaceError::Path(format!(
-            "{path} is outside {WORKSPACE} and {HOME}, which are all that a task can reach"
-        )))
-    }
+    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]

@@ -87,6 +87,29 @@ pub struct BuildLine {
     pub timeout: Option<Duration>,
 }
 
+impl BuildLine {
+    /// Paths of the context, of the Dockerfile and of named contexts, without those of files elsewhere.
+    pub fn local_paths(&self) -> impl Iterator<Item = &str> {
+        let context = match &self.context {
+            ContextRef::Path(path) => Some(path.as_str()),
+            _ => None,
+        };
+        // With a remote context, `-f` is a path in it.
+        let file = self.file.as_deref();
+        let file = file.filter(|file| context.is_some() && *file != "-");
+        let named = self.build_contexts.iter().filter_map(|(_, value)| {
+            let path = match value.strip_prefix("oci-layout://") {
+                Some(layout) => layout.split('@').next().unwrap_or(layout),
+                None => value,
+            };
+            let is_url =
+                path.contains("://") || path.starts_with("git@") || path.starts_with("target:");
+            (!is_url).then_some(path)
+        });
+        context.into_iter().chain(file).chain(named)
+    }
+}
+
 /// `--secret id=ID[,src=FILE|,env=NAME][,type=...]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretSpec {

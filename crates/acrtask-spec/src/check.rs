@@ -5,6 +5,7 @@ mod declared;
 mod images;
 mod lines;
 mod order;
+mod paths;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,11 +16,13 @@ use std::{
 use acrtask_model::Secret;
 
 pub(crate) use self::declared::secrets;
+pub use self::paths::mounted;
 use self::{
     declared::{check_mounts, mount, networks, volumes},
     images::merge_without_registry,
     lines::step_kind,
     order::{check_order, step_ids},
+    paths::BuildPlace,
 };
 use crate::{
     alias::Aliases,
@@ -83,7 +86,17 @@ pub(crate) fn plan(
         check_step(raw, &networks, report);
         check_mounts(raw, &task.volumes, report);
         let next = task.steps.get(i + 1);
-        let kind = step_kind(raw, next, &ids[i], context, report, &mut refusals);
+        let text = |text: &Option<Text>| text.as_ref().map(|text| text.value.clone());
+        let working_directory = text(&raw.working_directory)
+            .or_else(|| text(&task.working_directory))
+            .unwrap_or_default();
+        let place = BuildPlace {
+            working_directory: &working_directory,
+            mounts: raw.volume_mounts.iter().filter_map(mount).collect(),
+            volumes: &volumes,
+        };
+        let kind = step_kind(raw, next, &ids[i], &place, context, report, &mut refusals);
+        let volume_mounts = place.mounts;
         let mut env = read_env(
             &raw.env,
             |entry, quoting| vec![env::read_entry(entry, quoting)],
@@ -97,7 +110,6 @@ pub(crate) fn plan(
             .iter()
             .filter_map(|at| ids[*at].step.clone())
             .collect();
-        let text = |text: &Option<Text>| text.as_ref().map(|text| text.value.clone());
         let texts = |texts: &[Text]| {
             texts
                 .iter()
@@ -109,9 +121,7 @@ pub(crate) fn plan(
             kind,
             after,
             env: texts(&env),
-            working_directory: text(&raw.working_directory)
-                .or_else(|| text(&task.working_directory))
-                .unwrap_or_default(),
+            working_directory,
             disable_working_directory_override: raw.disable_working_directory_override,
             timeout: seconds(raw.timeout.as_ref(), step_timeout),
             start_delay: seconds(raw.start_delay.as_ref(), 0),
@@ -135,7 +145,7 @@ pub(crate) fn plan(
                 pull: raw.pull,
                 download_retries: count(raw.download_retries.as_ref()),
                 download_retry_delay: seconds(raw.download_retry_delay.as_ref(), 0),
-                volume_mounts: raw.volume_mounts.iter().filter_map(mount).collect(),
+                volume_mounts,
             },
         });
     }
@@ -189,6 +199,14 @@ fn line(span: &Range<usize>, context: &Context<'_>, report: &Report<'_>) -> usiz
 
 fn line_of(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
+}
+
+/// Returns the place of a word in the text of a line, or the whole text.
+fn span_of_word(text: &str, word: &str) -> Range<usize> {
+    match text.find(word) {
+        Some(at) if !word.is_empty() => at..at + word.len(),
+        _ => 0..text.len(),
+    }
 }
 
 /// The help on how aliases are turned on.

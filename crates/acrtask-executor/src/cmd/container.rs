@@ -175,7 +175,9 @@ async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Fail
             .chain(definition.name.clone())
             .collect(),
     });
-    run.workspace.fill_through(&id).await?;
+    let host = definition.body.host_config.as_ref();
+    let read_only = host.is_some_and(|host| host.readonly_rootfs == Some(true));
+    run.workspace.fill_through(&id, read_only).await?;
     for (name, path) in mounted_volumes(definition, ctx) {
         run.fill_volume(&id, &name, &path).await?;
     }

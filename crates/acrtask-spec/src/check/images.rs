@@ -2,7 +2,7 @@
 
 use acrtask_model::ImageRef;
 
-use super::Context;
+use super::{Context, span_of_word};
 use crate::{build_line::BuildLine, diagnostic::Diagnostic, plan::LineRefusal};
 
 /// The message where a name begins with the registry of a run that has none.
@@ -60,10 +60,7 @@ pub(super) fn check_tags(
         let Err(error) = tag.parse::<ImageRef>() else {
             continue;
         };
-        let span = match text.find(tag.as_str()) {
-            Some(at) if !tag.is_empty() => at..at + tag.len(),
-            _ => 0..text.len(),
-        };
+        let span = span_of_word(text, tag);
         if let Some(refused) = without_registry(tag, span.clone(), context, written) {
             return Err(refused);
         }

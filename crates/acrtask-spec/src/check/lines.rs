@@ -9,6 +9,7 @@ use super::{
     images::{check_tags, without_registry},
     line_of,
     order::Named,
+    paths::{BuildPlace, check_paths},
 };
 use crate::{
     alias::{PREDEFINED, expand_image},
@@ -27,6 +28,7 @@ pub(super) fn step_kind(
     raw: &RawStep,
     next: Option<&RawStep>,
     id: &Named,
+    place: &BuildPlace<'_>,
     context: &Context<'_>,
     report: &mut Report<'_>,
     refusals: &mut Vec<Diagnostic>,
@@ -71,7 +73,8 @@ pub(super) fn step_kind(
     if let Some(build) = &raw.build {
         let written = report.written_line(build.span.clone());
         let line = build_line::parse_at(&build.value, context.facts.date)
-            .and_then(|line| check_tags(line, &build.value, context, written));
+            .and_then(|line| check_tags(line, &build.value, context, written))
+            .and_then(|line| check_paths(line, &build.value, place));
         let places = Places {
             text: build,
             shift: None,

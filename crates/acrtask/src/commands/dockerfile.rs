@@ -1,7 +1,8 @@
 //! The Dockerfile of `acrtask build`, found as `docker build` finds it.
 //!
 //! `-f` is relative to the current folder. A path that leads nowhere from there is relative to the context, as it is in
-//! a context that is fetched.
+//! a context that is fetched. `NAME.dockerignore` beside a Dockerfile takes the place of the context's `.dockerignore`,
+//! also where both are outside of the context.
 
 use std::{
     fs::File,
@@ -21,6 +22,9 @@ use crate::{args::BuildArgs, error::CliError};
 const DEFAULT: &str = "Dockerfile";
 /// The name by which a build reads what it got on standard input.
 const STDIN: &str = "-";
+
+/// The ignore file of a context, and the end of the name of a Dockerfile's own.
+const IGNORE_SUFFIX: &str = ".dockerignore";
 
 /// The path of an uploaded Dockerfile that is not in the context.
 const UPLOADED: &str = ".acrtask.Dockerfile";
@@ -68,6 +72,10 @@ impl Dockerfile {
             let kept = Scratch::new(&std::env::temp_dir())?;
             let mut to = File::create(kept.path().join(STDIN_FILE))?;
             io::copy(&mut File::open(path)?, &mut to)?;
+            if let Some(ignored) = own_ignore_file(path)? {
+                let name = format!("{STDIN_FILE}{IGNORE_SUFFIX}");
+                std::fs::write(kept.path().join(name), ignored)?;
+            }
             Ok(kept)
         };
         copy().map(Some).map_err(|error: io::Error| {
@@ -98,23 +106,38 @@ impl Dockerfile {
         let failed = |error: io::Error| {
             CliError::usage("cannot read the Dockerfile that is not in the context").because(&error)
         };
-        let text = match path {
-            Some(path) => std::fs::read(path).map_err(failed)?,
+        let (text, own) = match path {
+            Some(path) => {
+                let text = std::fs::read(path).map_err(failed)?;
+                (text, own_ignore_file(path).map_err(failed)?)
+            }
             None => {
                 let mut text = Vec::new();
                 io::stdin().read_to_end(&mut text).map_err(failed)?;
-                text
+                (text, None)
             }
         };
-        let mut ignored = std::fs::read(root.join(".dockerignore")).unwrap_or_default();
-        ignored.extend(format!("\n{UPLOADED}\n{UPLOADED}.dockerignore\n").bytes());
+        let of_context = || std::fs::read(root.join(IGNORE_SUFFIX)).unwrap_or_default();
+        let mut ignored = own.unwrap_or_else(of_context);
+        ignored.extend(format!("\n{UPLOADED}\n{UPLOADED}{IGNORE_SUFFIX}\n").bytes());
         Ok(Sent {
             name: UPLOADED.into(),
             files: vec![
                 (UPLOADED.into(), text),
-                (format!("{UPLOADED}.dockerignore").into(), ignored),
+                (format!("{UPLOADED}{IGNORE_SUFFIX}").into(), ignored),
             ],
         })
+    }
+}
+
+/// Reads the ignore file beside a Dockerfile. `None` if there is none.
+fn own_ignore_file(dockerfile: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut path = dockerfile.as_os_str().to_owned();
+    path.push(IGNORE_SUFFIX);
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -258,6 +281,13 @@ mod tests {
             text(1),
             "node_modules\n.acrtask.Dockerfile\n.acrtask.Dockerfile.dockerignore\n"
         );
+        let own = folder.path().join("outside.dockerignore");
+        std::fs::write(own, "secret").unwrap();
+        let sent = outside.for_server(&here).unwrap();
+        assert!(sent.files[1].1.starts_with(b"secret\n"));
+        let kept = outside.keep().unwrap().unwrap();
+        let beside = format!("{STDIN_FILE}.dockerignore");
+        assert_eq!(std::fs::read(kept.path().join(beside)).unwrap(), b"secret");
         let there = context("https://example.com/app.git");
         assert!(outside.for_server(&there).is_err());
     }

@@ -73,7 +73,7 @@ fn pack_folder(
     let failed = |error: &io::Error| {
         CliError::usage(format!("cannot pack the context {}", folder.display())).because(error)
     };
-    let selection = select(folder, work).map_err(|error| failed(&error))?;
+    let selection = select(folder, work, &added).map_err(|error| failed(&error))?;
     let packing = async {
         let writer = Hashing::new()?;
         let mut packed = zstd::Encoder::new(io::BufWriter::new(writer), LEVEL)?;
@@ -88,7 +88,11 @@ fn pack_folder(
 }
 
 /// Selects the files of a folder that a run needs.
-fn select(folder: &Path, work: Option<&Work>) -> io::Result<Selection> {
+fn select(
+    folder: &Path,
+    work: Option<&Work>,
+    added: &[(PathBuf, Vec<u8>)],
+) -> io::Result<Selection> {
     let dockerfile = match work {
         Some(Work::Build(build)) => Some(build.dockerfile.as_str()),
         _ => None,
@@ -97,7 +101,7 @@ fn select(folder: &Path, work: Option<&Work>) -> io::Result<Selection> {
     if let Some(Work::File { path }) = work {
         needed.push(path.into());
     }
-    Selection::of_upload(folder, dockerfile, needed)
+    Selection::of_upload(folder, dockerfile, needed, added)
 }
 
 /// An archive as it is.

@@ -3,6 +3,8 @@
 
 use std::{io::Read as _, path::Path};
 
+use acrtask_buildkit::DockerfileSource;
+
 use crate::context::StepContext;
 
 /// First bytes of a file by which text is told from an archive.
@@ -17,7 +19,26 @@ pub(super) fn text_inside(folder: &Path, name: &str) -> Option<String> {
     String::from_utf8(bytes.ok()?).ok()
 }
 
-/// The Dockerfile that the run got on standard input.
+/// The Dockerfile on standard input, which may be a file outside of the context with an ignore file of its own.
+pub(super) fn stdin_dockerfile(ctx: &StepContext) -> Result<DockerfileSource, String> {
+    let text = stdin(ctx)?;
+    let path = ctx.run.stdin.as_deref();
+    Ok(path
+        .and_then(with_ignore_file)
+        .unwrap_or(DockerfileSource::Inline(text)))
+}
+
+/// Returns the Dockerfile at `path` if an ignore file is beside it.
+fn with_ignore_file(path: &Path) -> Option<DockerfileSource> {
+    let name = path.file_name()?.to_str()?;
+    let ignore_file = path.with_file_name(format!("{name}.dockerignore"));
+    ignore_file.is_file().then(|| DockerfileSource::Local {
+        dir: path.parent().unwrap_or(Path::new(".")).to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// The text of the Dockerfile that the run got on standard input.
 pub(super) fn stdin(ctx: &StepContext) -> Result<Vec<u8>, String> {
     let path = ctx.run.stdin.as_ref();
     let path = path
@@ -71,6 +92,19 @@ mod tests {
         ] {
             assert_eq!(text_inside(dir.path(), name).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_ignore_file_beside_the_dockerfile_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdin");
+        std::fs::write(&path, "FROM scratch").unwrap();
+        assert!(with_ignore_file(&path).is_none());
+        std::fs::write(dir.path().join("stdin.dockerignore"), "x").unwrap();
+        assert!(matches!(
+            with_ignore_file(&path),
+            Some(DockerfileSource::Local { name, .. }) if name == "stdin"
+        ));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     error::chain,
     image_names::check_name,
     selection::Selection,
-    workspace::{Scratch, resolve_path},
+    workspace::{FILE_SYSTEM, Scratch, resolve_path},
 };
 
 /// What a line's outputs come to.
@@ -186,17 +186,24 @@ impl Outputs {
             let relative = |path: &str| PathBuf::from(path.trim_start_matches('/'));
             // From the root, so that folders on the way are made where they are missing.
             let (root, rest) = split_root(&wanted.target);
-            let pack = match wanted.kind {
-                Kind::Folder => Pack::Folder {
-                    from: wanted.scratch.path(),
-                    at: relative(rest),
-                    selection: Selection::default(),
-                },
-                Kind::Tar | Kind::Oci => Pack::File {
-                    from: wanted.file(),
-                    at: relative(rest),
-                    mode: 0o644,
-                },
+            let (root, pack) = match wanted.kind {
+                Kind::Folder => {
+                    let pack = Pack::Folder {
+                        from: wanted.scratch.path(),
+                        at: relative(&wanted.target),
+                        with_root: !rest.is_empty(),
+                        selection: Selection::default(),
+                    };
+                    (FILE_SYSTEM, pack)
+                }
+                Kind::Tar | Kind::Oci => {
+                    let pack = Pack::File {
+                        from: wanted.file(),
+                        at: relative(rest),
+                        mode: 0o644,
+                    };
+                    (root, pack)
+                }
             };
             let put = ctx.run.workspace.put(root, vec![pack]).await;
             put.map_err(|error| chain(&error))?;

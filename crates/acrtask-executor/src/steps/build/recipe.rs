@@ -6,6 +6,7 @@
 mod caches;
 mod files;
 mod pins;
+mod secrets;
 
 use std::{
     collections::BTreeMap,
@@ -16,15 +17,16 @@ use std::{
 use acrtask_buildkit::{
     AllowedImage, BuildContext, BuildRequest, BuildSecret, CacheNamespaces, CacheSpec,
     DockerfileSource, Frontends, NamedContext, Network, NoCache, Provenance, ProvidedImage,
-    SecretSource, SourceAddresses, SourcePin, SshSource, VerifiedFile,
+    SourceAddresses, SourcePin, SshSource, VerifiedFile,
 };
-use acrtask_model::{Digest, ImageRef, ReferenceError, Secret, TrustDomain};
+use acrtask_model::{Digest, ImageRef, ReferenceError, TrustDomain};
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_spec::build_line::{BuildLine, ContextRef};
 
 pub(crate) use self::caches::INLINE_CACHE;
 pub(super) use self::caches::{LOCAL_CACHE, import_shared, seal_exported};
 use self::caches::{cache_namespaces, check_cache, exported_caches, imported_caches};
+use self::secrets::{secrets, ssh};
 use super::{fetched, input};
 use crate::{
     Reach,
@@ -34,7 +36,7 @@ use crate::{
     error::chain,
     output::lock,
     possession::check_layout,
-    workspace::{BuildFolder, WORKSPACE, resolve_path},
+    workspace::{BuildFolder, HOME, WORKSPACE, WorkspaceError, resolve_path},
 };
 
 /// Everything that a build needs, ready.
@@ -81,7 +83,9 @@ enum Held {
 struct Base {
     /// The workspace's root on this machine, without links.
     root: PathBuf,
-    /// The step's folder in it: `/workspace/...`.
+    /// The home folder on this machine, without links, if the line names a path in it.
+    home: Option<PathBuf>,
+    /// The step's folder: `/workspace/...`.
     folder: String,
 }
 
@@ -89,10 +93,12 @@ impl Base {
     /// A path of the line on this machine. Links that leave the workspace are refused.
     fn local(&self, path: &str) -> Result<PathBuf, String> {
         let inside = resolve_path(&self.folder, path).map_err(|error| chain(&error))?;
-        let Some(relative) = inside.strip_prefix(WORKSPACE) else {
-            return Err(format!("{path} is not in the workspace"));
+        let (root, relative) = match (inside.strip_prefix(WORKSPACE), &self.home) {
+            (Some(relative), _) => (&self.root, relative),
+            (None, Some(home)) => (home, inside.strip_prefix(HOME).unwrap_or_default()),
+            (None, None) => return Err(format!("{path} is not in the workspace")),
         };
-        acrtask_source::paths::inside(&self.root, Path::new(relative.trim_start_matches('/')))
+        acrtask_source::paths::inside(root, Path::new(relative.trim_start_matches('/')))
             .map_err(|error| chain(&error))
     }
 }
@@ -101,16 +107,16 @@ impl Recipe {
     /// Fetches and reads what the line names.
     pub(crate) async fn prepare(ctx: &StepContext, line: &BuildLine) -> Result<Self, String> {
         let mut held = Vec::new();
-        let folder = ctx.run.workspace.for_build().await;
-        let folder = folder.map_err(|error| chain(&error))?;
-        let root = std::fs::canonicalize(&folder.path).map_err(|error| {
-            format!("cannot use the context {}: {error}", folder.path.display())
-        })?;
-        held.push(Held::Folder(folder));
-        let base = Base {
-            root,
-            folder: working_folder(&ctx.step),
+        let root = real_folder(ctx.run.workspace.for_build().await, &mut held)?;
+        let folder = working_folder(&ctx.step);
+        let home = match names_home(line, &folder) {
+            true => Some(real_folder(
+                ctx.run.workspace.home_for_build().await,
+                &mut held,
+            )?),
+            false => None,
         };
+        let base = Base { root, home, folder };
         let (context, dockerfile) = context(ctx, line, &base, &mut held).await?;
         let mut named_contexts = BTreeMap::new();
         for (name, value) in &line.build_contexts {
@@ -276,6 +282,28 @@ impl Recipe {
     }
 }
 
+/// Returns the path of `folder` without links, and keeps the folder as long as the recipe.
+fn real_folder(
+    folder: Result<BuildFolder, WorkspaceError>,
+    held: &mut Vec<Held>,
+) -> Result<PathBuf, String> {
+    let folder = folder.map_err(|error| chain(&error))?;
+    let path = std::fs::canonicalize(&folder.path)
+        .map_err(|error| format!("cannot use the context {}: {error}", folder.path.display()))?;
+    held.push(Held::Folder(folder));
+    Ok(path)
+}
+
+/// Returns `true` if `line` has a path in the home folder.
+fn names_home(line: &BuildLine, folder: &str) -> bool {
+    let paths = line.local_paths();
+    let secrets = line.secrets.iter();
+    let secrets = secrets.filter_map(|secret| secret.src.as_deref());
+    paths
+        .chain(secrets)
+        .any(|path| resolve_path(folder, path).is_ok_and(|path| !path.starts_with(WORKSPACE)))
+}
+
 async fn context(
     ctx: &StepContext,
     line: &BuildLine,
@@ -303,7 +331,7 @@ async fn context(
                 return Err(format!("the context {path} is no folder of the workspace"));
             }
             let dockerfile = if from_stdin {
-                DockerfileSource::Inline(input::stdin(ctx)?)
+                input::stdin_dockerfile(ctx)?
             } else {
                 local_dockerfile(line.file.as_deref(), path, &dir, base)?
             };
@@ -311,7 +339,7 @@ async fn context(
         }
         ContextRef::Git(url) | ContextRef::Http(url) => {
             let dockerfile = if from_stdin {
-                DockerfileSource::Inline(input::stdin(ctx)?)
+                input::stdin_dockerfile(ctx)?
             } else {
                 in_context()
             };
@@ -462,55 +490,6 @@ async fn named(
             "--build-context: {value} is no folder of the workspace"
         ))
     }
-}
-
-fn secrets(ctx: &StepContext, line: &BuildLine, base: &Base) -> Result<Vec<BuildSecret>, String> {
-    line.secrets
-        .iter()
-        .map(|spec| {
-            let variable = |name: &str| ctx.run.variable(&ctx.step, name).map(Secret::new);
-            let source = match (&spec.src, &spec.env) {
-                (Some(path), _) => SecretSource::File(base.local(path)?),
-                (None, Some(name)) => SecretSource::Text(variable(name).ok_or_else(|| {
-                    format!(
-                        "--secret id={}: the step's environment has no {name}; add it under `env:`",
-                        spec.id
-                    )
-                })?),
-                // As docker has it: the variable of that name, else the file.
-                (None, None) => match variable(&spec.id) {
-                    Some(value) => SecretSource::Text(value),
-                    None => SecretSource::File(base.local(&spec.id)?),
-                },
-            };
-            Ok(BuildSecret {
-                id: spec.id.clone(),
-                source,
-            })
-        })
-        .collect()
-}
-
-fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
-    line.ssh
-        .iter()
-        .map(|spec| {
-            let (id, path) = match spec.split_once('=') {
-                Some((id, path)) => (id, Some(path)),
-                None => (spec.as_str(), None),
-            };
-            if let Some(path) = path {
-                return Err(format!(
-                    "--ssh {id}={path}: a task cannot name sockets or keys of this machine; write `--ssh {id}`, \
-                     which is the operator's agent"
-                ));
-            }
-            let agent = ctx.run.options.ssh_agent.clone().ok_or_else(|| {
-                format!("--ssh {id}: the operator gave no SSH agent; SSH_AUTH_SOCK is not set")
-            })?;
-            Ok(SshSource { id: id.into(), agent })
-        })
-        .collect()
 }
 
 /// `--ulimit`. A limit that lets a process run before all others of the machine needs the operator.

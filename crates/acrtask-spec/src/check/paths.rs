@@ -1,0 +1,215 @@
+//! Paths of a build line that no build can read, found before the run starts.
+
+use super::span_of_word;
+use crate::{
+    build_line::{BuildLine, ContextRef},
+    plan::{LineRefusal, Volume, VolumeMount},
+};
+
+/// Folders whose files a build can read.
+const READABLE: [&str; 2] = ["/workspace", "/acb/home"];
+
+/// The surroundings of a build line.
+pub(super) struct BuildPlace<'p> {
+    /// `workingDirectory`, as written.
+    pub(super) working_directory: &'p str,
+    pub(super) mounts: Vec<VolumeMount>,
+    pub(super) volumes: &'p [Volume],
+}
+
+/// Refuses a path outside the workspace and the home folder. A volume gives files to `--secret` alone.
+pub(super) fn check_paths(
+    line: BuildLine,
+    text: &str,
+    place: &BuildPlace<'_>,
+) -> Result<BuildLine, LineRefusal> {
+    for path in line.local_paths() {
+        if !place.is_readable(path)
+            && !in_context(&line, path).is_some_and(|p| place.is_readable(&p))
+        {
+            return Err(refusal(path, text));
+        }
+    }
+    for path in line
+        .secrets
+        .iter()
+        .filter_map(|secret| secret.src.as_deref())
+    {
+        let absolute = place.absolute(path);
+        match place.mounted(&absolute) {
+            Some((mount, file)) => place.check_file(mount, file, path, text)?,
+            None if is_readable(&absolute) => {}
+            None => return Err(refusal(path, text)),
+        }
+    }
+    Ok(line)
+}
+
+impl BuildPlace<'_> {
+    fn absolute(&self, path: &str) -> String {
+        absolute(self.working_directory, path)
+    }
+
+    fn is_readable(&self, path: &str) -> bool {
+        let absolute = self.absolute(path);
+        self.mounted(&absolute).is_none() && is_readable(&absolute)
+    }
+
+    /// Returns the mount that `path` is below, and the name in it.
+    fn mounted<'m>(&'m self, path: &'m str) -> Option<(&'m VolumeMount, &'m str)> {
+        mounted(&self.mounts, path)
+    }
+
+    fn check_file(
+        &self,
+        mount: &VolumeMount,
+        file: &str,
+        path: &str,
+        text: &str,
+    ) -> Result<(), LineRefusal> {
+        let Some(volume) = self.volumes.iter().find(|v| v.name == mount.name) else {
+            return Ok(());
+        };
+        if volume.files.contains_key(file) {
+            return Ok(());
+        }
+        let names: Vec<&str> = volume.files.keys().map(String::as_str).collect();
+        Err(LineRefusal {
+            message: format!("the volume `{}` has no file `{file}`", volume.name),
+            span: span_of_word(text, path),
+            help: Some(match names.as_slice() {
+                [] => format!("add `{file}` under `secret:` of the volume"),
+                names => format!("name one of its files: {}", names.join(", ")),
+            }),
+        })
+    }
+}
+
+/// Returns the mount that the absolute `path` is below, and the rest of the path. The deepest mount counts.
+pub fn mounted<'m>(mounts: &'m [VolumeMount], path: &'m str) -> Option<(&'m VolumeMount, &'m str)> {
+    let below = |mount: &'m VolumeMount| {
+        let rest = path.strip_prefix(mount.mount_path.trim_end_matches('/'))?;
+        let rest = rest.strip_prefix('/').or(rest.is_empty().then_some(""))?;
+        Some((mount, rest))
+    };
+    mounts
+        .iter()
+        .filter_map(below)
+        .min_by_key(|(_, rest)| rest.len())
+}
+
+/// Returns the path of a Dockerfile below the context, where a build finds it too.
+fn in_context(line: &BuildLine, path: &str) -> Option<String> {
+    let ContextRef::Path(context) = &line.context else {
+        return None;
+    };
+    let is_file = line.file.as_deref() == Some(path) && !path.starts_with('/');
+    is_file.then(|| format!("{context}/{path}"))
+}
+
+/// `path` seen from the working directory of a step, without `.` and `..`.
+fn absolute(working_directory: &str, path: &str) -> String {
+    let base = match (path.starts_with('/'), working_directory.trim()) {
+        (true, _) => String::new(),
+        (false, absolute) if absolute.starts_with('/') => absolute.to_owned(),
+        (false, relative) => format!("{}/{relative}", READABLE[0]),
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in base.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+fn is_readable(path: &str) -> bool {
+    READABLE.iter().any(|root| {
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+fn refusal(path: &str, text: &str) -> LineRefusal {
+    LineRefusal {
+        message: format!("a build cannot read `{path}`"),
+        span: span_of_word(text, path),
+        help: Some(
+            "a build reads files below /workspace and /acb/home, and of a volume in its `volumeMounts` the files \
+             that `--secret id=ID,src=/MOUNT/FILE` names; let a cmd step copy other files to the workspace"
+                .into(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build_line;
+
+    fn check(line: &str, folder: &str) -> Result<BuildLine, String> {
+        let volumes = [Volume {
+            name: "keys".into(),
+            files: [("npmrc".to_owned(), acrtask_model::Secret::new("x"))].into(),
+        }];
+        let place = BuildPlace {
+            working_directory: folder,
+            mounts: vec![VolumeMount {
+                name: "keys".into(),
+                mount_path: "/run/keys/".into(),
+            }],
+            volumes: &volumes,
+        };
+        let parsed = build_line::parse(line).unwrap();
+        check_paths(parsed, line, &place).map_err(|refused| refused.message)
+    }
+
+    #[test]
+    fn builds_read_the_workspace_the_home_folder_and_secrets_of_volumes() {
+        for (line, folder) in [
+            (".", ""),
+            ("-f ../Dockerfile .", "sub"),
+            ("-f /workspace/Dockerfile /acb/home/app", ""),
+            (
+                "--build-context a=/acb/home --build-context b=docker-image://x .",
+                "",
+            ),
+            ("--secret id=a,src=/run/keys/npmrc .", ""),
+            ("--secret id=a,src=npmrc /workspace", "/run/keys"),
+            (
+                "--secret id=a,src=/acb/home/.npmrc --secret id=b,env=B .",
+                "",
+            ),
+            ("-f /anywhere https://example.com/repo.git", ""),
+            ("-f - .", ""),
+            ("-f ../Dockerfile sub", ""),
+        ] {
+            assert!(check(line, folder).is_ok(), "{line} in {folder}");
+        }
+    }
+
+    #[test]
+    fn refuses_other_paths_with_one_text() {
+        for (line, path) in [
+            ("/run/keys", "/run/keys"),
+            ("-f /run/keys/Dockerfile .", "/run/keys/Dockerfile"),
+            ("--build-context a=/run/keys .", "/run/keys"),
+            (
+                "--build-context a=oci-layout:///srv/layout@sha256:0 .",
+                "/srv/layout",
+            ),
+            ("--secret id=a,src=/etc/npmrc .", "/etc/npmrc"),
+            ("--secret id=a,src=/run/keysx .", "/run/keysx"),
+            ("../..", "../.."),
+        ] {
+            let refused = check(line, "sub").unwrap_err();
+            assert_eq!(refused, format!("a build cannot read `{path}`"), "{line}");
+        }
+        let missing = check("--secret id=a,src=/run/keys/other .", "").unwrap_err();
+        assert_eq!(missing, "the volume `keys` has no file `other`");
+    }
+}
