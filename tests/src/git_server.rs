@@ -154,6 +154,8 @@ struct State {
     requests: Mutex<Vec<Request>>,
     /// In place of what the Git LFS server would answer for a download.
     link: Mutex<Option<Value>>,
+    /// Redirects of repositories: path to URL.
+    moved: Mutex<BTreeMap<String, String>>,
 }
 
 /// Git over HTTP.
@@ -207,6 +209,11 @@ impl HttpGit {
         *lock(&self.state.link) = Some(link);
     }
 
+    /// Redirects requests of the repository at `path` to the one at `url`.
+    pub fn redirect(&self, path: &str, url: &str) {
+        lock(&self.state.moved).insert(path.into(), url.into());
+    }
+
     /// Bytes that it has sent so far.
     pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::SeqCst)
@@ -254,6 +261,16 @@ fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()
     };
     let body = read_body(&mut reader, &request)?;
     lock(&state.requests).push(request.clone());
+    for (path, url) in lock(&state.moved).iter() {
+        if let Some(rest) = request.path.strip_prefix(&format!("/{path}/")) {
+            let head = "HTTP/1.1 301 Moved Permanently\r\nConnection: close\r\nContent-Length: 0";
+            return write!(
+                out,
+                "{head}\r\nLocation: {url}/{rest}?{}\r\n\r\n",
+                request.query
+            );
+        }
+    }
     let authorized = state.login.as_ref().is_none_or(|(user, password)| {
         let expected = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
         request.headers.get("authorization") == Some(&expected)

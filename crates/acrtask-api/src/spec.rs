@@ -92,7 +92,7 @@ pub enum ContextSource {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         commit: Option<String>,
         /// Of a git repository: with its submodules, and theirs.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[serde(default = "yes", skip_serializing_if = "is_true")]
         submodules: bool,
         /// Of a git repository: with the files that stand in Git LFS.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -101,15 +101,24 @@ pub enum ContextSource {
 }
 
 impl ContextSource {
-    /// What is at `url`, and nothing besides.
+    /// What is at `url`, with the submodules of a git repository, as `docker build` takes it.
     pub fn url(url: impl Into<String>) -> Self {
         Self::Url {
             url: url.into(),
             commit: None,
-            submodules: false,
+            submodules: true,
             lfs: false,
         }
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// What a run does with its files.

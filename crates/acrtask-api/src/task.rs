@@ -26,7 +26,7 @@ pub struct TaskDefinition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
     /// Of a git repository: with its submodules, and theirs.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub submodules: bool,
     /// Of a git repository: with the files that stand in Git LFS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

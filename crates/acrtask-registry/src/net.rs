@@ -125,12 +125,7 @@ fn next_hop(policy: AddressPolicy, previous: &[Url], next: &Url) -> Result<(), S
 ///
 /// # Errors
 /// The reason.
-pub(crate) fn check_hop(
-    policy: AddressPolicy,
-    hops: usize,
-    from: &Url,
-    next: &Url,
-) -> Result<(), String> {
+pub fn check_hop(policy: AddressPolicy, hops: usize, from: &Url, next: &Url) -> Result<(), String> {
     if hops > MAX_REDIRECTS {
         return Err(format!("more than {MAX_REDIRECTS} redirects"));
     }

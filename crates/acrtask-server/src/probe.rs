@@ -305,13 +305,20 @@ impl Looks<'_> {
         );
         probe.clock_ahead = ahead;
         match read {
-            Ok(()) => {
+            Ok(moved) => {
                 probe.message = match login {
                     Some(_) => format!("{} is read with the login for {}", git.url, probe.host),
                     None => format!("{} is read without a login", git.url),
                 };
                 if login.is_none() {
                     probe.outcome = ProbeOutcome::Open;
+                }
+                if let Some(moved) = moved {
+                    probe.message = format!("{} has moved to {}", git.url, moved.url);
+                    probe.help = Some(format!(
+                        "`acrtask task update {} --context '{moved}'`, and point the repository's webhook to this server there",
+                        self.task
+                    ));
                 }
             }
             Err(error) => {

@@ -243,11 +243,11 @@ pub async fn fetch_with_input(
 }
 
 /// Whether a git repository can be read, and has the reference that `url` names, with all rules that hold when it is
-/// fetched. Nothing is fetched.
+/// fetched. Nothing is fetched. Returns the new address of a repository that the server redirects.
 ///
 /// # Errors
 /// [`SourceError`].
-pub async fn probe(url: &GitUrl, options: &Options) -> Result<(), SourceError> {
+pub async fn probe(url: &GitUrl, options: &Options) -> Result<Option<GitUrl>, SourceError> {
     let probing = async {
         let scratch = options.scratch()?;
         git::probe(url, scratch.path(), options).await

@@ -264,8 +264,11 @@ impl GitUrl {
 }
 
 impl GitUrl {
-    /// The URL of a submodule, which no person wrote here: a full URL or `user@host:path`, and nothing behind it.
-    pub(crate) fn of_submodule(text: &str) -> Result<Self, (String, String)> {
+    /// Parses the URL of a submodule or a redirect: a full URL or `user@host:path`, without a reference and a folder.
+    ///
+    /// # Errors
+    /// The reason, and what to write instead.
+    pub fn of_remote(text: &str) -> Result<Self, (String, String)> {
         let help =
             || "write a full https:// or ssh:// URL, or one relative to the repository".to_owned();
         let text = text.strip_prefix("git+").unwrap_or(text);

@@ -217,9 +217,11 @@ impl Engine {
                     Ok(commit) => commit,
                     Err(error) => return Ended::NotBegun(chain(&error)),
                 };
+                // On by default, which means nothing for a tarball.
+                let is_git = matches!(ContextSpec::parse(url), Ok(ContextSpec::Git(_)));
                 let git = GitOptions {
                     commit,
-                    submodules: *submodules,
+                    submodules: *submodules && is_git,
                     lfs: *lfs,
                 };
                 let fetching = self.fetch(url, git, &credentials, &job, &events);

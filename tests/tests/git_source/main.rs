@@ -29,6 +29,7 @@ use tempfile::TempDir;
 mod commits;
 mod http;
 mod lfs;
+mod redirects;
 mod ssh;
 mod submodules;
 

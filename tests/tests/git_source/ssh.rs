@@ -195,7 +195,7 @@ fn a_task_of_a_private_repository_runs_at_a_server() {
     let server = Server::start(&world, &["--no-runner"]);
     let runner = Runner::start(&server, "reaching", &["--allow-private-addresses"]);
     let definition = format!(
-        "name: private\ncontext: {url}#main\nsubmodules: true\nregistry: {}\n",
+        "name: private\ncontext: {url}#main\nregistry: {}\n",
         world.registry
     );
     let files = project::folder(&[

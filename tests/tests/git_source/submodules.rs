@@ -132,6 +132,11 @@ async fn submodules_are_read_as_git_reads_them() {
         git(&work, &["push", "--quiet", "--force", "origin", "HEAD"]);
     };
     set("submodule.skipped.update", &["none"]);
+    // A submodule that `.gitmodules` does not name.
+    std::fs::create_dir_all(work.join("vendor/unnamed")).unwrap();
+    let unnamed = format!("160000,{lib},vendor/unnamed");
+    git(&work, &["update-index", "--add", "--cacheinfo", &unnamed]);
+    set("submodule.slash.branch", &["main"]);
     let (_folder, mut options) = options();
     options.git.submodules = true;
     let workspace = fetched(&server.url("app"), &options).await.unwrap();
@@ -148,6 +153,9 @@ async fn submodules_are_read_as_git_reads_them() {
     drop(fetched(&server.url("app"), &options).await.unwrap());
     let reported = format!("{:?}", reports.try_iter().collect::<Vec<_>>());
     assert!(reported.contains("left out: slash;"), "{reported}");
+    let unnamed = "no submodule mapping found in .gitmodules";
+    assert!(reported.contains(unnamed), "{reported}");
+    assert!(reported.contains("for vendor/unnamed,"), "{reported}");
 
     options.git.submodules = true;
     let unset = [
@@ -158,8 +166,48 @@ async fn submodules_are_read_as_git_reads_them() {
         "submodule.slash.url",
     ];
     git(&work, &unset);
-    set("submodule.slash.branch", &["main"]);
+    set("submodule.slash.branch", &["other"]);
     let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
     assert!(error.contains("the submodule `slash` of"), "{error}");
     assert!(error.contains("has no `url` for it"), "{error}");
+}
+
+/// A run that the API is asked for takes submodules, as the program does.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_of_the_api_take_submodules() {
+    let Some(world) = World::find() else { return };
+    let repositories = Repositories::default();
+    let git_server = HttpGit::start(&repositories.root(), None);
+    for name in ["app", "lib"] {
+        repositories.create(name);
+    }
+    let lib = repositories.commit("lib", &[("file", "of the library")]);
+    let task = project::one_step("ls lib");
+    repositories.commit("app", &[("acr-task.yaml", &task)]);
+    add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
+    let server = Server::start(&world, &["--allow-private-addresses"]);
+    for (more, expected) in [(json!({}), true), (json!({"submodules": false}), false)] {
+        let mut context = json!({"from": "url", "url": git_server.url("app")});
+        let more = more.as_object().unwrap().clone();
+        context.as_object_mut().unwrap().extend(more);
+        let facts = json!({"registry": world.registry});
+        let request = json!({"spec": {"context": context, "facts": facts}});
+        let answer = reqwest::Client::new()
+            .post(format!("{}/api/v1/runs", server.url))
+            .bearer_auth(&server.token)
+            .json(&request)
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status();
+        let run: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(status.as_u16(), 201, "{run:#}");
+        let id = run["id"].as_str().unwrap();
+        let done = server.wait_for_run(id, |run| !run["result"].is_null());
+        assert_eq!(done["state"], "succeeded", "{done:#}");
+        let log = server.ok(&["runs", "logs", id]).stdout;
+        let has_file = log.lines().any(|line| line.ends_with("| file"));
+        assert_eq!(has_file, expected, "{log}");
+        assert_eq!(log.contains("left out: lib;"), !expected, "{log}");
+    }
 }

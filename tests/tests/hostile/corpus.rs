@@ -289,7 +289,7 @@ fn addresses() -> Vec<Case> {
             "repository that redirects",
             "https://moved.hosts.test/app.git#main",
         )
-        .saying("302"),
+        .saying(PRIVATE),
     );
     all.push(
         refused(

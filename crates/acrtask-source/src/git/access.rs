@@ -51,9 +51,11 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Checks that `url` may be reached, and says how. `home` is a folder for this alone.
+    /// Checks that `url` may be reached, and says how. `home` is a folder for this alone. Without `keeps_login`, which
+    /// a redirect may lose, the repository gets no login.
     pub(super) async fn new(
         url: &GitUrl,
+        keeps_login: bool,
         home: &Path,
         options: &Options,
     ) -> Result<Self, SourceError> {
@@ -62,7 +64,7 @@ impl Access {
             GitTransport::Ssh => Some(Ssh::new(url, home, pinned.as_ref(), options).await?),
             _ => None,
         };
-        let credential = credential(url, options);
+        let credential = credential(url, options).filter(|_| keeps_login);
         let environment = environment(
             url,
             home,
@@ -107,15 +109,21 @@ impl Access {
 ///
 /// A value in the environment would be shown by every list of processes with their environments.
 fn login_file(url: &GitUrl, username: &str, password: &Secret) -> io::Result<OwnedFd> {
-    let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
+    let login = basic(username, password);
     let mut file = File::from(memfd_create("login", MFdFlags::MFD_CLOEXEC)?);
     // The origin is printed from a parsed URL, and holds neither quotes nor backslashes.
     write!(
         file,
-        "[http \"{}\"]\n\textraHeader = Authorization: Basic {encoded}\n",
+        "[http \"{}\"]\n\textraHeader = Authorization: {login}\n",
         origin(&url.url)
     )?;
     Ok(file.into())
+}
+
+/// Returns the value of the header with a login.
+pub(super) fn basic(username: &str, password: &Secret) -> String {
+    let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
+    format!("Basic {encoded}")
 }
 
 fn environment(
@@ -147,13 +155,9 @@ fn environment(
         ("http.lowSpeedLimit".into(), "1000".into()),
         ("http.lowSpeedTime".into(), "60".into()),
     ];
-    // Git sends its extra headers on to where the first redirect leads, so that there is none to follow
-    // where there is a password; nor where the new host's address would go unchecked.
-    let follow = !has_login && options.addresses() == AddressPolicy::Any;
-    config.push((
-        "http.followRedirects".into(),
-        if follow { "initial" } else { "false" }.into(),
-    ));
+    // Git sends its extra headers on to where the first redirect leads, and the new address would go
+    // unchecked. `redirect.rs` follows redirects instead.
+    config.push(("http.followRedirects".into(), "false".into()));
     if has_login {
         config.push(("include.path".into(), format!("/proc/self/fd/{LOGIN_FD}")));
     }

@@ -117,7 +117,7 @@ impl Git {
     /// Whether the server gives the commit out by its full name: servers need not, where it is no reference's tip.
     async fn fetch_by_name(&self, commit: &str) -> Result<bool, SourceError> {
         let refspec = format!("+{commit}:{FETCHED}");
-        let args = fetch_args(&["--depth=1"], &self.url.url, &[&refspec]);
+        let args = fetch_args(&["--depth=1"], &self.address.url, &[&refspec]);
         Ok(self.run(&args).await?.success)
     }
 
@@ -138,7 +138,7 @@ impl Git {
     }
 
     async fn fetch_refs(&self, options: &[&str], refspecs: &[&str]) -> Result<(), SourceError> {
-        let args = fetch_args(options, &self.url.url, refspecs);
+        let args = fetch_args(options, &self.address.url, refspecs);
         self.must("fetch", &args).await.map(drop)
     }
 
@@ -188,7 +188,7 @@ impl Git {
 
     /// Asks the server what `reference` is.
     async fn look_up(&self, reference: Option<&str>) -> Result<Option<Found>, SourceError> {
-        let mut args = vec!["ls-remote", "--symref", "--", &self.url.url];
+        let mut args = vec!["ls-remote", "--symref", "--", &self.address.url];
         let names = reference.map_or_else(|| vec!["HEAD".to_owned()], candidates);
         args.extend(names.iter().map(String::as_str));
         let output = self.must("read the references of", &args).await?;

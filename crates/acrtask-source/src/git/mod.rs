@@ -10,6 +10,7 @@
 
 mod access;
 mod fetch;
+mod redirect;
 mod report;
 mod ssh;
 mod submodules;
@@ -23,7 +24,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::{
-    Options,
+    CommitId, Options, Progress,
     error::SourceError,
     facts::GitFacts,
     lfs, paths,
@@ -53,8 +54,8 @@ pub(crate) async fn check_out(
         attempt: format!("find the folder {}", tree.display()),
         source,
     })?;
-    let git = Git::new(url, root.clone(), scratch, options).await?;
-    let facts = git.fetch(options.git.commit.as_ref()).await?;
+    let commit = options.git.commit.as_ref();
+    let (git, facts) = Git::fetched(url, root.clone(), scratch, commit, options).await?;
     let mut taken = lfs::Taken::default();
     if options.git.lfs {
         lfs::check_out(&git, scratch, &mut taken, options).await?;
@@ -83,20 +84,32 @@ pub(crate) async fn check_out(
     }
 }
 
-/// Asks for what `url` names. `scratch` is an empty folder.
+/// Looks for the reference that `url` names. `scratch` is an empty folder. Returns the new address of a repository that
+/// the server redirects.
 pub(crate) async fn probe(
     url: &GitUrl,
     scratch: &Path,
     options: &Options,
-) -> Result<(), SourceError> {
+) -> Result<Option<GitUrl>, SourceError> {
     let git = Git::new(url, scratch.to_owned(), scratch, options).await?;
-    git.find_reference().await
+    match git.find_reference().await {
+        Err(error) if redirect::is_redirect(&error) => {
+            let git = git.redirected(scratch, options).await?;
+            git.find_reference().await?;
+            Ok(Some(git.address))
+        }
+        found => found.map(|()| None),
+    }
 }
 
 /// Git, set up for one repository.
 pub(crate) struct Git {
-    /// The repository.
+    /// The repository, as it was named.
     pub(crate) url: GitUrl,
+    /// The address that its server redirects to, else the same.
+    pub(crate) address: GitUrl,
+    /// The repository's login may be sent to `address`.
+    pub(crate) keeps_login: bool,
     /// What is checked out; without links in its path.
     pub(crate) tree: PathBuf,
     access: Access,
@@ -113,12 +126,58 @@ impl Git {
         scratch: &Path,
         options: &Options,
     ) -> Result<Self, SourceError> {
+        Self::at(url, url.clone(), true, tree, scratch, options).await
+    }
+
+    /// Checks `commit`, else what the reference of `url` names, out into the empty folder `tree`. Follows redirects.
+    async fn fetched(
+        url: &GitUrl,
+        tree: PathBuf,
+        scratch: &Path,
+        commit: Option<&CommitId>,
+        options: &Options,
+    ) -> Result<(Self, GitFacts), SourceError> {
+        let git = Self::new(url, tree, scratch, options).await?;
+        match git.fetch(commit).await {
+            Err(error) if redirect::is_redirect(&error) => {
+                let git = git.redirected(scratch, options).await?;
+                options.report(Progress::Started(format!(
+                    "warning: {} has moved to {}; write the new address",
+                    git.url.url, git.address.url
+                )));
+                let facts = git.fetch(commit).await?;
+                Ok((git, facts))
+            }
+            facts => facts.map(|facts| (git, facts)),
+        }
+    }
+
+    /// The same repository at the address that its server redirects to.
+    async fn redirected(self, scratch: &Path, options: &Options) -> Result<Self, SourceError> {
+        match redirect::follow(&self.url, options).await? {
+            Some(moved) => {
+                let tree = self.tree.clone();
+                let keeps = moved.keeps_login;
+                Self::at(&self.url, moved.url, keeps, tree, scratch, options).await
+            }
+            None => Ok(self),
+        }
+    }
+
+    async fn at(
+        url: &GitUrl,
+        address: GitUrl,
+        keeps_login: bool,
+        tree: PathBuf,
+        scratch: &Path,
+        options: &Options,
+    ) -> Result<Self, SourceError> {
         let home = tempfile::Builder::new().prefix("home").tempdir_in(scratch);
         let home = home.map_err(|source| SourceError::Io {
             attempt: format!("make a folder in {}", scratch.display()),
             source,
         })?;
-        let access = Access::new(url, home.path(), options).await?;
+        let access = Access::new(&address, keeps_login, home.path(), options).await?;
         // What is packed and what is checked out lie there side by side.
         let limits = &options.limits;
         let bounds = Bounds {
@@ -129,6 +188,8 @@ impl Git {
         };
         Ok(Self {
             url: url.clone(),
+            address,
+            keeps_login,
             tree,
             access,
             bounds,

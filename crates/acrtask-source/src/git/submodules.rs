@@ -35,7 +35,17 @@ pub(super) async fn check_out(
     let mut todo = vec![(git, 0)];
     let mut count = 0;
     while let Some((parent, depth)) = todo.pop() {
-        for Module { path, url: address } in modules(&parent).await? {
+        let modules = modules(&parent).await?;
+        report_unnamed(&parent, &modules, options).await;
+        for module in modules {
+            let Module {
+                path,
+                url: address,
+                is_skipped,
+            } = module;
+            if is_skipped {
+                continue;
+            }
             let Some(id) = parent.submodule_commit(&path).await? else {
                 continue;
             };
@@ -75,8 +85,7 @@ pub(super) async fn check_out(
                 source: Box::new(source),
             };
             let fetching = async {
-                let child = Git::new(&url, tree, scratch, options).await?;
-                child.fetch(Some(&commit)).await?;
+                let (child, _) = Git::fetched(&url, tree, scratch, Some(&commit), options).await?;
                 if options.git.lfs {
                     lfs::check_out(&child, scratch, taken, options).await?;
                 } else {
@@ -91,13 +100,51 @@ pub(super) async fn check_out(
     Ok(())
 }
 
+/// Reports the submodules of the commit that `.gitmodules` does not name, as `git submodule status` does.
+async fn report_unnamed(git: &Git, named: &[Module], options: &Options) {
+    let args = ["ls-files", "--stage", "-z"];
+    let listed = match git.must("list the files of", &args).await {
+        Ok(output) => output.stdout,
+        Err(error) => {
+            // The files are there without the list.
+            tracing::debug!(%error, "cannot list the submodules");
+            return;
+        }
+    };
+    let unnamed = unnamed(&String::from_utf8_lossy(&listed), named);
+    if !unnamed.is_empty() {
+        options.report(Progress::Started(format!(
+            "warning: no submodule mapping found in .gitmodules of {} for {}, which stays empty; add its path and url \
+             there, or remove it with `git rm --cached`",
+            git.url.url,
+            names(&unnamed)
+        )));
+    }
+}
+
+/// Returns the paths of submodules in the output of `git ls-files --stage -z` that are not `named`.
+fn unnamed(listed: &str, named: &[Module]) -> Vec<String> {
+    let paths = listed.split('\0').filter_map(|line| {
+        let (object, path) = line.split_once('\t')?;
+        object.starts_with("160000 ").then_some(path)
+    });
+    let is_named = |path: &str| named.iter().any(|module| module.path == path);
+    paths
+        .filter(|path| !is_named(path))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Most names that a message has.
 const MAX_NAMES: usize = 5;
 
 /// Reports the submodules that are not checked out.
 pub(super) async fn report_left_out(git: &Git, options: &Options) -> Result<(), SourceError> {
     let mut left_out = Vec::new();
-    for module in modules(git).await?.into_iter().take(MAX_SUBMODULES) {
+    let modules = modules(git).await?;
+    report_unnamed(git, &modules, options).await;
+    let wanted = modules.into_iter().filter(|module| !module.is_skipped);
+    for module in wanted.take(MAX_SUBMODULES) {
         if git.submodule_commit(&module.path).await?.is_some() {
             left_out.push(module.path);
         }
@@ -128,9 +175,11 @@ pub(crate) fn names(all: &[String]) -> String {
 struct Module {
     path: String,
     url: Option<String>,
+    /// Its `update` is `none`.
+    is_skipped: bool,
 }
 
-/// The submodules that `.gitmodules` names, without those whose `update` is `none`.
+/// Reads the submodules that `.gitmodules` names.
 async fn modules(git: &Git) -> Result<Vec<Module>, SourceError> {
     let pairs = git
         .configuration(".gitmodules", r"^submodule\..+\.(path|url|update)$")
@@ -140,23 +189,20 @@ async fn modules(git: &Git) -> Result<Vec<Module>, SourceError> {
 
 /// Reads the entries of `.gitmodules`. The last value of a key counts, as for git.
 fn modules_of(pairs: Vec<(String, String)>) -> Vec<Module> {
-    let mut found: BTreeMap<String, (Module, bool)> = BTreeMap::new();
+    let mut found: BTreeMap<String, Module> = BTreeMap::new();
     for (key, value) in pairs {
         let Some((name, what)) = key.rsplit_once('.') else {
             continue;
         };
-        let (module, skipped) = found.entry(name.to_owned()).or_default();
+        let module = found.entry(name.to_owned()).or_default();
         match what {
             "path" => module.path = value,
-            "update" => *skipped = value == "none",
+            "update" => module.is_skipped = value == "none",
             _ => module.url = Some(value),
         }
     }
     let found = found.into_values();
-    found
-        .filter(|(module, skipped)| !skipped && !module.path.is_empty())
-        .map(|(module, _)| module)
-        .collect()
+    found.filter(|module| !module.path.is_empty()).collect()
 }
 
 /// The empty folder that git made for a submodule.
@@ -189,7 +235,7 @@ fn url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
     } else {
         text.to_owned()
     };
-    let mut url = GitUrl::of_submodule(&full)?;
+    let mut url = GitUrl::of_remote(&full)?;
     if url.transport == GitTransport::File && !(relative && parent.transport == GitTransport::File)
     {
         return Err((
@@ -304,18 +350,30 @@ mod tests {
             pair("again.update", "none"),
             pair("again.update", "rebase"),
         ]);
-        let module = |path: &str, url: Option<&str>| Module {
-            path: path.into(),
-            url: url.map(str::to_owned),
-        };
+        let read: Vec<_> = found
+            .iter()
+            .map(|module| {
+                (
+                    module.path.as_str(),
+                    module.url.as_deref(),
+                    module.is_skipped,
+                )
+            })
+            .collect();
         assert_eq!(
-            found,
+            read,
             [
-                module("again", None),
-                module("bare", None),
-                module("sub/lib", Some("../lib.git"))
+                ("again", None, false),
+                ("bare", None, false),
+                ("docs", Some("../docs.git"), true),
+                ("sub/lib", Some("../lib.git"), false)
             ]
         );
+        let id = "0".repeat(40);
+        let listed = format!(
+            "160000 {id} 0\tdocs\x00100644 {id} 0\tfile\x00160000 {id} 0\tvendor/a b\x00160000 {id} 0\tsub/lib\0"
+        );
+        assert_eq!(unnamed(&listed, &found), ["vendor/a b"]);
     }
 
     #[test]

@@ -126,18 +126,20 @@ impl<'a> Client<'a> {
                     let href = Url::parse(&link.href);
                     href.map_err(|_| broken("what the server names is not a URL".into()))?
                 }
-                None => super::endpoint(&git.url).ok_or_else(|| {
+                None => super::endpoint(&git.address).ok_or_else(|| {
                     broken("only repositories behind https:// or ssh:// have Git LFS".into())
                 })?,
             },
         };
-        let remote = Url::parse(repository).ok();
+        let remote = Url::parse(&git.address.url).ok();
         let beside = remote.is_some_and(|remote| same_origin(&remote, &endpoint));
         let login = git::login(
             &endpoint,
-            git.url.credential.as_ref().filter(|_| beside),
+            git.address.credential.as_ref().filter(|_| beside),
             options,
         );
+        // A redirect to another origin leaves the login behind.
+        let login = login.filter(|_| git.keeps_login || !beside);
         // Nothing that stands in a repository's own file is a secret to be kept, nor one to be sent.
         let _ = endpoint.set_password(None);
         let _ = endpoint.set_username("");

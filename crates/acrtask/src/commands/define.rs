@@ -46,7 +46,7 @@ pub(super) fn created(name: &str, args: &DefinitionArgs) -> Result<Defined, CliE
         enabled: true,
         context: None,
         // As `docker build` and ACR have it.
-        submodules: args.context.as_deref().is_some_and(is_git),
+        submodules: true,
         lfs: false,
         file: None,
         text: None,
@@ -145,10 +145,6 @@ fn apply(mut to: TaskDefinition, args: &DefinitionArgs) -> Result<Defined, CliEr
         secrets,
         git,
     })
-}
-
-fn is_git(context: &str) -> bool {
-    matches!(ContextSpec::parse(context), Ok(ContextSpec::Git(_)))
 }
 
 /// A context as a task keeps it, and the git host that a token would be for.

@@ -86,6 +86,9 @@ async fn registry(task: &SeenTask) -> Option<Check> {
     })
 }
 
+/// The end of the URL by which a repository is discovered.
+const DISCOVERY: &str = "/info/refs?service=git-upload-pack";
+
 async fn source(task: &SeenTask) -> Option<Check> {
     const NAME: &str = "source";
     let definition = &task.task.definition;
@@ -111,10 +114,7 @@ async fn source(task: &SeenTask) -> Option<Check> {
     if !matches!(git.transport, GitTransport::Https | GitTransport::Http) {
         return None;
     }
-    let url = format!(
-        "{}/info/refs?service=git-upload-pack",
-        git.url.trim_end_matches('/')
-    );
+    let url = format!("{}{DISCOVERY}", git.url.trim_end_matches('/'));
     let url = Url::parse(&url).ok()?;
     let answer = match ask(&url).await {
         Ok(answer) => answer,
@@ -126,6 +126,12 @@ async fn source(task: &SeenTask) -> Option<Check> {
         }
     };
     let status = answer.status();
+    if let Some(moved) = new_address(&git, &url, &answer) {
+        return Some(
+            Check::warning(NAME, format!("{} has moved to {}", git.url, moved.url))
+                .help(format!("`acrtask task update {name} --context '{moved}'`")),
+        );
+    }
     if status.is_success() || status.is_redirection() {
         return Some(Check::ok(NAME, format!("{} is open to everybody", git.url)));
     }
@@ -149,6 +155,17 @@ async fn source(task: &SeenTask) -> Option<Check> {
         (false, _) => Check::warning(NAME, format!("{} answers {status}", git.url))
             .help("see whether its name is right"),
     })
+}
+
+/// Returns the address that the answer to a request of `url` redirects to, if a repository can be there.
+fn new_address(git: &GitUrl, url: &Url, answer: &reqwest::Response) -> Option<GitUrl> {
+    let location = answer.headers().get(reqwest::header::LOCATION)?;
+    let next = url.join(location.to_str().ok()?).ok()?;
+    let address = next.as_str().strip_suffix(DISCOVERY)?;
+    let mut moved = GitUrl::of_remote(address).ok()?;
+    moved.reference.clone_from(&git.reference);
+    moved.folder.clone_from(&git.folder);
+    answer.status().is_redirection().then_some(moved)
 }
 
 /// The host as a login for it is stored: by HTTP with its port, by SSH without.

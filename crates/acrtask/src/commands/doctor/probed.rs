@@ -23,6 +23,8 @@ pub(super) fn of(found: &Asked<TaskProbe>) -> Vec<Check> {
         let verdict = match probe.outcome {
             ProbeOutcome::NoLogin => Verdict::Wrong,
             ProbeOutcome::Unreachable => Verdict::Warning,
+            // It is read, and has moved.
+            ProbeOutcome::Works | ProbeOutcome::Open if probe.help.is_some() => Verdict::Warning,
             other => usual(other),
         };
         check("repository", verdict, probe)

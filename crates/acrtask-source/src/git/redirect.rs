@@ -1,0 +1,192 @@
+//! The new address of a repository that its server redirects.
+//!
+//! Git itself follows no redirect here: it would send a login on to the new address, and connect to an
+//! address that nothing has checked. Each hop is held to the rules for the repository's own address. A
+//! login stays with its origin, or follows from http to https on the same host.
+//!
+//! Source: git, `http.c` (`update_url_from_redirect`); the redirect keeps the end of the path.
+
+use acrtask_registry::net;
+use reqwest::header::{AUTHORIZATION, LOCATION};
+use url::Url;
+
+use super::access::basic;
+use crate::{
+    Options,
+    error::SourceError,
+    http::check_policy,
+    spec::{GitTransport, GitUrl, shown_url},
+};
+
+/// The end of the URL of a discovery.
+const DISCOVERY: &str = "/info/refs?service=git-upload-pack";
+/// Most redirects of one repository.
+const MAX_HOPS: usize = 10;
+
+/// The place to which a repository's server redirects.
+#[derive(Debug)]
+pub(super) struct Redirected {
+    pub(super) url: GitUrl,
+    /// The login for the repository may be sent there.
+    pub(super) keeps_login: bool,
+}
+
+/// Returns `true` if git failed at a redirect.
+pub(super) fn is_redirect(error: &SourceError) -> bool {
+    let SourceError::Git { message, .. } = error else {
+        return false;
+    };
+    let code = message
+        .rsplit_once("returned error: ")
+        .map(|(_, code)| code);
+    code.is_some_and(|code| ["301", "302", "303", "307", "308"].contains(&code.trim()))
+}
+
+/// Follows the redirects of `url`. `None` if there are none.
+///
+/// # Errors
+/// A hop is refused, cannot be reached, or leads to something else than a repository.
+pub(super) async fn follow(
+    url: &GitUrl,
+    options: &Options,
+) -> Result<Option<Redirected>, SourceError> {
+    if !matches!(url.transport, GitTransport::Https | GitTransport::Http) {
+        return Ok(None);
+    }
+    let answer = |reason: String| SourceError::Answer {
+        url: url.to_string(),
+        reason,
+    };
+    let failed = |error: reqwest::Error| SourceError::Download {
+        url: url.to_string(),
+        source: Box::new(error.without_url()),
+    };
+    let client = net::client(options.addresses(), false).map_err(failed)?;
+    let start = format!("{}{DISCOVERY}", url.url.trim_end_matches('/'));
+    let start = Url::parse(&start).map_err(|error| answer(error.to_string()))?;
+    let mut at = start.clone();
+    for hop in 1..=MAX_HOPS {
+        check_policy(&at, options, &shown_url(&at))?;
+        let mut request = client.get(at.clone()).header("Git-Protocol", "version=2");
+        let login = super::access::credential(url, options);
+        if let Some((username, password)) = login.filter(|_| keeps_login(&start, &at)) {
+            request = request.header(AUTHORIZATION, basic(&username, &password));
+        }
+        let response = request.send().await.map_err(failed)?;
+        let next = response.headers().get(LOCATION);
+        let Some(next) = next.filter(|_| response.status().is_redirection()) else {
+            break;
+        };
+        let next = next.to_str().ok().and_then(|text| at.join(text).ok());
+        let next =
+            next.ok_or_else(|| answer("it redirects to something that is not a URL".into()))?;
+        net::check_hop(options.addresses(), hop, &at, &next).map_err(answer)?;
+        if !is_discovery(&next) || !next.username().is_empty() {
+            return Err(answer(format!(
+                "it redirects to {}, which is not a repository",
+                shown_url(&next)
+            )));
+        }
+        at = next;
+    }
+    if at == start {
+        return Ok(None);
+    }
+    let keeps_login = keeps_login(&start, &at);
+    let text = at.as_str().trim_end_matches(DISCOVERY);
+    let mut moved = GitUrl::of_remote(text).map_err(|(reason, _)| answer(reason))?;
+    moved.credential = url.credential.clone().filter(|_| keeps_login);
+    moved.reference.clone_from(&url.reference);
+    moved.folder.clone_from(&url.folder);
+    Ok(Some(Redirected {
+        url: moved,
+        keeps_login,
+    }))
+}
+
+/// Returns `true` if `url` is one that git would ask of a repository.
+fn is_discovery(url: &Url) -> bool {
+    DISCOVERY.split_once('?')
+        == url.path().rfind("/info/refs").and_then(|at| {
+            let end = &url.path()[at..];
+            url.query().map(|query| (end, query))
+        })
+}
+
+/// Returns `true` if a login for `from` may be sent to `to`.
+fn keeps_login(from: &Url, to: &Url) -> bool {
+    let is_upgrade = from.scheme() == "http"
+        && to.scheme() == "https"
+        && from.host() == to.host()
+        && from.port().is_none()
+        && to.port().is_none();
+    from.origin() == to.origin() || is_upgrade
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_stays_with_its_origin() {
+        for (from, to, kept) in [
+            ("https://h.example/a", "https://h.example/b", true),
+            ("https://h.example/a", "https://h.example:443/b", true),
+            ("http://h.example/a", "https://h.example/a", true),
+            ("http://h.example:8080/a", "https://h.example/a", false),
+            ("https://h.example/a", "https://h.example:8443/a", false),
+            ("https://h.example/a", "https://x.example/a", false),
+            ("https://h.example/a", "https://sub.h.example/a", false),
+            ("https://h.example/a", "http://h.example/a", false),
+        ] {
+            let url = |text| Url::parse(text).unwrap();
+            assert_eq!(keeps_login(&url(from), &url(to)), kept, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_leads_to_a_repository() {
+        for (url, expected) in [
+            ("https://h/a.git/info/refs?service=git-upload-pack", true),
+            (
+                "https://h/info/refs/a/info/refs?service=git-upload-pack",
+                true,
+            ),
+            (
+                "https://h/login?to=/info/refs?service=git-upload-pack",
+                false,
+            ),
+            ("https://h/a.git/info/refs", false),
+            ("https://h/a.git/info/refs/x?service=git-upload-pack", false),
+        ] {
+            assert_eq!(is_discovery(&Url::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn only_redirects_are_followed() {
+        for (message, expected) in [
+            (
+                "fatal: unable to access 'https://h/a/': The requested URL returned error: 301",
+                true,
+            ),
+            (
+                "fatal: unable to access 'https://h/a/': The requested URL returned error: 308",
+                true,
+            ),
+            (
+                "fatal: unable to access 'https://h/a/': The requested URL returned error: 403",
+                false,
+            ),
+            ("fatal: repository 'https://h/a/' not found", false),
+        ] {
+            let error = SourceError::Git {
+                attempt: "fetch".into(),
+                message: message.into(),
+                help: None,
+                unreachable: false,
+            };
+            assert_eq!(is_redirect(&error), expected, "{message}");
+        }
+    }
+}
