@@ -2,10 +2,11 @@
 # From one machine to many, in five steps. What it needs is named by variables: REGISTRY, a registry; DATABASE, the URL of
 # an empty PostgreSQL database; CERT and KEY, a certificate for 127.0.0.1 and its key; CA, who signed it (the
 # certificate itself, where `openssl req -x509 -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1`
-# made it); DIR, an empty folder.
+# made it); DIR, an empty folder. ONE, TWO and THREE are the ports of the servers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export XDG_CONFIG_HOME="$DIR"
+ONE=${ONE:-7070} TWO=${TWO:-7071} THREE=${THREE:-7072}
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 ready() { # a server's output: waits until it says that it listens
     local i
@@ -21,12 +22,12 @@ token() { # a server's output: its first token
 }
 
 echo "--- 1: one command is a whole service: API, queue, logs, and a runner with the engine of this machine"
-acrtask serve --listen 127.0.0.1:7070 --data-dir "$DIR/one" >"$DIR/one.out" &
+acrtask serve --listen 127.0.0.1:$ONE --data-dir "$DIR/one" >"$DIR/one.out" &
 one=$!
 ready "$DIR/one.out"
 
 echo "--- 2: the same words as locally"
-token "$DIR/one.out" | acrtask login http://127.0.0.1:7070 --token-file -
+token "$DIR/one.out" | acrtask login http://127.0.0.1:$ONE --token-file -
 acrtask run -r "$REGISTRY" build-test-push
 
 echo "--- 3: a task that the server keeps; its runs share a layer cache in the registry"
@@ -37,18 +38,20 @@ acrtask task export >"$DIR/tasks.yaml"
 kill "$one" && wait "$one" || true
 
 echo "--- 4: two servers on one PostgreSQL, with TLS; either may be restarted at any time"
-for port in 7071 7072; do
+for port in $TWO $THREE; do
     acrtask serve --listen "127.0.0.1:$port" --no-runner --data-dir "$DIR/many" \
         --database "$DATABASE" --tls-cert "$CERT" --tls-key "$KEY" >"$DIR/$port.out" &
     ready "$DIR/$port.out"
 done
-token "$DIR/7071.out" | acrtask login https://127.0.0.1:7071 --ca "$CA" --token-file -
+token "$DIR/$TWO.out" | acrtask login https://127.0.0.1:$TWO --ca "$CA" --token-file -
 acrtask task apply -f "$DIR/tasks.yaml"
 
 echo "--- 5: runners, wherever there is an engine; each registers with a token that is used up"
 for i in 1 2; do
+    port=$TWO
+    [ "$i" = 1 ] || port=$THREE
     acrtask runner token >"$DIR/runner$i.token"
-    acrtask runner start --server "https://127.0.0.1:707$i" --ca "$CA" --name "runner$i" \
+    acrtask runner start --server "https://127.0.0.1:$port" --ca "$CA" --name "runner$i" \
         --token-file "$DIR/runner$i.token" --state-dir "$DIR/runner$i" 2>"$DIR/runner$i.log" &
 done
 acrtask task run hello

@@ -21,10 +21,12 @@ use std::{
 };
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 pub mod base_images;
 pub mod dice;
 pub mod engine;
+pub mod environment;
 pub mod forge;
 pub mod git_server;
 pub mod misbehaving;
@@ -45,6 +47,8 @@ pub struct World {
     /// `host:port`.
     pub registry: String,
     program: PathBuf,
+    /// Home and configuration of the programs of one test.
+    home: Arc<TempDir>,
 }
 
 /// What a run gave.
@@ -82,6 +86,7 @@ impl World {
             (Some(registry), Some(program)) => Some(Self {
                 registry,
                 program: program.into(),
+                home: Arc::new(tempfile::tempdir().expect("a folder can be made")),
             }),
             _ if std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some() => {
                 eprintln!("skipped: ACRTASK_TEST_SKIP_ENGINE is set");
@@ -120,11 +125,14 @@ impl World {
         self.start_as(&new_run_id(), folder, args, variables, input)
     }
 
-    /// Returns the program as a command, without the passwords of the tests in its environment.
-    pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env_remove("ACRTASK_TEST_AUTH_PASSWORD");
-        command
+    /// Returns the program as a command, in an environment of the test's own.
+    pub fn command(&self) -> Command {
+        self.command_of(&self.program)
+    }
+
+    /// Returns another program, such as a script that starts acrtask, in the environment of [`Self::command`].
+    pub fn command_of(&self, program: impl AsRef<OsStr>) -> Command {
+        environment::isolated(program, self.home.path())
     }
 
     /// The same, with `run` as the run's id.

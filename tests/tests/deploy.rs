@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use acrtask_tests::{World, checkout, service::Server};
@@ -56,11 +55,7 @@ fn manifests() -> Vec<Value> {
 
 /// The program accepts these words; nothing is started.
 fn accepts(world: &World, words: &[String]) {
-    let done = Command::new(world.program())
-        .args(words)
-        .arg("--help")
-        .output()
-        .unwrap();
+    let done = world.command().args(words).arg("--help").output().unwrap();
     assert!(
         done.status.success(),
         "{words:?}\n{}",

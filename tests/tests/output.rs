@@ -81,8 +81,8 @@ fn a_hundred_mebibytes_of_output() {
     );
     let files = folder(&[("acr-task.yaml", &one_step(&script))]);
     let log = files.path().join("log");
-    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
-    let mut child = Command::new(program)
+    let mut child = world
+        .command()
         .args([
             "run",
             "-o",
@@ -132,8 +132,8 @@ fn a_hundred_mebibytes_of_output() {
 fn a_closed_standard_error_does_not_stop_a_run() {
     let Some(world) = World::find() else { return };
     let files = folder(&[("acr-task.yaml", &one_step("sleep 1; echo out"))]);
-    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
-    let mut child = Command::new(program)
+    let mut child = world
+        .command()
         .args(["run", "-o", "plain", "-r", &world.registry])
         .args(["--id", &new_run_id(), "."])
         .current_dir(files.path())
@@ -165,8 +165,8 @@ fn an_open_line_is_seen_while_its_step_runs() {
     let Some(world) = World::find() else { return };
     let script = "printf \"Proceed? [y/N] \"; sleep 30";
     let files = folder(&[("acr-task.yaml", &one_step(script))]);
-    let program = std::env::var_os("ACRTASK_TEST_BIN").expect("World::find has looked");
-    let mut child = Command::new(program)
+    let mut child = world
+        .command()
         .args(["run", "-o", "plain", "-r", &world.registry])
         .args(["--id", &new_run_id(), "."])
         .current_dir(files.path())

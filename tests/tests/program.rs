@@ -5,7 +5,7 @@
 
 use std::{path::Path, process::Command};
 
-use acrtask_tests::{World, engine};
+use acrtask_tests::{World, engine, project};
 
 /// A folder with a task file whose only step `one` runs `script` in the base image's shell.
 fn one_step(script: &str) -> tempfile::TempDir {
@@ -253,13 +253,14 @@ async fn the_quick_build_pushes_nothing_when_told_so_or_when_it_fails() {
 fn a_terminal_has_its_cursor_back_and_the_summary_at_the_end() {
     let Some(world) = World::find() else { return };
     let folder = one_step("echo from the step; exit 7");
-    let program = std::env::var("ACRTASK_TEST_BIN").unwrap();
+    let program = world.program().display();
     let run = format!(
         "stty cols 80 rows 24; exec '{program}' run -r {} --id {}",
         world.registry,
         acrtask_tests::new_run_id()
     );
-    let output = Command::new("script")
+    let output = world
+        .command_of("script")
         .args(["-qec", &run, "/dev/null"])
         .current_dir(folder.path())
         .env("TERM", "xterm-256color")
@@ -279,4 +280,19 @@ fn a_terminal_has_its_cursor_back_and_the_summary_at_the_end() {
     ] {
         assert!(shown.contains(part), "no {part:?} in: {shown}");
     }
+}
+
+/// A quoted text over two lines, the second not deeper than its key, as libyaml accepts it.
+#[test]
+fn a_quoted_line_may_go_on_in_any_column() {
+    let Some(world) = World::find() else { return };
+    let task = "version: v1.1.0\nsteps:\n- id: one\n  cmd: \"$Registry/base/busybox:1.36 echo one\n  two\"\n";
+    let folder = project::folder(&[("acr-task.yaml", task)]);
+    let outcome = world.acrtask(folder.path(), &["run", "-o", "plain", "."]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert!(
+        outcome.stdout.contains("one | one two"),
+        "{}",
+        outcome.all()
+    );
 }

@@ -1,7 +1,5 @@
 //! What the README shows of a command that needs no engine is what the command prints.
 
-use std::process::Command;
-
 use acrtask_tests::{World, checkout};
 
 /// The blocks of `text` that begin with `$ acrtask`: the command's words, and what follows it.
@@ -24,7 +22,8 @@ fn shows_what_the_program_prints() {
     let blocks = shown(&readme);
     assert_eq!(blocks.len(), 2, "the README shows two commands");
     for (args, output) in blocks {
-        let printed = Command::new(world.program())
+        let printed = world
+            .command()
             .args(&args)
             .current_dir(checkout())
             .env("NO_COLOR", "1")

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::process::Command;
-
 use acrtask_tests::{World, checkout, service::free_port};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
@@ -33,7 +31,8 @@ async fn from_one_machine_to_many() {
     std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
     let programs = world.program().parent().unwrap();
     let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let output = Command::new(checkout().join("examples/one-to-many/steps.sh"))
+    let output = world
+        .command_of(checkout().join("examples/one-to-many/steps.sh"))
         .env("PATH", search)
         .env("REGISTRY", &world.registry)
         .env("DATABASE", &database)
@@ -41,8 +40,10 @@ async fn from_one_machine_to_many() {
         .env("KEY", path("key.pem"))
         .env("CA", path("ca.pem"))
         .env("DIR", folder.path())
-        .env_remove("ACRTASK_SERVER")
-        .env_remove("ACRTASK_TOKEN")
+        // Others may use the usual ones on this machine.
+        .env("ONE", free_port().to_string())
+        .env("TWO", free_port().to_string())
+        .env("THREE", free_port().to_string())
         .output()
         .unwrap();
     let printed = format!(
@@ -61,6 +62,9 @@ async fn from_one_machine_to_many() {
     // What the README shows is what was run.
     let readme = std::fs::read_to_string(checkout().join("README.md")).unwrap();
     let script = std::fs::read_to_string(checkout().join("examples/one-to-many/steps.sh")).unwrap();
+    let script = [("$ONE", "7070"), ("$TWO", "7071"), ("$THREE", "7072")]
+        .iter()
+        .fold(script, |script, (name, port)| script.replace(name, port));
     let shown = readme
         .split("<!-- steps -->")
         .nth(1)
@@ -84,15 +88,14 @@ fn a_patched_base_reaches_the_fleet() {
     let folder = tempfile::tempdir().unwrap();
     let programs = world.program().parent().unwrap();
     let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let output = Command::new(checkout().join("examples/patch-fleet/steps.sh"))
+    let output = world
+        .command_of(checkout().join("examples/patch-fleet/steps.sh"))
         .env("PATH", search)
         .env("REGISTRY", &world.registry)
         .env("DIR", folder.path())
         // Others may use the usual ones on this machine.
         .env("PORT", free_port().to_string())
         .env("GIT_PORT", free_port().to_string())
-        .env_remove("ACRTASK_SERVER")
-        .env_remove("ACRTASK_TOKEN")
         .output()
         .unwrap();
     let printed =

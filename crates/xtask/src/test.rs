@@ -94,6 +94,7 @@ impl Tests {
 
     fn run(&self, arguments: &[&str]) -> Result<()> {
         let mut command = cargo::cargo(arguments)?;
+        forget_user(&mut command);
         command
             .envs(self.environment.variables())
             .env("ACRTASK_TEST_BIN", &self.program);
@@ -115,6 +116,28 @@ impl Tests {
     }
 }
 
+/// Removes the user's logins and settings from the environment of tests.
+fn forget_user(command: &mut Command) {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    let text = names.filter_map(|name| name.into_string().ok());
+    for name in text.filter(|name| is_of_user(name)) {
+        command.env_remove(name);
+    }
+    // No file is there.
+    let nowhere = std::env::temp_dir().join(format!("acrtask-no-user-{}", std::process::id()));
+    command
+        .env("XDG_CONFIG_HOME", &nowhere)
+        .env("DOCKER_CONFIG", &nowhere);
+}
+
+/// Returns `true` for variables that acrtask, git or SSH read.
+fn is_of_user(name: &str) -> bool {
+    let of_tests = ["ACRTASK_TEST_", "ACRTASK_LOAD_"];
+    let of_user = ["ACRTASK_", "GIT_", "SSH_"];
+    let begins = |all: &[&str]| all.iter().any(|start| name.starts_with(start));
+    begins(&of_user) && !begins(&of_tests)
+}
+
 fn has_nextest() -> bool {
     let mut command = Command::new("cargo");
     command
@@ -122,4 +145,24 @@ fn has_nextest() -> bool {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_get_no_settings_of_the_user() {
+        for name in [
+            "ACRTASK_SERVER",
+            "ACRTASK_TOKEN",
+            "GIT_DIR",
+            "SSH_AUTH_SOCK",
+        ] {
+            assert!(is_of_user(name), "{name}");
+        }
+        for name in ["ACRTASK_TEST_REGISTRY", "PATH", "DOCKER_HOST", "HOME"] {
+            assert!(!is_of_user(name), "{name}");
+        }
+    }
 }

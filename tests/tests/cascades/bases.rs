@@ -185,7 +185,8 @@ async fn a_private_base_in_another_registry() {
         member("app", &format!("FROM {base}\n")),
         member("end", &format!("FROM {}\n", fleet.image("app"))),
     ]);
-    let set = std::process::Command::new(world.program())
+    let set = world
+        .command()
         .args(["credential", "set", &host, "--username", &user])
         .args(["--from-env", "THE_PASSWORD"])
         .envs(fleet.server.variables())

@@ -1,7 +1,5 @@
 //! Runners and pools: a runner is what its registration token says, and a task runs where its token may use runners.
 
-use std::process::Command;
-
 use acrtask_tests::{
     World,
     service::{Runner, Server},
@@ -19,7 +17,8 @@ fn ended(server: &Server, world: &World, token: &[&str], flags: &[&str]) -> (Opt
     let file = folder.path().join("token");
     std::fs::write(&file, made["secret"].as_str().unwrap()).unwrap();
     // One that is taken would run for ever.
-    let output = Command::new("timeout")
+    let output = world
+        .command_of("timeout")
         .args(["-s", "KILL", "20"])
         .arg(world.program())
         .args([

@@ -4,12 +4,12 @@ use std::{
     fs::File,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use acrtask_tests::service::free_port;
+use acrtask_tests::{environment::isolated, service::free_port};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tempfile::TempDir;
 use tokio_rustls::TlsConnector;
@@ -77,7 +77,7 @@ impl Target {
         let folder = tempfile::tempdir().unwrap();
         let socket = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let output = File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(program());
+        let mut command = isolated(program(), folder.path());
         command
             .args([
                 "serve",
