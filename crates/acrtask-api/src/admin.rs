@@ -6,6 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::forms::{
+    Audience, LabelValue, NotBlank, SecretValue, Subject, TaskNames, Title, Username, Word,
+};
+
 use crate::run::SecretText;
 
 /// Rights of a token. Each includes those before it: `admin` > `write` > `run` > `read`.
@@ -65,17 +69,22 @@ pub struct Token {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateToken {
     /// What it is for.
+    #[schema(value_type = Title)]
     pub name: String,
     /// What it may do.
+    #[schema(min_items = 1)]
     pub scopes: Vec<Scope>,
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskNames>)]
     pub tasks: Option<String>,
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Word>)]
     pub pools: Vec<String>,
     /// Seconds that it holds for; nothing: until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 316_224_000)]
     pub ttl_secs: Option<u64>,
 }
 
@@ -95,23 +104,31 @@ pub struct NewToken {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Federation {
     /// Its name.
+    #[schema(value_type = Word)]
     pub name: String,
     /// The issuer, exactly as `iss` has it: `https://token.actions.githubusercontent.com`.
+    #[schema(pattern = "^https?://")]
     pub issuer: String,
     /// What `aud` must hold.
+    #[schema(value_type = Audience)]
     pub audience: String,
     /// What `sub` must be; `*` stands for anything: `repo:org/app:ref:refs/heads/*`.
+    #[schema(value_type = Subject)]
     pub subject: String,
     /// What the token may do; never `admin`.
+    #[schema(min_items = 1)]
     pub scopes: Vec<Scope>,
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskNames>)]
     pub tasks: Option<String>,
     /// As in [`Token`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Word>)]
     pub pools: Vec<String>,
     /// Seconds that the token holds for; at most 3600.
     #[serde(default = "quarter_hour")]
+    #[schema(minimum = 1, maximum = 3600)]
     pub ttl_secs: u64,
 }
 
@@ -167,6 +184,7 @@ pub struct Secret {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutSecret {
     /// The value.
+    #[schema(value_type = SecretValue)]
     pub value: SecretText,
     /// The task that alone may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,12 +212,15 @@ pub struct Credential {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutCredential {
     /// The user.
+    #[schema(value_type = Username)]
     pub username: String,
     /// The password or token; for git over ssh the text of a private key without a passphrase.
+    #[schema(value_type = SecretValue)]
     pub password: SecretText,
     /// Of a private key: lines of a `known_hosts` file, which alone say which keys the host may have. Not needed for
     /// github.com, gitlab.com, bitbucket.org, codeberg.org and ssh.dev.azure.com.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<NotBlank>)]
     pub known_hosts: Option<String>,
     /// The task that alone may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -287,18 +308,23 @@ pub enum RunnerState {
 pub struct CreateRunnerToken {
     /// The pool that the runner will be in; nothing: `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Word>)]
     pub pool: Option<String>,
     /// Labels of the runner. It can have no others.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<Word, LabelValue>)]
     pub labels: BTreeMap<String, String>,
     /// Most slots of the runner, 1 to 4096; 16 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4096)]
     pub max_slots: Option<u32>,
     /// The only tasks whose runs and secrets the runner gets: a name, or a prefix with `*`. Absent: all runs of its pool.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskNames>)]
     pub tasks: Option<String>,
     /// Seconds that the token holds for; nothing: an hour.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 2_592_000)]
     pub ttl_secs: Option<u64>,
 }
 

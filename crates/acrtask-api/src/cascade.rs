@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_model::{Digest, RunId};
 use jiff::{Timestamp, civil::Time};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
+
+use crate::forms::{ContentDigest, TimeOfDay};
 
 /// A cascade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -397,10 +399,11 @@ pub struct Rebuild {
 pub struct PlanRequest {
     /// The base that moves: registry, repository and tag. Nothing: all that is stale now.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1)]
     pub reference: Option<String>,
     /// What it is to hold; nothing: what its tag holds now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ContentDigest>)]
     pub digest: Option<Digest>,
     /// All that is stale, not only what stands on this base.
     pub all: bool,
@@ -411,20 +414,27 @@ pub struct PlanRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CascadeSettings {
     /// Changes within so many seconds of the first make one cascade.
+    #[schema(maximum = 86_400)]
     pub settle_secs: u32,
     /// Runs of one cascade side by side.
+    #[schema(minimum = 1)]
     pub parallel: u32,
     /// Runs of all cascades side by side; nothing: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub parallel_total: Option<u32>,
     /// How often a failed run is tried again.
+    #[schema(maximum = 20)]
     pub retries: u32,
     /// The wait before each of these, in seconds.
+    #[schema(maximum = 86_400)]
     pub retry_delay_secs: u32,
     /// A task that has failed for good is tried again by itself after so many seconds, then after twice as many, and so on;
     /// at most a day. 0: never.
+    #[schema(maximum = 86_400)]
     pub heal_secs: u32,
     /// Of the runs, beside those that people start (0).
+    #[schema(minimum = -10, maximum = 10)]
     pub priority: i32,
     /// How often a task may be moved to a cascade that follows, before it is built on what there is.
     pub patience: u32,
@@ -465,13 +475,32 @@ impl Default for CascadeSettings {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct QuietHours {
     /// Their begin, like `22:00`.
-    #[serde(serialize_with = "short_time")]
-    #[schema(value_type = String)]
+    #[serde(serialize_with = "short_time", deserialize_with = "time_of_day")]
+    #[schema(value_type = TimeOfDay)]
     pub from: Time,
     /// Their end; before `from` where midnight is between.
-    #[serde(serialize_with = "short_time")]
-    #[schema(value_type = String)]
+    #[serde(serialize_with = "short_time", deserialize_with = "time_of_day")]
+    #[schema(value_type = TimeOfDay)]
     pub to: Time,
+}
+
+/// Parses `22:00` or `22:00:30`.
+fn time_of_day<'de, D: Deserializer<'de>>(input: D) -> Result<Time, D::Error> {
+    let text = String::deserialize(input)?;
+    let is_time = matches!(text.len(), 5 | 8)
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            2 | 5 => byte == b':',
+            _ => byte.is_ascii_digit(),
+        });
+    let time = text
+        .parse()
+        .ok()
+        .filter(|_| is_time && !text.ends_with(":60"));
+    time.ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a time of day: write 22:00 or 22:00:30"
+        ))
+    })
 }
 
 /// As people write it: without seconds where there are none.
@@ -508,6 +537,7 @@ pub enum CascadeMode {
     /// These tasks, by succeeding first. Where none of them is in a cascade, nobody.
     Canary {
         /// Their names.
+        #[schema(value_type = Vec<String>, min_items = 1)]
         first: BTreeSet<String>,
     },
 }

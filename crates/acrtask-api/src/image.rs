@@ -428,7 +428,9 @@ pub struct BaseChange {
 pub struct CheckBases {
     /// This tag; nothing: all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1)]
     pub name: Option<String>,
     /// The answer comes when they were looked at, or after so many seconds; 60 at most.
+    #[schema(maximum = 60)]
     pub wait_secs: u64,
 }

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod cascade;
+pub mod forms;
 pub mod image;
 pub mod probe;
 pub mod quota;

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::forms::QuotaOf;
+
 /// Kind of a quota: the use that it limits.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
@@ -217,7 +219,7 @@ pub struct Quota {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SetQuota {
     /// Subject, as in [`Quota`].
-    #[schema(value_type = String)]
+    #[schema(value_type = QuotaOf)]
     pub subject: QuotaSubject,
     /// Kind of the quota.
     pub kind: QuotaKind,

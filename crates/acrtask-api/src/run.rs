@@ -10,6 +10,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::forms::{
+    ContentDigest, ContextPath, Host, NewRunId, SecretName, SecretValue, Username, VariableValue,
+};
+
 use crate::{
     spec::{ContextSource, RunSpec},
     task::QueueOptions,
@@ -21,7 +25,7 @@ use crate::{
 pub struct CreateRun {
     /// The id that it is to have; nothing: one of the server's choice. One that is taken is a conflict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<NewRunId>)]
     pub id: Option<RunId>,
     /// What it is to do.
     pub spec: RunSpec,
@@ -30,6 +34,7 @@ pub struct CreateRun {
     pub queue: QueueOptions,
     /// Values of secrets of this run alone; their names are added to `spec.secrets`. Never shown again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<SecretName, SecretValue>)]
     pub secrets: BTreeMap<String, SecretText>,
     /// Logins for registries that hold for this run alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -41,17 +46,21 @@ pub struct CreateRun {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StartTask {
     /// Values that win over those of the task.
+    #[schema(value_type = BTreeMap<String, VariableValue>)]
     pub set: BTreeMap<String, String>,
     /// Values of secrets of this run alone.
+    #[schema(value_type = BTreeMap<SecretName, SecretValue>)]
     pub secrets: BTreeMap<String, SecretText>,
     /// Other files than the task's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<ContextSource>,
     /// Another task file than the task's own: a path in the context.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ContextPath>)]
     pub file: Option<String>,
     /// Another priority than the task's own.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i32>,
     /// Build and test, but push nothing.
     pub no_push: bool,
@@ -73,10 +82,13 @@ impl std::fmt::Debug for SecretText {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunCredential {
     /// Host and port.
+    #[schema(value_type = Host)]
     pub host: String,
     /// The user.
+    #[schema(value_type = Username)]
     pub username: String,
     /// The password.
+    #[schema(value_type = SecretValue)]
     pub password: SecretText,
 }
 
@@ -328,6 +340,7 @@ pub struct BaseResult {
 pub struct CancelRun {
     /// Why; nothing: who asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 500)]
     pub reason: Option<String>,
 }
 
@@ -418,8 +431,9 @@ pub struct Context {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateContext {
     /// Bytes in all.
+    #[schema(minimum = 1)]
     pub size: u64,
     /// `sha256:...` of all of it; where the server has that already, the upload is complete at once.
-    #[schema(value_type = String)]
+    #[schema(value_type = ContentDigest)]
     pub digest: Digest,
 }

@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::forms::{
+    AliasName, CommitName, ContentDigest, ContextPath, ContextUrl, NotBlank, OptionalHost,
+    Platform, SecretName, VariableName, VariableValue,
+};
+
 /// What one run is to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -26,6 +31,7 @@ pub struct RunSpec {
     pub facts: Facts,
     /// `--set`: values that win over those of `values`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, VariableValue>)]
     pub set: BTreeMap<String, String>,
     /// What a values file holds.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
@@ -33,21 +39,27 @@ pub struct RunSpec {
     pub values: Map<String, Value>,
     /// The secrets that the run is given beside this spec: in `.Secrets` and, masked, in `.Values`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<SecretName>)]
     pub secrets: Vec<String>,
     /// Secrets for `RUN --mount=type=secret,id=ID` of builds that ask for them by id alone; names of `secrets` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<SecretName>)]
     pub build_secrets: Vec<String>,
     /// Variables of every step that does not set them itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<VariableName, VariableValue>)]
     pub env: BTreeMap<String, String>,
     /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<AliasName, String>)]
     pub alias_images: BTreeMap<String, String>,
     /// `linux/amd64` ...: what builds are for where their line says nothing; the first is the run's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Platform>)]
     pub platforms: Vec<String>,
     /// Limit of the whole run, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 604_800)]
     pub timeout_secs: Option<u64>,
     /// Build and test, but push nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -57,7 +69,7 @@ pub struct RunSpec {
     pub hold: bool,
     /// Base images by the reference that a Dockerfile uses, and the digest that stands for it in this run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, ContentDigest>)]
     pub pins: BTreeMap<String, Digest>,
     /// New tags of base images that this run tries, by image. Where it succeeds, later runs of its task get them too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -65,6 +77,7 @@ pub struct RunSpec {
     /// Names of values and secrets whose text may not change what the task does: its author does not vouch for them. The
     /// server decides it; in a request it has no effect.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
     pub untrusted_values: BTreeSet<String>,
     /// The layer cache that the runs of a task share.
     #[serde(default)]
@@ -81,15 +94,18 @@ pub enum ContextSource {
     /// What was uploaded to the server: a tar, perhaps compressed.
     Upload {
         /// The id that the upload was given.
+        #[schema(min_length = 1)]
         id: String,
     },
     /// A git repository (`URL#ref:folder`), a tarball's URL, or `oci://REFERENCE`: fetched by the runner.
     Url {
         /// As `acrtask run URL` takes it, without a password.
+        #[schema(value_type = ContextUrl)]
         url: String,
         /// Of a git repository: exactly this commit, by its full name, whatever the reference of `url` points at when it
         /// is fetched.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<CommitName>)]
         commit: Option<String>,
         /// Of a git repository: with its submodules, and theirs.
         #[serde(default = "yes", skip_serializing_if = "is_true")]
@@ -131,6 +147,7 @@ pub enum Work {
     /// A task file of the context.
     File {
         /// Its path in the context.
+        #[schema(value_type = ContextPath)]
         path: String,
     },
     /// A task file that came with the request.
@@ -138,11 +155,13 @@ pub enum Work {
         /// Its name, as diagnostics show it.
         name: String,
         /// What it holds.
+        #[schema(value_type = NotBlank)]
         text: String,
     },
     /// One container.
     Cmd {
         /// The image and its arguments, as a `cmd` step has them.
+        #[schema(value_type = NotBlank)]
         line: String,
     },
     /// One image, built and pushed.
@@ -154,9 +173,11 @@ pub enum Work {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BuildSpec {
     /// The image's names; one without a registry gets the run's own. Templates and `$Registry`, `$ID` work in them.
+    #[schema(value_type = Vec<NotBlank>)]
     pub images: Vec<String>,
     /// The Dockerfile, relative to the context.
     #[serde(default = "dockerfile")]
+    #[schema(value_type = ContextPath)]
     pub dockerfile: String,
     /// `--target`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,6 +187,7 @@ pub struct BuildSpec {
     pub args: BTreeMap<String, String>,
     /// Build arguments whose values are secrets of the run with the same names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<SecretName>)]
     pub secret_args: Vec<String>,
     /// Labels of the image.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -185,6 +207,7 @@ fn dockerfile() -> String {
 pub struct Facts {
     /// The registry that images without one belong to.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = OptionalHost)]
     pub registry: String,
     /// The commit.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -200,7 +223,7 @@ pub struct Facts {
     pub repository: String,
     /// The time of the run; nothing: when it is prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub date: Option<jiff::Timestamp>,
     /// What triggered it.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::forms::{
+    AliasName, ContextPath, ContextUrl, GroupName, Host, LabelValue, NotBlank, Platform,
+    SecretName, TaskName, VariableName, VariableValue, Word,
+};
+
 use crate::spec::BuildSpec;
 
 /// A task: what runs of it do, and where they may run. The form of a file of `acrtask task apply`.
@@ -15,6 +20,7 @@ use crate::spec::BuildSpec;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskDefinition {
     /// Its name: letters, digits, `-`, `_`, `.` and `/`, at most 100 characters.
+    #[schema(value_type = TaskName)]
     pub name: String,
     /// A few words about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -24,6 +30,7 @@ pub struct TaskDefinition {
     pub enabled: bool,
     /// Where the files come from: a git URL (`URL#ref:folder`), a tarball's URL, `oci://REFERENCE`; nothing: no files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ContextUrl>)]
     pub context: Option<String>,
     /// Of a git repository: with its submodules, and theirs.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
@@ -33,18 +40,22 @@ pub struct TaskDefinition {
     pub lfs: bool,
     /// The task file in the context. One of `file`, `text`, `cmd` and `build`; none of them: `acr-task.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ContextPath>)]
     pub file: Option<String>,
     /// The text of a task file, in place of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<NotBlank>)]
     pub text: Option<String>,
     /// One container, in place of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<NotBlank>)]
     pub cmd: Option<String>,
     /// One image, in place of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<BuildSpec>,
     /// The registry that images without one belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Host>)]
     pub registry: Option<String>,
     /// Values for `{{.Values.KEY}}`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
@@ -52,15 +63,19 @@ pub struct TaskDefinition {
     pub values: Map<String, Value>,
     /// Secrets by the name that the task file uses: the name in the secret store.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<SecretName, SecretName>)]
     pub secrets: BTreeMap<String, String>,
     /// Variables of every step.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<VariableName, VariableValue>)]
     pub env: BTreeMap<String, String>,
     /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<AliasName, String>)]
     pub alias_images: BTreeMap<String, String>,
     /// `linux/amd64` ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Platform>)]
     pub platform: Option<String>,
     /// Limit of a run: `90s`, `1h30m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +102,7 @@ pub struct TaskDefinition {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Notify {
     /// The stored secret that holds the URL.
+    #[schema(value_type = SecretName)]
     pub url: String,
     /// The form of what is sent.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -96,6 +112,7 @@ pub struct Notify {
     pub on: Vec<NotifyResult>,
     /// The stored secret that what is sent is signed with, after the Standard Webhooks specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SecretName>)]
     pub sign_with: Option<String>,
 }
 
@@ -134,12 +151,15 @@ pub enum NotifyResult {
 pub struct QueueOptions {
     /// -10 to 10; each step up is ten minutes of a head start over what waits beside it.
     #[serde(skip_serializing_if = "is_default")]
+    #[schema(minimum = -10, maximum = 10)]
     pub priority: i32,
     /// The pool of runners; nothing: `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Word>)]
     pub pool: Option<String>,
     /// Labels that a runner must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<Word, LabelValue>)]
     pub labels: BTreeMap<String, String>,
     /// Runs that must not run side by side.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,9 +172,11 @@ pub struct QueueOptions {
 pub struct Concurrency {
     /// The group's name; for a stored task its own name where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<GroupName>)]
     pub group: Option<String>,
     /// Runs of the group that may run at once; at least 1.
     #[serde(default = "one")]
+    #[schema(minimum = 1)]
     pub max: u32,
     /// A new run cancels those of its group that came before it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -176,6 +198,7 @@ pub struct Triggers {
     pub base_image: Option<BaseImageTrigger>,
     /// Timers, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<Word, Timer>)]
     pub timers: BTreeMap<String, Timer>,
     /// A call of the URL that `acrtask task trigger-url create` makes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,6 +316,7 @@ pub struct RegistryPushTrigger {
     pub enabled: bool,
     /// Repositories with their registry, as globs: `registry.example.com/base/*`, `docker.io/library/alpine`. `*` stays
     /// within one part, `**` does not.
+    #[schema(min_items = 1)]
     pub repositories: Vec<String>,
     /// Tags, as globs. Nothing: all, and pushes without a tag too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -365,6 +389,7 @@ pub enum BaseImageTriggerType {
 pub struct UrlTrigger {
     /// Values that a call may set. Nothing: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<NotBlank>)]
     pub allow_set: Vec<String>,
 }
 

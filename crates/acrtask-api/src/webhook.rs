@@ -5,6 +5,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::forms::{Provider, SecretName, WebhookSecret};
+
 use crate::run::SecretText;
 
 /// A webhook: where one forge or registry sends its deliveries, `POST /hooks/NAME`.
@@ -49,9 +51,11 @@ pub struct WebhookDefinition {
 pub struct CommitStatuses {
     /// The forge's API, as in `https://github.example.com/api/v3`; nothing: the usual one of the repository's host.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^https?://")]
     pub api: Option<String>,
     /// The stored secret that holds the token for it; nothing: the login for the API's host, the task's own first.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SecretName>)]
     pub token: Option<String>,
 }
 
@@ -60,10 +64,12 @@ pub struct CommitStatuses {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutWebhook {
     /// As in [`WebhookDefinition`].
+    #[schema(value_type = Provider)]
     pub provider: String,
     /// The secrets that a sender may prove itself with: any one of them suffices, so that they can be changed one side
     /// after the other. Nothing leaves those that there are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<WebhookSecret>, max_items = 8)]
     pub secrets: Vec<SecretText>,
     /// As in [`WebhookDefinition`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

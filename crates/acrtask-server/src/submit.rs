@@ -195,7 +195,9 @@ pub fn from_request(
     checks::check_queue(&request.queue, &mut problems);
     secrets::check_brought(&request.secrets, &request.credentials, &mut problems);
     if spec.cache != SharedCache::Off {
-        problems.add("`spec.cache` is for runs of stored tasks: a run without one shares no cache");
+        problems.add_rule(
+            "`spec.cache` is for runs of stored tasks: a run without one shares no cache",
+        );
     }
     let stored = spec
         .secrets
@@ -206,7 +208,7 @@ pub fn from_request(
     add_names(&mut spec.secrets, request.secrets.keys());
     for name in &spec.build_secrets {
         if !spec.secrets.contains(name) {
-            problems.add(format!(
+            problems.add_rule(format!(
                 "`spec.buildSecrets` names `{name}`, which is not in `spec.secrets`"
             ));
         }

@@ -17,7 +17,7 @@ use crate::{
     App,
     recorder::describe,
     submit::{
-        self, Request,
+        self, Problems, Request,
         event::{Happening, from_event},
     },
 };
@@ -258,25 +258,23 @@ async fn draft(
     })
 }
 
-/// What is wrong with the timers of a task, each with its key.
-pub(crate) fn problems(triggers: &Triggers) -> Vec<String> {
-    let mut problems = Vec::new();
+/// Checks the timers of a task.
+pub(crate) fn check(triggers: &Triggers, problems: &mut Problems) {
     if triggers.timers.len() > MAX_TIMERS {
-        problems.push(format!(
+        problems.add_rule(format!(
             "`triggers.timers` has {}, and a task may have {MAX_TIMERS}",
             triggers.timers.len()
         ));
     }
     for (name, timer) in &triggers.timers {
         if let Err(reason) = submit::word(name) {
-            problems.push(format!("`triggers.timers`: the name of a timer: {reason}"));
+            problems.add(format!("`triggers.timers`: the name of a timer: {reason}"));
         }
         for error in Schedule::new("", name, timer).err().into_iter().flatten() {
-            problems.push(format!(
+            problems.add_rule(format!(
                 "`triggers.timers.{name}.{}`: {}: {}",
                 error.field, error.reason, error.help
             ));
         }
     }
-    problems
 }

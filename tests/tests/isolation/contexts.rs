@@ -72,7 +72,7 @@ async fn uploaded_files_are_out_of_reach_for_other_tokens() {
     let (status, made) = thief.send(Method::POST, "/runs", run.clone()).await;
     assert_eq!(
         status,
-        StatusCode::BAD_REQUEST,
+        StatusCode::UNPROCESSABLE_ENTITY,
         "the id gave the files away: {made}"
     );
 

@@ -78,7 +78,7 @@ async fn a_limited_token_names_no_group_of_others() {
     // A name below its limit is its own, also where it looks like a path to elsewhere.
     for group in ["team/../prod/deploy", "team/./app", "team//app", "team/"] {
         let (status, answer) = put(&server, &team, "team/app", Some(group)).await;
-        assert_eq!(status, 400, "{group}: {answer}");
+        assert_eq!(status, 422, "{group}: {answer}");
     }
     for group in ["team/app", "team/other", "team/prod/deploy"] {
         let (status, answer) = put(&server, &team, "team/app", Some(group)).await;

@@ -267,6 +267,12 @@ async fn check(
 ) -> Result<Json<Vec<Base>>, ApiError> {
     let app = &api.app;
     let name = asked.name.as_deref().map(full_name).transpose()?;
+    if asked.wait_secs > LONGEST_WAIT {
+        return Err(ApiError::invalid(format!(
+            "`waitSecs` is {}, and may be {LONGEST_WAIT} at most",
+            asked.wait_secs
+        )));
+    }
     // What came a moment ago is looked at too.
     bases::compare(app).await?;
     tags::pass(app).await?;
@@ -311,7 +317,7 @@ async fn check(
     app.store.hurry_watches(Some(names), now).await?;
     app.bases.notify_one();
     tags::hurry(app, Some(repositories.iter().cloned().collect())).await?;
-    let until = Instant::now() + Duration::from_secs(asked.wait_secs.min(LONGEST_WAIT));
+    let until = Instant::now() + Duration::from_secs(asked.wait_secs);
     let rows = loop {
         let rows = wanted().await?;
         let waits =

@@ -57,7 +57,8 @@ impl From<CommandError> for ApiError {
         match error {
             CommandError::Unknown(id) => missing(id),
             CommandError::Over(_) => Self::conflict(error.to_string()),
-            CommandError::Invalid(message) => Self::invalid(message),
+            CommandError::Settings(problems) => problems.into(),
+            CommandError::Invalid(message) => Self::unprocessable(message),
             CommandError::Store(error) => error.into(),
         }
     }
@@ -66,7 +67,7 @@ impl From<CommandError> for ApiError {
 impl From<PlanError> for ApiError {
     fn from(error: PlanError) -> Self {
         match error {
-            PlanError::Invalid(message) => Self::invalid(message),
+            PlanError::Invalid(message) => Self::unprocessable(message),
             PlanError::Unreachable(message) => Self::upstream(message),
             PlanError::Store(error) => error.into(),
         }
@@ -238,7 +239,7 @@ async fn list(
     let mut before = match &asked.cursor {
         None => None,
         Some(cursor) => Some(cursor.parse().map_err(|_| {
-            ApiError::invalid(format!("`{cursor}` is no cursor of this list"))
+            ApiError::unprocessable(format!("`{cursor}` is no cursor of this list"))
                 .help("take the one that the page before gave as `next`")
         })?),
     };
@@ -318,16 +319,18 @@ async fn plan(
     by.caller.need_task(None)?;
     let reference = match &asked.reference {
         None if asked.digest.is_some() => {
-            return Err(ApiError::invalid("a digest is given without what it is of")
-                .help("name the base in `reference`"));
+            return Err(
+                ApiError::unprocessable("a digest is given without what it is of")
+                    .help("name the base in `reference`"),
+            );
         }
         None => None,
         Some(text) => {
             let reference = text
                 .parse::<ImageRef>()
-                .map_err(|error| ApiError::invalid(error.to_string()))?;
+                .map_err(|error| ApiError::unprocessable(error.to_string()))?;
             if reference.digest().is_some() {
-                return Err(ApiError::invalid(format!(
+                return Err(ApiError::unprocessable(format!(
                     "`{text}` names a digest, which never moves"
                 ))
                 .help("name a tag in `reference`, and what it would hold in `digest`"));

@@ -94,7 +94,7 @@ async fn a_cascade_is_listed_and_shown() {
     let problem = server
         .get("/cascades?cursor=x")
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert!(problem.help.is_some());
 }
 
@@ -241,7 +241,8 @@ async fn a_plan_starts_nothing() {
         json!({"reference": format!("base@{}", sha('9'))}),
         json!({"ref": "base"}),
     ] {
-        plan(wrong).await.problem(StatusCode::BAD_REQUEST);
+        let text = wrong.to_string();
+        plan(wrong).await.refused(&text);
     }
     assert_eq!(server.app.store.cascade_version().await.unwrap(), 0);
 }

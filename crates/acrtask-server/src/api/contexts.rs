@@ -134,7 +134,7 @@ pub(super) async fn check_owner(
 
 /// The error for files that are not all there, or are another principal's.
 pub(super) fn incomplete(id: &str) -> ApiError {
-    ApiError::invalid(format!("there is no complete context `{id}`"))
+    ApiError::unprocessable(format!("there is no complete context `{id}`"))
         .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`")
 }
 
@@ -150,13 +150,19 @@ async fn show(
     Ok(Json(to_api(&api.app, &row)))
 }
 
+/// Bytes of a context, from the offset on. Without any, nothing changes.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body in the OpenAPI document")]
+struct Part(Vec<u8>);
+
 /// Adds the next part. After the last one the digest of the whole is checked; where it is wrong, the upload begins anew.
 #[utoipa::path(patch, path = "/contexts/{id}", tag = "contexts",
     params(
         ("id" = String, Path, description = "The upload's id."),
         ("Upload-Offset" = u64, Header, description = "Where the part begins: the upload's `received`."),
     ),
-    request_body(content = Vec<u8>, content_type = "application/offset+octet-stream"),
+    request_body(content = inline(Option<Part>), content_type = "application/offset+octet-stream"),
     security(("token" = ["run"])),
     responses(
         (status = OK, body = Context),
@@ -206,7 +212,8 @@ async fn append(
         Some(row) => row,
         // Whole already, but the last answer was lost between the part and the check.
         None if row.received == row.size => row,
-        None => return Err(ApiError::invalid("the part is empty")),
+        // An empty part adds nothing.
+        None => row,
     };
     if row.received < row.size {
         return Ok(Json(to_api(app, &row)));
@@ -232,7 +239,7 @@ fn check_length(app: &App, length: u64, room: u64) -> Result<(), ApiError> {
         .help("send smaller parts"));
     }
     if length > room {
-        return Err(ApiError::invalid(format!(
+        return Err(ApiError::unprocessable(format!(
             "the part has more bytes than the {room} that are missing"
         )));
     }

@@ -65,7 +65,7 @@ async fn a_context_comes_in_parts_and_is_used() {
     server
         .post("/runs", run.clone())
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     let half: Context = part(&server, &context.id, 0, data[..40_000].to_vec())
         .await
         .json(StatusCode::OK);
@@ -158,10 +158,12 @@ async fn limits_are_named_and_leave_nothing() {
         .json::<Context>(StatusCode::OK);
     part(&server, &context.id, 100, vec![1; 51])
         .await
-        .problem(StatusCode::BAD_REQUEST);
-    part(&server, &context.id, 100, "")
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
+    // An empty part changes nothing.
+    let same: Context = part(&server, &context.id, 100, "")
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .json(StatusCode::OK);
+    assert_eq!((same.received, same.complete), (100, false));
     assert_eq!(blobs(&server), 1);
 }
 
@@ -277,9 +279,9 @@ async fn files_belong_to_the_principal_that_uploaded_them() {
         .json::<Context>(StatusCode::OK);
     let run = |id: &str| json!({"spec": {"context": {"from": "upload", "id": id}}});
     let refused = ask(Method::POST, "/runs".into(), &bob, Some(run(&ours.id))).await;
-    let refused = refused.problem(StatusCode::BAD_REQUEST);
+    let refused = refused.problem(StatusCode::UNPROCESSABLE_ENTITY);
     let missing = ask(Method::POST, "/runs".into(), &bob, Some(run("cmissing"))).await;
-    let missing = missing.problem(StatusCode::BAD_REQUEST);
+    let missing = missing.problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(
         refused.message.replace(&ours.id, "cmissing"),
         missing.message
@@ -291,7 +293,7 @@ async fn files_belong_to_the_principal_that_uploaded_them() {
         .json::<Task>(StatusCode::CREATED);
     let start = json!({"context": {"from": "upload", "id": ours.id}});
     let started = ask(Method::POST, "/tasks/app/runs".into(), &bob, Some(start)).await;
-    started.problem(StatusCode::BAD_REQUEST);
+    started.problem(StatusCode::UNPROCESSABLE_ENTITY);
     let made = ask(Method::POST, "/runs".into(), &ann, Some(run(&ours.id))).await;
     let made: Run = made.json(StatusCode::CREATED);
     // A rerun is of the same files, whoever may see the run; so may an administrator.

@@ -1,5 +1,6 @@
 //! Logins for registries and git hosts: set, listed without passwords, removed.
 
+use acrtask_api::forms::Host;
 use std::collections::HashMap;
 
 use acrtask_api::admin::{Credential, Problem, PutCredential};
@@ -65,7 +66,7 @@ async fn list(
 
 /// Sets the login for a host. Runs are given those of their task, and those of all tasks for hosts that it has none for.
 #[utoipa::path(put, path = "/credentials/{host}", tag = "credentials", request_body = PutCredential,
-    params(("host" = String, Path, description = "Host and port, as image names have them.")),
+    params(("host" = Host, Path, description = "Host and port, as image names have them.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = Credential),
     (status = BAD_REQUEST, body = Problem),
@@ -79,7 +80,7 @@ async fn put(
 ) -> Result<Json<Credential>, ApiError> {
     let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
     submit::host_name(&host).map_err(ApiError::invalid)?;
-    let password = asked.kept().map_err(ApiError::invalid)?;
+    let password = asked.kept().map_err(ApiError::unprocessable)?;
     let mut problems = Problems::default();
     submit::check_username("username", &asked.username, &mut problems);
     submit::check_value("password", &password, &mut problems);

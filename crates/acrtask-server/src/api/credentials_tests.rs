@@ -72,6 +72,6 @@ async fn a_login_is_set_listed_and_removed() {
         server
             .put(&format!("/credentials/{host}"), wrong)
             .await
-            .problem(StatusCode::BAD_REQUEST);
+            .refused(host);
     }
 }

@@ -19,8 +19,10 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use serde_json::{Map, Value};
+
 use super::Api;
-use acrtask_api::{BASE, task::TaskDefinition};
+use acrtask_api::{BASE, forms, task::TaskDefinition};
 
 /// What the document says beside its routes.
 #[derive(Debug, OpenApi)]
@@ -31,6 +33,18 @@ use acrtask_api::{BASE, task::TaskDefinition};
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     modifiers(&Token),
+    // Forms of parameters: only those of bodies are found automatically.
+    components(schemas(
+        forms::EventId,
+        forms::Generation,
+        forms::Host,
+        forms::IdempotencyKey,
+        forms::RunStates,
+        forms::SecretName,
+        forms::TimeOrDate,
+        forms::WebhookName,
+        forms::Word,
+    )),
 )]
 pub(super) struct Document;
 
@@ -58,10 +72,17 @@ pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
 }
 
 /// Refusals of every operation. An operation's own description of one stays.
-const REFUSALS: [(&str, &str); 7] = [
-    ("400", "A parameter or the body is not valid."),
+const REFUSALS: [(&str, &str); 8] = [
+    (
+        "400",
+        "A parameter or the body does not have the form of this document.",
+    ),
     ("408", "The body came too slowly."),
     ("413", "The body is too large."),
+    (
+        "422",
+        "Each value has the form of this document, and a rule that no schema can express is broken. The message names it.",
+    ),
     (
         "429",
         "Too many requests of this caller, or a quota is used up. `Retry-After` says when to try again.",
@@ -96,6 +117,102 @@ pub(super) fn describe_refusals(document: &mut utoipa::openapi::OpenApi) {
                 RefOr::T(response.content("application/json", content).build())
             });
         }
+    }
+}
+
+/// The document as JSON, with what the derive macros cannot express.
+fn refined(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Error> {
+    let mut document = serde_json::to_value(document)?;
+    let schemas = document["components"]["schemas"].take();
+    let Value::Object(mut schemas) = schemas else {
+        return serde_json::to_string(&document);
+    };
+    let objects = schemas.clone();
+    for schema in schemas.values_mut() {
+        refine(schema, &objects);
+    }
+    document["components"]["schemas"] = schemas.into();
+    widen_unsigned(&mut document);
+    serde_json::to_string(&document)
+}
+
+/// Merges what is combined and closes variants, at every depth.
+fn refine(schema: &mut Value, objects: &Map<String, Value>) {
+    if let Some(mut whole) = merged(schema, objects) {
+        // An answer may get more keys.
+        whole.remove("additionalProperties");
+        *schema = whole.into();
+    }
+    let variants = schema.get_mut("oneOf").and_then(Value::as_array_mut);
+    for variant in variants.into_iter().flatten() {
+        if let Some(whole) = merged(variant, objects) {
+            *variant = whole.into();
+        }
+        close_variant(variant);
+    }
+    match schema {
+        Value::Array(all) => all.iter_mut().for_each(|part| refine(part, objects)),
+        Value::Object(object) => object.values_mut().for_each(|part| refine(part, objects)),
+        _ => {}
+    }
+}
+
+/// Merges the objects of an `allOf` into one. `None` if `schema` is something else. An object that allows no other
+/// keys cannot be combined: no value could have the keys of both.
+fn merged(schema: &Value, objects: &Map<String, Value>) -> Option<Map<String, Value>> {
+    let mut whole = Map::new();
+    for part in schema.get("allOf")?.as_array()? {
+        let part = match part.get("$ref").and_then(Value::as_str) {
+            Some(reference) => objects.get(reference.rsplit('/').next()?)?,
+            None => part,
+        };
+        for (key, value) in part.as_object()? {
+            match (whole.get_mut(key), value) {
+                (Some(Value::Object(there)), Value::Object(more)) => there.extend(more.clone()),
+                (Some(Value::Array(there)), Value::Array(more)) => there.extend(more.clone()),
+                _ => drop(whole.insert(key.clone(), value.clone())),
+            }
+        }
+    }
+    if let Some(description) = schema.get("description") {
+        whole.insert("description".into(), description.clone());
+    }
+    Some(whole)
+}
+
+/// Closes a variant of an enum: the server refuses keys of other variants. One that consists of its tag alone stays
+/// open, because the server ignores other keys there.
+fn close_variant(variant: &mut Value) {
+    let Some(object) = variant.as_object_mut() else {
+        return;
+    };
+    let properties = object.get("properties").and_then(Value::as_object);
+    let is_closed = properties.is_some_and(|properties| {
+        properties.len() > 1 || properties.values().any(|value| value.get("enum").is_none())
+    });
+    if is_closed {
+        object.insert("additionalProperties".into(), false.into());
+    }
+}
+
+/// Gives unsigned integers their range. The macros describe them as `int32` and `int64`, which are smaller.
+fn widen_unsigned(schema: &mut Value) {
+    match schema {
+        Value::Array(all) => all.iter_mut().for_each(widen_unsigned),
+        Value::Object(object) => {
+            let unsigned = object.get("minimum").is_some_and(Value::is_u64);
+            let format = match object.get("format").and_then(Value::as_str) {
+                Some("int32") if unsigned => Some(("uint32", u64::from(u32::MAX))),
+                Some("int64") if unsigned => Some(("uint64", u64::MAX)),
+                _ => None,
+            };
+            if let Some((format, maximum)) = format {
+                object.insert("format".into(), format.into());
+                object.entry("maximum").or_insert_with(|| maximum.into());
+            }
+            object.values_mut().for_each(widen_unsigned);
+        }
+        _ => {}
     }
 }
 
@@ -150,7 +267,7 @@ fn written(
 #[utoipa::path(get, path = "/openapi.json", tag = "schemas", responses((status = OK, body = Object)))]
 async fn openapi() -> Response {
     static ONCE: Written = OnceLock::new();
-    written("application/json", &ONCE, || super::openapi().to_json())
+    written("application/json", &ONCE, || refined(&super::openapi()))
 }
 
 /// The JSON Schema of a task's definition, as the API and files of `acrtask task apply` have it.

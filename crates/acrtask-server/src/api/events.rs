@@ -4,6 +4,7 @@
 //! `attempt` event, after the last one of the run an `end` event. Invariants: whole lines only, each once and in order; a
 //! slow reader costs its own connection a few chunks of memory and nobody anything else.
 
+use acrtask_api::forms::EventId;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use acrtask_api::admin::Problem;
@@ -61,7 +62,7 @@ struct From {
     params(
         ("id" = String, Path, description = "The run's id."),
         From,
-        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event."),
+        ("Last-Event-ID" = Option<EventId>, Header, description = "The `id` of the last event."),
     ),
     security(("token" = ["read"])), responses(
     (status = OK, content_type = "text/event-stream", body = String),

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::{ApiError, BODY_LIMIT};
 use crate::serve::request_guard::Guarded as _;
@@ -24,7 +25,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// A JSON body that may be left out.
+/// A JSON body that may be left out, or `null`.
 #[derive(Debug)]
 pub(super) struct OptionalJson<T>(pub(super) T);
 
@@ -36,7 +37,8 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
         if body.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
-        parse(&body).map(Self)
+        let value: Option<T> = parse(&body)?;
+        Ok(Self(value.unwrap_or_default()))
     }
 }
 
@@ -66,9 +68,47 @@ pub(super) async fn bytes<S: Send + Sync>(
     })
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::invalid(format!("the body is not as it should be: {error}")))
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde takes an array for a struct, field by field. Every body of the API is an object.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::invalid(
+            "the body is a JSON array, and must be an object",
+        ));
+    }
+    serde_json::from_slice(body).or_else(|error| {
+        // In JSON, `2.0` is the same number as `2`.
+        let mut value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let is_object = value.is_object();
+        make_whole(&mut value);
+        serde_json::from_value(value)
+            .ok()
+            .filter(|_| is_object)
+            .ok_or_else(|| ApiError::invalid(format!("the body is not as it should be: {error}")))
+    })
+}
+
+/// Replaces floating point numbers without a fraction by integers.
+fn make_whole(value: &mut Value) {
+    /// Integers up to this are exact as floating point numbers.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => {
+            let whole = number
+                .as_f64()
+                .filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT);
+            if let Some(whole) = whole {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "it is a whole number below 2^53"
+                )]
+                let whole = whole as i64;
+                *number = whole.into();
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(make_whole),
+        Value::Object(object) => object.values_mut().for_each(make_whole),
+        _ => {}
+    }
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {

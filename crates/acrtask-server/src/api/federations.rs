@@ -1,5 +1,6 @@
 //! Whose identity tokens are exchanged for tokens of ours, and the exchange.
 
+use acrtask_api::forms::Word;
 use acrtask_api::{
     admin::{ExchangeToken, Federation, NewToken, Problem, Scope},
     run::SecretText,
@@ -46,7 +47,7 @@ async fn list(
 
 /// Sets a federation: whose identity tokens are exchanged, and for what.
 #[utoipa::path(put, path = "/federations/{name}", tag = "federations", request_body = Federation,
-    params(("name" = String, Path, description = "Its name.")), security(("token" = ["admin"])), responses(
+    params(("name" = Word, Path, description = "Its name.")), security(("token" = ["admin"])), responses(
     (status = OK, body = Federation),
     (status = BAD_REQUEST, body = Problem),
 ))]
@@ -72,7 +73,7 @@ async fn put(
 fn check(name: &str, asked: &Federation) -> Problems {
     let mut problems = Problems::default();
     if asked.name != name {
-        problems.add(format!(
+        problems.add_rule(format!(
             "`name` is `{}`, and the path says `{name}`",
             asked.name
         ));
@@ -81,7 +82,12 @@ fn check(name: &str, asked: &Federation) -> Problems {
         problems.add(format!("`name`: {reason}"));
     }
     if let Err(reason) = oidc::check_issuer(&asked.issuer) {
-        problems.add(format!("`issuer`: {reason}"));
+        let problem = format!("`issuer`: {reason}");
+        if asked.issuer.starts_with("http://") || asked.issuer.starts_with("https://") {
+            problems.add_rule(problem);
+        } else {
+            problems.add(problem);
+        }
     }
     if asked.audience.trim().is_empty() {
         problems.add("`audience` is empty: a token for anybody else would do");
@@ -96,7 +102,7 @@ fn check(name: &str, asked: &Federation) -> Problems {
     tokens::check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
     tokens::check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
     if asked.scopes.contains(&Scope::Admin) {
-        problems.add("`scopes` has `admin`, which no exchanged token may have");
+        problems.add_rule("`scopes` has `admin`, which no exchanged token may have");
     }
     if !(1..=MAX_TTL).contains(&asked.ttl_secs) {
         problems.add(format!("`ttlSecs` must be 1 to {MAX_TTL}"));

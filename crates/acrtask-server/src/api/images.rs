@@ -73,13 +73,13 @@ pub(super) fn full_name(text: &str) -> Result<String, ApiError> {
     let reference: ImageRef =
         text.parse()
             .map_err(|error: acrtask_model::reference::ReferenceError| {
-                ApiError::invalid(error.to_string())
+                ApiError::unprocessable(error.to_string())
             })?;
     if reference.digest().is_none() {
         return Ok(reference.or_latest().to_string());
     }
     let tag = reference.tag().ok_or_else(|| {
-        ApiError::invalid(format!("`{text}` names a digest, which never moves"))
+        ApiError::unprocessable(format!("`{text}` names a digest, which never moves"))
             .help("name a tag: REPOSITORY:TAG")
     })?;
     Ok(format!("{}:{tag}", reference.name()))

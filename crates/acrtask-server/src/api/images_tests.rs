@@ -157,7 +157,7 @@ async fn an_image_shows_what_would_make_it_stale() {
     assert_eq!(tool.bases[1].effect, BaseEffect::WouldRebuild);
     for (path, status) in [
         ("/images/r.io%2Fnone:1", StatusCode::NOT_FOUND),
-        ("/images/NO%20NAME", StatusCode::BAD_REQUEST),
+        ("/images/NO%20NAME", StatusCode::UNPROCESSABLE_ENTITY),
     ] {
         server.get(path).await.problem(status);
     }
@@ -281,5 +281,8 @@ async fn a_blast_radius_goes_through_our_own_images() {
         .await
         .problem(StatusCode::NOT_FOUND);
     let digest = format!("/bases/base@{}/blast-radius", sha('a'));
-    server.get(&digest).await.problem(StatusCode::BAD_REQUEST);
+    server
+        .get(&digest)
+        .await
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
 }

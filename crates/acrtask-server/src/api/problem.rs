@@ -71,6 +71,11 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "mismatch", message)
     }
 
+    /// 422: each value has its form, and a rule that no schema can express is broken.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
+    }
+
     /// 429: later.
     pub fn too_many(message: impl Into<String>, seconds: u32) -> Self {
         Self {
@@ -173,7 +178,7 @@ impl From<StoreError> for ApiError {
         match &error {
             StoreError::NotFound { what } => Self::not_found(format!("there is no {what}")),
             StoreError::Conflict { what } => Self::conflict(what.clone()),
-            StoreError::Invalid { what } => Self::invalid(what.clone()),
+            StoreError::Invalid { what } => Self::unprocessable(what.clone()),
             StoreError::Quota(exceeded) => Self {
                 retry_after: Some(60),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "quota", exceeded.to_string())

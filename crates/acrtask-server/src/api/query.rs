@@ -25,12 +25,46 @@ pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<Ms>, ApiErro
         Some(midnight.timestamp())
     };
     let parsed = text.parse::<jiff::Timestamp>().ok().or_else(date);
+    let refuse = |error: fn(String) -> ApiError| {
+        error(format!("`{name}` is `{text}`, which is not a time"))
+            .help("write 2026-01-02T03:04:05Z or 2026-01-02")
+    };
+    if !is_time_or_date(text) {
+        return Err(refuse(ApiError::invalid));
+    }
     parsed
         .map(|time| Some(time.as_millisecond()))
-        .ok_or_else(|| {
-            ApiError::invalid(format!("`{name}` is `{text}`, which is not a time"))
-                .help("write 2026-01-02T03:04:05Z or 2026-01-02")
-        })
+        .ok_or_else(|| refuse(ApiError::unprocessable))
+}
+
+/// Returns `true` if `text` has the form of [`acrtask_api::forms::TimeOrDate`].
+fn is_time_or_date(text: &str) -> bool {
+    const TEMPLATE: &str = "0000-00-00T00:00:00";
+    let fits = |text: &str, template: &str| {
+        text.len() == template.len()
+            && text.bytes().zip(template.bytes()).all(|(byte, form)| {
+                if form == b'0' {
+                    byte.is_ascii_digit()
+                } else {
+                    byte == form
+                }
+            })
+    };
+    if !text.is_ascii() || text.len() < TEMPLATE.len() {
+        return fits(text, &TEMPLATE[..10]);
+    }
+    let (time, rest) = text.split_at(TEMPLATE.len());
+    let zone = match rest.strip_prefix('.') {
+        None => rest,
+        Some(fraction) => {
+            let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+            if !(1..=9).contains(&(fraction.len() - zone.len())) {
+                return false;
+            }
+            zone
+        }
+    };
+    fits(time, TEMPLATE) && (zone == "Z" || fits(zone, "+00:00") || fits(zone, "-00:00"))
 }
 
 /// Names of query parameters, by method and path of their operation.

@@ -118,7 +118,7 @@ async fn set(
     } = asked;
     if !kind.fits(&subject) {
         return Err(
-            ApiError::invalid(format!("`{subject}` has no quota `{kind}`"))
+            ApiError::unprocessable(format!("`{subject}` has no quota `{kind}`"))
                 .help("`acrtask quota list` shows which quotas there are, and of what"),
         );
     }

@@ -52,7 +52,7 @@ async fn quotas_are_shown_and_set() {
         json!({"subject": "task:*", "kind": "cookies", "limit": 7}),
     ] {
         let answer = put(&server, wrong.clone()).await;
-        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
+        answer.refused(&wrong.to_string());
     }
 }
 

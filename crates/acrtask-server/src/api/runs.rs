@@ -1,5 +1,6 @@
 //! Runs: asked for, listed, shown, canceled, done again.
 
+use acrtask_api::forms::{IdempotencyKey, RunStates, TimeOrDate};
 use std::collections::HashMap;
 
 use acrtask_api::{
@@ -52,12 +53,15 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[into_params(parameter_in = Query)]
 struct ListRuns {
     /// Only these states, separated by commas.
+    #[param(value_type = Option<RunStates>)]
     state: Option<String>,
     /// Only runs of the task with this name, or, where it ends in `*`, of tasks whose names begin so.
     task: Option<String>,
     /// Only runs that were created at this time or later: RFC 3339 or a date.
+    #[param(value_type = Option<TimeOrDate>)]
     since: Option<String>,
     /// Only runs that were created before this time: RFC 3339 or a date.
+    #[param(value_type = Option<TimeOrDate>)]
     until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
@@ -77,7 +81,7 @@ async fn list(
     Query(asked): Query<ListRuns>,
 ) -> Result<Json<Page<RunSummary>>, ApiError> {
     let mut filter = RunFilter {
-        states: states(asked.state.as_deref().unwrap_or_default())?,
+        states: asked.state.as_deref().map_or(Ok(Vec::new()), states)?,
         since: query::time("since", asked.since.as_deref())?,
         until: query::time("until", asked.until.as_deref())?,
         before: asked.cursor,
@@ -104,8 +108,6 @@ async fn list(
 
 fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
     text.split(',')
-        .map(str::trim)
-        .filter(|word| !word.is_empty())
         .map(|word| {
             RunState::parse(word).ok_or_else(|| {
                 let all: Vec<&str> = RunState::ALL.iter().map(|state| state.as_str()).collect();
@@ -165,7 +167,7 @@ pub(super) fn both(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
 /// Names in `spec.secrets` without a value in `secrets` are secrets of the server's store; that needs the scope `write`,
 /// since whoever writes the steps can read them. With an `Idempotency-Key`, the same request again gives the same run.
 #[utoipa::path(post, path = "/runs", tag = "runs", request_body = CreateRun, security(("token" = ["run"])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run.")),
+    params(("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run.")),
     responses(
         (status = CREATED, body = Run),
         (status = OK, body = Run, description = "An earlier request with this key asked for it."),
@@ -221,7 +223,11 @@ pub(super) fn used_key(row: &RunRow) -> ApiError {
 
 impl From<Problems> for ApiError {
     fn from(problems: Problems) -> Self {
-        Self::invalid(problems.to_string())
+        if problems.has_wrong_form() {
+            Self::invalid(problems.to_string())
+        } else {
+            Self::unprocessable(problems.to_string())
+        }
     }
 }
 
@@ -287,10 +293,11 @@ pub(super) async fn complete(
         let only = draft
             .task_name()
             .map_or(String::new(), |task| format!(" --task {task}"));
-        return Err(
-            ApiError::invalid(format!("there is no secret `{}`", missing.join("`, `")))
-                .help(format!("set it: `acrtask secret set {first}{only}`")),
-        );
+        return Err(ApiError::unprocessable(format!(
+            "there is no secret `{}`",
+            missing.join("`, `")
+        ))
+        .help(format!("set it: `acrtask secret set {first}{only}`")));
     }
     let draft = draft.with_id(id);
     draft
@@ -393,14 +400,15 @@ async fn cancel(
     OptionalJson(asked): OptionalJson<CancelRun>,
 ) -> Result<Json<Run>, ApiError> {
     let row = find(&api, &by.caller, &id).await?;
-    let reason = match asked.reason.as_deref().map(str::trim) {
-        None | Some("") => format!("canceled by {}", by.caller.name),
-        Some(reason) if reason.chars().count() <= MAX_WORDS => reason.to_owned(),
-        Some(_) => {
-            return Err(ApiError::invalid(format!(
-                "`reason` is longer than {MAX_WORDS} characters"
-            )));
-        }
+    let asked = asked.reason.unwrap_or_default();
+    if asked.chars().count() > MAX_WORDS {
+        return Err(ApiError::invalid(format!(
+            "`reason` is longer than {MAX_WORDS} characters"
+        )));
+    }
+    let reason = match asked.trim() {
+        "" => format!("canceled by {}", by.caller.name),
+        reason => reason.to_owned(),
     };
     let app = &api.app;
     let row = app
@@ -419,7 +427,7 @@ async fn cancel(
 #[utoipa::path(post, path = "/runs/{id}/rerun", tag = "runs", security(("token" = ["run"])),
     params(
         ("id" = String, Path, description = "The run's id."),
-        ("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run."),
+        ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run."),
     ),
     responses(
         (status = CREATED, body = Run),

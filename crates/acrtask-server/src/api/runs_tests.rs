@@ -95,7 +95,7 @@ async fn what_is_wrong_with_a_request_is_told_at_once() {
     let problem = server
         .post("/runs", upload)
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(problem.message, "there is no complete context `c1`");
     let large = json!({"spec": {"work": {"do": "cmd", "line": "x".repeat(5 << 20)}}});
     let problem = server
@@ -191,8 +191,7 @@ async fn lists_are_filtered_and_paged() {
         "nothing=1",
     ] {
         let answer = server.get(&format!("/runs?{wrong}")).await;
-        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
-        answer.problem(StatusCode::BAD_REQUEST);
+        answer.refused(wrong);
     }
 }
 
@@ -331,7 +330,7 @@ async fn stored_secrets_need_more_than_run() {
     let problem = server
         .post("/runs", body.clone())
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(problem.message, "there is no secret `key`");
     server
         .put("/secrets/key", json!({"value": "hunter2"}))
@@ -402,7 +401,7 @@ async fn any_cursor_is_answered() {
         let (cursor, task) = texts.new_tree(&mut runner).unwrap().current();
         let query = form(&[("cursor", &cursor), ("task", &task)]);
         let status = server.get(&format!("/runs?{query}")).await.status;
-        let expected = [StatusCode::OK, StatusCode::BAD_REQUEST];
+        let expected = [StatusCode::OK, StatusCode::UNPROCESSABLE_ENTITY];
         assert!(expected.contains(&status), "{status}: {cursor:?} {task:?}");
         server.app.clock.set(server.app.clock.now_ms() + 10);
     }

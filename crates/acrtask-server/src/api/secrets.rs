@@ -1,5 +1,6 @@
 //! Secrets: set, listed by name, removed. A value goes in and never comes out.
 
+use acrtask_api::forms::SecretName;
 use std::collections::HashMap;
 
 use acrtask_api::admin::{Problem, PutSecret, Secret};
@@ -122,7 +123,7 @@ async fn list(
 
 /// Sets a secret. The value is never shown again.
 #[utoipa::path(put, path = "/secrets/{name}", tag = "secrets", request_body = PutSecret,
-    params(("name" = String, Path, description = "The secret's name.")),
+    params(("name" = SecretName, Path, description = "The secret's name.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = Secret),
     (status = BAD_REQUEST, body = Problem),

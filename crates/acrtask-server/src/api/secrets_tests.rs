@@ -95,7 +95,7 @@ async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
                 .await,
         ];
         for (at, answer) in refused.into_iter().enumerate() {
-            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{at}: {wrong:.9}");
+            answer.refused(&format!("{at}: {wrong:.9}"));
             assert!(answer.text().len() < 1000, "{at}");
         }
     }
@@ -112,7 +112,7 @@ async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
         ("/tasks/app/runs", json!({"secrets": many})),
     ] {
         let problem = server.post(path, body).await;
-        let problem = problem.problem(StatusCode::BAD_REQUEST);
+        let problem = problem.refused(path);
         let expected =
             "`secrets` and `credentials` of the run take 257 KiB together, and may take 256 KiB";
         assert!(problem.message.starts_with(expected), "{}", problem.message);
@@ -135,7 +135,7 @@ async fn what_is_no_secret_is_refused() {
         (
             "/secrets/a",
             json!({"value": " abc\n"}),
-            StatusCode::BAD_REQUEST,
+            StatusCode::UNPROCESSABLE_ENTITY,
         ),
         (
             "/secrets/a",

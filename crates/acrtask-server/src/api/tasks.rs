@@ -3,6 +3,7 @@
 use acrtask_api::{
     BASE,
     admin::{Problem, Scope},
+    forms::{Generation, IdempotencyKey},
     run::{Page, Run, StartTask},
     spec::Work,
     task::{Task, TaskDefinition},
@@ -238,7 +239,7 @@ async fn show(
 #[utoipa::path(put, path = "/tasks/{name}", tag = "tasks", request_body = TaskDefinition,
     params(
         ("name" = String, Path, description = "The task's name."),
-        ("If-Match" = Option<String>, Header, description = "The generation that is to be changed; with another one it is a conflict."),
+        ("If-Match" = Option<Generation>, Header, description = "The generation that is to be changed; with another one it is a conflict."),
     ),
     security(("token" = ["write"])), responses(
     (status = OK, body = Task),
@@ -374,7 +375,7 @@ async fn set_enabled(
 #[utoipa::path(post, path = "/tasks/{name}/runs", tag = "tasks", request_body = Option<StartTask>,
     params(
         ("name" = String, Path, description = "The task's name."),
-        ("Idempotency-Key" = Option<String>, Header, description = "Any text, new for each new run."),
+        ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run."),
     ),
     security(("token" = ["run"])), responses(
     (status = CREATED, body = Run),

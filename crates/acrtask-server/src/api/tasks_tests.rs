@@ -330,7 +330,7 @@ async fn a_task_has_its_secrets_and_logins() {
     let problem = server
         .post("/tasks/app/runs", json!({}))
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(
         problem.message,
         "there is no secret `git-token`, `npm-token`"

@@ -63,6 +63,13 @@ impl Answer {
         self.json(status)
     }
 
+    /// Parses the problem of a request that has a wrong form, or breaks a rule.
+    pub(crate) fn refused(&self, what: &str) -> Problem {
+        let refusals = [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY];
+        assert!(refusals.contains(&self.status), "{what}: {}", self.text());
+        self.problem(self.status)
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

@@ -2,6 +2,7 @@
 //!
 //! A timer is a part of its task's definition: to set one is to change the task.
 
+use acrtask_api::forms::Word;
 use acrtask_api::{
     admin::Problem,
     run::Page,
@@ -142,7 +143,7 @@ pub(super) async fn tick_of(api: &Api, run: &RunId) -> Result<Option<Tick>, ApiE
 #[utoipa::path(put, path = "/tasks/{name}/timers/{timer}", tag = "timers", request_body = Timer,
     params(
         ("name" = String, Path, description = "The task's name."),
-        ("timer" = String, Path, description = "The timer's name."),
+        ("timer" = Word, Path, description = "The timer's name."),
     ),
     security(("token" = ["write"])), responses(
     (status = OK, body = TaskTimer),

@@ -69,7 +69,7 @@ async fn a_wrong_timer_is_refused_with_all_that_is_wrong() {
     let problem = server
         .put("/tasks/team%2Fapp/timers/night", wrong)
         .await
-        .problem(StatusCode::BAD_REQUEST);
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
     insta::assert_snapshot!(problem.message.replace("; ", "\n"));
     let problem = server
         .put(
@@ -165,5 +165,5 @@ async fn a_tick_is_seen_at_its_timer_its_run_and_among_the_triggers() {
     assert_eq!(page.next, None);
     let path = "/tasks/team%2Fapp/triggers?cursor=x";
     let answer = server.ask(Method::GET, path, &server.admin, None).await;
-    answer.problem(StatusCode::BAD_REQUEST);
+    answer.problem(StatusCode::UNPROCESSABLE_ENTITY);
 }

@@ -68,7 +68,7 @@ pub(super) fn check_rights(scopes: &[Scope], tasks: Option<&str>, problems: &mut
     let Some(tasks) = tasks else { return };
     check_pattern(tasks, problems);
     if scopes.contains(&Scope::Admin) {
-        problems.add("`tasks` limits nothing of what `admin` allows: leave out one of them");
+        problems.add_rule("`tasks` limits nothing of what `admin` allows: leave out one of them");
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn check_rights(scopes: &[Scope], tasks: Option<&str>, problems: &mut
 pub(super) fn check_pattern(tasks: &str, problems: &mut Problems) {
     let name = tasks.strip_suffix('*').unwrap_or(tasks);
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if tasks.is_empty() || name.len() > MAX_NAME || !name.chars().all(good) {
+    if tasks.is_empty() || tasks.len() > MAX_NAME || !name.chars().all(good) {
         problems.add(format!(
             "`tasks` is `{tasks}`: write the name of one task, or the beginning of several with `*` behind it"
         ));
@@ -86,8 +86,9 @@ pub(super) fn check_pattern(tasks: &str, problems: &mut Problems) {
 /// Checks the pools that the tasks of a limited token may name.
 pub(super) fn check_pools(pools: &[String], tasks: Option<&str>, problems: &mut Problems) {
     if !pools.is_empty() && tasks.is_none() {
-        problems
-            .add("`pools` is for a token with `tasks`: one without a limit may name every pool");
+        problems.add_rule(
+            "`pools` is for a token with `tasks`: one without a limit may name every pool",
+        );
     }
     for pool in pools {
         if let Err(reason) = crate::submit::word(pool) {

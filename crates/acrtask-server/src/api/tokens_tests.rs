@@ -102,10 +102,8 @@ async fn a_token_that_makes_no_sense_is_refused() {
         json!({"name": "x", "scopes": ["read"], "tasks": ""}),
         json!({"name": "x", "scopes": ["read"], "ttlSecs": 0}),
     ] {
-        server
-            .post("/tokens", wrong)
-            .await
-            .problem(StatusCode::BAD_REQUEST);
+        let text = wrong.to_string();
+        server.post("/tokens", wrong).await.refused(&text);
     }
 }
 

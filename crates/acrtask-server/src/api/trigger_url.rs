@@ -4,6 +4,7 @@
 //! right URL that is not turned away for its number is written down, with its run or the reason why there is none, and of
 //! those that are their number; a call sets only what the task lets it set.
 
+use acrtask_api::forms::IdempotencyKey;
 use std::time::Duration;
 
 use acrtask_api::{
@@ -165,7 +166,7 @@ async fn remove(
 #[utoipa::path(post, path = "/trigger/{token}", tag = "trigger-url",
     params(
         ("token" = String, Path, description = "What opens it: the end of the path that was given when the URL was made."),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key is the same run."),
+        ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "The same key is the same run."),
     ),
     request_body(content = Option<CallTask>, content_type = "application/json"), responses(
     (status = CREATED, body = Called),
@@ -295,7 +296,7 @@ async fn drafted(
         .map(String::as_str)
         .collect();
     if !refused.is_empty() {
-        return Err(ApiError::invalid(format!(
+        return Err(ApiError::unprocessable(format!(
             "the call sets `{}`, which the task does not let calls set",
             refused.join("`, `")
         ))
@@ -330,8 +331,8 @@ async fn said(request: Request) -> Result<CallTask, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(CallTask::default());
     }
-    serde_json::from_slice(&body)
-        .map_err(|error| ApiError::invalid(format!("the body is not as it should be: {error}")))
+    let call: Option<CallTask> = extract::parse(&body)?;
+    Ok(call.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ async fn what_is_refused_is_accounted_for() {
     let calls: [(Body, StatusCode, &str); 4] = [
         (
             r#"{"set": {"tag": "v", "image": "x"}}"#.into(),
-            StatusCode::BAD_REQUEST,
+            StatusCode::UNPROCESSABLE_ENTITY,
             "the call sets `image`, which the task does not let calls set",
         ),
         (
@@ -212,7 +212,7 @@ async fn calls_have_a_rate() {
         let body = json!({"set": {"no": "x"}}).to_string();
         called(&server, &path, None, body)
             .await
-            .problem(StatusCode::BAD_REQUEST);
+            .problem(StatusCode::UNPROCESSABLE_ENTITY);
     }
     let refused = called(&server, &path, None, "").await;
     assert_eq!(refused.headers["retry-after"], "1");

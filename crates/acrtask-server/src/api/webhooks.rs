@@ -1,5 +1,6 @@
 //! Webhooks, the deliveries that came to them with what each led to, and approvals of strangers' commits.
 
+use acrtask_api::forms::{TimeOrDate, WebhookName};
 use acrtask_api::{
     admin::Problem,
     cascade::CascadeSummary,
@@ -100,7 +101,7 @@ async fn show(
 
 /// Sets a webhook. Its secrets are never shown again; without new ones it keeps those that it has.
 #[utoipa::path(put, path = "/webhooks/{name}", tag = "webhooks", request_body = PutWebhook,
-    params(("name" = String, Path, description = "The webhook's name.")),
+    params(("name" = WebhookName, Path, description = "The webhook's name.")),
     security(("token" = ["admin"])), responses(
     (status = OK, body = Webhook),
     (status = BAD_REQUEST, body = Problem, description = "All that is wrong with it."),
@@ -159,27 +160,29 @@ fn check(name: &str, asked: &PutWebhook, there: bool) -> Problems {
     match asked.provider.parse::<Sender>() {
         Err(reason) => problems.add(format!("`provider`: {reason}")),
         Ok(Sender::Registry(_)) if asked.statuses.is_some() => {
-            problems.add("`statuses` is for forges: a registry has no statuses of commits");
+            problems.add_rule("`statuses` is for forges: a registry has no statuses of commits");
         }
         Ok(_) => {}
     }
     if asked.secrets.is_empty() && !there {
-        problems.add("`secrets` is empty, so that nobody could be believed: give one, and set it at the sender");
+        problems.add_rule("`secrets` is empty, so that nobody could be believed: give one, and set it at the sender");
     }
     if asked.secrets.len() > MAX_SECRETS {
         problems.add(format!("`secrets` has more than {MAX_SECRETS}"));
     }
     for secret in &asked.secrets {
         let length = secret.0.chars().count();
-        if length < MIN_SECRET || secret.0.len() > 1024 {
+        if !(MIN_SECRET..=1024).contains(&length) {
             problems.add(format!(
                 "a secret has {MIN_SECRET} to 1024 characters: `openssl rand -hex 32` makes a good one"
             ));
+        } else if secret.0.len() > 1024 {
+            problems.add_rule("a secret has at most 1024 bytes");
         }
     }
     for url in &asked.repositories {
         if RepositoryUrl::parse(url).is_none() {
-            problems.add(format!(
+            problems.add_rule(format!(
                 "`repositories`: `{url}` is no URL of a git repository, like https://git.example.com/team/app.git"
             ));
         }
@@ -203,9 +206,14 @@ fn check(name: &str, asked: &PutWebhook, there: bool) -> Problems {
                     }
             });
             if !good {
-                problems.add(format!(
+                let problem = format!(
                     "`statuses.api` is `{api}`: write https://HOST/PATH without a login; a token is not sent in clear"
-                ));
+                );
+                if api.starts_with("http://") || api.starts_with("https://") {
+                    problems.add_rule(problem);
+                } else {
+                    problems.add(problem);
+                }
             }
         }
     }
@@ -234,8 +242,10 @@ struct ListDeliveries {
     /// Only those of the webhook with this name.
     webhook: Option<String>,
     /// Only deliveries that were received at this time or later: RFC 3339 or a date.
+    #[param(value_type = Option<TimeOrDate>)]
     since: Option<String>,
     /// Only deliveries that were received before this time: RFC 3339 or a date.
+    #[param(value_type = Option<TimeOrDate>)]
     until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]

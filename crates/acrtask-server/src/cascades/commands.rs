@@ -16,6 +16,9 @@ pub enum CommandError {
     /// It is over.
     #[error("cascade {0} is over; `acrtask cascade retry {0}` tries again what is left of it")]
     Over(u64),
+    /// Problems of new settings.
+    #[error(transparent)]
+    Settings(#[from] crate::submit::Problems),
     /// What was given cannot be, in a sentence.
     #[error("{0}")]
     Invalid(String),
@@ -113,10 +116,7 @@ pub(super) async fn decline(app: &App, id: u64) -> Result<(), StoreError> {
 /// # Errors
 /// All that is wrong with them, or the database cannot be used.
 pub async fn put_settings(app: &App, new: CascadeSettings) -> Result<(), CommandError> {
-    let problems = settings::problems(&new);
-    if !problems.is_empty() {
-        return Err(CommandError::Invalid(problems.join("; ")));
-    }
+    settings::check(&new).into_result()?;
     let text = serde_json::to_string(&new).map_err(|error| {
         CommandError::Invalid(format!("the settings cannot be written down: {error}"))
     })?;

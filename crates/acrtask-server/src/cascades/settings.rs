@@ -5,7 +5,7 @@ use acrtask_cascade::cascade::{Mode, QuietHours, Rule, Settings};
 use acrtask_store::StoreError;
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::App;
+use crate::{App, submit::Problems};
 
 /// Highest number of seconds of a wait: a day.
 const MAX_WAIT: u32 = 24 * 3600;
@@ -79,11 +79,11 @@ pub(super) fn at(settings: &CascadeSettings, now: Timestamp) -> Settings {
     }
 }
 
-/// What is wrong with settings, each with its key.
-pub(super) fn problems(settings: &CascadeSettings) -> Vec<String> {
-    let mut problems = Vec::new();
+/// Checks settings. Each problem names its key.
+pub(super) fn check(settings: &CascadeSettings) -> Problems {
+    let mut problems = Problems::default();
     if settings.parallel == 0 || settings.parallel_total == Some(0) {
-        problems.push("`parallel` and `parallelTotal` are at least 1; `acrtask cascade pause` keeps a cascade from starting runs".to_owned());
+        problems.add("`parallel` and `parallelTotal` are at least 1; `acrtask cascade pause` keeps a cascade from starting runs".to_owned());
     }
     for (key, seconds) in [
         ("settleSecs", settings.settle_secs),
@@ -91,26 +91,26 @@ pub(super) fn problems(settings: &CascadeSettings) -> Vec<String> {
         ("healSecs", settings.heal_secs),
     ] {
         if seconds > MAX_WAIT {
-            problems.push(format!("`{key}` is {MAX_WAIT} (a day) at most"));
+            problems.add(format!("`{key}` is {MAX_WAIT} (a day) at most"));
         }
     }
     if settings.retries > MAX_RETRIES {
-        problems.push(format!("`retries` is {MAX_RETRIES} at most"));
+        problems.add(format!("`retries` is {MAX_RETRIES} at most"));
     }
     if settings.priority.unsigned_abs() > MAX_PRIORITY {
-        problems.push(format!(
+        problems.add(format!(
             "`priority` goes from -{MAX_PRIORITY} to {MAX_PRIORITY}"
         ));
     }
     if TimeZone::get(&settings.time_zone).is_err() {
-        problems.push(format!(
+        problems.add_rule(format!(
             "`timeZone`: `{}` is no time zone that is known; give one like `Europe/Berlin`, or `UTC`",
             settings.time_zone
         ));
     }
     for quiet in &settings.quiet {
         if quiet.from == quiet.to {
-            problems.push(format!(
+            problems.add_rule(format!(
                 "`quiet`: hours from {} to {} are none; `acrtask cascade pause` stops all starts",
                 quiet.from, quiet.to
             ));
@@ -118,7 +118,7 @@ pub(super) fn problems(settings: &CascadeSettings) -> Vec<String> {
     }
     for rule in &settings.rules {
         if matches!(&rule.mode, CascadeMode::Canary { first } if first.is_empty()) {
-            problems.push(format!(
+            problems.add(format!(
                 "`rules`: the canary of `{}` names no task that goes first",
                 rule.tasks
             ));
@@ -140,7 +140,7 @@ mod tests {
         let offset = |at: &str| super::at(&settings, at.parse().unwrap()).quiet[0].offset_minutes;
         assert_eq!(offset("2026-01-10T00:00:00Z"), 60);
         assert_eq!(offset("2026-07-10T00:00:00Z"), 120);
-        assert_eq!(problems(&settings), [""; 0]);
+        assert!(check(&settings).is_empty());
     }
 
     #[test]
@@ -151,7 +151,9 @@ mod tests {
             "rules": [{"tasks": "a", "mode": {"canary": {"first": []}}}]
         }))
         .unwrap();
-        let told = problems(&settings);
+        let problems = check(&settings);
+        assert!(problems.has_wrong_form());
+        let problems = problems.to_string();
         let keys = [
             "parallel",
             "settleSecs",
@@ -160,9 +162,8 @@ mod tests {
             "quiet",
             "rules",
         ];
-        assert_eq!(told.len(), keys.len());
-        for (text, key) in told.iter().zip(keys) {
-            assert!(text.starts_with(&format!("`{key}")), "{text}");
+        for key in keys {
+            assert!(problems.contains(&format!("`{key}")), "{key}: {problems}");
         }
     }
 }

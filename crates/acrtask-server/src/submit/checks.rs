@@ -1,6 +1,6 @@
 //! What can be seen to be wrong before a run exists. Every problem is told, with its key.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
@@ -24,22 +24,37 @@ pub(crate) const MAX_SPEC: usize = 256 << 10;
 /// Longest limit of a run, in seconds: a week.
 const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 
-/// What is wrong with a request.
+/// Problems of a request. A value can differ from the form that the OpenAPI document states, or break a rule that
+/// no schema can express.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Problems(Vec<String>);
+pub struct Problems {
+    texts: Vec<String>,
+    wrong_form: bool,
+}
 
 impl Problems {
-    /// One more.
+    /// Adds a value that does not have the form in the OpenAPI document.
     pub fn add(&mut self, problem: impl Into<String>) {
+        self.wrong_form = true;
+        self.add_rule(problem);
+    }
+
+    /// Adds a broken rule between values, or in the language that a value is written in.
+    pub fn add_rule(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
-        if !self.0.contains(&problem) {
-            self.0.push(problem);
+        if !self.texts.contains(&problem) {
+            self.texts.push(problem);
         }
     }
 
-    /// Nothing is wrong.
+    /// Returns `true` if there is no problem.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.texts.is_empty()
+    }
+
+    /// Returns `true` if a value does not have the form in the OpenAPI document.
+    pub fn has_wrong_form(&self) -> bool {
+        self.wrong_form
     }
 
     /// An error where something is wrong.
@@ -53,7 +68,7 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+        f.write_str(&self.texts.join("; "))
     }
 }
 
@@ -76,13 +91,13 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
     .filter_map(|(key, given)| given.then_some(key))
     .collect();
     if works.len() > 1 {
-        problems.add(format!(
+        problems.add_rule(format!(
             "`{}` exclude each other: give one of `file`, `text`, `cmd` and `build`, or none of them for `acr-task.yaml`",
             works.join("`, `")
         ));
     }
     if works.iter().all(|key| *key == "file") && task.context.is_none() {
-        problems.add(
+        problems.add_rule(
             "there is no `context` that a task file could be in: give one, or `text`, `cmd` or `build`",
         );
     }
@@ -102,7 +117,7 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
         check_build("build", build, &mut problems);
         for image in build.images.iter().filter(|image| !image.contains("{{")) {
             if let Err(reason) = inline::check_image(image, task.registry.as_deref()) {
-                problems.add(format!("`build.images`: `{image}`: {reason}"));
+                problems.add_rule(format!("`build.images`: `{image}`: {reason}"));
             }
         }
     }
@@ -111,22 +126,21 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
     }
     check_names(task.secrets.keys(), &mut problems);
     check_names(task.secrets.values(), &mut problems);
-    check_env("env", task.env.keys(), &mut problems);
+    check_env("env", &task.env, &mut problems);
     check_aliases(task.alias_images.keys(), &mut problems);
     if let Some(platform) = &task.platform {
         check_platform("platform", platform, &mut problems);
     }
     if let Some(timeout) = &task.timeout {
         match duration(timeout) {
-            Ok(seconds) => check_timeout("timeout", seconds, &mut problems),
-            Err(reason) => problems.add(format!("`timeout`: {reason}")),
+            Ok(1..=MAX_TIMEOUT) => {}
+            Ok(_) => problems.add_rule("`timeout` must be a second to a week"),
+            Err(reason) => problems.add_rule(format!("`timeout`: {reason}")),
         }
     }
     check_queue(&task.queue, &mut problems);
     check_triggers(task, &mut problems);
-    for problem in crate::timers::problems(&task.triggers) {
-        problems.add(problem);
-    }
+    crate::timers::check(&task.triggers, &mut problems);
     if let Some(url) = &task.triggers.url
         && url.allow_set.iter().any(|key| key.trim().is_empty())
     {
@@ -142,18 +156,23 @@ fn check_triggers(task: &TaskDefinition, problems: &mut Problems) {
         && let Err(errors) = TriggerRules::new(commit, task.context.as_deref())
     {
         for error in errors {
-            problems.add(format!("`triggers.commit`: {error}"));
+            problems.add_rule(format!("`triggers.commit`: {error}"));
         }
     }
     if let Some(push) = &task.triggers.registry_push
         && let Err(errors) = ImageRules::new(push)
     {
         for error in errors {
-            problems.add(format!("`triggers.registryPush`: {error}"));
+            let problem = format!("`triggers.registryPush`: {error}");
+            if push.repositories.is_empty() {
+                problems.add(problem);
+            } else {
+                problems.add_rule(problem);
+            }
         }
     }
     for problem in crate::bases::tags::problems(task) {
-        problems.add(problem);
+        problems.add_rule(problem);
     }
     for notify in &task.notify {
         check_names(
@@ -168,7 +187,7 @@ pub(super) fn check_size(name: &str, value: &impl Serialize, problems: &mut Prob
     // What cannot be written as JSON is refused where it is stored.
     let size = serde_json::to_vec(value).map_or(0, |json| json.len());
     if size > MAX_SPEC {
-        problems.add(format!(
+        problems.add_rule(format!(
             "{name} takes {} KiB as JSON, and may take {} KiB: put large texts and values into a file of the context",
             size.div_ceil(1024),
             MAX_SPEC >> 10
@@ -181,7 +200,9 @@ pub(super) fn check_spec(spec: &RunSpec, problems: &mut Problems) {
     match &spec.context {
         ContextSource::None => {
             if matches!(spec.work, Work::Usual | Work::File { .. }) {
-                problems.add("`spec.work` is a file of the context, and `spec.context` is nothing");
+                problems.add_rule(
+                    "`spec.work` is a file of the context, and `spec.context` is nothing",
+                );
             }
         }
         ContextSource::Upload { id } => {
@@ -215,14 +236,8 @@ pub(super) fn check_spec(spec: &RunSpec, problems: &mut Problems) {
         check_host(&spec.facts.registry, problems);
     }
     check_names(spec.secrets.iter(), problems);
-    check_env("spec.env", spec.env.keys(), problems);
-    for (key, values) in [("set", &spec.set), ("env", &spec.env)] {
-        for (name, _) in values.iter().filter(|(_, value)| value.contains('\0')) {
-            problems.add(format!(
-                "`spec.{key}.{name}`: the value contains the character U+0000"
-            ));
-        }
-    }
+    check_env("spec.env", &spec.env, problems);
+    check_values("spec.set", &spec.set, problems);
     check_aliases(spec.alias_images.keys(), problems);
     for platform in &spec.platforms {
         check_platform("spec.platforms", platform, problems);
@@ -253,28 +268,24 @@ pub(super) fn check_queue(queue: &QueueOptions, problems: &mut Problems) {
         if concurrency
             .group
             .as_ref()
-            .is_some_and(|group| group.trim().is_empty() || group.len() > MAX_NAME)
+            .is_some_and(|group| group.trim().is_empty() || group.chars().count() > MAX_NAME)
         {
             problems.add(format!(
                 "`queue.concurrency.group` must have 1 to {MAX_NAME} characters"
             ));
         } else if let Some(Err(reason)) = concurrency.group.as_deref().map(RunGroup::check_name) {
-            problems.add(format!("`queue.concurrency.group`: {reason}"));
+            problems.add_rule(format!("`queue.concurrency.group`: {reason}"));
         }
     }
 }
 
 /// What is wrong with labels of runs or runners.
-pub(crate) fn check_labels(
-    key: &str,
-    labels: &std::collections::BTreeMap<String, String>,
-    problems: &mut Problems,
-) {
+pub(crate) fn check_labels(key: &str, labels: &BTreeMap<String, String>, problems: &mut Problems) {
     for (name, value) in labels {
         if let Err(reason) = word(name) {
             problems.add(format!("`{key}`: {reason}"));
         }
-        if value.len() > MAX_NAME {
+        if value.chars().count() > MAX_NAME {
             problems.add(format!(
                 "`{key}.{name}` is longer than {MAX_NAME} characters"
             ));
@@ -341,9 +352,14 @@ pub(crate) fn word(text: &str) -> Result<(), String> {
 pub(crate) fn check_printable(key: &str, name: &str, problems: &mut Problems) {
     if let Some(c) = unprintable_in_name(name) {
         let code = u32::from(c);
-        problems.add(format!(
+        let problem = format!(
             "`{key}` contains U+{code:04X}, which is not printable: write letters, digits, blanks and signs"
-        ));
+        );
+        if c.is_control() {
+            problems.add(problem);
+        } else {
+            problems.add_rule(problem);
+        }
     }
 }
 
@@ -377,13 +393,23 @@ pub(crate) fn host_name(host: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_env<'n>(key: &str, names: impl Iterator<Item = &'n String>, problems: &mut Problems) {
-    for name in names {
+fn check_env(key: &str, variables: &BTreeMap<String, String>, problems: &mut Problems) {
+    check_values(key, variables, problems);
+    for name in variables.keys() {
         if name.is_empty() || name.contains(['=', '\0']) {
             problems.add(format!(
                 "`{key}`: {name:?} cannot be the name of a variable"
             ));
         }
+    }
+}
+
+/// Refuses the character U+0000, which neither a variable nor a database can store.
+fn check_values(key: &str, values: &BTreeMap<String, String>, problems: &mut Problems) {
+    for (name, _) in values.iter().filter(|(_, value)| value.contains('\0')) {
+        problems.add(format!(
+            "`{key}.{name}`: the value contains the character U+0000"
+        ));
     }
 }
 
@@ -405,7 +431,7 @@ fn check_cmd(cmd: &str, problems: &mut Problems) {
         problems.add("`cmd` is empty: give an image and its arguments");
     } else if !cmd.contains("{{") {
         for problem in inline::mistakes_of_cmd(cmd) {
-            problems.add(format!("`cmd`: {problem}"));
+            problems.add_rule(format!("`cmd`: {problem}"));
         }
     }
 }
@@ -422,13 +448,13 @@ fn check_text(key: &str, text: &str, problems: &mut Problems) {
     if text.trim().is_empty() {
         problems.add(format!("`{key}` is empty: there would be nothing to do"));
     } else if text.len() > MAX_TEXT {
-        problems.add(format!(
+        problems.add_rule(format!(
             "`{key}` has {} bytes, and a task file may have {MAX_TEXT}",
             text.len()
         ));
     } else if !text.contains("{{") {
         for problem in inline::mistakes(text) {
-            problems.add(format!("`{key}`, {problem}"));
+            problems.add_rule(format!("`{key}`, {problem}"));
         }
     }
 }
@@ -437,13 +463,17 @@ fn check_text(key: &str, text: &str, problems: &mut Problems) {
 fn check_path(key: &str, path: &str, problems: &mut Problems) {
     if path.is_empty() {
         problems.add(format!("`{key}` is empty"));
-    } else if path.starts_with('/') || path.split('/').any(|part| part == "..") {
-        problems.add(format!(
-            "`{key}` is `{path}`, which is outside the context: give a path relative to it"
-        ));
     } else if path.contains('\0') {
-        problems.add(format!("`{key}` holds a zero byte"));
+        problems.add(format!("`{key}` contains the character U+0000"));
+    } else if path.starts_with('/') {
+        problems.add(outside(key, path));
+    } else if path.split('/').any(|part| part == "..") {
+        problems.add_rule(outside(key, path));
     }
+}
+
+fn outside(key: &str, path: &str) -> String {
+    format!("`{key}` is `{path}`, which is outside the context: give a path relative to it")
 }
 
 /// What the runner fetches: only what can be seen without asking anybody.
@@ -461,7 +491,7 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     }) {
-        problems.add(format!(
+        problems.add_rule(format!(
             "`{key}` asks git for a helper program, which none is started for"
         ));
         return;
@@ -472,7 +502,7 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
             // `host:path` of ssh parses with the host as its scheme.
             let scp = !url.contains("://");
             if !scp && !known.contains(&parsed.scheme()) {
-                problems.add(format!(
+                problems.add_rule(format!(
                     "`{key}`: `{}:` is not fetched; give a git URL (`https://HOST/REPO.git#REF:FOLDER`), a tarball's URL or `oci://REFERENCE`",
                     parsed.scheme()
                 ));
@@ -480,7 +510,7 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
             if parsed.password().is_some()
                 || (!parsed.username().is_empty() && ["http", "https"].contains(&parsed.scheme()))
             {
-                problems.add(format!(
+                problems.add_rule(format!(
                     "`{key}` holds a login, which would be stored in clear: take it out, and give it with `acrtask credential set {}`",
                     parsed.host_str().unwrap_or("HOST")
                 ));
@@ -488,7 +518,7 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
         }
         // `github.com/org/repo` and `git@host:path` are understood too; a path of the runner's is not.
         Err(_) if url.starts_with(['/', '.', '~']) => {
-            problems.add(not_fetched(key));
+            problems.add_rule(not_fetched(key));
             return;
         }
         Err(_) => {}
@@ -496,10 +526,10 @@ fn check_url(key: &str, url: &str, problems: &mut Problems) {
     // As a runner reads it.
     match ContextSpec::parse(url) {
         Ok(ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin) => {
-            problems.add(not_fetched(key));
+            problems.add_rule(not_fetched(key));
         }
         Ok(_) => {}
-        Err(error) => problems.add(format!("`{key}`: {}; {}", error.reason, error.help)),
+        Err(error) => problems.add_rule(format!("`{key}`: {}; {}", error.reason, error.help)),
     }
 }
 
@@ -545,6 +575,9 @@ pub(super) fn duration(text: &str) -> Result<u64, String> {
     })
 }
 
+#[cfg(test)]
+#[path = "forms_tests.rs"]
+mod forms_tests;
 #[cfg(test)]
 #[path = "checks_tests.rs"]
 mod tests;

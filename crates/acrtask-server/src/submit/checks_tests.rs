@@ -43,7 +43,7 @@ fn all_problems_of_a_task_are_told_at_once() {
         "queue": {"priority": 11, "pool": "", "labels": {"": "x"}, "concurrency": {"max": 0}},
         "triggers": {"timers": {"nightly": {"schedule": "0 3 * *"}}}
     })));
-    insta::assert_snapshot!(problems.0.join("\n"));
+    insta::assert_snapshot!(problems.texts.join("\n"));
     assert!(!problems.to_string().contains("hunter2"));
 }
 
@@ -53,11 +53,11 @@ fn mistakes_of_an_inline_file_are_told_with_their_lines() {
         "name": "x",
         "text": "steps:\n  - cmd: alpine\n    build: .\n  - push: reg/app\n    when: [nobody]\n",
     })));
-    insta::assert_snapshot!(problems.0.join("\n"));
+    insta::assert_snapshot!(problems.texts.join("\n"));
     let problems = check_task(&task(
         serde_json::json!({"name": "x", "text": "steps: [\n"}),
     ));
-    assert!(problems.0[0].starts_with("`text`, line"), "{problems}");
+    assert!(problems.texts[0].starts_with("`text`, line"), "{problems}");
 }
 
 #[test]

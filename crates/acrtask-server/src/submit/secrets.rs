@@ -21,12 +21,15 @@ const MAX_TOTAL: usize = 256 << 10;
 pub(crate) fn check_value(key: &str, value: &str, problems: &mut Problems) {
     check_length(key, value, problems);
     let length = value.trim().len();
-    if length < MIN_LEN {
-        problems.add(format!(
-            "`{key}` has {} without the white space around it: secrets shorter than {MIN_LEN} bytes cannot be \
-             masked in logs; set a value of at least {MIN_LEN} bytes",
-            count(length, "byte")
-        ));
+    let problem = format!(
+        "`{key}` has {} without the white space around it: secrets shorter than {MIN_LEN} bytes cannot be \
+         masked in logs; set a value of at least {MIN_LEN} bytes",
+        count(length, "byte")
+    );
+    if value.chars().count() < MIN_LEN {
+        problems.add(problem);
+    } else if length < MIN_LEN {
+        problems.add_rule(problem);
     }
 }
 
@@ -40,11 +43,16 @@ pub(crate) fn check_username(key: &str, username: &str, problems: &mut Problems)
 }
 
 fn check_length(key: &str, value: &str, problems: &mut Problems) {
-    if value.len() > MAX_VALUE {
-        problems.add(format!(
+    let problem = || {
+        format!(
             "`{key}` has {} bytes, and may have {MAX_VALUE}",
             value.len()
-        ));
+        )
+    };
+    if value.chars().count() > MAX_VALUE {
+        problems.add(problem());
+    } else if value.len() > MAX_VALUE {
+        problems.add_rule(problem());
     }
 }
 
@@ -79,7 +87,7 @@ pub(super) fn check_brought(
         .map(|login| login.host.len() + login.username.len() + login.password.0.len());
     let total: usize = values.chain(logins).sum();
     if total > MAX_TOTAL {
-        problems.add(format!(
+        problems.add_rule(format!(
             "`secrets` and `credentials` of the run take {} KiB together, and may take {} KiB: put large values into a file \
              of the context",
             total.div_ceil(1024),

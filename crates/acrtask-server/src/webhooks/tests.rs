@@ -445,7 +445,7 @@ async fn a_webhook_with_mistakes_is_refused_with_all_of_them() {
             json!({"provider": "github"}),
         )
         .await;
-    assert_eq!(status, 400, "a webhook without a secret");
+    assert_eq!(status, 422, "a webhook without a secret");
 }
 
 /// Sets quotas that no test reaches: a busy forge starts more runs of a task than a team does.
