@@ -11,6 +11,7 @@
 //! postgres/        a PostgreSQL: data/, its port, bin/ with its programs as scripts; postgres-HASH/ where they were unpacked
 //! sshd/            an SSH server's program, for tests that start one
 //! github-examples-VERSION/  deliveries that GitHub publishes
+//! schemathesis/    the program that compares the server with its API document; schemathesis-PYTHON-HASH/ its packages
 //! logs/            what each of them printed
 //! env              the variables that tests and users export
 //! ```

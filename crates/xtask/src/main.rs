@@ -19,6 +19,7 @@ mod postgres;
 mod process;
 mod registry;
 mod say;
+mod schemathesis;
 mod setup;
 mod sshd;
 mod strace;

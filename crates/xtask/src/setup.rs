@@ -1,5 +1,5 @@
-//! `up` and `down`: the engine, the registries, the base images, PostgreSQL, the program of an SSH server and a tracer of
-//! system calls together, and the variables that tell others where they are.
+//! `up` and `down`: the engine, the registries, the base images, PostgreSQL, the program of an SSH server, a tracer of
+//! system calls and a checker of the API together, and the variables that tell others where they are.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, npm, postgres, say, sshd, strace};
+use crate::{engine, images, npm, postgres, say, schemathesis, sshd, strace};
 
 /// Everything that is set up, as environment variables.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ pub(crate) fn up() -> Result<Environment> {
     let postgres = postgres::get(&cache, &lock)?;
     let sshd = sshd::get(&cache, &lock)?;
     let strace = strace::get(&cache, &lock)?;
+    let schemathesis = schemathesis::get(&cache, &lock)?;
     let examples = npm::github_examples(&cache, &lock)?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
@@ -90,6 +91,7 @@ pub(crate) fn up() -> Result<Environment> {
             "ACRTASK_TEST_BUSYBOX",
             tools.path("/bin/busybox").display().to_string(),
         ),
+        (schemathesis::VARIABLE, schemathesis.display().to_string()),
         (npm::VARIABLE, examples.display().to_string()),
     ];
     if let Some(root) = &engine.root {
