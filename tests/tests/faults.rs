@@ -20,7 +20,7 @@ use acrtask_tests::{
 use serde_json::Value;
 
 mod common;
-use common::{database, law_holds};
+use common::{database, law_holds, postgres};
 
 /// A lease that is over, and what is done about it, in time.
 const REASSIGNED: Duration = Duration::from_secs(LEASE * 3 / 2);
@@ -391,4 +391,52 @@ async fn the_database_is_restarted() {
     assert_eq!(attempts(&server, &id), 1);
     drop(runner);
     law_holds(&postgres.url).await;
+}
+
+/// Two servers share a PostgreSQL, and the runner knows both, after an address where nothing listens. The server that it
+/// uses is killed and stays away.
+#[tokio::test]
+async fn runner_goes_on_at_another_server_when_its_own_is_gone() {
+    let Some(world) = World::find() else { return };
+    let Some(db) = postgres().await else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let key = shared.path().join("key");
+    let blobs = shared.path().join("blobs");
+    std::fs::create_dir(&blobs).unwrap();
+    let flags = [
+        "--no-runner",
+        "--database",
+        &db,
+        "--blobs",
+        blobs.to_str().unwrap(),
+        "--key-file",
+        key.to_str().unwrap(),
+    ];
+    let mut first = Server::start(&world, &flags);
+    let second = Server::start_with(&world, &flags, Some(&first.token));
+    let servers = format!("http://127.0.0.1:1,{},{}", first.url, second.url);
+    let mut runner = Runner::start_at(&second, &servers, "r", &[], &[]);
+    let files = folder(&[("acr-task.yaml", &counting(160))]);
+    let run = second.run(files.path(), &["run", "-o", "json", "."]);
+    run.wait_for("line-20\"");
+    assert!(
+        first.log().contains("a runner is connected"),
+        "{}",
+        first.log()
+    );
+    first.kill();
+    runner.wait_for(&format!("server=\"{}/\"", second.url));
+    let id = run.run.clone();
+    let outcome = run.wait();
+    assert_eq!(outcome.code, Some(0), "{}\n{}", outcome.all(), runner.log());
+    assert_eq!(printed(&outcome), all_lines(160));
+    assert_eq!(logged(&second, &id), all_lines(160));
+    assert_eq!(attempts(&second, &id), 1);
+    // It takes new runs there, and one that is started again finds the server that is left.
+    runner.kill();
+    runner.restart();
+    let next = second.run(files.path(), &["run", "-o", "json", "."]).wait();
+    assert_eq!(next.code, Some(0), "{}\n{}", next.all(), runner.log());
+    drop(runner);
+    law_holds(&db).await;
 }

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::{Code, Status};
 use tracing::Instrument as _;
 
 use crate::{
@@ -37,6 +37,7 @@ use crate::{
     key::{Key, StateDir},
     link::{Link, Stream, Told, say},
     pump::pump,
+    register::Servers,
     run::{Attempt, Notice, Stop, Stopper},
     spool::RunLog,
     trace,
@@ -119,12 +120,12 @@ impl Agent {
     /// Runs until it has drained, or the control plane does not know its key.
     pub(crate) async fn run(
         mut self,
-        endpoint: Endpoint,
+        servers: Servers,
         shutdown: CancellationToken,
     ) -> Result<(), AgentError> {
         let (told, mut tells) = mpsc::channel(TOLD);
         let link = Link {
-            endpoint,
+            servers,
             key: Arc::clone(&self.source.key),
             told,
             channel: self.channel.clone(),
@@ -136,8 +137,8 @@ impl Agent {
                 // What the control plane has said is heard before it is judged by what it has not said.
                 biased;
                 Some(told) = tells.recv() => {
-                    if let Some(message) = self.told(told) {
-                        return self.refused(message).await;
+                    if let Some((server, status)) = self.told(told) {
+                        return self.refused(server, status).await;
                     }
                 }
                 Some(notice) = self.noticed.recv() => self.notice(notice),
@@ -169,7 +170,7 @@ impl Agent {
     }
 
     /// Takes in what the link tells; returns why the key was refused, if it was.
-    fn told(&mut self, told: Told) -> Option<Status> {
+    fn told(&mut self, told: Told) -> Option<(String, Status)> {
         match told {
             Told::Opening(answer) => {
                 let _ = answer.send(self.hello());
@@ -180,7 +181,7 @@ impl Agent {
                 self.held.disconnect();
             }
             Told::Message(message) => self.message(message),
-            Told::Refused(status) => return Some(status),
+            Told::Refused { server, status } => return Some((server, status)),
         }
         None
     }
@@ -545,13 +546,12 @@ impl Agent {
     }
 
     /// The control plane does not know this runner: what it held is not its any more.
-    async fn refused(mut self, status: Status) -> Result<(), AgentError> {
+    async fn refused(mut self, server: String, status: Status) -> Result<(), AgentError> {
         for id in self.held.all(Phase::Offered) {
             self.abandon(&id, "the runner was removed");
         }
         let stopping = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOPPING, stopping).await;
-        let server = self.config.server.to_string();
         let message = status.message().to_owned();
         let path = self.state.key_path();
         Err(match status.code() {

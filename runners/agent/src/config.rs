@@ -10,8 +10,9 @@ use crate::error::AgentError;
 /// How a runner is set up.
 #[derive(Clone)]
 pub struct AgentConfig {
-    /// The control plane: `https://HOST:PORT`. `http://` is for loopback, or with `allow_plaintext`.
-    pub server: Uri,
+    /// Addresses of control planes with one database: `https://HOST:PORT`. `http://` is for loopback, or with
+    /// `allow_plaintext`. The runner is connected to one of them at a time. At least one.
+    pub servers: Vec<Uri>,
     /// The certificates that the control plane's is checked against, instead of the system's: a PEM file.
     pub ca: Option<PathBuf>,
     /// Lets the server be spoken to without TLS.
@@ -46,13 +47,13 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// One slot, no labels, five minutes to drain, 1 GiB of disk, images for seven days.
     pub fn new(
-        server: Uri,
+        servers: impl IntoIterator<Item = Uri>,
         name: impl Into<String>,
         state_dir: impl Into<PathBuf>,
         executor: acrtask_executor::Options,
     ) -> Self {
         Self {
-            server,
+            servers: servers.into_iter().collect(),
             ca: None,
             allow_plaintext: false,
             name: name.into(),
@@ -69,16 +70,16 @@ impl AgentConfig {
         }
     }
 
-    /// Checks that the server may be spoken to as its address says.
-    pub(crate) fn check_server(&self) -> Result<(), AgentError> {
+    /// Checks that the runner may connect to `server` as its address says.
+    pub(crate) fn check_server(&self, server: &Uri) -> Result<(), AgentError> {
         let refuse = |reason: &str| AgentError::Server {
-            server: self.server.to_string(),
+            server: server.to_string(),
             reason: reason.into(),
         };
-        let Some(host) = self.server.host().filter(|host| !host.is_empty()) else {
+        let Some(host) = server.host().filter(|host| !host.is_empty()) else {
             return Err(refuse("it names no host; write https://HOST:PORT"));
         };
-        match self.server.scheme_str() {
+        match server.scheme_str() {
             Some("https") => Ok(()),
             Some("http") if self.allow_plaintext || is_loopback(host) => Ok(()),
             Some("http") => Err(refuse(
@@ -93,7 +94,7 @@ impl AgentConfig {
 impl fmt::Debug for AgentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentConfig")
-            .field("server", &self.server)
+            .field("servers", &self.servers)
             .field("name", &self.name)
             .field("state_dir", &self.state_dir)
             .field("slots", &self.slots)
@@ -122,13 +123,13 @@ mod tests {
         let check = |server: &str, allow: bool| {
             let docker = DockerEndpoint::from_env(|_| None);
             let mut config = AgentConfig::new(
-                server.parse().unwrap(),
+                [server.parse().unwrap()],
                 "a",
                 "/nowhere",
                 Options::new(docker),
             );
             config.allow_plaintext = allow;
-            config.check_server()
+            config.check_server(&config.servers[0])
         };
         for good in [
             "https://acrtask.example.com",

@@ -11,15 +11,12 @@ use acrtask_proto::runner::{FromRunner, Hello, ToRunner, Welcome, from_runner, t
 use futures::stream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Code, Request, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use crate::{
     backoff::Backoff,
     error::chain,
-    register::{CONNECT, client, with_key},
+    register::{CONNECT, Servers, client, with_key},
 };
 
 /// Log messages that wait for the connection; each has up to 256 KiB.
@@ -38,8 +35,13 @@ pub(crate) enum Told {
     Message(to_runner::Message),
     /// The stream is gone; another one is tried.
     Closed,
-    /// The control plane does not know the key; no other stream is tried.
-    Refused(tonic::Status),
+    /// A control plane does not accept the key. No other stream is tried.
+    Refused {
+        /// Its address.
+        server: String,
+        /// The reason of the refusal.
+        status: Status,
+    },
 }
 
 /// An open stream.
@@ -63,8 +65,8 @@ pub(crate) fn say(message: from_runner::Message) -> FromRunner {
 /// How streams are opened.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// The server.
-    pub(crate) endpoint: Endpoint,
+    /// The control planes, of which one is connected.
+    pub(crate) servers: Servers,
     /// The runner's key.
     pub(crate) key: Arc<Secret>,
     /// Who is told.
@@ -74,8 +76,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Keeps a stream open; returns when nobody listens any more, or the key was refused.
-    pub(crate) async fn keep(self) {
+    /// Keeps a stream open. After each end it goes on to the next server, and waits once all of them failed. Returns
+    /// when the agent is gone, or the key was refused.
+    pub(crate) async fn keep(mut self) {
         let mut backoff = Backoff::default();
         let mut told_why = false;
         loop {
@@ -90,15 +93,18 @@ impl Link {
                     status.code(),
                     Code::Unauthenticated | Code::PermissionDenied
                 ) {
-                    let _ = self.told.send(Told::Refused(status)).await;
+                    let server = self.servers.address().to_owned();
+                    let _ = self.told.send(Told::Refused { server, status }).await;
                     return;
                 }
                 let error = status.message();
+                let server = self.servers.address();
                 // Once for each time that it is away.
                 if told_why && begun.elapsed() < GOOD {
-                    tracing::debug!(error, "no connection to the control plane yet");
+                    tracing::debug!(server, error, "no connection to the control plane yet");
                 } else {
                     tracing::warn!(
+                        server,
                         error,
                         "no connection to the control plane; runs go on, and it is tried again until there is one"
                     );
@@ -108,14 +114,16 @@ impl Link {
             if begun.elapsed() > GOOD {
                 backoff.reset();
             }
-            backoff.wait().await;
+            if self.servers.advance() {
+                backoff.wait().await;
+            }
         }
     }
 
     /// One stream, to its end.
-    async fn stream(&self) -> Result<(), Status> {
+    async fn stream(&mut self) -> Result<(), Status> {
         let late = |_| Status::deadline_exceeded("the control plane did not answer in time");
-        let connecting = tokio::time::timeout(CONNECT, self.endpoint.connect());
+        let connecting = tokio::time::timeout(CONNECT, self.servers.endpoint().connect());
         let channel = connecting
             .await
             .map_err(late)?
@@ -152,7 +160,13 @@ impl Link {
             close: close.clone(),
         };
         self.channel.send_replace(Some(channel));
-        tracing::info!(name = welcome.name, "connected to the control plane");
+        self.servers.reached();
+        let server = self.servers.address();
+        tracing::info!(
+            name = welcome.name,
+            server,
+            "connected to the control plane"
+        );
         if self.told.send(Told::Open(stream, welcome)).await.is_err() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use acrtask_proto::{
 };
 use tonic::{
     Code, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
 };
 
 use crate::{
@@ -31,15 +31,73 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 
 pub(crate) type Client = RunnersClient<Channel>;
 
-/// How the server is reached; connects when it is used.
-pub(crate) fn endpoint(config: &AgentConfig) -> Result<Endpoint, AgentError> {
-    config.check_server()?;
-    let server = config.server.to_string();
+/// Control planes with one database, of which the runner uses one at a time.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    /// Address and connection settings of each. Not empty.
+    all: Vec<(String, Endpoint)>,
+    current: usize,
+    /// Servers that failed since one was reached.
+    failed: usize,
+}
+
+impl Servers {
+    /// Checks the addresses. Connects to none of them.
+    pub(crate) fn new(config: &AgentConfig) -> Result<Self, AgentError> {
+        let servers = config.servers.iter();
+        let all = servers
+            .map(|server| Ok((server.to_string(), endpoint(config, server)?)))
+            .collect::<Result<Vec<_>, _>>()?;
+        if all.is_empty() {
+            return Err(AgentError::Server {
+                server: String::new(),
+                reason: "there is no address; write https://HOST:PORT".into(),
+            });
+        }
+        Ok(Self {
+            all,
+            current: 0,
+            failed: 0,
+        })
+    }
+
+    /// Returns the address of the server that is used now.
+    pub(crate) fn address(&self) -> &str {
+        &self.all[self.current].0
+    }
+
+    /// Returns the connection settings of the server that is used now.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.all[self.current].1
+    }
+
+    /// Notes that the current server was reached.
+    pub(crate) fn reached(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Goes on to the next server. Returns `true` if all of them failed since one was reached: it is time to wait.
+    pub(crate) fn advance(&mut self) -> bool {
+        self.current = (self.current + 1) % self.all.len();
+        self.failed += 1;
+        let round = self.failed >= self.all.len();
+        if round {
+            self.failed = 0;
+        }
+        round
+    }
+}
+
+/// Returns how `server` is reached. Connects when it is used.
+fn endpoint(config: &AgentConfig, server: &Uri) -> Result<Endpoint, AgentError> {
+    config.check_server(server)?;
+    let uri = server.clone();
+    let server = server.to_string();
     let fail = |source: Box<dyn std::error::Error + Send + Sync>| AgentError::Tls {
         server: server.clone(),
         source,
     };
-    let mut endpoint = Endpoint::from(config.server.clone())
+    let mut endpoint = Endpoint::from(uri.clone())
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
@@ -47,7 +105,7 @@ pub(crate) fn endpoint(config: &AgentConfig) -> Result<Endpoint, AgentError> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    if config.server.scheme_str() == Some("https") {
+    if uri.scheme_str() == Some("https") {
         let tls = match &config.ca {
             Some(path) => {
                 let pem = std::fs::read(path).map_err(|error| {
@@ -102,7 +160,7 @@ pub(crate) fn may_pass(status: &Status) -> bool {
 /// The key of this runner: the one it has, or a new one for the token.
 pub(crate) async fn key(
     config: &AgentConfig,
-    endpoint: &Endpoint,
+    servers: &mut Servers,
     state: &StateDir,
 ) -> Result<Key, AgentError> {
     if let Some(key) = state.read_key()? {
@@ -115,10 +173,11 @@ pub(crate) async fn key(
     };
     let mut backoff = Backoff::default();
     loop {
-        let asking = register(endpoint, token, config);
+        let asking = register(servers.endpoint(), token, config);
         let status = match tokio::time::timeout(2 * CONNECT, asking).await {
             Ok(Ok(key)) => {
                 state.write_key(&key)?;
+                servers.reached();
                 tracing::info!(runner = key.runner, name = key.name, "registered");
                 return Ok(key);
             }
@@ -127,15 +186,18 @@ pub(crate) async fn key(
         };
         if !may_pass(&status) {
             return Err(AgentError::Registration {
-                server: config.server.to_string(),
+                server: servers.address().to_owned(),
                 message: status.message().to_owned(),
             });
         }
         tracing::warn!(
+            server = servers.address(),
             error = status.message(),
             "cannot register yet; trying again"
         );
-        backoff.wait().await;
+        if servers.advance() {
+            backoff.wait().await;
+        }
     }
 }
 
@@ -161,4 +223,33 @@ async fn register(
         name: config.name.clone(),
         key: Secret::new(given.key),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use acrtask_executor::{DockerEndpoint, Options};
+
+    use super::*;
+
+    #[test]
+    fn servers_are_tried_in_turn_and_a_round_of_failures_ends_with_a_wait() {
+        let addresses = ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://[::1]:3"];
+        let docker = DockerEndpoint::from_env(|_| None);
+        let servers = addresses.map(|address| address.parse().unwrap());
+        let mut config = AgentConfig::new(servers, "a", "/nowhere", Options::new(docker));
+        let mut servers = Servers::new(&config).unwrap();
+        let mut tried = Vec::new();
+        for _ in 0..4 {
+            let address = servers.address().to_owned();
+            tried.push((address, servers.advance()));
+        }
+        let port = |address: &str| address.trim_end_matches('/').chars().last();
+        let tried: Vec<_> = tried.iter().map(|(at, wait)| (port(at), *wait)).collect();
+        let expected = [('1', false), ('2', false), ('3', true), ('1', false)];
+        assert_eq!(tried, expected.map(|(port, wait)| (Some(port), wait)));
+        servers.reached();
+        assert!(!servers.advance() && !servers.advance() && servers.advance());
+        config.servers.clear();
+        assert!(Servers::new(&config).is_err());
+    }
 }

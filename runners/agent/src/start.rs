@@ -5,7 +5,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::Agent, config::AgentConfig, engine::Engine, error::AgentError, key::StateDir, register,
+    agent::Agent,
+    config::AgentConfig,
+    engine::Engine,
+    error::AgentError,
+    key::StateDir,
+    register::{self, Servers},
 };
 
 /// Runs a runner until `shutdown` is cancelled and what it held is finished or handed back.
@@ -16,18 +21,18 @@ use crate::{
 /// [`AgentError`] where trying again would not help.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     acrtask_registry::install_crypto_provider();
-    let endpoint = register::endpoint(&config)?;
+    let mut servers = Servers::new(&config)?;
     let state = StateDir::open(&config.state_dir)?;
     let starting = async {
-        let key = register::key(&config, &endpoint, &state).await?;
+        let key = register::key(&config, &mut servers, &state).await?;
         let engine = Engine::connect(&config, &state.work()).await;
-        Ok::<_, AgentError>((key, engine))
+        Ok::<_, AgentError>((key, engine, servers))
     };
-    let (key, engine) = tokio::select! {
+    let (key, engine, servers) = tokio::select! {
         started = starting => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
     Agent::new(config, state, key, Arc::new(engine))
-        .run(endpoint, shutdown)
+        .run(servers, shutdown)
         .await
 }

@@ -192,6 +192,7 @@ const START_EXAMPLES: &str = "\
 Examples:
   acrtask runner start --server https://ci.example.com --token-file token
   acrtask runner start --server https://ci.example.com --slots 4
+  acrtask runner start --server https://a.example.com,https://b.example.com   two servers, one PostgreSQL
 
 The token is needed once: the runner gets a key of its own for it, which stands in the state folder.
 SIGTERM drains: the runs that it holds go on for as long as --drain-timeout says.";
@@ -199,9 +200,15 @@ SIGTERM drains: the runs that it holds go on for as long as --drain-timeout says
 /// `acrtask runner start`.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
-    /// The server: https://HOST[:PORT]
-    #[arg(long, env = "ACRTASK_SERVER", value_name = "URL", required = true)]
-    pub(crate) server: Option<String>,
+    /// The server: https://HOST[:PORT]. May be repeated for servers that share a database: one is used at a time, and the next one when it is gone
+    #[arg(
+        long,
+        env = "ACRTASK_SERVER",
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub(crate) server: Vec<String>,
 
     /// The file with the token of `acrtask runner token`, `-` for standard input; needed the first time [env: ACRTASK_RUNNER_TOKEN]
     #[arg(long, value_name = "FILE")]

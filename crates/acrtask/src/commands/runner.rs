@@ -1,6 +1,6 @@
 //! `acrtask runner`: the runner itself, and the words about runners.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use acrtask_agent::{AgentConfig, AgentError};
 use acrtask_model::Secret;
@@ -45,10 +45,11 @@ pub(crate) fn runner(
 
 fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
     let stdin = (args.token_file == Some(PathOrStdin::Stdin)).then_some("the token");
-    let server = server_url(args.server.as_deref().unwrap_or_default())?;
-    let server = server.as_str().parse().map_err(|error| {
-        CliError::usage(format!("`{server}` is not the address of a server")).because(&error)
-    })?;
+    let servers = args
+        .server
+        .iter()
+        .map(|server| address(server))
+        .collect::<Result<Vec<_>, _>>()?;
     let name = args.name.clone().unwrap_or_else(host_name);
     let state = match &args.state_dir {
         Some(folder) => folder.clone(),
@@ -70,7 +71,7 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
         min_free_disk: args.min_free_disk,
         keep_images: args.keep_images,
         ..AgentConfig::new(
-            server,
+            servers,
             name,
             state,
             executor(&args.engine, &args.builder, stdin)?,
@@ -83,6 +84,17 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
         )?;
         run(config, stop).await?;
         Ok(Exit::Succeeded)
+    })
+}
+
+/// Parses the address of a server.
+fn address<A>(text: &str) -> Result<A, CliError>
+where
+    A: FromStr<Err: std::error::Error + 'static>,
+{
+    let url = server_url(text.trim())?;
+    url.as_str().parse().map_err(|error| {
+        CliError::usage(format!("`{url}` is not the address of a server")).because(&error)
     })
 }
 

@@ -338,7 +338,7 @@ impl Inside {
             token,
             // The server is whoever runs this; its address is this machine's own.
             allow_plaintext: true,
-            ..AgentConfig::new(address, name, &self.state, self.executor.clone())
+            ..AgentConfig::new([address], name, &self.state, self.executor.clone())
         })
     }
 }

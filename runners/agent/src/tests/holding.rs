@@ -244,19 +244,21 @@ async fn a_runner_registers_once() {
     let plane = Plane::start().await;
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&format!("http://{}", plane.address), folder.path());
-    let endpoint = register::endpoint(&config).unwrap();
+    let mut servers = register::Servers::new(&config).unwrap();
     let state = StateDir::open(&config.state_dir).unwrap();
     config.token = None;
-    let missing = register::key(&config, &endpoint, &state).await;
+    let missing = register::key(&config, &mut servers, &state).await;
     assert!(matches!(missing, Err(AgentError::NotRegistered { .. })));
     config.token = Some(Secret::new("used"));
-    let refused = register::key(&config, &endpoint, &state).await.unwrap_err();
+    let refused = register::key(&config, &mut servers, &state)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("has been used"), "{refused}");
     config.token = Some(Secret::new(super::plane::TOKEN));
-    register::key(&config, &endpoint, &state).await.unwrap();
+    register::key(&config, &mut servers, &state).await.unwrap();
     let mode = std::fs::metadata(state.key_path()).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
     // The key is there: no token is used any more.
     config.token = Some(Secret::new("used"));
-    register::key(&config, &endpoint, &state).await.unwrap();
+    register::key(&config, &mut servers, &state).await.unwrap();
 }

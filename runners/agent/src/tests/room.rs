@@ -50,7 +50,7 @@ pub(super) fn config(server: &str, folder: &std::path::Path) -> AgentConfig {
         certificates: None,
     };
     let mut config = AgentConfig::new(
-        server.parse().unwrap(),
+        [server.parse().unwrap()],
         "a",
         folder.join("state"),
         Options::new(docker),
@@ -75,11 +75,11 @@ impl Room {
         config.min_free_disk = setup.min_free_disk;
         let (script, begins) = Script::new(setup.slow_stop);
         let shutdown = CancellationToken::new();
-        let endpoint = register::endpoint(&config).unwrap();
+        let mut servers = register::Servers::new(&config).unwrap();
         let state = StateDir::open(&config.state_dir).unwrap();
-        let key = register::key(&config, &endpoint, &state).await.unwrap();
+        let key = register::key(&config, &mut servers, &state).await.unwrap();
         let agent = Agent::new(config, state, key, Arc::clone(&script) as Arc<_>);
-        let runner = tokio::spawn(agent.run(endpoint, shutdown.clone()));
+        let runner = tokio::spawn(agent.run(servers, shutdown.clone()));
         plane.connected().await;
         Self {
             plane,
