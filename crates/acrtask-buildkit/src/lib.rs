@@ -23,7 +23,7 @@
 //! Invariants: what an endpoint cannot do is refused by name before anything runs; every event is delivered before the outcome; a canceled
 //! build has been told to stop before `build` returns; secrets are only in unprintable types.
 //!
-//! Left out: building from a low-level graph (LLB), interactive containers, cache pruning.
+//! Left out: building from a low-level graph (LLB), interactive containers.
 
 mod blob_source;
 mod capabilities;
@@ -39,6 +39,7 @@ mod filesync;
 mod frontend;
 mod history;
 mod provenance;
+mod prune;
 mod request;
 mod session;
 mod solve;
@@ -56,6 +57,7 @@ pub use excerpt::SourceExcerpt;
 pub use filesync::{BadPattern, PatternSet};
 pub use frontend::{DEFAULT_SCANNER, familiar};
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
+pub use prune::{CacheLimit, PruneError, PrunedCache};
 pub use request::{
     BuildContext, BuildRequest, CacheNamespaces, CacheSpec, DockerfileSource, Export, Frontends,
     ImageExport, NamedContext, Network, NoCache, OFFICIAL_FRONTENDS, Provenance, Sink, SourcePin,

@@ -52,6 +52,7 @@ use acrtask_spec::plan::Plan;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use acrtask_buildkit::{CacheLimit, PruneError, PrunedCache};
 pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
@@ -370,6 +371,15 @@ impl Executor {
         image_names::remove_pulled(&self.engine, before)
             .await
             .map(Some)
+    }
+
+    /// Removes entries of BuildKit's cache beyond `limit`, of other users of the builder too. Entries that a build uses
+    /// stay.
+    ///
+    /// # Errors
+    /// [`PruneError`] if the builder does not do it.
+    pub async fn prune_build_cache(&self, limit: CacheLimit) -> Result<PrunedCache, PruneError> {
+        self.builder.client.prune_cache(limit).await
     }
 
     /// Waits until the images of runs that have ended, and what dead runs left, are removed from the engine, at most for

@@ -42,6 +42,11 @@ pub struct AgentConfig {
     /// Age at which pulled images are removed from the engine. They go after an hour where less than `min_free_disk`
     /// is free.
     pub keep_images: Duration,
+    /// Time after which an unused entry of BuildKit's cache is removed. `None`: BuildKit decides. Entries of other users
+    /// of the builder count too.
+    pub keep_build_cache: Option<Duration>,
+    /// Bytes that BuildKit's cache may take. `None`: BuildKit decides.
+    pub build_cache_limit: Option<u64>,
 }
 
 impl AgentConfig {
@@ -67,6 +72,8 @@ impl AgentConfig {
             drain: Duration::from_secs(300),
             min_free_disk: 1 << 30,
             keep_images: Duration::from_secs(7 * 24 * 3600),
+            keep_build_cache: None,
+            build_cache_limit: None,
         }
     }
 

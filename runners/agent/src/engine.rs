@@ -15,14 +15,14 @@ use acrtask_source::{
     ContextSpec, GitFacts, GitOptions, Origin, Progress, SourceError, SshKey, Workspace,
 };
 use futures::future::BoxFuture;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     backoff::Backoff,
     config::AgentConfig,
-    disk,
     error::chain,
+    housekeeping::{self, Limits},
     spool::event_of,
     work::{Abilities, Ended, Job, Work},
 };
@@ -30,44 +30,14 @@ use crate::{
 /// Limit of the question whether the engine answers.
 const CHECK: Duration = Duration::from_secs(5);
 
-/// Pause between two looks at the age of pulled images, and after a removal that was not possible.
-const HOUSEKEEPING: Duration = Duration::from_secs(3600);
-/// Pause where a run or a full disk may be in the way.
-const HOUSEKEEPING_SOON: Duration = Duration::from_secs(60);
-/// Age of images that are removed to make room.
-const YOUNG: Duration = Duration::from_secs(3600);
-
-/// Removes images that runs pulled from registries, when they are old or the disk is nearly full.
-async fn remove_old_images(executor: Arc<Executor>, keep: Duration, least: u64, folder: PathBuf) {
-    let mut due = Instant::now();
-    loop {
-        let is_low = disk::free(&folder).is_some_and(|free| free < least);
-        if is_low || Instant::now() >= due {
-            let age = if is_low { keep.min(YOUNG) } else { keep };
-            match executor.remove_pulled_images(age).await {
-                Ok(None) => {}
-                Ok(Some(count)) => {
-                    if count > 0 {
-                        tracing::info!(count, ?age, "removed old images that runs had pulled");
-                    }
-                    due = Instant::now() + HOUSEKEEPING;
-                }
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "cannot remove old images");
-                    due = Instant::now() + HOUSEKEEPING;
-                }
-            }
-        }
-        tokio::time::sleep(HOUSEKEEPING_SOON).await;
-    }
-}
-
 /// A connected engine and builder.
 #[derive(Debug)]
 pub(crate) struct Engine {
     executor: Arc<Executor>,
-    /// Ends with this.
-    _housekeeping: AbortOnDropHandle<()>,
+    /// Housekeeping, which ends with this.
+    _keeping: AbortOnDropHandle<()>,
+    /// Limits of housekeeping, as a text for people.
+    housekeeping: String,
     options: Options,
     work: PathBuf,
     allow_private_addresses: bool,
@@ -100,15 +70,13 @@ impl Engine {
             tracing::info!(removed, "a run that was killed had left this");
         }
         let executor = Arc::new(executor);
-        let housekeeping = remove_old_images(
-            Arc::clone(&executor),
-            config.keep_images,
-            config.min_free_disk,
-            work.to_owned(),
-        );
+        let limits = Limits::of(config);
+        let housekeeping = limits.describe();
+        let keeping = housekeeping::keep(Arc::clone(&executor), limits, work.to_owned());
         Self {
             executor,
-            _housekeeping: AbortOnDropHandle::new(tokio::spawn(housekeeping)),
+            _keeping: AbortOnDropHandle::new(tokio::spawn(keeping)),
+            housekeeping,
             options,
             work: work.to_owned(),
             allow_private_addresses: config.allow_private_addresses,
@@ -350,6 +318,7 @@ impl Work for Engine {
             ("builder", builder.description.clone()),
             ("registry-cache", yes_no(builder.registry_cache)),
             ("private-addresses", yes_no(self.allow_private_addresses)),
+            ("housekeeping", self.housekeeping.clone()),
         ];
         let features = features
             .map(|(name, value)| (name.to_owned(), value))

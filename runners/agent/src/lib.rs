@@ -26,6 +26,7 @@ mod engine;
 mod error;
 mod fence;
 mod held;
+mod housekeeping;
 mod id;
 mod key;
 mod link;

@@ -254,6 +254,14 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "TIME", default_value = "168h", value_parser = values::duration)]
     pub(crate) keep_images: std::time::Duration,
 
+    /// Remove entries of the build cache that no build used for this time, also those of other users of the builder [default: BuildKit decides]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub(crate) keep_build_cache: Option<std::time::Duration>,
+
+    /// Remove entries of the build cache above this size, those unused for longest first, also those of other users of the builder [default: BuildKit decides]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(crate) build_cache_limit: Option<u64>,
+
     /// Let the contexts of runs be at private addresses
     #[arg(long)]
     pub(crate) allow_private_addresses: bool,

@@ -70,6 +70,8 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
         drain: args.drain_timeout,
         min_free_disk: args.min_free_disk,
         keep_images: args.keep_images,
+        keep_build_cache: args.keep_build_cache,
+        build_cache_limit: args.build_cache_limit,
         ..AgentConfig::new(
             servers,
             name,
