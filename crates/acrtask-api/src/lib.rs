@@ -13,6 +13,7 @@ pub mod quota;
 pub mod run;
 pub mod spec;
 pub mod task;
+pub mod task_keys;
 pub mod timer;
 pub mod webhook;
 

@@ -1,8 +1,11 @@
-//! `cargo xtask codegen`: makes Rust of `proto/` and writes it into `crates/acrtask-proto/src/generated`.
+//! `cargo xtask codegen`: makes Rust of `proto/` in `crates/acrtask-proto/src/generated`, and `docs/task-definition.md` of
+//! the JSON Schema of task definitions.
 //!
-//! What is generated is checked in, so that whoever builds acrtask needs neither this nor `protoc`; `--check` fails
-//! when it is not what `proto/` says. Invariant: nothing outside the folder of generated files is written.
+//! Generated files are checked in, so that building acrtask needs neither this nor `protoc`. `--check` fails if they are
+//! not current. Invariant: nothing else is written.
 #![allow(clippy::print_stderr)]
+
+mod task_definition;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,9 +53,19 @@ fn codegen(check: bool) -> Result<()> {
         .context("codegen lies in crates/codegen")?;
     let target = root.join("crates/acrtask-proto/src/generated");
     let made = generate(&root.join("proto"))?;
+    let page = task_definition::page()?;
+    let page_path = root.join(task_definition::PAGE);
     if check {
-        return compare(&made, &target);
+        compare(&made, &target)?;
+        if fs::read_to_string(&page_path).ok().as_ref() != Some(&page) {
+            bail!(
+                "{} is not what the task definition says; run `cargo xtask codegen`",
+                task_definition::PAGE
+            );
+        }
+        return Ok(());
     }
+    fs::write(&page_path, page).with_context(|| format!("cannot write {}", page_path.display()))?;
     fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
     for (name, text) in &made {
         let path = target.join(name);

@@ -102,7 +102,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-store",
         ],
     ),
-    ("codegen", &[]),
+    ("codegen", &["acrtask-api"]),
     (
         "fuzz",
         &[

@@ -1,4 +1,5 @@
-//! `cargo xtask codegen`: has the Rust text of `proto/` made, or compared with what is checked in.
+//! `cargo xtask codegen`: generates the Rust text of `proto/` and `docs/task-definition.md`, or compares them with what is
+//! checked in.
 //!
 //! The generator is a program of its own (`crates/codegen`): xtask is compiled first by everybody and stays small.
 
@@ -10,10 +11,10 @@ use crate::{cargo, say};
 pub(crate) fn codegen(check: bool) -> Result<()> {
     let mut arguments = vec!["run", "--quiet", "--package", "codegen", "--"];
     if check {
-        say::doing("Comparing generated code with proto/ (cargo xtask codegen --check)");
+        say::doing("Comparing generated files with their sources (cargo xtask codegen --check)");
         arguments.push("--check");
     } else {
-        say::doing("Generating crates/acrtask-proto/src/generated from proto/");
+        say::doing("Generating crates/acrtask-proto/src/generated and docs/task-definition.md");
     }
     cargo::run(&mut cargo::cargo(&arguments)?).context("the generator failed")
 }

@@ -54,7 +54,7 @@ enum Command {
     },
     /// Only the project's rules: dependency directions, sizes, headers.
     Check,
-    /// Make Rust of proto/.
+    /// Generate the Rust of proto/ and docs/task-definition.md.
     Codegen {
         /// Only compare with what is checked in.
         #[arg(long)]

@@ -7,10 +7,11 @@ use acrtask_api::{
     run::{Page, Run, StartTask},
     spec::Work,
     task::{Task, TaskDefinition},
+    task_keys,
 };
 use acrtask_store::{DEFAULT_POOL, Enqueued, Hint, RunRow, StoreError, TaskFilter};
 use axum::{
-    extract::State,
+    extract::{FromRequest, Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -89,6 +90,24 @@ async fn list(
     Ok(Json(Page { items, next }))
 }
 
+/// The definition of a task in a body. A key at the wrong level is refused with the name of the right one.
+#[derive(Debug)]
+struct Definition(TaskDefinition);
+
+impl<S: Send + Sync> FromRequest<S> for Definition {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let parsed = Json::<TaskDefinition>::from_request(request, state).await;
+        parsed.map(|Json(definition)| Self(definition)).map_err(
+            |error| match task_keys::right_level(&error.problem().message) {
+                Some(place) => error.help(place),
+                None => error,
+            },
+        )
+    }
+}
+
 /// Makes a task.
 #[utoipa::path(post, path = "/tasks", tag = "tasks", request_body = TaskDefinition, security(("token" = ["write"])), responses(
     (status = CREATED, body = Task),
@@ -98,7 +117,7 @@ async fn list(
 async fn create(
     by: By<auth::Write>,
     State(api): State<Api>,
-    Json(definition): Json<TaskDefinition>,
+    Definition(definition): Definition,
 ) -> Result<Response, ApiError> {
     by.caller.need_task(Some(&definition.name))?;
     need_queue(&by.caller, &definition, None)?;
@@ -252,7 +271,7 @@ async fn replace(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Json(definition): Json<TaskDefinition>,
+    Definition(definition): Definition,
 ) -> Result<Response, ApiError> {
     by.caller.need_task(Some(&name))?;
     by.caller.need_task(Some(&definition.name))?;

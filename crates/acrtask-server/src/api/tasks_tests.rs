@@ -90,6 +90,16 @@ async fn a_wrong_definition_is_refused_with_all_problems() {
         problem.message.contains("unknown field `steps`"),
         "{problem:?}"
     );
+    let misplaced = json!({"name": "a", "cmd": "alpine", "concurrency": {"max": 1}});
+    for answer in [
+        server.post("/tasks", misplaced.clone()).await,
+        server.put("/tasks/a", misplaced).await,
+    ] {
+        let problem = answer.problem(StatusCode::BAD_REQUEST);
+        assert!(problem.message.contains("unknown field `concurrency`"));
+        let help = problem.help.as_deref();
+        assert_eq!(help, Some("write `concurrency` under `queue:`"));
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use acrtask_api::{cascade::CascadeSettings, task::TaskDefinition};
+use acrtask_api::{cascade::CascadeSettings, task::TaskDefinition, task_keys};
 use acrtask_spec::{Diagnostic, TaskSource};
 use serde::de::DeserializeOwned;
 
@@ -238,7 +238,12 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 impl Document<'_> {
     fn task(&self) -> Result<TaskDefinition, Diagnostic> {
         self.holds("task", "this is no task").map_err(|diagnostic| {
-            diagnostic.help("`acrtask schema task` prints what a task may hold")
+            let reference =
+                "docs/task-definition.md and `acrtask schema task` list the keys of a task";
+            match task_keys::right_level(&diagnostic.message) {
+                Some(place) => diagnostic.help(format!("{place}; {reference}")),
+                None => diagnostic.help(reference),
+            }
         })
     }
 

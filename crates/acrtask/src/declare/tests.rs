@@ -113,3 +113,14 @@ fn a_folder() {
     assert_eq!(declared.tasks.len(), 2);
     assert_eq!((declared.problems.len(), declared.unread.len()), (1, 1));
 }
+
+#[test]
+fn key_at_the_wrong_level_is_shown_with_its_own() {
+    let mut declared = Declared::default();
+    declared.read("a.yaml", "name: one\ncmd: x\nconcurrency:\n  max: 1\n");
+    let text = shown(&declared, false, 90);
+    assert!(
+        text.contains("help: write `concurrency` under `queue:`; docs/task-definition.md"),
+        "{text}"
+    );
+}
