@@ -487,15 +487,14 @@ pub struct QuietHours {
 /// Parses `22:00` or `22:00:30`.
 fn time_of_day<'de, D: Deserializer<'de>>(input: D) -> Result<Time, D::Error> {
     let text = String::deserialize(input)?;
+    let has_form = |(at, byte): (usize, u8)| match at {
+        2 | 5 => byte == b':',
+        _ => byte.is_ascii_digit(),
+    };
     let is_time = matches!(text.len(), 5 | 8)
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            2 | 5 => byte == b':',
-            _ => byte.is_ascii_digit(),
-        });
-    let time = text
-        .parse()
-        .ok()
-        .filter(|_| is_time && !text.ends_with(":60"));
+        && text.bytes().enumerate().all(has_form)
+        && !text.ends_with(":60");
+    let time = text.parse().ok().filter(|_| is_time);
     time.ok_or_else(|| {
         serde::de::Error::custom(format!(
             "`{text}` is not a time of day: write 22:00 or 22:00:30"

@@ -132,6 +132,14 @@ fn refined(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Er
         refine(schema, &objects);
     }
     document["components"]["schemas"] = schemas.into();
+    let content = "/paths/~1api~1v1~1contexts~1{id}/patch/requestBody/content/application~1offset+octet-stream";
+    if let Some(schema) = document.pointer_mut(&format!("{content}/schema")) {
+        // Bytes may be absent, and have no `null`.
+        let variants = schema["oneOf"].as_array().cloned().unwrap_or_default();
+        if let Some(bytes) = variants.into_iter().find(|it| it["type"] != "null") {
+            *schema = bytes;
+        }
+    }
     widen_unsigned(&mut document);
     serde_json::to_string(&document)
 }
@@ -190,8 +198,18 @@ fn close_variant(variant: &mut Value) {
     let is_closed = properties.is_some_and(|properties| {
         properties.len() > 1 || properties.values().any(|value| value.get("enum").is_none())
     });
-    if is_closed {
-        object.insert("additionalProperties".into(), false.into());
+    if !is_closed {
+        return;
+    }
+    object.insert("additionalProperties".into(), false.into());
+    // The content of a variant that is one key with an object.
+    let properties = object.get_mut("properties").and_then(Value::as_object_mut);
+    for content in properties.into_iter().flat_map(Map::values_mut) {
+        if content.get("properties").is_some()
+            && let Some(content) = content.as_object_mut()
+        {
+            content.insert("additionalProperties".into(), false.into());
+        }
     }
 }
 
