@@ -35,7 +35,7 @@ name: team/app
 description: builds and tests the app
 enabled: true
 context: https://git.example.com/team/app.git#main:service
-submodules: false
+submodules: true
 lfs: false
 file: acr-task.yaml      # or one of `text`, `cmd` and `build`
 registry: registry.example.com
@@ -169,6 +169,7 @@ signWith: chat-key
 /// Defaults that are not in the schema, and differ from `false` and from nothing.
 const DEFAULTS: &[(&str, &str, &str)] = &[
     ("", "enabled", "true"),
+    ("", "submodules", "true"),
     ("", "cache", "true"),
     ("queue", "priority", "0"),
     ("triggers.commit", "forks", "approve"),
