@@ -41,3 +41,4 @@ pub use manifest::{Descriptor, Image, Index, Manifest, ManifestBody, Platform};
 pub use net::{AddressPolicy, install_crypto_provider};
 pub use range::BlobPart;
 pub use tags::{NextTags, TagPage};
+pub use transport::retry_after;

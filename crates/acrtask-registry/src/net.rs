@@ -83,7 +83,8 @@ pub(crate) fn uploading_client(policy: AddressPolicy) -> Result<reqwest::Client,
     builder(policy, false).build()
 }
 
-fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
+/// Returns what [`client`] builds a client of, without its time limit, for callers that add settings of their own.
+pub fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     install_crypto_provider();
     let redirects = if follow {
         redirect::Policy::custom(move |attempt| {

@@ -467,11 +467,10 @@ async fn failure(call: Call<'_>, response: Response, grant: Option<Grant>) -> Re
     }
 }
 
-/// The seconds of `Retry-After`. A date there counts as nothing: its clock is not ours.
 /// Returns the wait that an answer asks for: seconds, or a date, which is compared with the answer's own.
 ///
 /// Source: RFC 9110, section 10.2.3.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("acrtask-buildkit", &["acrtask-model"]),
     ("acrtask-registry", &["acrtask-model"]),
     ("acrtask-source", &["acrtask-model", "acrtask-registry"]),
+    ("acrtask-vaults", &["acrtask-model", "acrtask-registry"]),
     (
         "acrtask-executor",
         &[
@@ -43,6 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-source",
             "acrtask-spec",
+            "acrtask-vaults",
         ],
     ),
     (
@@ -56,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-source",
             "acrtask-spec",
+            "acrtask-vaults",
         ],
     ),
     (
@@ -88,6 +91,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-source",
             "acrtask-executor",
+            "acrtask-vaults",
         ],
     ),
     (

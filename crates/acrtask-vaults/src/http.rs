@@ -1,0 +1,194 @@
+//! One request to a vault or to an issuer of tokens: without redirects, with limits, repeated where that may help.
+
+use std::{path::Path, sync::OnceLock, time::Duration};
+
+use acrtask_registry::{AddressPolicy, net, retry_after};
+use backon::{ExponentialBuilder, Retryable as _};
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde::de::DeserializeOwned;
+
+use crate::VaultError;
+
+/// Longest time of one request.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// Tries after the first one.
+const RETRIES: usize = 3;
+/// First wait between two tries; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// Longest `Retry-After` that is waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Largest response, in bytes.
+const MAX_BODY: usize = 512 << 10;
+/// Longest text of a service that is quoted in an error, in characters.
+const MAX_QUOTE: usize = 300;
+
+/// The HTTP clients of one reading.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    azure: OnceLock<Client>,
+    vault: OnceLock<Client>,
+}
+
+impl Clients {
+    /// Returns the client for Azure.
+    pub(crate) fn azure(&self) -> Result<&Client, VaultError> {
+        get_or_build(&self.azure, None)
+    }
+
+    /// Returns the client for Vault, which trusts the certificates in the PEM file `ca` alone if there is one.
+    pub(crate) fn vault(&self, ca: Option<&Path>) -> Result<&Client, VaultError> {
+        get_or_build(&self.vault, ca)
+    }
+}
+
+fn get_or_build<'c>(
+    cell: &'c OnceLock<Client>,
+    ca: Option<&Path>,
+) -> Result<&'c Client, VaultError> {
+    if let Some(client) = cell.get() {
+        return Ok(client);
+    }
+    let mut builder = net::builder(AddressPolicy::Any, false).timeout(REQUEST_TIME);
+    if let Some(path) = ca {
+        let failed = |error: &dyn std::error::Error| {
+            VaultError::new(format!(
+                "the certificates in {} (VAULT_CACERT) cannot be read: {}",
+                path.display(),
+                chain(error)
+            ))
+        };
+        let pem = std::fs::read(path).map_err(|error| failed(&error))?;
+        let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(&error))?;
+        builder = builder.tls_certs_only(found);
+    }
+    let client = builder
+        .build()
+        .map_err(|error| VaultError::new(format!("TLS cannot be used: {}", chain(&error))))?;
+    Ok(cell.get_or_init(|| client))
+}
+
+/// A response that no further try would change.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    /// Parses the body. The error says nothing of the body, which may be a secret.
+    pub(crate) fn json<T: DeserializeOwned>(&self, service: &str) -> Result<T, VaultError> {
+        serde_json::from_slice(&self.body)
+            .map_err(|_| VaultError::new(format!("{service} sent a response that cannot be read")))
+    }
+
+    /// Parses the body of an error. `None` if it has another form.
+    pub(crate) fn error<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+}
+
+/// Why a try has no reply.
+struct Failure {
+    error: VaultError,
+    /// Whether to try again.
+    again: bool,
+    /// The wait that the service asks for.
+    wait: Option<Duration>,
+}
+
+/// Sends a request, and repeats it while `service` is unreachable, overloaded or fails.
+///
+/// # Errors
+/// [`VaultError`] if there is no response in the end, or it is a redirect.
+pub(crate) async fn send(
+    service: &str,
+    request: impl Fn() -> RequestBuilder,
+) -> Result<Reply, VaultError> {
+    let attempt = || send_once(service, request());
+    attempt
+        .retry(
+            ExponentialBuilder::default()
+                .with_min_delay(FIRST_WAIT)
+                .with_max_times(RETRIES)
+                .with_jitter(),
+        )
+        .when(|failure: &Failure| failure.again)
+        .adjust(|failure, planned| match (planned, failure.wait) {
+            (Some(planned), Some(asked)) => (asked <= LONGEST_WAIT).then(|| asked.max(planned)),
+            (planned, _) => planned,
+        })
+        .notify(|failure, wait| {
+            tracing::debug!(error = %failure.error, ?wait, "repeating a request to a vault");
+        })
+        .await
+        .map_err(|failure| failure.error)
+}
+
+async fn send_once(service: &str, request: RequestBuilder) -> Result<Reply, Failure> {
+    let broken = |error: reqwest::Error| Failure {
+        error: VaultError::unreachable(format!(
+            "{service} cannot be reached: {}",
+            chain(&error.without_url())
+        )),
+        again: true,
+        wait: None,
+    };
+    let mut response = request.send().await.map_err(broken)?;
+    let status = response.status();
+    if status.is_redirection() {
+        return Err(Failure {
+            error: VaultError::new(format!(
+                "{service} redirects to another address, where no token is sent"
+            )),
+            again: false,
+            wait: None,
+        });
+    }
+    if is_temporary(status) {
+        return Err(Failure {
+            error: VaultError::unreachable(format!("{service} responds with {status}")),
+            again: true,
+            wait: retry_after(response.headers()),
+        });
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_BODY {
+            return Err(Failure {
+                error: VaultError::new(format!(
+                    "{service} sent a response of more than {} KiB",
+                    MAX_BODY >> 10
+                )),
+                again: false,
+                wait: None,
+            });
+        }
+    }
+    Ok(Reply { status, body })
+}
+
+fn is_temporary(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+        )
+}
+
+/// Returns the first line of a service's text, for an error: printable and short.
+pub(crate) fn quote(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    let printable = line.chars().filter(|c| !c.is_control());
+    printable.take(MAX_QUOTE).collect()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
