@@ -41,7 +41,7 @@ pub(crate) fn understand(job: &Job<'_>, build: &BuildSpec) -> Result<Understood,
         // JSON is YAML.
         text: serde_json::json!({ "steps": steps }).to_string(),
     };
-    let mut understood = crate::resolve(job, source, &facts, found);
+    let mut understood = crate::resolve(job, source, &facts, found)?;
     let Resolution {
         plan, diagnostics, ..
     } = &mut understood.resolution;

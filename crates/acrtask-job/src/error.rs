@@ -25,6 +25,14 @@ impl JobError {
         }
     }
 
+    /// Something that could not be reached.
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            unreachable: true,
+            ..Self::new(message)
+        }
+    }
+
     /// The same, with what to do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {

@@ -166,6 +166,7 @@ mod tests {
                     ..GitFacts::default()
                 }),
                 allow: Allow::default(),
+                vaults: crate::VaultSecrets::Placeholders,
                 now: jiff::Timestamp::UNIX_EPOCH,
             };
             of(&job, "").1

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - Nothing is started and nothing is written. What is read is inside the run's files; the environment of this
-//!   machine only for a task of the operator's own folder.
+//!   machine only for a task of the operator's own folder; vaults as [`VaultSecrets`] allows.
 //! - Git is asked only where the task names one of its facts.
 //! - What is wrong with the task file is data ([`Diagnostic`]); a [`JobError`] is all that keeps one from reading it.
 //!
@@ -26,9 +26,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use acrtask_api::spec::{Facts, RunSpec, Work};
 use acrtask_executor::Allow;
-use acrtask_model::{RunId, Secret, TrustDomain};
+use acrtask_model::{RunId, Secret, TrustDomain, mask::Patterns};
 use acrtask_source::GitFacts;
 use acrtask_spec::{Diagnostic, Resolution, RunFacts, TaskSource, plan::Plan};
+use acrtask_vaults::{Access, Vaults};
 use jiff::Timestamp;
 
 pub use error::JobError;
@@ -55,8 +56,24 @@ pub struct Job<'a> {
     pub git: Git,
     /// What the operator of this machine allows.
     pub allow: Allow,
+    /// Secrets that its task file names and a vault keeps.
+    pub vaults: VaultSecrets<'a>,
     /// The time now: that of the run where its facts name none.
     pub now: Timestamp,
+}
+
+/// How secrets get their values that a vault keeps.
+#[derive(Debug, Clone)]
+pub enum VaultSecrets<'a> {
+    /// No vault is read: a placeholder takes the place of each value. For plans that are only shown.
+    Placeholders,
+    /// The vaults are read.
+    Read {
+        /// The vaults, with the identity of the operator.
+        vaults: &'a Vaults,
+        /// What the run may read of them.
+        access: Access,
+    },
 }
 
 /// The files of a run on this machine. Absolute paths, without links.
@@ -109,7 +126,7 @@ pub struct Prepared {
 ///
 /// # Errors
 ///
-/// [`JobError`] where there is no task to read, or no image that could be built.
+/// [`JobError`] where there is no task to read, no image that could be built, or a vault that cannot be reached.
 pub fn understand(job: &Job<'_>) -> Result<Understood, JobError> {
     let source = match &job.spec.work {
         Work::Build(build) => return build::understand(job, build),
@@ -129,17 +146,26 @@ pub fn understand(job: &Job<'_>) -> Result<Understood, JobError> {
         },
     };
     let (facts, found) = facts::of(job, &source.text);
-    Ok(resolve(job, source, &facts, found))
+    resolve(job, source, &facts, found)
 }
 
-fn resolve(job: &Job<'_>, source: TaskSource, facts: &RunFacts, found: Facts) -> Understood {
-    let outside = lookup::Outside::new(job.files.clone());
+fn resolve(
+    job: &Job<'_>,
+    source: TaskSource,
+    facts: &RunFacts,
+    found: Facts,
+) -> Result<Understood, JobError> {
+    let outside = lookup::Outside::new(job.files.clone(), job.vaults.clone());
     let resolution = acrtask_spec::resolve(&source, facts, &outside);
-    Understood {
+    if let Some(reason) = outside.unreachable() {
+        let masked = Patterns::new(job.secrets.values()).mask(&reason);
+        return Err(JobError::unreachable(masked));
+    }
+    Ok(Understood {
         source,
         resolution,
         facts: found,
-    }
+    })
 }
 
 /// [`understand`], and everything that is between a plan and its run: permissions, platforms, secrets, pinned bases,

@@ -2,31 +2,106 @@
 //!
 //! The author of a task file need not be trusted with this machine: a file is read only inside the context,
 //! a URL only at a public address, and this machine's environment only for a task of the operator's own
-//! folder.
+//! folder. Of vaults, it reads what the operator lists for its task.
 
-use std::{io::Read, path::Path, time::Duration};
+use std::{
+    io::Read,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use acrtask_model::Secret;
 use acrtask_registry::{AddressPolicy, net};
 use acrtask_spec::{Lookup, SecretDeclaration, SecretSource};
+use acrtask_vaults::{KeyVaultHosts, SecretAddress, VaultError};
 
-use crate::Files;
+use crate::{Files, VaultSecrets};
 
 /// The longest alias source that is read, in bytes.
 const MAX_SOURCE: u64 = 1 << 20;
 /// The time that a download may take.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(30);
 
+/// Value of a secret whose vault is not read. It is also valid as base 64, for volumes.
+const PLACEHOLDER: &str = "c2VjcmV0LXZhbHVl";
+
 /// The outside of a task file.
 #[derive(Debug)]
-pub(crate) struct Outside {
+pub(crate) struct Outside<'v> {
     files: Files,
+    vaults: VaultSecrets<'v>,
+    /// Why a secret has no value although it may have one later.
+    unreachable: Mutex<Option<String>>,
 }
 
-impl Outside {
-    /// With these files.
-    pub(crate) fn new(files: Files) -> Self {
-        Self { files }
+impl<'v> Outside<'v> {
+    /// With these files and vaults.
+    pub(crate) fn new(files: Files, vaults: VaultSecrets<'v>) -> Self {
+        Self {
+            files,
+            vaults,
+            unreachable: Mutex::new(None),
+        }
+    }
+
+    /// Returns why a vault was not read that another attempt may reach.
+    pub(crate) fn unreachable(&self) -> Option<String> {
+        self.unreachable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Returns the address of a secret in a vault. `None` if it has another source.
+    fn address(&self, source: &SecretSource) -> Option<Result<SecretAddress, VaultError>> {
+        let any = KeyVaultHosts::any();
+        let hosts = match &self.vaults {
+            // A plan sends nothing, and the operator of a runner may list other hosts.
+            VaultSecrets::Placeholders => &any,
+            VaultSecrets::Read { vaults, .. } => vaults.hosts(),
+        };
+        match source {
+            SecretSource::KeyVault { url, client_id } => {
+                Some(SecretAddress::key_vault(url, client_id.as_deref(), hosts))
+            }
+            SecretSource::Vault(text) => Some(SecretAddress::vault(text)),
+            SecretSource::Env(_) | SecretSource::File(_) => None,
+        }
+    }
+
+    /// Reads secrets of vaults, in the order of `addresses`.
+    fn read(&self, ids: &[&str], addresses: &[SecretAddress]) -> Vec<Result<Secret, VaultError>> {
+        let VaultSecrets::Read { vaults, access } = &self.vaults else {
+            return vec![Ok(Secret::new(PLACEHOLDER)); addresses.len()];
+        };
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        let found = block_on(async { Ok(vaults.read(addresses, access).await) });
+        let found = found.unwrap_or_else(|why| {
+            let error = VaultError {
+                message: why,
+                unreachable: true,
+            };
+            vec![Err(error); addresses.len()]
+        });
+        let mut unreachable = ids
+            .iter()
+            .zip(&found)
+            .filter_map(|(id, value)| match value {
+                Err(error) if error.unreachable => {
+                    Some(format!("the secret `{id}` has no value: {error}"))
+                }
+                _ => None,
+            });
+        if let Some(reason) = unreachable.next() {
+            *self
+                .unreachable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        }
+        found
     }
 
     fn file(&self, path: &str) -> Result<String, String> {
@@ -47,7 +122,7 @@ impl Outside {
     }
 }
 
-impl Lookup for Outside {
+impl Lookup for Outside<'_> {
     fn alias_source(&self, location: &str) -> Result<String, String> {
         if location.starts_with("https://") || location.starts_with("http://") {
             return download(location);
@@ -58,7 +133,10 @@ impl Lookup for Outside {
     fn secret(&self, declared: &SecretDeclaration) -> Result<Option<Secret>, String> {
         let own = matches!(self.files, Files::OfTheOperator(_));
         match &declared.source {
-            SecretSource::KeyVault { .. } => Ok(None),
+            SecretSource::KeyVault { .. } | SecretSource::Vault(_) => self
+                .secrets(std::slice::from_ref(declared))
+                .pop()
+                .unwrap_or(Ok(None)),
             SecretSource::Env(_) if !own => {
                 Err("a task file that was fetched cannot read this machine's environment".into())
             }
@@ -69,25 +147,56 @@ impl Lookup for Outside {
             SecretSource::File(path) => self.file(path).map(|text| Some(Secret::new(text))),
         }
     }
+
+    /// Reads all secrets of vaults together.
+    fn secrets(&self, declared: &[SecretDeclaration]) -> Vec<Result<Option<Secret>, String>> {
+        let (mut ids, mut addresses) = (Vec::new(), Vec::new());
+        // `None`: a secret of a vault, in the order of `addresses`.
+        let found: Vec<_> = declared
+            .iter()
+            .map(|one| match self.address(&one.source) {
+                Some(Ok(address)) => {
+                    ids.push(one.id.as_str());
+                    addresses.push(address);
+                    None
+                }
+                Some(Err(error)) => Some(Err(error.message)),
+                None => Some(self.secret(one)),
+            })
+            .collect();
+        let mut read = self.read(&ids, &addresses).into_iter();
+        let mut next = || match read.next() {
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(error)) => Err(error.message),
+            None => Ok(None),
+        };
+        found
+            .into_iter()
+            .map(|found| found.unwrap_or_else(&mut next))
+            .collect()
+    }
 }
 
-/// The text at `url`. Blocks, on a thread of its own, because the caller may be inside a runtime.
+/// The text at `url`. Blocks.
 fn download(url: &str) -> Result<String, String> {
+    block_on(async {
+        tokio::time::timeout(DOWNLOAD_TIME, fetch(url))
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", DOWNLOAD_TIME.as_secs())))
+    })
+}
+
+/// Runs on a thread of its own, because the caller may be inside a runtime. Blocks.
+fn block_on<T: Send>(future: impl Future<Output = Result<T, String>> + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
-        let fetched = scope.spawn(|| {
+        let running = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|e| e.to_string())?;
-            runtime.block_on(async {
-                tokio::time::timeout(DOWNLOAD_TIME, fetch(url))
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(format!("no answer within {} s", DOWNLOAD_TIME.as_secs()))
-                    })
-            })
+            runtime.block_on(future)
         });
-        fetched
+        running
             .join()
             .unwrap_or_else(|_| Err("the download broke off".into()))
     })
@@ -129,6 +238,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    fn outside(files: Files) -> Outside<'static> {
+        Outside::new(files, VaultSecrets::Placeholders)
+    }
+
     fn env(name: &str) -> SecretDeclaration {
         SecretDeclaration {
             id: "s".into(),
@@ -142,7 +255,7 @@ mod tests {
         let root = folder.path().canonicalize().unwrap();
         std::fs::write(root.join("aliases.yaml"), "values: {}").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
-        let outside = Outside::new(Files::OfTheOperator(root));
+        let outside = outside(Files::OfTheOperator(root));
         assert_eq!(
             outside.alias_source("aliases.yaml"),
             Ok("values: {}".into())
@@ -150,11 +263,8 @@ mod tests {
         for elsewhere in ["/etc/passwd", "../x", "link"] {
             assert!(outside.alias_source(elsewhere).is_err(), "{elsewhere}");
         }
-        assert!(
-            Outside::new(Files::None)
-                .alias_source("aliases.yaml")
-                .is_err()
-        );
+        let none = Outside::new(Files::None, VaultSecrets::Placeholders);
+        assert!(none.alias_source("aliases.yaml").is_err());
     }
 
     #[test]
@@ -164,18 +274,18 @@ mod tests {
             "http://169.254.169.254/latest/meta-data",
             "http://[::1]/",
         ] {
-            let error = Outside::new(Files::None).alias_source(url).unwrap_err();
+            let error = outside(Files::None).alias_source(url).unwrap_err();
             assert!(!error.contains("refused to connect"), "{error}");
         }
     }
 
     #[test]
     fn the_environment_only_for_the_operators_own_folder() {
-        let own = Outside::new(Files::OfTheOperator("/".into()));
+        let own = outside(Files::OfTheOperator("/".into()));
         assert!(own.secret(&env("PATH")).unwrap().is_some());
         assert!(own.secret(&env("NO_SUCH_VARIABLE_HERE")).is_err());
         assert!(
-            Outside::new(Files::FromElsewhere("/".into()))
+            outside(Files::FromElsewhere("/".into()))
                 .secret(&env("PATH"))
                 .is_err()
         );

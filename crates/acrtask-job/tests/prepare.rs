@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use acrtask_api::spec::{BuildSpec, Facts, RunSpec, SharedCache, Work};
 use acrtask_executor::Allow;
-use acrtask_job::{Files, Git, Job, JobError, Prepared, diagnostics_from, file_problems, prepare};
+use acrtask_job::{
+    Files, Git, Job, JobError, Prepared, VaultSecrets, diagnostics_from, file_problems, prepare,
+};
 use acrtask_model::{Digest, RunId, Secret, TrustDomain};
 use acrtask_source::GitFacts;
 use acrtask_spec::{
@@ -15,6 +17,7 @@ use acrtask_spec::{
     plan::{BuildStep, Plan, StepKind},
     render_diagnostics,
 };
+use acrtask_vaults::{Access, Settings, VaultSettings, Vaults};
 use jiff::Timestamp;
 
 /// A folder with these files, and what it is to the run.
@@ -23,6 +26,7 @@ struct Case {
     own: bool,
     secrets: BTreeMap<String, Secret>,
     allow: Allow,
+    vaults: Option<(Vaults, Access)>,
 }
 
 impl Case {
@@ -36,6 +40,17 @@ impl Case {
             own: false,
             secrets: BTreeMap::new(),
             allow: Allow::default(),
+            vaults: None,
+        }
+    }
+
+    fn vaults(&self) -> VaultSecrets<'_> {
+        match &self.vaults {
+            Some((vaults, access)) => VaultSecrets::Read {
+                vaults,
+                access: access.clone(),
+            },
+            None => VaultSecrets::Placeholders,
         }
     }
 
@@ -62,6 +77,7 @@ impl Case {
                 ..GitFacts::default()
             }),
             allow: self.allow,
+            vaults: self.vaults(),
             now: Timestamp::UNIX_EPOCH,
         })
     }
@@ -313,6 +329,7 @@ fn a_build_of_an_empty_context_is_refused() {
             context: "/dev/null".into(),
             git: Git::Known(GitFacts::default()),
             allow: Allow::default(),
+            vaults: VaultSecrets::Placeholders,
             now: Timestamp::UNIX_EPOCH,
         })
         .unwrap();
@@ -376,6 +393,7 @@ fn what_cannot_be_built() {
         context: "/dev/null".into(),
         git: Git::Known(GitFacts::default()),
         allow: Allow::default(),
+        vaults: VaultSecrets::Placeholders,
         now: Timestamp::UNIX_EPOCH,
     };
     let error = prepare(&none).unwrap_err();
@@ -459,4 +477,86 @@ fn the_shorter_limit_holds() {
         case.plan(&task).timeout,
         Some(std::time::Duration::from_secs(5))
     );
+}
+
+const WITH_VAULTS: &str = "version: v1.1.0\nsecrets:\n  - id: azure\n    keyvault: \
+    https://team.vault.azure.net/secrets/pass\n  - id: vault\n    vault: secret/app#key\nvolumes:\n  - name: v\n    \
+    secret:\n      a: {{.Secrets.azure}}\nsteps:\n  - cmd: alpine echo {{.Secrets.vault}}\n    volumeMounts: [{name: v, \
+    mountPath: /v}]\n";
+
+fn messages(prepared: &Prepared) -> Vec<String> {
+    let found = prepared.diagnostics.iter();
+    found.map(|found| found.message.clone()).collect()
+}
+
+#[test]
+fn a_plan_reads_no_vault() {
+    let case = Case::new(&[]);
+    let plan = case.plan(&text(WITH_VAULTS));
+    let placeholder = line(&plan).replace("alpine echo ", "");
+    assert!(
+        plan.secrets
+            .iter()
+            .any(|secret| secret.expose() == placeholder)
+    );
+    // Another host may be one that the operator of a runner lists.
+    let elsewhere = WITH_VAULTS.replace("team.vault.azure.net", "kv.example.com");
+    case.plan(&text(&elsewhere));
+    let wrong = WITH_VAULTS.replace("https://team.vault.azure.net/secrets/pass", "pass");
+    let prepared = case.prepare(&text(&wrong)).unwrap();
+    assert!(prepared.plan.is_none());
+    assert!(
+        messages(&prepared)[0].contains("`pass` cannot be read"),
+        "{:?}",
+        messages(&prepared)
+    );
+}
+
+#[test]
+fn secrets_of_vaults_need_settings_or_a_value() {
+    let mut case = Case::new(&[]);
+    case.vaults = Some((
+        Vaults::new(Settings::default(), Vec::new()),
+        Access::Everything,
+    ));
+    let found = messages(&case.prepare(&text(WITH_VAULTS)).unwrap());
+    assert!(
+        found[0].contains("AZURE_TENANT_ID") && found[1].contains("VAULT_ADDR"),
+        "{found:?}"
+    );
+    // A value that was given wins, and nothing is read.
+    let mut given = text(WITH_VAULTS);
+    given.secrets = vec!["azure".into(), "vault".into()];
+    let case = case
+        .secret("azure", "aHVzaA==")
+        .secret("vault", "own value");
+    assert_eq!(line(&case.plan(&given)), "alpine echo own value");
+}
+
+#[test]
+fn a_vault_that_cannot_be_reached_is_no_fault_of_the_file() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let mut case = Case::new(&[]);
+    let settings = Settings {
+        vault: VaultSettings {
+            address: Some(address),
+            token: Some(Secret::new("t1")),
+            ..VaultSettings::default()
+        },
+        ..Settings::default()
+    };
+    case.vaults = Some((Vaults::new(settings, Vec::new()), Access::Everything));
+    let task = "version: v1.1.0\nsecrets:\n  - id: a\n    vault: kv/app#{{.Values.x}}\nsteps:\n  - cmd: alpine true\n";
+    let mut given = text(task);
+    given.secrets = vec!["x".into()];
+    let case = case.secret("x", "hush-key");
+    let error = case.prepare(&given).unwrap_err();
+    assert!(error.unreachable, "{error}");
+    assert!(
+        error.message.contains("the secret `a` has no value"),
+        "{error}"
+    );
+    assert!(!error.message.contains("hush-key"), "{error}");
 }

@@ -32,6 +32,7 @@ impl fmt::Debug for runner::Lease {
             .field("context_size", &self.context_size)
             .field("context_digest", &self.context_digest)
             .field("trust_domain", &self.trust_domain)
+            .field("vault_task", &self.vault_task)
             .finish_non_exhaustive()
     }
 }

@@ -90,6 +90,11 @@ pub trait Lookup {
     ///
     /// Says in one sentence why it cannot be read.
     fn secret(&self, declared: &SecretDeclaration) -> Result<Option<Secret>, String>;
+
+    /// Returns the values of several secrets, in their order.
+    fn secrets(&self, declared: &[SecretDeclaration]) -> Vec<Result<Option<Secret>, String>> {
+        declared.iter().map(|one| self.secret(one)).collect()
+    }
 }
 
 /// An entry of the task file's `secrets`.
@@ -108,9 +113,11 @@ pub enum SecretSource {
     KeyVault {
         /// `https://NAME.vault.azure.net/secrets/ID`.
         url: String,
-        /// A user-assigned identity; nothing: the machine's own.
+        /// A user-assigned identity. `None`: the operator's.
         client_id: Option<String>,
     },
+    /// `vault`: `PATH#KEY` of a secret in a HashiCorp Vault. Ours; the reference executor has no such source.
+    Vault(String),
     /// `env`: a variable of the environment of acrtask. Ours; the reference executor has no such source.
     Env(String),
     /// `file`: a file beside the run, not in its context. Ours; as above.

@@ -358,14 +358,15 @@ impl Task<'_> {
 
 /// Gets the values of the secrets that nobody set.
 fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut Report<'_>) {
-    for raw in &task.secrets {
-        let (Some(declared), Some(id)) = (raw.declaration(), &raw.id) else {
-            continue;
-        };
-        if secrets.known.contains_key(&declared.id) {
-            continue;
-        }
-        let why = match lookup.secret(&declared) {
+    let (declared, ids): (Vec<_>, Vec<_>) = task
+        .secrets
+        .iter()
+        .filter_map(|raw| Some((raw.declaration()?, raw.id.as_ref()?)))
+        .filter(|(declared, _)| !secrets.known.contains_key(&declared.id))
+        .unzip();
+    let values = lookup.secrets(&declared);
+    for ((declared, id), value) in declared.into_iter().zip(ids).zip(values) {
+        let why = match value {
             Ok(Some(value)) => {
                 secrets.order.push(declared.id.clone());
                 secrets.known.insert(declared.id, value);

@@ -70,6 +70,7 @@ pub(crate) struct RawSecret {
     pub(crate) id: Option<Text>,
     pub(crate) keyvault: Option<Text>,
     pub(crate) client_id: Option<Text>,
+    pub(crate) vault: Option<Text>,
     pub(crate) env: Option<Text>,
     pub(crate) file: Option<Text>,
 }
@@ -77,13 +78,14 @@ pub(crate) struct RawSecret {
 impl RawSecret {
     /// The entry with its one source, if it has an id and a source.
     pub(crate) fn declaration(&self) -> Option<SecretDeclaration> {
-        let source = match (&self.keyvault, &self.env, &self.file) {
-            (Some(url), _, _) => SecretSource::KeyVault {
+        let source = match (&self.keyvault, &self.vault, &self.env, &self.file) {
+            (Some(url), ..) => SecretSource::KeyVault {
                 url: url.value.clone(),
                 client_id: self.client_id.as_ref().map(|id| id.value.clone()),
             },
-            (_, Some(name), _) => SecretSource::Env(name.value.clone()),
-            (_, _, Some(path)) => SecretSource::File(path.value.clone()),
+            (_, Some(address), ..) => SecretSource::Vault(address.value.clone()),
+            (.., Some(name), _) => SecretSource::Env(name.value.clone()),
+            (.., Some(path)) => SecretSource::File(path.value.clone()),
             _ => return None,
         };
         Some(SecretDeclaration {
@@ -148,12 +150,12 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
                 id: entry.text("id"),
                 keyvault: entry.text("keyvault"),
                 client_id: entry.text("clientID"),
+                vault: entry.text("vault"),
                 env: entry.text("env"),
                 file: entry.text("file"),
             });
             entry.finish("a secret", |key| {
-                (key == "akv" || key.eq_ignore_ascii_case("vault"))
-                    .then(|| "write `keyvault`".to_owned())
+                (key == "akv").then(|| "write `keyvault`".to_owned())
             });
         }
     }

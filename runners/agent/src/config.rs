@@ -1,8 +1,9 @@
 //! How a runner is set up, and whether its server's address may be used.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use acrtask_model::Secret;
+use acrtask_vaults::{Settings, Vaults};
 use tonic::transport::Uri;
 
 use crate::error::AgentError;
@@ -30,6 +31,8 @@ pub struct AgentConfig {
     /// How runs are executed: engine, builder, the operator's own credentials, what is allowed. The place for scratch
     /// files is `state_dir`, whatever is said here.
     pub executor: acrtask_executor::Options,
+    /// The vaults that tasks may read secrets of, with the operator's rules.
+    pub vaults: Arc<Vaults>,
     /// Lets the contexts of runs be at private addresses.
     pub allow_private_addresses: bool,
     /// The one-use token that registers this runner; needed while `state_dir` holds no key.
@@ -50,7 +53,7 @@ pub struct AgentConfig {
 }
 
 impl AgentConfig {
-    /// One slot, no labels, five minutes to drain, 1 GiB of disk, images for seven days.
+    /// One slot, no labels, no vaults, five minutes to drain, 1 GiB of disk, images for seven days.
     pub fn new(
         servers: impl IntoIterator<Item = Uri>,
         name: impl Into<String>,
@@ -67,6 +70,7 @@ impl AgentConfig {
             pool: None,
             labels: BTreeMap::new(),
             executor,
+            vaults: Arc::new(Vaults::new(Settings::default(), Vec::new())),
             allow_private_addresses: false,
             token: None,
             drain: Duration::from_secs(300),

@@ -8,12 +8,13 @@ use std::{
 
 use acrtask_api::spec::ContextSource;
 use acrtask_executor::{Executor, GitAccess, Options, Reach, RunRequest};
-use acrtask_job::{Files, Git, Prepared};
+use acrtask_job::{Files, Git, Prepared, VaultSecrets};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
 use acrtask_source::{
     ContextSpec, GitFacts, GitOptions, Origin, Progress, SourceError, SshKey, Workspace,
 };
+use acrtask_vaults::{Access, Vaults};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -39,6 +40,7 @@ pub(crate) struct Engine {
     /// Limits of housekeeping, as a text for people.
     housekeeping: String,
     options: Options,
+    vaults: Arc<Vaults>,
     work: PathBuf,
     allow_private_addresses: bool,
 }
@@ -78,6 +80,7 @@ impl Engine {
             _keeping: AbortOnDropHandle::new(tokio::spawn(keeping)),
             housekeeping,
             options,
+            vaults: Arc::clone(&config.vaults),
             work: work.to_owned(),
             allow_private_addresses: config.allow_private_addresses,
         }
@@ -266,6 +269,7 @@ impl Engine {
         git: GitFacts,
     ) -> Result<(Job, Prepared), Ended> {
         let allow = self.options.allow;
+        let vaults = Arc::clone(&self.vaults);
         let preparing = tokio::task::spawn_blocking(move || {
             let context = match &job.spec.context {
                 ContextSource::None => "/dev/null".to_owned(),
@@ -281,6 +285,10 @@ impl Engine {
                 context,
                 git: Git::Known(git),
                 allow,
+                vaults: VaultSecrets::Read {
+                    vaults: &vaults,
+                    access: access_of(job.vault_task.as_deref()),
+                },
                 now: jiff::Timestamp::now(),
             });
             (job, prepared)
@@ -346,6 +354,17 @@ impl Work for Engine {
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Ended> {
         Box::pin(self.carry_out(job, events, cancel))
+    }
+}
+
+/// Returns what a run may read of the vaults.
+fn access_of(task: Option<&str>) -> Access {
+    match task {
+        Some(task) => Access::Task(task.to_owned()),
+        None => Access::Nothing(
+            "only a stored task reads vaults, with its own code or with a commit that is approved"
+                .into(),
+        ),
     }
 }
 

@@ -262,6 +262,7 @@ impl Attempt {
             secrets: secrets
                 .map(|(name, value)| (name, Secret::new(value)))
                 .collect::<BTreeMap<_, _>>(),
+            vault_task: Some(lease.vault_task).filter(|task| !task.is_empty()),
             logins: logins.collect(),
             upload: files.as_ref().map(|files| files.root.clone()),
             fence: Arc::new(RunFence::new(id, notices)),

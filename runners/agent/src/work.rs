@@ -52,6 +52,8 @@ pub(crate) struct Job {
     pub(crate) domain: RunDomain,
     pub(crate) spec: RunSpec,
     pub(crate) secrets: BTreeMap<String, Secret>,
+    /// Name of the task that it may read vaults as.
+    pub(crate) vault_task: Option<String>,
     pub(crate) logins: Vec<Login>,
     /// The files, where they were uploaded to the control plane: absolute, without links in the path.
     pub(crate) upload: Option<PathBuf>,

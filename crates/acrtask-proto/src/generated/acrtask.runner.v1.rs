@@ -239,6 +239,9 @@ pub struct Lease {
     /// The key of the seals on the domain's caches in registries: 64 hexadecimal digits. A secret of the runner.
     #[prost(string, tag = "10")]
     pub cache_seal_key: ::prost::alloc::string::String,
+    /// Name of the stored task that the run may read vaults as; empty if it may read none.
+    #[prost(string, tag = "11")]
+    pub vault_task: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

@@ -343,6 +343,7 @@ async fn stored_secrets_need_more_than_run() {
     let row = server.app.store.run(&run.id).await.unwrap();
     let payload = lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.secrets["key"].expose(), "hunter2");
+    assert_eq!(payload.vault_task, None);
     let token = server.token(&[Scope::Run], None).await;
     let problem = server
         .ask(Method::POST, "/runs", &token, Some(&body))

@@ -379,6 +379,7 @@ async fn a_task_has_its_secrets_and_logins() {
     let payload = lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.secrets["npm"].expose(), "of the task");
     assert_eq!(payload.secrets["git"].expose(), "of the run");
+    assert_eq!(payload.vault_task.as_deref(), Some("app"));
     let logins: Vec<(&str, &str, &str)> = payload
         .credentials
         .iter()
@@ -451,6 +452,9 @@ async fn files_and_secrets_of_a_starter_who_may_not_write_get_a_domain_of_their_
         .json(StatusCode::OK);
     assert_eq!(shown.domain, brought.trust_domain.to_string());
     assert!(matches!(brought.spec.cache, SharedCache::ReadOnly { .. }));
+    // The vaults of the task are closed to them.
+    let payload = lease_payload(&server.app, &brought).await.unwrap();
+    assert_eq!(payload.vault_task, None);
     let again = start(&starter, file).await;
     assert_eq!(again.trust_domain, brought.trust_domain);
     // BuildKit leaves secrets out of the key of a layer.

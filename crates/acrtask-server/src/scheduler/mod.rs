@@ -170,6 +170,7 @@ async fn lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
         context_size,
         context_digest,
         trust_domain: run.trust_domain.key(),
+        vault_task: payload.vault_task.unwrap_or_default(),
         cache_namespace: app
             .vault
             .cache_namespace(&run.trust_domain)

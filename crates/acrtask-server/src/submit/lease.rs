@@ -6,7 +6,7 @@ use acrtask_api::{
     run::{Approval, RunCredential, SecretText},
     spec::RunSpec,
 };
-use acrtask_model::Secret;
+use acrtask_model::{Secret, TrustDomain};
 use acrtask_store::{RunRow, StoreError};
 
 use super::{credential_aad, event, secret_aad, stored_secret, unseal};
@@ -21,6 +21,8 @@ pub struct LeasePayload {
     pub secrets: BTreeMap<String, Secret>,
     /// Logins for registries and git hosts, one for each host.
     pub credentials: Vec<RunCredential>,
+    /// Name of the task that the run may read vaults as. `None`: it may read none.
+    pub vault_task: Option<String>,
 }
 
 /// Why a run cannot be handed to a runner.
@@ -49,6 +51,7 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
             spec_json: write_spec(&spec)?,
             secrets: BTreeMap::new(),
             credentials: Vec::new(),
+            vault_task: None,
         });
     }
     let own = unseal(app, run).map_err(|error| hopeless("the secrets", &error))?;
@@ -94,7 +97,21 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
         spec_json: write_spec(&run.spec)?,
         secrets,
         credentials,
+        vault_task: vault_task(run),
     })
+}
+
+/// Returns the task that `run` may read vaults as.
+///
+/// Only code that someone vouches for reads them: the task's own, and a fork's commit that is approved. Files that a
+/// starter without `write` brought are neither.
+fn vault_task(run: &RunRow) -> Option<String> {
+    let is_own = match &run.trust_domain {
+        TrustDomain::Task { .. } | TrustDomain::Prefix { .. } => true,
+        TrustDomain::Contribution { .. } => run.approval == Some(Approval::Approved),
+        TrustDomain::Local | TrustDomain::Principal { .. } => false,
+    };
+    run.task_name.clone().filter(|_| is_own)
 }
 
 fn write_spec(spec: &RunSpec) -> Result<String, LeaseError> {

@@ -72,6 +72,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let app = world.server.app();
     let payload = submit::lease_payload(app, &held).await.unwrap();
     assert!(payload.secrets.is_empty() && payload.credentials.is_empty());
+    assert_eq!(payload.vault_task, None);
     assert!(payload.spec_json.contains("\"noPush\":true"));
     assert!(
         !payload.spec_json.contains("\"secrets\""),
@@ -124,6 +125,7 @@ async fn a_strangers_pull_request_waits_and_gets_nothing() {
     let payload = submit::lease_payload(app, &ready).await.unwrap();
     assert_eq!(payload.secrets["token"].expose(), "hush");
     assert_eq!(payload.credentials.len(), 1);
+    assert_eq!(payload.vault_task, ready.task_name);
     let (status, answer) = world
         .api(
             reqwest::Method::POST,

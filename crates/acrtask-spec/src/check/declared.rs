@@ -46,14 +46,31 @@ pub(crate) fn secrets(declared: &[RawSecret], report: &mut Report<'_>) {
                     .help("give one of them another id"),
             );
         }
-        if secret.keyvault.is_none() && secret.env.is_none() && secret.file.is_none() {
+        if secret.declaration().is_none() {
             report.push(
                 Diagnostic::error(
                     "secret",
                     format!("the secret `{}` says nowhere where its value is", id.value),
                 )
                 .at(id.span.clone(), "this one")
-                .help("add its source: `keyvault: URL`, `env: VARIABLE` or `file: PATH`"),
+                .help(
+                    "add its source: `keyvault: URL`, `vault: PATH#KEY`, `env: VARIABLE` or `file: PATH`",
+                ),
+            );
+        }
+        if let Some(vault) = &secret.vault
+            && !vault
+                .value
+                .split_once('#')
+                .is_some_and(|(path, key)| path.contains('/') && !key.is_empty())
+        {
+            report.push(
+                Diagnostic::error(
+                    "secret",
+                    format!("`{}` is not the address of a secret in a vault", vault.value),
+                )
+                .at(vault.span.clone(), "expected PATH#KEY")
+                .help("write the path as `vault kv get` takes it, and a key: `vault: secret/team/app#password`"),
             );
         }
         if let Some(client) = &secret.client_id

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     HowForm, PathOrStdin,
-    engine::{BuilderArgs, EngineArgs},
+    engine::{BuilderArgs, EngineArgs, VaultRuleArgs},
     server::{OutputArgs, PeriodArgs, ServerArgs, ValueFrom, ttl},
     values::{self, Pair},
     webhooks::ApproveArgs,
@@ -268,6 +268,8 @@ pub(crate) struct StartArgs {
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) vaults: VaultRuleArgs,
     #[command(flatten)]
     pub(crate) builder: BuilderArgs,
     #[command(flatten)]

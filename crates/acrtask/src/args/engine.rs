@@ -41,6 +41,46 @@ pub(crate) enum Allowed {
     Frontends,
 }
 
+/// The vaults that secrets of task files are read from.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Vaults")]
+pub(crate) struct VaultArgs {
+    /// Read `keyvault:` secrets at this host too, beside those of Azure: HOST or HOST:PORT; may be repeated
+    ///
+    /// It gets a token of the identity in AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET or
+    /// AZURE_FEDERATED_TOKEN_FILE. `vault:` secrets are read at VAULT_ADDR, with VAULT_TOKEN, with VAULT_ROLE_ID and
+    /// VAULT_SECRET_ID, or with VAULT_JWT_FILE and VAULT_JWT_ROLE.
+    #[arg(
+        long,
+        env = "ACRTASK_KEY_VAULT_HOST",
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
+    pub(crate) key_vault_host: Vec<String>,
+}
+
+/// The secrets of vaults that tasks of a server may read.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Vaults")]
+pub(crate) struct VaultRuleArgs {
+    /// Let these tasks read these secrets of vaults: 'team/*=https://team.vault.azure.net/secrets/' or
+    /// 'team/*=secret/team/'. By default, no task reads any; may be repeated
+    ///
+    /// TASKS is the name of a task, or the beginning of names and `*`. SECRETS is the address of one secret, or the
+    /// beginning of addresses with `/` or `*` at the end: in a Key Vault by URL, in a Vault by the path that
+    /// `vault kv get` takes.
+    #[arg(
+        long,
+        env = "ACRTASK_ALLOW_VAULT",
+        value_name = "TASKS=SECRETS",
+        value_delimiter = ','
+    )]
+    pub(crate) allow_vault: Vec<acrtask_vaults::VaultRule>,
+
+    #[command(flatten)]
+    pub(crate) vault: VaultArgs,
+}
+
 /// The BuildKit endpoint.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Builder")]

@@ -27,7 +27,7 @@ use self::{
     backup::{BackupArgs, MigrateStoreArgs, RestoreArgs},
     cascades::CascadeCommand,
     control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
-    engine::{BuilderArgs, EngineArgs},
+    engine::{BuilderArgs, EngineArgs, VaultArgs},
     images::{BaseCommand, ImagesCommand},
     serve::ServeArgs,
     server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
@@ -231,6 +231,14 @@ CONTEXT:
   -                      a tar on standard input
   /dev/null              nothing
 
+SECRETS of the task file (`secrets: - id: ID`):
+  keyvault: URL          Azure Key Vault, with AZURE_TENANT_ID, AZURE_CLIENT_ID, and
+                         AZURE_CLIENT_SECRET or AZURE_FEDERATED_TOKEN_FILE
+  vault: PATH#KEY        HashiCorp Vault at VAULT_ADDR, with VAULT_TOKEN, VAULT_ROLE_ID and
+                         VAULT_SECRET_ID, or VAULT_JWT_FILE and VAULT_JWT_ROLE
+  env: NAME, file: PATH  a variable, a file of the context
+  --set-secret and --secret-file win over all of them
+
 {ABOUT_OUTPUT}
 
 {EXIT_CODES}"))]
@@ -257,6 +265,8 @@ pub(crate) struct RunArgs {
     pub(crate) remote: RemoteArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) vaults: VaultArgs,
     #[command(flatten)]
     pub(crate) builder: BuilderArgs,
 }
@@ -392,7 +402,7 @@ Examples:
 Nothing is started and no engine is needed. The plan is printed on standard output, what is wrong
 with the file on standard error; with `-o json` a refused file also gives
 {\"ok\":false,\"diagnostics\":[...]}. Secrets are masked in the picture. JSON is for programs: a secret
-that the file puts into a line is in it.
+that the file puts into a line is in it. No vault is read: a placeholder takes the place of its secrets.
 
 Exit codes:
     0  the file is a task

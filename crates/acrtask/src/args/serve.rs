@@ -8,7 +8,7 @@ use clap::Args;
 use super::{
     backup::DataArgs,
     control::TelemetryArgs,
-    engine::{BuilderArgs, EngineArgs},
+    engine::{BuilderArgs, EngineArgs, VaultRuleArgs},
     values,
 };
 
@@ -163,6 +163,8 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) vaults: VaultRuleArgs,
     #[command(flatten)]
     pub(crate) builder: BuilderArgs,
     #[command(flatten)]

@@ -32,7 +32,7 @@ pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result
     let asked = spec::of_build(args, dockerfile.name())?;
     let kept = dockerfile.keep()?;
     let id = spec::run_id(&args.facts);
-    let job = spec::job(&id, &asked, &mut context, engine::allow(&args.engine))?;
+    let job = spec::job(&id, &asked, &mut context, engine::allow(&args.engine), None)?;
     let prepared = acrtask_job::prepare(&job)?;
     let fetched = engine::fetched(&job.files, context.spec());
     let root = match job.files {

@@ -38,6 +38,7 @@ mod tasks_folder;
 mod timers;
 pub(crate) mod tokens;
 mod upload;
+mod vaults;
 mod watch;
 pub(crate) mod webhook_setup;
 pub(crate) mod webhooks;

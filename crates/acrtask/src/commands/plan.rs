@@ -29,7 +29,7 @@ pub(crate) fn plan(args: &PlanArgs, style: Style, stdout: Style) -> Result<Exit,
     let id = spec::run_id(&args.task.facts);
     let place = spec::place(&args.task, &mut context)?;
     let asked = spec::of_task(&args.task, &place)?;
-    let job = spec::job(&id, &asked, &mut context, Allow::default())?;
+    let job = spec::job(&id, &asked, &mut context, Allow::default(), None)?;
     let understood = acrtask_job::understand(&job)?;
     let diagnostics = understood.resolution.for_plan();
     tell(&understood.source, &diagnostics, style);

@@ -46,6 +46,11 @@ pub(crate) fn run(
         return Err(local_only("--watch"));
     }
     refuse_local_flags(&args.engine, &args.builder)?;
+    let host = std::env::var_os("ACRTASK_KEY_VAULT_HOST");
+    let is_typed = host.is_none_or(|host| host.is_empty());
+    if is_typed && !args.vaults.key_vault_host.is_empty() {
+        return Err(local_only("--key-vault-host"));
+    }
     let stdin_is_taken = match (&args.task.file, args.task.context.as_str()) {
         (Some(PathOrStdin::Stdin), _) => Some("the task file"),
         (_, "-") => Some("the context"),

@@ -15,6 +15,7 @@ use super::{
     interrupt::until_interrupted,
     spec,
     task::{self, tell},
+    vaults,
     watch::Changes,
 };
 use crate::{
@@ -197,7 +198,9 @@ fn prepare(
     let id = spec::run_id(&args.task.facts);
     let place = spec::place(&args.task, context)?;
     let asked = spec::of_run(args, &place)?;
-    let job = spec::job(&id, &asked, context, engine::allow(&args.engine))?;
+    let vaults = vaults::of_user(&args.vaults)?;
+    let allow = engine::allow(&args.engine);
+    let job = spec::job(&id, &asked, context, allow, Some(&vaults))?;
     let prepared = acrtask_job::prepare(&job)?;
     tell(&prepared.source, &prepared.diagnostics, stderr);
     Ok(prepared.plan.map(|plan| (id, plan)))

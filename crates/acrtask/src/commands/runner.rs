@@ -1,6 +1,6 @@
 //! `acrtask runner`: the runner itself, and the words about runners.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, sync::Arc};
 
 use acrtask_agent::{AgentConfig, AgentError};
 use acrtask_model::Secret;
@@ -11,6 +11,7 @@ use super::{
     remote::{block_on, secret},
     runners,
     signals::until_asked_to_end,
+    vaults,
 };
 use crate::{
     args::{
@@ -65,6 +66,7 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
             .iter()
             .map(|label| (label.key.clone(), label.value.clone()))
             .collect(),
+        vaults: Arc::new(vaults::of_runner(&args.vaults)?),
         allow_private_addresses: args.allow_private_addresses,
         token: token(args.token_file.as_ref())?,
         drain: args.drain_timeout,

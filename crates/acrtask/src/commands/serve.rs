@@ -8,6 +8,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use acrtask_server::{
     serve::{ServeError, ServeOptions, Server, TlsFiles, start},
 };
 use acrtask_store::{Store, StoreError, check_database_exists};
+use acrtask_vaults::Vaults;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -28,6 +30,7 @@ use super::{
     runner::{executor, host_name, is_forgotten, state_dir},
     signals::until_asked_to_end,
     tasks_folder::TasksFolder,
+    vaults,
 };
 use crate::{
     args::{backup::DataArgs, serve::ServeArgs},
@@ -69,7 +72,8 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
     let inside = if args.no_runner {
         None
     } else {
-        Some(executor(&args.engine, &args.builder, None)?)
+        let vaults = Arc::new(vaults::of_runner(&args.vaults)?);
+        Some((executor(&args.engine, &args.builder, None)?, vaults))
     };
     let options = options(args, &data);
     block_on(async {
@@ -81,11 +85,12 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
         for folder in folders {
             parts.spawn(folder.follow(server.app().clone(), stop.clone()));
         }
-        if let Some(executor) = inside {
+        if let Some((executor, vaults)) = inside {
             let runner = Inside {
                 state: data.join("runner"),
                 address: address(&server, args).await?,
                 executor,
+                vaults,
                 slots: args.slots,
                 private: args.allow_private_addresses,
                 drain: args.drain_timeout,
@@ -279,10 +284,11 @@ struct Inside {
     state: PathBuf,
     address: String,
     executor: acrtask_executor::Options,
+    vaults: Arc<Vaults>,
     slots: u32,
     private: bool,
     drain: Duration,
-    server: std::sync::Arc<App>,
+    server: Arc<App>,
 }
 
 impl Inside {
@@ -333,6 +339,7 @@ impl Inside {
         let name = format!("{}-{:04x}", host_name(), rand::random::<u16>());
         Ok(AgentConfig {
             slots: self.slots,
+            vaults: Arc::clone(&self.vaults),
             allow_private_addresses: self.private,
             drain: self.drain,
             token,

@@ -11,9 +11,10 @@ use std::{
 
 use acrtask_api::spec::{BuildSpec, Facts, RunSpec, Work};
 use acrtask_executor::Allow;
-use acrtask_job::{Files, Job, JobError, TASK_FILES, read_source};
+use acrtask_job::{Files, Job, JobError, TASK_FILES, VaultSecrets, read_source};
 use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
 use acrtask_spec::TaskSource;
+use acrtask_vaults::Vaults;
 
 use super::{context::Context, remote::say, task::read_values};
 use crate::{
@@ -187,14 +188,19 @@ pub(crate) fn run_id(args: &FactArgs) -> RunId {
     given.unwrap_or_else(|| RunId::from_random(rand::random()))
 }
 
-/// The run, as it is understood with the files of `context`.
+/// The run, as it is understood with the files of `context`. `vaults`: `None` if none is read.
 pub(crate) fn job<'a>(
     id: &'a RunId,
     asked: &'a Asked,
     context: &mut Context,
     allow: Allow,
+    vaults: Option<&'a Vaults>,
 ) -> Result<Job<'a>, CliError> {
     let (files, git) = context.files()?;
+    let vaults = match vaults {
+        Some(vaults) => super::vaults::secrets_of(vaults, &files),
+        None => VaultSecrets::Placeholders,
+    };
     Ok(Job {
         id,
         trust: &TrustDomain::Local,
@@ -204,6 +210,7 @@ pub(crate) fn job<'a>(
         context: context.spec().to_string(),
         git,
         allow,
+        vaults,
         now: jiff::Timestamp::now(),
     })
 }
