@@ -103,8 +103,8 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
 
 /// Returns the task that `run` may read vaults as.
 ///
-/// Only code that someone vouches for reads them: the task's own, and a fork's commit that is approved. Files that a
-/// starter without `write` brought are neither.
+/// Only code that someone vouches for reads them: the task's own, and a fork's commit that is approved. A run
+/// to which a starter without `write` brought files or secrets has neither.
 fn vault_task(run: &RunRow) -> Option<String> {
     let is_own = match &run.trust_domain {
         TrustDomain::Task { .. } | TrustDomain::Prefix { .. } => true,
