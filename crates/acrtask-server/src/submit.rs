@@ -28,6 +28,7 @@ mod secrets;
 
 pub use checks::{Problems, check_task, secret_name, task_name};
 pub(crate) use checks::{check_labels, check_printable, host_name, word};
+pub(crate) use lease::RENAMED;
 pub use lease::{LeaseError, LeasePayload, lease_payload};
 pub use secrets::missing_secrets;
 pub(crate) use secrets::{check_username, check_value, missing_among, no_secret, stored_secret};
@@ -140,6 +141,11 @@ impl Draft {
         let name = run.task_name.as_deref().unwrap_or_default();
         run.warm_key = run.trust_domain.affinity_key(name);
         event::restrict_cache(&mut run.spec, &run.trust_domain);
+    }
+
+    /// Returns where the files of the run come from.
+    pub(crate) fn context(&self) -> &ContextSource {
+        &self.run.spec.context
     }
 
     /// Checks the size of the spec with all that the request, the task and the trigger say.
@@ -458,8 +464,7 @@ pub fn again(
 
 /// The same git context at the commit that was found behind its reference then. A tarball or an artifact has none.
 fn at_commit(url: &str, commit: &str) -> Option<String> {
-    let full = matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit());
-    if !full || url.starts_with("oci://") {
+    if !is_commit(commit) || url.starts_with("oci://") {
         return None;
     }
     Some(match url.split_once('#') {
@@ -469,6 +474,17 @@ fn at_commit(url: &str, commit: &str) -> Option<String> {
             Some((_, folder)) => format!("{repository}#{commit}:{folder}"),
         },
     })
+}
+
+/// Returns `true` if a context is a git repository at a full commit, so that its content cannot change.
+pub(crate) fn names_commit(url: &str) -> bool {
+    let fragment = url.split_once('#').map_or("", |(_, fragment)| fragment);
+    let reference = fragment.split(':').next().unwrap_or_default();
+    is_commit(reference) && !url.starts_with("oci://")
+}
+
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 #[expect(

@@ -2,7 +2,7 @@
 //!
 //! Source: Key Vault REST API 7.4, "Get Secret"; Microsoft identity platform, "OAuth 2.0 client credentials flow".
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use acrtask_model::Secret;
 use acrtask_registry::net::is_loopback;
@@ -104,7 +104,9 @@ impl Azure {
         let identity = self.identity(secret.client_id.as_deref())?;
         let key = format!("{} {}", identity.client_id, secret.audience);
         let issue = issue(clients, &identity, secret.audience);
-        self.tokens.get(&key, refused, issue).await
+        // Only a token that has expired is refused with 401, so each secret may renew it.
+        let renewed = AtomicBool::new(false);
+        self.tokens.get(&key, refused, &renewed, issue).await
     }
 
     /// Finds the identity, or what is missing of it.

@@ -123,7 +123,10 @@ impl HashiCorp {
         }
         if settings.logs_in() {
             let login = async { session.log_in().await };
-            return self.tokens.get("", refused, login).await;
+            return self
+                .tokens
+                .get("", refused, &session.clients.renewed, login)
+                .await;
         }
         match &settings.token_file {
             Some(path) if path.exists() => read_token(path, "`vault login`").await,

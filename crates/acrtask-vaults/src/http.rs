@@ -1,6 +1,10 @@
 //! One request to a vault or to an issuer of tokens: without redirects, with limits, repeated where that may help.
 
-use std::{path::Path, sync::OnceLock, time::Duration};
+use std::{
+    path::Path,
+    sync::{OnceLock, atomic::AtomicBool},
+    time::Duration,
+};
 
 use acrtask_registry::{AddressPolicy, net, retry_after};
 use backon::{ExponentialBuilder, Retryable as _};
@@ -27,6 +31,8 @@ const MAX_QUOTE: usize = 300;
 pub(crate) struct Clients {
     azure: OnceLock<Client>,
     vault: OnceLock<Client>,
+    /// A token that was not accepted has been replaced.
+    pub(crate) renewed: AtomicBool,
 }
 
 impl Clients {

@@ -21,7 +21,7 @@ mod tokens;
 
 use std::time::Duration;
 
-use acrtask_model::Secret;
+use acrtask_model::{Secret, mask::MIN_LEN};
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
 
@@ -152,7 +152,10 @@ impl Vaults {
 fn check_value(address: &SecretAddress, value: &Secret) -> Result<(), VaultError> {
     match value.expose().len() {
         0 => Err(VaultError::new(format!("the value of {address} is empty"))),
-        1..=MAX_VALUE => Ok(()),
+        1..MIN_LEN => Err(VaultError::new(format!(
+            "the value of {address} has fewer than {MIN_LEN} bytes, and so cannot be masked in logs"
+        ))),
+        MIN_LEN..=MAX_VALUE => Ok(()),
         length => Err(VaultError::new(format!(
             "the value of {address} has {length} bytes, and may have {MAX_VALUE}"
         ))),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -38,17 +39,21 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// Returns the token that is kept as `key`, or the one that `issue` gets.
     ///
-    /// `refused`: a token that a vault did not accept, and so is not returned again.
+    /// `refused`: a token that a vault did not accept, and so is not returned again. It is replaced once for all
+    /// secrets of a reading, as `renewed` notes: a vault says the same of a path that no token of the operator may read.
     pub(crate) async fn get(
         &self,
         key: &str,
         refused: Option<&Secret>,
+        renewed: &AtomicBool,
         issue: impl Future<Output = Result<Issued, VaultError>>,
     ) -> Result<Secret, VaultError> {
         let mut kept = self.kept.lock().await;
         if let Some(found) = kept.get(key)
             && Instant::now() < found.until
-            && refused.is_none_or(|refused| refused.expose() != found.token.expose())
+            && refused.is_none_or(|refused| {
+                refused.expose() != found.token.expose() || renewed.swap(true, Ordering::Relaxed)
+            })
         {
             return Ok(found.token.clone());
         }

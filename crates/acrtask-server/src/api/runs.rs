@@ -1,15 +1,17 @@
 //! Runs: asked for, listed, shown, canceled, done again.
 
-use acrtask_api::forms::{IdempotencyKey, RunStates, TimeOrDate};
 use std::collections::HashMap;
 
 use acrtask_api::{
     BASE,
+    admin::{Problem, Scope},
     cascade::CascadeOfRun,
+    forms::{IdempotencyKey, RunStates, TimeOrDate},
     run::{Attempt, CancelRun, CreateRun, Page, Run, RunSummary},
+    spec::ContextSource,
     task::Task,
 };
-use acrtask_model::{RunId, RunState};
+use acrtask_model::{RunId, RunState, TrustDomain};
 use acrtask_store::{Enqueued, Hint, NewRun, RunFilter, RunRow, StoreError};
 use axum::{
     extract::State,
@@ -29,8 +31,6 @@ use crate::{
     auth::{self, By, Caller, TaskLimit},
     submit::{self, Draft, Problems, Request},
 };
-use acrtask_api::admin::{Problem, Scope};
-
 /// Most entries of a page.
 pub(super) const MAX_PAGE: u32 = 200;
 /// Entries of a page where nothing is said.
@@ -454,10 +454,26 @@ async fn rerun(
             Err(error) => return Err(error.into()),
         }
     }
+    if let (Some(id), None) = (&row.task_id, &task)
+        && !api
+            .app
+            .store
+            .tasks_by_id(vec![id.clone()])
+            .await?
+            .is_empty()
+    {
+        return Err(ApiError::conflict(submit::RENAMED));
+    }
     let asked = request(&by.caller, &headers)?;
     let draft = submit::again(&api.app, &row, task.as_ref(), asked)?;
     if row.task_id.is_some() {
         need_secrets_of_task(&draft, task.as_ref())?;
+    }
+    let is_own = !matches!(row.trust_domain, TrustDomain::Contribution { .. });
+    if let Some(task) = task.as_ref().filter(|_| is_own)
+        && !by.caller.has(Scope::Write)
+    {
+        need_context_of_task(&draft, task)?;
     }
     let new = complete(&api, draft, None).await?;
     let enqueued = enqueue(&api, new).await?;
@@ -481,6 +497,19 @@ fn need_secrets_of_task(draft: &submit::Draft, task: Option<&Task>) -> Result<()
             "the run used the secret `{secret}`, which its task does not name any more"
         ))
         .help("start the task as it is now: `acrtask task run`")),
+    }
+}
+
+/// Refuses a rerun with files that the task does not name any more, and that may have changed since the run.
+fn need_context_of_task(draft: &submit::Draft, task: &Task) -> Result<(), ApiError> {
+    match draft.context() {
+        ContextSource::Url {
+            url, commit: None, ..
+        } if !submit::names_commit(url) && task.definition.context.as_ref() != Some(url) => Err(
+            ApiError::conflict("the run used files that its task does not name any more")
+                .help("start the task as it is now: `acrtask task run`"),
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -478,3 +478,99 @@ async fn files_and_secrets_of_a_starter_who_may_not_write_get_a_domain_of_their_
     assert_eq!(rerun.trust_domain, brought.trust_domain);
     assert_eq!(rerun.spec.cache, brought.spec.cache);
 }
+
+#[tokio::test]
+async fn runs_of_a_task_that_was_renamed_or_deleted_get_nothing_of_its_successor() {
+    let server = Server::start().await;
+    let starter = server.token(&[Scope::Run], Some("a/*")).await;
+    let task: Task = server
+        .post("/tasks", definition("a/x"))
+        .await
+        .json(StatusCode::CREATED);
+    let run: Run = server
+        .ask(Method::POST, "/tasks/a%2Fx/runs", &starter, None)
+        .await
+        .json(StatusCode::CREATED);
+    let row = server.app.store.run(&run.id).await.unwrap();
+    let payload = lease_payload(&server.app, &row).await.unwrap();
+    assert_eq!(payload.vault_task.as_deref(), Some("a/x"));
+    let rerun = format!("/runs/{}/rerun", run.id);
+
+    // Under another name, the task has the logins and caches of others.
+    server
+        .put("/tasks/a%2Fx", definition("b/x"))
+        .await
+        .json::<Task>(StatusCode::OK);
+    let problem = server
+        .ask(Method::POST, &rerun, &starter, None)
+        .await
+        .problem(StatusCode::CONFLICT);
+    assert!(problem.message.contains("was renamed"), "{problem:?}");
+    let error = lease_payload(&server.app, &row).await.unwrap_err();
+    assert!(error.to_string().contains("was renamed"), "{error}");
+
+    // Deleted, and made again with the name of the old one.
+    let path = "/tasks/b%2Fx";
+    let answer = server.ask(Method::DELETE, path, &server.admin, None).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+    let successor: Task = server
+        .post("/tasks", definition("a/x"))
+        .await
+        .json(StatusCode::CREATED);
+    assert_ne!(successor.id, task.id);
+    let payload = lease_payload(&server.app, &row).await.unwrap();
+    assert_eq!(payload.vault_task, None);
+}
+
+#[tokio::test]
+async fn a_rerun_without_write_uses_only_files_that_the_task_names() {
+    let server = Server::start().await;
+    let starter = server.token(&[Scope::Run], None).await;
+    let commit = "c".repeat(40);
+    for (number, (old, new, expected)) in [
+        (
+            "https://h.example.com/old.tar.gz",
+            "https://h.example.com/new.tar.gz",
+            StatusCode::CONFLICT,
+        ),
+        (
+            "https://h.example.com/a.tar.gz",
+            "https://h.example.com/a.tar.gz",
+            StatusCode::CREATED,
+        ),
+        (
+            "https://h.example.com/a.git#main",
+            "https://h.example.com/b.git#main",
+            StatusCode::CONFLICT,
+        ),
+        (
+            &format!("https://h.example.com/a.git#{commit}:sub"),
+            "https://h.example.com/b.git#main",
+            StatusCode::CREATED,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("task{number}");
+        let task = |context: &str| json!({"name": name, "cmd": "alpine true", "context": context});
+        server
+            .post("/tasks", task(old))
+            .await
+            .json::<Task>(StatusCode::CREATED);
+        let run: Run = server
+            .ask(Method::POST, &format!("/tasks/{name}/runs"), &starter, None)
+            .await
+            .json(StatusCode::CREATED);
+        server
+            .put(&format!("/tasks/{name}"), task(new))
+            .await
+            .json::<Task>(StatusCode::OK);
+        let rerun = format!("/runs/{}/rerun", run.id);
+        let answer = server.ask(Method::POST, &rerun, &starter, None).await;
+        assert_eq!(answer.status, expected, "{old} {new}");
+        // The author of the task may repeat what it was.
+        let answer = server.ask(Method::POST, &rerun, &server.admin, None).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{old} {new}");
+    }
+}

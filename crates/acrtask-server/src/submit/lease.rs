@@ -25,6 +25,10 @@ pub struct LeasePayload {
     pub vault_task: Option<String>,
 }
 
+/// Reason of the refusal of a run whose task has another name by now.
+pub(crate) const RENAMED: &str =
+    "the task was renamed after this run was made; start it by its new name: `acrtask task run`";
+
 /// Why a run cannot be handed to a runner.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
@@ -56,6 +60,16 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
     }
     let own = unseal(app, run).map_err(|error| hopeless("the secrets", &error))?;
     let task_id = run.task_id.as_deref();
+    let task = match task_id {
+        Some(id) => app.store.tasks_by_id(vec![id.to_owned()]).await?.pop(),
+        None => None,
+    };
+    // The limits of tokens compare names, and logins and caches belong to the id.
+    if let Some(task) = &task
+        && run.task_name.as_ref() != Some(&task.definition.name)
+    {
+        return Err(LeaseError::Hopeless(RENAMED.to_owned()));
+    }
     let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
     for (name, stored) in &own.stored {
         let Some((scope, sealed)) = stored_secret(app, task_id, stored).await? else {
@@ -97,7 +111,7 @@ pub async fn lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload, Leas
         spec_json: write_spec(&run.spec)?,
         secrets,
         credentials,
-        vault_task: vault_task(run),
+        vault_task: vault_task(run).filter(|_| task.is_some()),
     })
 }
 

@@ -311,6 +311,7 @@ async fn what_a_key_vault_sends_is_bounded_and_never_quoted() {
         .has("/secrets/huge", [value(&"x".repeat(1 << 20))])
         .await;
     azure.has("/secrets/empty", [value("")]).await;
+    azure.has("/secrets/short", [value("abc")]).await;
     azure
         .has(
             "/secrets/odd",
@@ -321,6 +322,7 @@ async fn what_a_key_vault_sends_is_bounded_and_never_quoted() {
         ("/secrets/long", "may have 65536"),
         ("/secrets/huge", "512 KiB"),
         ("/secrets/empty", "is empty"),
+        ("/secrets/short", "cannot be masked"),
         ("/secrets/odd", "cannot be read"),
     ] {
         let error = azure.read(path).await.unwrap_err();

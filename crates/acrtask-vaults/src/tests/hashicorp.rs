@@ -10,7 +10,7 @@ use wiremock::{
 };
 
 use super::{read, responds};
-use crate::{SecretAddress, Settings, VaultError, VaultSettings, Vaults};
+use crate::{Access, SecretAddress, Settings, VaultError, VaultSettings, Vaults};
 
 /// A Vault with the mounts `kv/` (version 2), `old/` (version 1) and others.
 struct Vault {
@@ -243,8 +243,23 @@ async fn a_login_by_approle_is_kept_and_replaced_once_its_token_has_expired() {
         let address = SecretAddress::vault("kv/app#a").unwrap();
         assert_eq!(read(&vaults, address).await.unwrap(), "hush");
     }
-    let requests = vault.server.received_requests().await.unwrap();
-    assert_eq!(requests.iter().filter(|r| r.url.path() == at).count(), 2);
+    let logins = async || {
+        let requests = vault.server.received_requests().await.unwrap();
+        requests.iter().filter(|r| r.url.path() == at).count()
+    };
+    assert_eq!(logins().await, 2);
+
+    // Many secrets that the token may not read are one reason for a login, and not one for each.
+    for name in 0..20 {
+        let denied = responds(403, json!({"errors": ["permission denied"]}));
+        vault.has(&format!("kv/data/no{name}"), "t1", denied).await;
+    }
+    let denied: Vec<SecretAddress> = (0..20)
+        .map(|name| SecretAddress::vault(&format!("kv/no{name}#a")).unwrap())
+        .collect();
+    let found = vaults.read(&denied, &Access::Everything).await;
+    assert!(found.iter().all(Result::is_err));
+    assert_eq!(logins().await, 3);
 }
 
 #[tokio::test]
