@@ -45,7 +45,7 @@ fn build_cache_is_removed_beyond_the_limits_of_the_runner() {
     assert!(!first.log().contains("build cache"), "{}", first.log());
     drop(first);
 
-    let mut second = start("second", &["--keep-build-cache", "1s"]);
+    let mut second = start("second", &["--keep-build-cache", "1ms"]);
     second.wait_for("removed entries of the build cache");
     assert!(cached() < warm, "{}", second.log());
     let runners = server.json(&["runner", "list", "-o", "json"]);

@@ -62,10 +62,11 @@ steps:
     assert!(!outcome.stdout.contains('\x1b'), "no colour in a pipe");
 }
 
-/// Kilobytes that the process has used at most so far; nothing once it is gone.
-fn peak(process: u32) -> Option<u64> {
+/// Returns the memory that the process has allocated, in KiB. Pages of the program file are not counted: those of an
+/// unoptimized program are most of its resident memory. `None` if the process has ended.
+fn allocated(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -101,7 +102,7 @@ fn a_hundred_mebibytes_of_output() {
     let begun = Instant::now();
     let mut kilobytes = 0;
     let status = loop {
-        kilobytes = kilobytes.max(peak(child.id()).unwrap_or_default());
+        kilobytes = kilobytes.max(allocated(child.id()).unwrap_or_default());
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
@@ -124,7 +125,7 @@ fn a_hundred_mebibytes_of_output() {
         }
     }
     assert_eq!(next, 1_000_000 + LINES);
-    assert!(kilobytes > 0 && kilobytes < 64 << 10, "{kilobytes} KiB");
+    assert!(kilobytes > 0 && kilobytes < 32 << 10, "{kilobytes} KiB");
 }
 
 /// A run whose log of its own working has no reader any more: `acrtask run . 2>&1 >/dev/null | head`.
