@@ -98,7 +98,7 @@ async fn both_versions_of_the_kv_engine_are_read() {
         .has(
             "kv/data/with%20space",
             "t1",
-            second_version(json!({"a b": "x y"})),
+            second_version(json!({"a b": "two words"})),
         )
         .await;
     for (address, expected) in [
@@ -107,7 +107,7 @@ async fn both_versions_of_the_kv_engine_are_read() {
         ("kv/team/app#on", "true"),
         ("old/team/app#password", "hush"),
         ("one/app#password", "hush"),
-        ("kv/with space#a b", "x y"),
+        ("kv/with space#a b", "two words"),
     ] {
         assert_eq!(vault.read(address).await.unwrap(), expected, "{address}");
     }
