@@ -1,6 +1,6 @@
 //! The environment of the programs that tests start.
 //!
-//! Nothing that a user has set reaches them: no login of `acrtask login`, no `ACRTASK_*`, no configuration of Docker, git
+//! No setting of a user reaches them: no login of `acrtask login`, no `ACRTASK_*`, no configuration of Docker, git
 //! or SSH. A test sets what it needs itself.
 
 use std::{ffi::OsStr, path::Path, process::Command};

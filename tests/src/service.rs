@@ -124,6 +124,47 @@ pub struct Server {
     process: Option<Process>,
 }
 
+/// A PostgreSQL, a folder of blobs and a key that several servers share.
+#[derive(Debug)]
+pub struct SharedState {
+    database: String,
+    blobs: String,
+    key: String,
+    _folder: tempfile::TempDir,
+}
+
+impl SharedState {
+    /// Creates the folder for the blobs and the key beside `database`.
+    ///
+    /// # Panics
+    /// If the folder cannot be created.
+    pub fn new(database: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be created");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let blobs = path("blobs");
+        std::fs::create_dir(&blobs).expect("a folder can be created");
+        Self {
+            database: database.to_owned(),
+            blobs,
+            key: path("key"),
+            _folder: folder,
+        }
+    }
+
+    /// Returns the flags of a server without a runner.
+    pub fn flags(&self) -> [&str; 7] {
+        [
+            "--no-runner",
+            "--database",
+            &self.database,
+            "--blobs",
+            &self.blobs,
+            "--key-file",
+            &self.key,
+        ]
+    }
+}
+
 /// A port that nothing listens at now.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");

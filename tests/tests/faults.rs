@@ -15,7 +15,7 @@ use acrtask_tests::{
     project::{folder, one_step},
     proxy::Proxy,
     second_engine::SecondEngine,
-    service::{LEASE, Runner, Server},
+    service::{LEASE, Runner, Server, SharedState},
 };
 use serde_json::Value;
 
@@ -399,19 +399,8 @@ async fn the_database_is_restarted() {
 async fn runner_goes_on_at_another_server_when_its_own_is_gone() {
     let Some(world) = World::find() else { return };
     let Some(db) = postgres().await else { return };
-    let shared = tempfile::tempdir().unwrap();
-    let key = shared.path().join("key");
-    let blobs = shared.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let flags = [
-        "--no-runner",
-        "--database",
-        &db,
-        "--blobs",
-        blobs.to_str().unwrap(),
-        "--key-file",
-        key.to_str().unwrap(),
-    ];
+    let shared = SharedState::new(&db);
+    let flags = shared.flags();
     let mut first = Server::start(&world, &flags);
     let second = Server::start_with(&world, &flags, Some(&first.token));
     let servers = format!("http://127.0.0.1:1,{},{}", first.url, second.url);

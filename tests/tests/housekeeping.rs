@@ -1,4 +1,4 @@
-//! What a runner removes from its builder: entries of the cache, and only where its operator set a limit.
+//! Removals of a runner from its builder: entries of the cache beyond the operator's limits.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -9,7 +9,7 @@ use acrtask_tests::{
     Outcome, World, new_run_id,
     project::{folder, one_step},
     second_engine::SecondEngine,
-    service::{Runner, Server},
+    service::{Runner, Server, SharedState},
 };
 
 mod common;
@@ -254,19 +254,8 @@ async fn one_server_and_three_runners_on_sqlite() {
 async fn two_servers_and_three_runners_on_postgresql() {
     let Some(world) = World::find() else { return };
     let Some(db) = postgres().await else { return };
-    let shared = tempfile::tempdir().unwrap();
-    let key = shared.path().join("key");
-    let blobs = shared.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let flags = [
-        "--no-runner",
-        "--database",
-        &db,
-        "--blobs",
-        blobs.to_str().unwrap(),
-        "--key-file",
-        key.to_str().unwrap(),
-    ];
+    let shared = SharedState::new(&db);
+    let flags = shared.flags();
     let first = Server::start(&world, &flags);
     let second = Server::start_with(&world, &flags, Some(&first.token));
     three_runners_share_the_work(&world, &[&first, &second], &db).await;

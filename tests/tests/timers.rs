@@ -9,7 +9,7 @@ use std::{
 
 use acrtask_tests::{
     World,
-    service::{Runner, Server},
+    service::{Runner, Server, SharedState},
 };
 
 mod common;
@@ -31,19 +31,8 @@ fn minute() -> (Duration, u64) {
 async fn a_tick_starts_one_run_though_a_server_is_killed() {
     let Some(world) = World::find() else { return };
     let Some(db) = postgres().await else { return };
-    let shared = tempfile::tempdir().unwrap();
-    let key = shared.path().join("key");
-    let blobs = shared.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let flags = [
-        "--no-runner",
-        "--database",
-        &db,
-        "--blobs",
-        blobs.to_str().unwrap(),
-        "--key-file",
-        key.to_str().unwrap(),
-    ];
+    let shared = SharedState::new(&db);
+    let flags = shared.flags();
     let mut first = Server::start(&world, &flags);
     let second = Server::start_with(&world, &flags, Some(&first.token));
     let runner = Runner::start(&second, "r", &[]);

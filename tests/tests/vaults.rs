@@ -161,7 +161,7 @@ async fn a_run_reads_vaults_with_the_users_identity() {
     let files = folder(&[("acr-task.yaml", &vaults.task("team-pass"))]);
     assert_used(&vaults.run(&world, files.path(), "."));
 
-    // A plan asks nobody, and shows no placeholder.
+    // A plan sends no request, and shows no placeholder.
     let before = vaults.requests().await;
     let plan = world.start_plain(files.path(), &["plan", "-r", "reg.example.com"], &[]);
     let plan = plan.wait();
@@ -180,7 +180,7 @@ async fn a_run_reads_vaults_with_the_users_identity() {
         fetched.all()
     );
 
-    // No token goes to a host that nobody listed.
+    // No token goes to an unlisted host.
     let unlisted = world
         .start_with(files.path(), &["run"], &vaults.variables(), "")
         .wait();
@@ -284,7 +284,7 @@ async fn a_runner_reads_vaults_for_the_tasks_that_its_operator_lists() {
         &server.run(files.path(), &named).wait(),
         "only a stored task reads vaults",
     );
-    // Nor for files that somebody brought who may only start the task.
+    // Nor for files of a starter without `write`.
     let token = [
         "token", "create", "starter", "--scope", "run,read", "--tasks", "team/*", "-o", "json",
     ];

@@ -51,10 +51,10 @@ forms! {
     /// Name of a user of a registry or a git host, without control characters.
     #[schema(max_length = 65536, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
     Username;
-    /// What `sub` of an identity token must be; `*` stands for anything. Not `*` alone.
+    /// Pattern of `sub` of an identity token. `*` matches any text, and is not the whole pattern.
     #[schema(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^*\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$")]
     Subject;
-    /// What `aud` of an identity token must contain.
+    /// Audience in `aud` of an identity token.
     #[schema(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$")]
     Audience;
     /// Host, with or without a port: `registry.example.com:5000`.

@@ -117,7 +117,7 @@ pub enum ContextSource {
 }
 
 impl ContextSource {
-    /// What is at `url`, with the submodules of a git repository, as `docker build` takes it.
+    /// Returns the files at `url`, with the submodules of a git repository, as `docker build` takes them.
     pub fn url(url: impl Into<String>) -> Self {
         Self::Url {
             url: url.into(),

@@ -49,7 +49,7 @@ use crate::{
 pub(crate) const WORKSPACE: &str = "/workspace";
 /// Where the shared home folder is mounted.
 pub(crate) const HOME: &str = "/acb/home";
-/// Where folders are written to in containers.
+/// Folder of a container that uploads are unpacked in.
 ///
 /// An engine refuses a relative link that leads out of the folder that it is asked to write to. A
 /// repository's link may lead out of the sub-folder that is the context, and stays as it is.
@@ -408,7 +408,7 @@ fn missing(path: &str, error: &io::Error) -> WorkspaceError {
 
 /// `path`, seen from the folder `base`, as an absolute path inside the workspace or the home folder.
 pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceError> {
-    let out = normalize_path(base, path);
+    let out = acrtask_spec::normalize_path(base, path);
     let below = |root: &str| out == root || out.starts_with(&format!("{root}/"));
     if below(WORKSPACE) || below(HOME) {
         Ok(out)
@@ -417,25 +417,6 @@ pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceEr
             "{path} is outside {WORKSPACE} and {HOME}, which are all that a task can reach"
         )))
     }
-}
-
-/// `path`, seen from the folder `base`, as an absolute path without `.` and `..`.
-pub(crate) fn normalize_path(base: &str, path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    let absolute = path.starts_with('/');
-    let all = if absolute { "" } else { base }
-        .split('/')
-        .chain(path.split('/'));
-    for part in all {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            name => parts.push(name),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub struct Job<'a> {
     pub now: Timestamp,
 }
 
-/// How secrets get their values that a vault keeps.
+/// Source of the values of secrets that a vault keeps.
 #[derive(Debug, Clone)]
 pub enum VaultSecrets<'a> {
     /// No vault is read: a placeholder takes the place of each value. For plans that are only shown.
@@ -71,7 +71,7 @@ pub enum VaultSecrets<'a> {
     Read {
         /// The vaults, with the identity of the operator.
         vaults: &'a Vaults,
-        /// What the run may read of them.
+        /// Permissions of the run.
         access: Access,
     },
 }
@@ -126,7 +126,7 @@ pub struct Prepared {
 ///
 /// # Errors
 ///
-/// [`JobError`] where there is no task to read, no image that could be built, or a vault that cannot be reached.
+/// [`JobError`] if the task cannot be read, its images cannot be built, or a vault cannot be reached.
 pub fn understand(job: &Job<'_>) -> Result<Understood, JobError> {
     let source = match &job.spec.work {
         Work::Build(build) => return build::understand(job, build),

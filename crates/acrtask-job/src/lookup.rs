@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::Secret;
+use acrtask_model::{Secret, chain};
 use acrtask_registry::{AddressPolicy, net};
 use acrtask_spec::{Lookup, SecretDeclaration, SecretSource};
 use acrtask_vaults::{KeyVaultHosts, SecretAddress, VaultError};
@@ -31,7 +31,7 @@ const PLACEHOLDER: &str = "c2VjcmV0LXZhbHVl";
 pub(crate) struct Outside<'v> {
     files: Files,
     vaults: VaultSecrets<'v>,
-    /// Why a secret has no value although it may have one later.
+    /// Reason of a missing value that another attempt may read.
     unreachable: Mutex<Option<String>>,
 }
 
@@ -86,20 +86,17 @@ impl<'v> Outside<'v> {
             };
             vec![Err(error); addresses.len()]
         });
-        let mut unreachable = ids
-            .iter()
-            .zip(&found)
-            .filter_map(|(id, value)| match value {
-                Err(error) if error.unreachable => {
-                    Some(format!("the secret `{id}` has no value: {error}"))
-                }
-                _ => None,
-            });
-        if let Some(reason) = unreachable.next() {
+        let reason = ids.iter().zip(&found).find_map(|(id, value)| match value {
+            Err(error) if error.unreachable => {
+                Some(format!("the secret `{id}` has no value: {error}"))
+            }
+            _ => None,
+        });
+        if reason.is_some() {
             *self
                 .unreachable
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                .unwrap_or_else(PoisonError::into_inner) = reason;
         }
         found
     }
@@ -222,16 +219,6 @@ async fn fetch(url: &str) -> Result<String, String> {
         }
     }
     String::from_utf8(text).map_err(|_| "it is not UTF-8 text".into())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! a secret is a [`Secret`], which cannot be printed; a final state holds its own reason.
 
 pub mod count;
+pub mod error;
 pub mod events;
 pub mod ids;
 pub mod mask;
@@ -15,6 +16,7 @@ pub mod state;
 pub mod trust;
 
 pub use count::count;
+pub use error::chain;
 pub use events::{Event, EventKind};
 pub use ids::{RunId, StepId};
 pub use mask::Masker;

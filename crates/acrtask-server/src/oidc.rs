@@ -418,7 +418,7 @@ struct RawKeys {
 }
 
 async fn get<T: DeserializeOwned>(client: &reqwest::Client, address: &str) -> Result<T, String> {
-    let failed = |error: reqwest::Error| crate::api::chain(&error.without_url());
+    let failed = |error: reqwest::Error| acrtask_model::chain(&error.without_url());
     let mut response = client
         .get(address)
         .header("accept", "application/json")

@@ -26,7 +26,7 @@ use acrtask_store::StoreError;
 use futures::StreamExt as _;
 use url::Url;
 
-use crate::{App, api::chain, clock::Clock, submit::credential_aad};
+use crate::{App, clock::Clock, submit::credential_aad};
 
 /// Looks at once, of all who ask this server.
 pub(crate) const AT_ONCE: usize = 4;
@@ -323,7 +323,7 @@ impl Looks<'_> {
             }
             Err(error) => {
                 probe.outcome = outcome_of(&error);
-                probe.message = chain(&error);
+                probe.message = acrtask_model::chain(&error);
                 probe.help = match probe.outcome {
                     ProbeOutcome::Denied => Some(format!(
                         "give a login that may read it: {}",
@@ -418,7 +418,7 @@ impl Looks<'_> {
 
     fn failed(&self, probe: &mut Probe, error: &RegistryError) {
         let host = &probe.host;
-        probe.message = chain(error);
+        probe.message = acrtask_model::chain(error);
         (probe.outcome, probe.help) = match error {
             RegistryError::NotFound { .. } if probe.login.is_some() => {
                 probe.message = format!("{host} is no registry, and its login was not tried");

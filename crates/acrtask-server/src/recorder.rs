@@ -166,7 +166,7 @@ impl Writer {
             };
             match result {
                 Err(error) if error.is_unavailable() => {
-                    self.stall(&describe(&error));
+                    self.stall(&acrtask_model::chain(&error));
                     tokio::time::sleep(PAUSES[tries.min(PAUSES.len() - 1)]).await;
                     tries += 1;
                 }
@@ -194,7 +194,7 @@ fn refuse(reported: &Reported, error: &StoreError) {
         run = %reported.run,
         attempt = reported.attempt,
         runner = reported.runner_id,
-        error = describe(error),
+        error = acrtask_model::chain(error),
         "a report cannot be written"
     );
 }
@@ -281,17 +281,6 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             outbox.add(Hint::Enqueued);
         }
     }
-}
-
-/// An error with its causes.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A duration as the store has it.

@@ -46,7 +46,7 @@ pub async fn run(app: &App) {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(
-                    error = crate::api::chain(&error),
+                    error = acrtask_model::chain(&error),
                     "what is old cannot be removed now"
                 );
             }
@@ -113,7 +113,7 @@ async fn delete(app: &App, blobs: Vec<String>, left: &mut Vec<String>) -> u64 {
         Ok(()) => count,
         Err(error) => {
             tracing::warn!(
-                error = crate::api::chain(&error),
+                error = acrtask_model::chain(&error),
                 "blobs cannot be removed now"
             );
             left.extend(blobs);

@@ -15,7 +15,6 @@ use acrtask_trigger::timer::{Due, MOST_COUNTED, Missed, Schedule};
 
 use crate::{
     App,
-    recorder::describe,
     submit::{
         self, Problems, Request,
         event::{Happening, from_event},
@@ -64,7 +63,7 @@ pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
                 Err(error) => tracing::error!(
                     task = row.task.definition.name,
                     timer = row.name,
-                    error = describe(&error),
+                    error = acrtask_model::chain(&error),
                     "a tick could not be handled; it is tried again"
                 ),
             }

@@ -16,7 +16,7 @@ use std::{
 use acrtask_model::Secret;
 
 pub(crate) use self::declared::secrets;
-pub use self::paths::mounted;
+pub use self::paths::{mounted, normalize_path};
 use self::{
     declared::{check_mounts, mount, networks, volumes},
     images::merge_without_registry,

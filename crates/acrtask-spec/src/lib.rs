@@ -34,7 +34,7 @@ mod version;
 mod words;
 mod yaml;
 
-pub use check::{DEFAULT_NETWORK, mounted};
+pub use check::{DEFAULT_NETWORK, mounted, normalize_path};
 pub use date::format_date;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
 pub use facts::{

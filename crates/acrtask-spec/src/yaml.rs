@@ -167,7 +167,7 @@ pub(crate) struct Document {
 /// Reads the first document of `text`. The spans of the diagnostic are bytes of `text`.
 pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
     // `[-]` is a list of one `-` to libyaml, and an error to the parser. So is a quoted scalar whose
-    // next line is not deeper than its key. A text of the same length on one line stands in for such a
+    // next line is not deeper than its key. A text of the same length on one line replaces such a
     // scalar, and the builder replaces it by the value.
     let mut patched = Cow::Borrowed(text);
     let mut values = HashMap::new();

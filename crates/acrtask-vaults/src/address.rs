@@ -1,4 +1,4 @@
-//! Where a secret is: the address that a task file names, checked before any token is sent to it. Pure.
+//! The address of a secret in a task file, checked before a token is sent to it. Pure.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ const MAX_NAME: usize = 127;
 /// Longest address of a secret, in bytes.
 const MAX_ADDRESS: usize = 1024;
 
-/// Where a secret is.
+/// Address of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretAddress {
     /// In an Azure Key Vault.

@@ -148,7 +148,7 @@ impl VaultSettings {
     }
 }
 
-/// Why a secret was not read.
+/// Reason of a failed read.
 enum Refusal {
     /// 403: the token has expired, or may not read the path.
     Denied(VaultError),

@@ -1,4 +1,4 @@
-//! One request to a vault or to an issuer of tokens: without redirects, with limits, repeated where that may help.
+//! Requests to vaults and issuers of tokens: without redirects, with limits, with retries.
 
 use std::{
     path::Path,
@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use acrtask_model::chain;
 use acrtask_registry::{AddressPolicy, net, retry_after};
 use backon::{ExponentialBuilder, Retryable as _};
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -93,10 +94,10 @@ impl Reply {
     }
 }
 
-/// Why a try has no reply.
+/// Failure of one attempt.
 struct Failure {
     error: VaultError,
-    /// Whether to try again.
+    /// `true` if another attempt may succeed.
     again: bool,
     /// The wait that the service asks for.
     wait: Option<Duration>,
@@ -105,7 +106,7 @@ struct Failure {
 /// Sends a request, and repeats it while `service` is unreachable, overloaded or fails.
 ///
 /// # Errors
-/// [`VaultError`] if there is no response in the end, or it is a redirect.
+/// [`VaultError`] if no attempt gets a response, or the response is a redirect.
 pub(crate) async fn send(
     service: &str,
     request: impl Fn() -> RequestBuilder,
@@ -187,14 +188,4 @@ pub(crate) fn quote(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let printable = line.chars().filter(|c| !c.is_control());
     printable.take(MAX_QUOTE).collect()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

@@ -45,9 +45,9 @@ const TOTAL_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct VaultError {
-    /// What is wrong, in one sentence, for the author of the task.
+    /// Cause in one sentence, for the author of the task.
     pub message: String,
-    /// Returns `true` if another attempt may succeed: the vault is unreachable or overloaded.
+    /// `true` if another attempt may succeed: the vault is unreachable or overloaded.
     pub unreachable: bool,
 }
 

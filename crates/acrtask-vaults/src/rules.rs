@@ -6,14 +6,14 @@ use acrtask_model::TaskPattern;
 
 use crate::{KeyVaultHosts, SecretAddress, VaultError};
 
-/// What a run may read of the vaults.
+/// Permissions of a run in the vaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
     /// Everything that the identity can read: the run is the user's own.
     Everything,
-    /// What the rules list for the stored task of this name.
+    /// Secrets that the rules list for the stored task of this name.
     Task(String),
-    /// Nothing, for this reason.
+    /// No secret, for this reason.
     Nothing(String),
 }
 

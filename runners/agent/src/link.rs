@@ -37,7 +37,7 @@ pub(crate) enum Told {
     Closed,
     /// A control plane does not accept the key. No other stream is tried.
     Refused {
-        /// Its address.
+        /// Address of the control plane.
         server: String,
         /// The reason of the refusal.
         status: Status,

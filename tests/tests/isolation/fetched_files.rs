@@ -69,7 +69,7 @@ impl SignedFile {
 /// Runs a stored task whose Dockerfile adds `source` and prints it. It may fail.
 fn add(world: &World, server: &Server, task: &str, source: &str) -> Outcome {
     store_task(world, server, task, "build: .", None);
-    // The output of a step is shown in reverse, so that it is no echo of the line.
+    // The output of a step is shown in reverse, so that it cannot be an echo of the line.
     let dockerfile = format!(
         "FROM {}\nADD {source} /added\nRUN echo {} && find /added -type f -exec rev {{}} +\n",
         world.busybox(),
@@ -99,7 +99,7 @@ fn a_file_is_not_had_for_its_checksum() {
     let given = file.given.load(Ordering::SeqCst);
     assert!(given >= 1, "{}", victim.all());
 
-    // The digest is no permission, whatever the URL.
+    // A digest does not give permission, whatever the URL.
     for (task, query) in [("team/bare", ""), ("team/wrong", "?sig=bad")] {
         let source = format!("{checked}{}", file.url(query));
         let attacker = add(&world, &server, task, &source);

@@ -3,7 +3,7 @@
 //! A token that is limited to tasks sees the tags that images of these tasks stand on.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -68,46 +68,42 @@ struct ListBases {
     cursor: Option<String>,
 }
 
-/// Tags that a caller sees: those that images of its tasks stand on, as a login of its tasks or one of the server sees them.
-enum Sight {
-    All,
-    Of {
-        standing: Box<Standing>,
-        /// Ids of its tasks.
-        tasks: HashSet<String>,
-    },
+/// Tags that a caller sees: bases of images of its tasks, as a login of its tasks or of the server sees them.
+struct Sight {
+    /// Names of its tasks, by id.
+    tasks: HashMap<String, String>,
+    /// `None` if it sees all tags.
+    standing: Option<Standing>,
 }
 
 impl Sight {
     async fn of(api: &Api, caller: &Caller) -> Result<Self, ApiError> {
-        if caller.tasks.is_none() {
-            return Ok(Self::All);
-        }
-        let standing = Standing::read(&api.app, |task| caller.sees(task)).await?;
-        Ok(Self::Of {
-            standing: Box::new(standing),
-            tasks: task_names(api, caller).await?.into_keys().collect(),
+        let standing = match caller.tasks {
+            None => None,
+            Some(_) => Some(Standing::read(&api.app, |task| caller.sees(task)).await?),
+        };
+        Ok(Self {
+            tasks: task_names(api, caller).await?,
+            standing,
         })
     }
 
     fn sees_name(&self, name: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Of { standing, .. } => standing.is_base(name),
-        }
+        let standing = self.standing.as_ref();
+        standing.is_none_or(|standing| standing.is_base(name))
     }
 
     /// Returns the row as the caller may see it, with its own images counted. `None`: it does not see the row.
     fn filter(&self, mut row: WatchRow) -> Option<WatchRow> {
-        let Self::Of { standing, tasks } = self else {
+        let Some(standing) = &self.standing else {
             return Some(row);
         };
-        let is_own = row.scope.is_empty() || tasks.contains(&row.scope);
+        let is_own = row.scope.is_empty() || self.tasks.contains_key(&row.scope);
         if !is_own || !standing.is_base(&row.name) {
             return None;
         }
         row.used_by = standing.users(&row.name);
-        // The text of a connection error tells what the server's network has at an address.
+        // A connection error would show which hosts and ports of the server's network respond.
         if row.detail.is_some() {
             row.detail = Some("a token without a limit to tasks shows the reason".to_owned());
         }
@@ -164,7 +160,6 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
     if rows.is_empty() {
         return Err(missing());
     }
-    let tasks = task_names(api, caller).await?;
     let proposals = tags::proposals(&api.app, |task| caller.sees(task)).await?;
     let mut found = Vec::new();
     for row in rows {
@@ -174,7 +169,7 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
             platforms,
             changes,
             newer: tags::newer_than(&proposals, name),
-            ..to_api(row, &tasks)
+            ..to_api(row, &sight.tasks)
         });
     }
     Ok(found)
@@ -192,14 +187,13 @@ async fn list(
 ) -> Result<Json<Page<Base>>, ApiError> {
     let limit = runs::page_limit(asked.limit)? as usize;
     let sight = Sight::of(&api, &by.caller).await?;
-    let tasks = task_names(&api, &by.caller).await?;
     let mut items: Vec<Base> = Vec::new();
     let mut after = asked.cursor;
     let next = loop {
         let rows = read_after(&api, after.take()).await?;
         after = rows.last().map(|row| row.name.clone());
         let seen = rows.into_iter().filter_map(|row| sight.filter(row));
-        items.extend(seen.map(|row| to_api(row, &tasks)));
+        items.extend(seen.map(|row| to_api(row, &sight.tasks)));
         // A page ends where a name does.
         if let Some(beyond) = items.get(limit).map(|base| base.name.clone()) {
             let end = items[..limit].iter().rposition(|base| base.name != beyond);
@@ -277,7 +271,6 @@ async fn check(
     bases::compare(app).await?;
     tags::pass(app).await?;
     let sight = Sight::of(&api, &by.caller).await?;
-    let tasks = task_names(&api, &by.caller).await?;
     let wanted = async || -> Result<Vec<WatchRow>, ApiError> {
         let mut found = Vec::new();
         if let Some(name) = &name {
@@ -335,7 +328,9 @@ async fn check(
     // What was listed is compared before the answer, whoever does it next.
     tags::pass(app).await?;
     Ok(Json(
-        rows.into_iter().map(|row| to_api(row, &tasks)).collect(),
+        rows.into_iter()
+            .map(|row| to_api(row, &sight.tasks))
+            .collect(),
     ))
 }
 

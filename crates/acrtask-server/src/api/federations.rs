@@ -164,7 +164,7 @@ async fn exchange(
         Ok(granted) => granted,
         Err(error @ ExchangeError::Issuer { .. }) => {
             tracing::warn!(
-                error = super::problem::chain(&error),
+                error = acrtask_model::chain(&error),
                 "an issuer of identity tokens did not answer as it should"
             );
             return Err(ApiError::upstream(error.to_string()));

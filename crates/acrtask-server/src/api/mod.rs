@@ -44,7 +44,6 @@ mod webhooks;
 mod why;
 
 pub use problem::ApiError;
-pub(crate) use problem::chain;
 
 /// Largest JSON body, in bytes.
 const BODY_LIMIT: usize = 4 << 20;

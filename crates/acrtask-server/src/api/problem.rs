@@ -108,7 +108,7 @@ impl ApiError {
 
     /// 500: ours; what it is goes to the log, and not to the caller.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error = chain(error), "a request failed");
+        tracing::error!(error = acrtask_model::chain(error), "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
@@ -145,17 +145,6 @@ impl ApiError {
     }
 }
 
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.problem)).into_response();
@@ -185,7 +174,10 @@ impl From<StoreError> for ApiError {
             }
             .help(exceeded.help()),
             StoreError::Unavailable(_) => {
-                tracing::warn!(error = chain(&error), "the database cannot be reached");
+                tracing::warn!(
+                    error = acrtask_model::chain(&error),
+                    "the database cannot be reached"
+                );
                 Self::unavailable("the database cannot be reached now")
             }
             _ => Self::internal(&error),
@@ -197,15 +189,19 @@ impl From<BlobError> for ApiError {
     fn from(error: BlobError) -> Self {
         match &error {
             BlobError::Failed { .. } => {
-                tracing::warn!(error = chain(&error), "a blob cannot be written or read");
+                tracing::warn!(
+                    error = acrtask_model::chain(&error),
+                    "a blob cannot be written or read"
+                );
                 Self::unavailable("the place for logs and contexts cannot be reached now")
             }
             BlobError::NotFound(_) | BlobError::TooLarge { .. } | BlobError::Setup { .. } => {
                 Self::internal(&error)
             }
-            BlobError::Input(cause) => {
-                Self::invalid(format!("the body broke off: {}", chain(cause)))
-            }
+            BlobError::Input(cause) => Self::invalid(format!(
+                "the body broke off: {}",
+                acrtask_model::chain(cause)
+            )),
         }
     }
 }

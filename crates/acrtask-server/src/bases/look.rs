@@ -208,7 +208,7 @@ impl Watcher {
         let looking = tokio::time::timeout(LIMIT, registry.resolve(tag));
         Ok(match looking.await {
             Ok(Ok(resolved)) => Ok(resolved.digest),
-            Ok(Err(error)) => Err(crate::api::chain(&error)),
+            Ok(Err(error)) => Err(acrtask_model::chain(&error)),
             Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
         })
     }
@@ -224,7 +224,7 @@ impl Watcher {
     ) -> Result<Failure, StoreError> {
         let now = app.clock.now_ms();
         let detail = match error {
-            Some(error) => crate::api::chain(error),
+            Some(error) => acrtask_model::chain(error),
             None => format!("no answer within {} s", LIMIT.as_secs()),
         };
         let status = match error {
@@ -383,7 +383,7 @@ impl Watcher {
             addresses: AddressPolicy::NoMetadata,
         };
         let client = Registry::new(credentials, settings).map_err(|error| StoreError::Invalid {
-            what: crate::api::chain(&error),
+            what: acrtask_model::chain(&error),
         })?;
         let client = Arc::new(client);
         clients.insert(scope.to_owned(), (key, client.clone()));

@@ -104,12 +104,12 @@ fn wants(notify: &Notify, state: RunState) -> bool {
 async fn secret(app: &App, task: &str, name: &str) -> Result<acrtask_model::Secret, String> {
     let found = submit::stored_secret(app, Some(task), name)
         .await
-        .map_err(|error| crate::api::chain(&error))?;
+        .map_err(|error| acrtask_model::chain(&error))?;
     let (scope, sealed) =
         found.ok_or_else(|| format!("there is no secret `{name}`; `acrtask secret set {name}`"))?;
     app.vault
         .open(&submit::secret_aad(scope, name), &sealed)
-        .map_err(|error| crate::api::chain(&error))
+        .map_err(|error| acrtask_model::chain(&error))
 }
 
 async fn tell(app: &App, clients: &Clients, due: &Due) -> Told {
@@ -175,7 +175,11 @@ async fn tell(app: &App, clients: &Clients, due: &Due) -> Told {
         request = request.header("webhook-signature", signature);
     }
     match request.body(body).send().await {
-        Err(error) => again(app, due.attempts, crate::api::chain(&error.without_url())),
+        Err(error) => again(
+            app,
+            due.attempts,
+            acrtask_model::chain(&error.without_url()),
+        ),
         Ok(answer) => {
             let status = answer.status();
             if status.is_success() {

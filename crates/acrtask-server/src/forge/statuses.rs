@@ -130,7 +130,11 @@ async fn tell(app: &App, clients: &Clients, due: &Due) -> Told {
         .send()
         .await;
     match sent {
-        Err(error) => again(app, due.attempts, crate::api::chain(&error.without_url())),
+        Err(error) => again(
+            app,
+            due.attempts,
+            acrtask_model::chain(&error.without_url()),
+        ),
         Ok(answer) => {
             let status = answer.status();
             if status.is_success() {
@@ -186,14 +190,14 @@ async fn login(app: &App, target: &Target) -> Result<Option<Login>, String> {
     if let Some(name) = &target.token {
         let found = submit::stored_secret(app, Some(&target.task), name)
             .await
-            .map_err(|error| crate::api::chain(&error))?;
+            .map_err(|error| acrtask_model::chain(&error))?;
         let Some((scope, sealed)) = found else {
             return Ok(None);
         };
         let token = app
             .vault
             .open(&submit::secret_aad(scope, name), &sealed)
-            .map_err(|error| crate::api::chain(&error))?;
+            .map_err(|error| acrtask_model::chain(&error))?;
         return Ok(Some(Login {
             username: String::new(),
             token,
@@ -207,7 +211,7 @@ async fn login(app: &App, target: &Target) -> Result<Option<Login>, String> {
         .store
         .credentials_for(&[target.task.as_str(), ""])
         .await
-        .map_err(|error| crate::api::chain(&error))?;
+        .map_err(|error| acrtask_model::chain(&error))?;
     rows.sort_by_key(|row| row.scope.is_empty());
     for host in &hosts {
         if let Some(row) = rows.iter().find(|row| row.host == *host) {
@@ -217,7 +221,7 @@ async fn login(app: &App, target: &Target) -> Result<Option<Login>, String> {
                     &submit::credential_aad(&row.scope, &row.host),
                     &row.password,
                 )
-                .map_err(|error| crate::api::chain(&error))?;
+                .map_err(|error| acrtask_model::chain(&error))?;
             return Ok(Some(Login {
                 username: row.username.clone(),
                 token,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     App,
-    recorder::{Receipt, Recorder, describe},
+    recorder::{Receipt, Recorder},
 };
 
 /// How often a chunk behind a gap is tried again: what is missing may be under way.
@@ -180,7 +180,7 @@ impl Chunk {
             Ok(true) => {}
             Ok(false) => {
                 if let Err(error) = self.app.blobs.delete(std::slice::from_ref(blob)).await {
-                    tracing::warn!(run = %self.run, error = describe(&error), "a blob that nothing needs stays");
+                    tracing::warn!(run = %self.run, error = acrtask_model::chain(&error), "a blob that nothing needs stays");
                 }
             }
             Err(error) => {
@@ -224,7 +224,7 @@ pub(super) async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data:
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     while let Err(error) = app.blobs.put(&blob, data.clone()).await {
-        tracing::error!(%run, attempt, error = describe(&error), "a part of a log waits for the place for blobs");
+        tracing::error!(%run, attempt, error = acrtask_model::chain(&error), "a part of a log waits for the place for blobs");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

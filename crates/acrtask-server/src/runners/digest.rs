@@ -18,7 +18,6 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     App,
     logs::{LogError, read_log},
-    recorder::describe,
 };
 
 /// The pause while a log cannot be read.
@@ -102,7 +101,7 @@ impl Digests {
             match stored(app, run, attempt, *log_length).await {
                 Ok(stored) => break stored,
                 Err(error) => {
-                    tracing::error!(%run, attempt, error = describe(&error), "a log that is to be checked cannot be read");
+                    tracing::error!(%run, attempt, error = acrtask_model::chain(&error), "a log that is to be checked cannot be read");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

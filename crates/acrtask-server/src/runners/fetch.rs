@@ -13,7 +13,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use tonic::Status;
 
 use super::failed;
-use crate::{App, recorder::describe};
+use crate::App;
 
 /// The context of the run that `request` names, where `runner` holds that run.
 pub(super) async fn context(
@@ -79,7 +79,10 @@ fn bytes(
         .map(|piece| match piece {
             Ok(data) => Ok(ContextChunk { data }),
             Err(error) => {
-                tracing::error!(error = describe(&error), "a context cannot be read");
+                tracing::error!(
+                    error = acrtask_model::chain(&error),
+                    "a context cannot be read"
+                );
                 Err(Status::unavailable(
                     "the context cannot be read now; ask again",
                 ))

@@ -35,7 +35,7 @@ use crate::{
     App,
     api::ApiError,
     auth::{self, CredentialKind},
-    recorder::{Recorder, describe, millis},
+    recorder::{Recorder, millis},
     serve::request_guard::{ANONYMOUS_BODY, Guarded as _},
 };
 
@@ -168,7 +168,10 @@ impl Service {
 
 /// What a caller is told of a database that cannot be used.
 fn failed(error: StoreError) -> Status {
-    tracing::error!(error = describe(&error), "a runner's call failed");
+    tracing::error!(
+        error = acrtask_model::chain(&error),
+        "a runner's call failed"
+    );
     if error.is_unavailable() {
         Status::unavailable("the database cannot be reached; try again")
     } else {

@@ -22,7 +22,7 @@ use prost::Message as _;
 use self::place::Board;
 use crate::{
     App,
-    recorder::{Recorder, describe, millis},
+    recorder::{Recorder, millis},
     runners::hub::Hold,
     submit::{LeaseError, lease_payload},
 };
@@ -111,13 +111,13 @@ async fn deliver(app: &Arc<App>, recorder: &Recorder, run: RunRow) -> bool {
             },
         },
         Err(LeaseError::Store(error)) => {
-            tracing::error!(run = %id, error = describe(&error), "a lease cannot be made");
+            tracing::error!(run = %id, error = acrtask_model::chain(&error), "a lease cannot be made");
             Report::Declined {
                 reason: "the database failed while the lease was made".into(),
             }
         }
         Err(error) => {
-            let reason = describe(&error);
+            let reason = acrtask_model::chain(&error);
             tracing::error!(run = %id, reason, "a run cannot be handed to any runner");
             Report::Finished {
                 state: RunState::Error,

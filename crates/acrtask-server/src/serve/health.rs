@@ -18,7 +18,6 @@ use tokio::sync::Mutex;
 use crate::{
     App,
     metrics::{OutcomeLabels, PhaseLabels, PoolLabels, QueueLabels},
-    recorder::describe,
 };
 
 /// How long an answer is given again: they need no token, and cost queries.
@@ -97,7 +96,7 @@ async fn check_ready(seen: &Seen) -> Answer {
     match tokio::time::timeout(PATIENCE, seen.app.store.ping()).await {
         Ok(Ok(())) => Answer::new(StatusCode::OK, kind, "ready\n"),
         Ok(Err(error)) => {
-            tracing::warn!(error = describe(&error), "not ready");
+            tracing::warn!(error = acrtask_model::chain(&error), "not ready");
             refuse("the database cannot be reached\n")
         }
         Err(_) => refuse("the database does not answer\n"),

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{App, recorder::describe};
+use crate::App;
 
 /// The pause before a task is started again; doubled while it keeps failing.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ impl Supervisor {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => tracing::error!(
                         task = name,
-                        error = describe(&error),
+                        error = acrtask_model::chain(&error),
                         "a background task failed; it is started again"
                     ),
                     Err(_) => tracing::error!(

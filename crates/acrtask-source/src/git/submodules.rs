@@ -175,7 +175,7 @@ pub(crate) fn names(all: &[String]) -> String {
 struct Module {
     path: String,
     url: Option<String>,
-    /// Its `update` is `none`.
+    /// Submodule with `update = none`.
     is_skipped: bool,
 }
 

@@ -109,11 +109,13 @@ fn in_context(line: &BuildLine, path: &str) -> Option<String> {
 
 /// `path` seen from the working directory of a step, without `.` and `..`.
 fn absolute(working_directory: &str, path: &str) -> String {
-    let base = match (path.starts_with('/'), working_directory.trim()) {
-        (true, _) => String::new(),
-        (false, absolute) if absolute.starts_with('/') => absolute.to_owned(),
-        (false, relative) => format!("{}/{relative}", READABLE[0]),
-    };
+    let base = normalize_path(READABLE[0], working_directory.trim());
+    normalize_path(&base, path)
+}
+
+/// Returns `path`, seen from the folder `base`, as an absolute path without `.` and `..`.
+pub fn normalize_path(base: &str, path: &str) -> String {
+    let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();
     for part in base.split('/').chain(path.split('/')) {
         match part {

@@ -157,7 +157,7 @@ fn ends_in_pattern(before: &str) -> bool {
 
 /// Skips a redirection up to the end of its target, and drops the number before it.
 ///
-/// `None` if the script ends before the target does. A process substitution `<(...)` is no redirection.
+/// `None` if the script ends before the target does. A process substitution `<(...)` is not a redirection.
 fn skip_redirection(
     command: &mut String,
     chars: &mut std::iter::Peekable<std::str::Chars<'_>>,

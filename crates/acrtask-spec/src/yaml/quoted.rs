@@ -2,7 +2,7 @@
 //!
 //! libyaml takes any indentation inside quotes, and the parser refuses one that YAML 1.2 forbids. Such
 //! a scalar is read alone, where no indentation is too small, and a text of the same length on one line
-//! stands in for it. Left out: a scalar of several lines as a key, which libyaml refuses too.
+//! replaces it. Left out: a scalar of several lines as a key, which libyaml refuses too.
 
 use std::ops::Range;
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use acrtask_agent::AgentConfig;
+use acrtask_model::chain;
 use acrtask_server::{
     App, Config, auth,
     clock::Clock,
@@ -348,15 +349,4 @@ impl Inside {
             ..AgentConfig::new([address], name, &self.state, self.executor.clone())
         })
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -15,7 +15,9 @@ use acrtask_registry::{Manifest, Registry};
 use acrtask_store::{CascadeImageRow, Ms, StoreError};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 
-use crate::{App, api::chain};
+use acrtask_model::chain;
+
+use crate::App;
 
 /// Tags that are moved side by side.
 const PARALLEL: usize = 8;

@@ -35,7 +35,7 @@ impl Recipe {
     }
 
     /// Downloads a file of `ADD --checksum`, and allows the build to use it by the digest that it has. Returns `false` if
-    /// `url` is no URL of a file, or is not allowed for another reason.
+    /// `url` is not the URL of a file, or its address is not allowed.
     ///
     /// # Errors
     /// A sentence for the user: the file cannot be downloaded, or its digest is not the one of the Dockerfile.

@@ -5,7 +5,7 @@ use acrtask_model::Secret;
 use acrtask_spec::build_line::BuildLine;
 
 use super::Base;
-use crate::{context::StepContext, workspace::normalize_path};
+use crate::context::StepContext;
 
 /// Reads what `--secret` names.
 pub(super) fn secrets(
@@ -44,7 +44,7 @@ pub(super) fn secrets(
 
 /// Returns the content of a file of a volume that the step mounts, which never touches a disk of this machine.
 fn mounted_file(ctx: &StepContext, path: &str, base: &Base) -> Option<Secret> {
-    let path = normalize_path(&base.folder, path);
+    let path = acrtask_spec::normalize_path(&base.folder, path);
     let (mount, name) = acrtask_spec::mounted(&ctx.step.container.volume_mounts, &path)?;
     let volumes = &ctx.run.plan.volumes;
     let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
